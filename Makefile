@@ -1,0 +1,40 @@
+# Thin: each target is a line or two. `make` prepares everything and says what to do next.
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup run demo test test-long check bench clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+	@$(BIN)/python -m agent.nats_server
+	@echo "Ready. Next: make run, make demo, make test"
+
+$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+	@VENV=$(VENV) sh tools/setup.sh
+	@touch $@
+
+run: setup
+	@$(BIN)/resource-agent up
+
+demo: setup
+	@$(BIN)/resource-agent demo
+
+test: setup
+	@$(BIN)/pytest -q -n 2 -m "not long and not gpu"
+
+test-long: setup
+	@$(BIN)/pytest -q -m "long" --timeout 900
+	@sh tools/test-newer-server.sh $(BIN)
+
+check: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy .
+
+bench: setup
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

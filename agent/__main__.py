@@ -1,0 +1,5 @@
+"""`python -m agent`, from a clone's root."""
+
+from agent.cli import main
+
+main()

@@ -1,0 +1,226 @@
+"""Builds the four services from settings; the only module that sees them all.
+
+Each build function imports its service itself: a node agent must not pay for the others.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+from agent.bus import Bus
+from agent.bus.lease import BucketLeases
+from agent.identity import Identity
+from agent.instance import HealthSettings, Instance
+from agent.settings import Settings
+from agent.state_folder import StateFolderError
+from schemas.lifecycle import Role
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Simulation:
+    """What to simulate on this node: `8xH100`, `4@llama-3-70b`; None = nothing."""
+
+    gpus: str | None = None
+    engines: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where and as whom services run in this process."""
+
+    settings: Settings
+    identity: Identity
+    instance: str
+    simulation: Simulation = dataclasses.field(default_factory=Simulation)
+
+    @property
+    def state_dir(self) -> Path:
+        """The state folder."""
+        return self.settings.state_folder()
+
+    @property
+    def archive_folder(self) -> Path:
+        """Where the archive keeps its objects."""
+        folder = self.settings.archive.folder
+        return Path(folder).expanduser() if folder else self.state_dir / "archive"
+
+
+def _instance(bus: Bus, role: Role, place: Place) -> Instance:
+    table = place.settings.health
+    return Instance(
+        bus,
+        role=role,
+        name=place.instance,
+        node=place.settings.node_token(),
+        identity=place.identity,
+        settings=HealthSettings(
+            heartbeat_seconds=table.heartbeat_seconds,
+            probe_seconds=table.probe_seconds,
+            expected_roles=table.expected_roles,
+        ),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _leases(bus: Bus, role: Role, place: Place) -> AsyncIterator[BucketLeases]:
+    owner = f"{role}.{place.instance}@{place.identity.folder}"
+    leases = BucketLeases(bus.bucket("lease"), owner)
+    try:
+        yield leases
+    finally:
+        await leases.close()
+
+
+@contextlib.asynccontextmanager
+async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
+    """The node agent."""
+    from agent.collectors.gpu import NoGpuError, NvmlBackend  # noqa: PLC0415 - see above
+    from agent.collectors.host import HostCollector  # noqa: PLC0415
+    from agent.collectors.simulated_engines import (  # noqa: PLC0415
+        SimulatedEngines,
+        parse_engines,
+    )
+    from agent.collectors.simulated_gpus import SimulatedGpus, parse_gpus  # noqa: PLC0415
+    from agent.service import GpuSource, NodeAgent  # noqa: PLC0415
+
+    settings = place.settings
+    node, pool = settings.node_token(), settings.pool_token()
+    engines: SimulatedEngines | None = None
+    if place.simulation.engines is not None:
+        count, model = parse_engines(place.simulation.engines)
+        engines = SimulatedEngines(count, model, node=node, pool=pool)
+    gpus: GpuSource | None = None
+    reason, is_fault = "", False
+    if place.simulation.gpus is not None:
+        count, model = parse_gpus(place.simulation.gpus)
+        gpus = SimulatedGpus(count, model, node=node, pool=pool, engines=engines)
+    else:
+        try:
+            gpus = NvmlBackend.open(node=node, pool=pool)
+        except NoGpuError as error:
+            reason, is_fault = str(error), error.degraded
+    host = HostCollector(
+        node=node,
+        node_name=settings.node_name(),
+        pool=pool,
+        process_limit=settings.agent.process_limit,
+    )
+    service = NodeAgent(
+        bus,
+        settings.agent,
+        node=node,
+        host=host,
+        gpus=gpus,
+        no_gpu_reason=reason,
+        no_gpu_is_fault=is_fault,
+        engines=engines,
+    )
+    async with _instance(bus, "agent", place) as instance:
+        instance.watch(service.components, lambda: dict(service.counters))
+        async with service:
+            drain = await instance.serve(service.endpoints())
+            await service.wait_ready()
+            await instance.ready()
+            try:
+                yield instance
+            finally:
+                await drain()
+
+
+@contextlib.asynccontextmanager
+async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
+    """Handlers and the query endpoints for the whole fleet."""
+    from handlers import default_handlers  # noqa: PLC0415
+    from handlers.latest import LatestStore  # noqa: PLC0415
+    from handlers.queries import query_endpoints  # noqa: PLC0415
+    from handlers.runtime import HandlersRuntime  # noqa: PLC0415
+
+    settings = place.settings.handlers
+    store = LatestStore(settings.queries.forget_seconds)
+    async with (
+        _instance(bus, "handlers", place) as instance,
+        _leases(bus, "handlers", place) as leases,
+        HandlersRuntime(
+            publisher=bus,
+            subscriber=bus,
+            state=bus.bucket("state"),
+            leases=leases,
+            make_handlers=lambda: default_handlers(settings),
+            slots=settings.slots,
+            members=lambda: max(1, instance.registry.count_ready("handlers")),
+            observe=store.accept,
+        ) as runtime,
+    ):
+        instance.watch(runtime.components, lambda: dict(runtime.counters))
+        drain = await instance.serve(query_endpoints(store, bus, time.time_ns, settings.queries))
+        await runtime.started.wait()
+        await instance.ready()
+        try:
+            yield instance
+        finally:
+            await drain()
+
+
+@contextlib.asynccontextmanager
+async def run_cache(bus: Bus, place: Place) -> AsyncIterator[Instance]:
+    """The cache."""
+    from cache.service import CacheBus, CacheService  # noqa: PLC0415
+
+    async with (
+        _instance(bus, "cache", place) as instance,
+        _leases(bus, "cache", place) as leases,
+    ):
+        parts = CacheBus(
+            publisher=bus,
+            requester=bus,
+            subscriber=bus,
+            state=bus.bucket("state"),
+            leases=leases,
+            serve=instance.serve,
+        )
+        service = CacheService(parts, place.settings.cache, place.instance, time.time_ns)
+        instance.watch(service.components, service.counters)
+        async with service:
+            await service.wait_ready()
+            await instance.ready()
+            yield instance
+
+
+@contextlib.asynccontextmanager
+async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
+    """The archive, in a local folder."""
+    from archive.service import ArchiveBus, ArchiveService  # noqa: PLC0415
+    from archive.store import FolderStore, StoreError  # noqa: PLC0415
+
+    settings = place.settings.archive
+    folder = place.archive_folder
+    async with (
+        _instance(bus, "archive", place) as instance,
+        _leases(bus, "archive", place) as leases,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        parts = ArchiveBus(
+            publisher=bus, subscriber=bus, queue=bus, leases=leases, serve=instance.serve
+        )
+        service = ArchiveService(parts, FolderStore(folder), settings, place.instance, time.time_ns)
+        instance.watch(service.components, service.counters)
+        try:
+            await stack.enter_async_context(service)
+        except StoreError as error:
+            raise StateFolderError(f"archive: {error}") from error
+        await service.wait_ready()
+        await instance.ready()
+        yield instance
+
+
+Build = Callable[[Bus, Place], contextlib.AbstractAsyncContextManager[Instance]]
+
+RUN: Mapping[Role, Build] = {
+    "archive": run_archive,
+    "cache": run_cache,
+    "handlers": run_handlers,
+    "agent": run_agent,
+}
+"""In the order of their start; they stop in the opposite one, so that who feeds stops first."""

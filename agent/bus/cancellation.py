@@ -1,0 +1,21 @@
+"""Cancellation that Python 3.11 loses.
+
+Before 3.12 `asyncio.wait_for`, on which every nats-py request rests, swallows a cancellation that
+arrives together with the result; the task then runs on as if nobody had cancelled it.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def heed(awaitable: Awaitable[T]) -> T:
+    """`await awaitable`, and raise CancelledError if this task was cancelled meanwhile."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    result = await awaitable
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result

@@ -1,0 +1,638 @@
+"""One connection to NATS: publish, request, subscribe, and everything built on them."""
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import msgspec
+import nats.aio.client
+import nats.errors
+import nats.js.api
+import nats.js.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+
+from agent.bus.bucket import KvBucket
+from agent.bus.cancellation import heed
+from agent.bus.names import Names
+from agent.bus.reader import OrderedReader, read_stream
+from agent.bus.serving import Service
+from agent.bus.work import PullQueue
+from schemas.message import Message
+from schemas.protocols import (
+    Answer,
+    Delivery,
+    Endpoint,
+    PublishError,
+    RequestError,
+    StreamFullError,
+    WorkItem,
+)
+
+log = structlog.get_logger()
+
+START_DEADLINE_SECONDS = 5.0
+ACK_DEADLINE_SECONDS = 5.0
+ACK_TRY_SECONDS = 1.5
+PROBE_INTERVAL_SECONDS = 5.0
+PROBE_TIMEOUT_SECONDS = 5.0
+PENDING_BYTES = 8 * 1024 * 1024
+LIMIT_ERROR_CODES = frozenset({10077, 10047, 10023, 10122})
+"""Server codes for no room: too many messages or bytes, no resources, no storage."""
+PERMISSION_HINT_SECONDS = 10.0
+
+
+class BusError(RuntimeError):
+    """No usable connection: wrong URL, wrong password, no JetStream. The text says what to do."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamState:
+    """What a stream holds; `max_bytes` -1 = no limit."""
+
+    first_sequence: int
+    last_sequence: int
+    messages: int
+    bytes: int
+    max_bytes: int
+
+
+def safe_url(url: str) -> str:
+    """`url` without its password, for logs and messages."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    user = f"{parts.username}@" if parts.username else ""
+    return f"{parts.scheme}://{user}{host}{port}"
+
+
+class Bus:
+    """A connection to NATS that implements Publisher, Requester, Subscriber and WorkQueue.
+
+    Made by `connect`. Reconnects for ever with jittered back-off. While disconnected, messages
+    that are not durable are dropped and counted (a late metric would look like a new one);
+    durable ones wait for the acknowledgement until their deadline and then raise PublishError.
+    Every loss, refusal and bad message is counted in `counters`.
+    """
+
+    def __init__(self, url: str, name: str, names: Names, inbox_prefix: str) -> None:
+        self.url = url
+        self.name = name
+        self.names = names
+        self.counters: Counter[str] = Counter()
+        self.closed: asyncio.Event = asyncio.Event()
+        self.last_error = ""
+        self._inbox_prefix = inbox_prefix
+        self._client = Client()
+        self._js: JetStreamContext = self._client.jetstream()
+        self._closing = False
+        self._refused_login = asyncio.Event()
+        self._denied: deque[tuple[float, str]] = deque(maxlen=32)
+        self._attempt = 0
+        self._probe: asyncio.Task[None] | None = None
+        self._readers: set[OrderedReader] = set()
+        self._services: list[Service] = []
+        self._queues: dict[tuple[str, str], PullQueue] = {}
+        self._logged_at: dict[str, float] = {}
+        self._disconnected_at: float | None = None
+
+    async def open(self, deadline_seconds: float) -> None:
+        """Connect within the deadline, or raise BusError. A refused password fails at once."""
+        connecting = asyncio.create_task(
+            self._client.connect(
+                self.url,
+                name=self.name,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnected,
+                reconnected_cb=self._on_reconnected,
+                closed_cb=self._on_closed,
+                lame_duck_mode_cb=self._on_lame_duck,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type]  # used as seconds, any number
+                reconnect_to_server_handler=self._next_server,
+                connect_timeout=2,
+                ping_interval=20,
+                max_outstanding_pings=3,
+                drain_timeout=10,
+                pending_size=PENDING_BYTES,
+                flush_timeout=5,
+                inbox_prefix=self._inbox_prefix,
+            )
+        )
+        refused = asyncio.create_task(self._refused_login.wait())
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
+                if refused.done():
+                    raise BusError(self._refusal())
+                await connecting
+        except TimeoutError:
+            raise BusError(
+                f"no NATS server answers at {safe_url(self.url)} within {deadline_seconds:g} s "
+                f"({self.last_error or 'no answer'}); is it running, is the address right?"
+            ) from None
+        except (nats.errors.Error, OSError, ValueError) as error:
+            raise BusError(f"cannot connect to {safe_url(self.url)}: {error}") from error
+        finally:
+            for task in (connecting, refused):
+                task.cancel()
+            await asyncio.gather(connecting, refused, return_exceptions=True)
+            if not self._client.is_connected:
+                self._closing = True
+                with contextlib.suppress(Exception):
+                    await self._client.close()
+        self._probe = asyncio.create_task(self._watch())
+
+    def _refusal(self) -> str:
+        user = urlsplit(self.url).username
+        who = f"user {user!r}" if user else "no user name"
+        return f"{safe_url(self.url)} refused the login ({who}): check user and password"
+
+    async def close(self) -> None:
+        """Drain the services, flush, close. Safe to call twice."""
+        if self._closing:
+            return
+        for service in self._services:
+            await service.stop()
+        self._closing = True
+        if self._probe:
+            self._probe.cancel()
+        for reader in list(self._readers):
+            await reader.stop()
+        with contextlib.suppress(Exception):
+            if self._client.is_connected:
+                await self._client.flush(timeout=2)
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection is up now."""
+        return bool(self._client.is_connected)
+
+    @property
+    def server_version(self) -> tuple[int, int, int]:
+        """Version of the server this connection reached last."""
+        version = self._client.connected_server_version
+        return (version.major, version.minor, version.patch)
+
+    @property
+    def max_payload(self) -> int:
+        """Most bytes of headers and payload together that the server accepts."""
+        return int(self._client.max_payload)
+
+    async def round_trip_seconds(self, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> float:
+        """Time to the server and back.
+
+        Raises:
+            TimeoutError: no answer; also while disconnected.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return float(await heed(self._client.rtt()))
+        except (nats.errors.Error, OSError) as error:
+            raise TimeoutError(str(error)) from error
+
+    async def publish(self, message: Message, *, message_id: str | None = None) -> None:
+        """Publish `message` on its subject; a DURABLE one waits for the acknowledgement."""
+        payload = msgspec.json.encode(message)
+        if message.STREAM is not None and message.DURABLE:
+            if message_id is None:
+                raise ValueError(
+                    f"{type(message).__name__} goes to a stream and needs a message id"
+                )
+            await self.publish_raw(message.subject(), payload, message_id=message_id)
+            return
+        await self.send(message.subject(), payload)
+
+    async def send(
+        self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Publish at most once, without acknowledgement; dropped and counted while disconnected.
+
+        Raises:
+            PublishError: headers and payload together exceed the server's `max_payload`.
+        """
+        self._refuse_too_large(subject, payload, headers)
+        if not self._client.is_connected:
+            self.counters["dropped_while_disconnected_total"] += 1
+            return
+        try:
+            await self._client.publish(
+                self.names.absolute(subject), payload, headers=dict(headers) if headers else None
+            )
+        except (nats.errors.Error, OSError) as error:
+            self.counters["dropped_while_disconnected_total"] += 1
+            self._log_seldom("publish_dropped", subject=subject, error=str(error))
+
+    async def publish_raw(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        message_id: str,
+    ) -> None:
+        """Publish to the stream that keeps `subject` and wait for its acknowledgement."""
+        all_headers = {**(headers or {}), "Nats-Msg-Id": message_id}
+        self._refuse_too_large(subject, payload, all_headers)
+        full = self.names.absolute(subject)
+        try:
+            ack = await self._publish_until_acknowledged(full, payload, all_headers)
+        except nats.js.errors.APIError as error:
+            if error.err_code in LIMIT_ERROR_CODES:
+                raise StreamFullError(f"{full}: {error.description}") from error
+            raise PublishError(f"{full}: {error.description}") from error
+        except nats.js.errors.NoStreamResponseError as error:
+            raise PublishError(f"no stream keeps {full}") from error
+        except nats.errors.TimeoutError as error:
+            raise PublishError(f"{full}: not acknowledged{self._permission_hint(full)}") from error
+        except (nats.errors.Error, OSError) as error:
+            raise PublishError(f"{full}: {error}") from error
+        if ack.duplicate:
+            self.counters["duplicates_total"] += 1
+
+    async def _publish_until_acknowledged(
+        self, full: str, payload: bytes, headers: dict[str, str]
+    ) -> nats.js.api.PubAck:
+        # What was written to a dying connection is gone without a word. Sending it again is
+        # harmless: its message id makes the second copy a duplicate.
+        deadline = time.monotonic() + ACK_DEADLINE_SECONDS
+        while True:
+            try:
+                return await heed(
+                    self._js.publish(full, payload, headers=headers, timeout=ACK_TRY_SECONDS)
+                )
+            except (nats.errors.TimeoutError, nats.js.errors.NoStreamResponseError):
+                # Right after a server's start its streams are not there yet.
+                if time.monotonic() + ACK_TRY_SECONDS > deadline or not self._recovering():
+                    raise
+                await asyncio.sleep(0.05)
+
+    def _recovering(self) -> bool:
+        if not self._client.is_connected or self._disconnected_at is None:
+            return not self._client.is_connected
+        return time.monotonic() - self._disconnected_at < ACK_DEADLINE_SECONDS
+
+    def _refuse_too_large(
+        self, subject: str, payload: bytes, headers: Mapping[str, str] | None
+    ) -> None:
+        # The server counts headers and payload and closes the sender for good; nats-py looks
+        # at the payload only.
+        size = len(payload)
+        if headers:
+            size += 12 + sum(len(k.encode()) + len(v.encode()) + 4 for k, v in headers.items())
+        if size > self._client.max_payload > 0:
+            self.counters["refused_too_large_total"] += 1
+            raise PublishError(
+                f"{subject}: {size} bytes with headers exceed the server's limit of "
+                f"{self._client.max_payload}"
+            )
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_seconds: float,
+    ) -> Answer:
+        """Ask `subject` (below the root); an error answer is raised as RequestError."""
+        return await self.request_absolute(
+            self.names.absolute(subject), payload, headers, timeout_seconds=timeout_seconds
+        )
+
+    async def request_absolute(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_seconds: float,
+    ) -> Answer:
+        """Like `request`, for a subject outside the root (`$SRV.PING`)."""
+        try:
+            self._refuse_too_large(subject, payload, headers)
+        except PublishError as error:
+            raise RequestError(413, str(error)) from None
+        try:
+            message = await heed(
+                self._client.request(
+                    subject,
+                    payload,
+                    timeout=timeout_seconds,
+                    headers=dict(headers) if headers else None,
+                )
+            )
+        except nats.errors.NoRespondersError:
+            raise RequestError(503, f"nobody serves {subject}") from None
+        except nats.errors.TimeoutError:
+            hint = self._permission_hint(subject)
+            raise RequestError(
+                408, f"no answer from {subject} within {timeout_seconds:g} s{hint}"
+            ) from None
+        except (nats.errors.Error, OSError) as error:
+            raise RequestError(503, f"{subject}: {error}") from error
+        answer = Answer(message.data, message.headers or {})
+        text = answer.headers.get("Nats-Service-Error")
+        if text is not None:
+            code = answer.headers.get("Nats-Service-Error-Code", "500")
+            raise RequestError(int(code) if code.isdigit() else 500, text)
+        return answer
+
+    async def gather(
+        self, subject: str, *, wait_seconds: float, payload: bytes = b""
+    ) -> list[Answer]:
+        """All answers to one request on an absolute subject that arrive within `wait_seconds`."""
+        inbox = self._client.new_inbox()
+        answers: list[Answer] = []
+
+        async def collect(message: Msg) -> None:
+            if (message.headers or {}).get("Status") != "503":
+                answers.append(Answer(message.data, message.headers or {}))
+
+        subscription = await self._client.subscribe(inbox, cb=collect)
+        await self._client.publish(subject, payload, reply=inbox)
+        await asyncio.sleep(wait_seconds)
+        await subscription.unsubscribe()
+        return answers
+
+    async def subscribe(
+        self, subject: str, on_message: Callable[[str, bytes], None]
+    ) -> Callable[[], Awaitable[None]]:
+        """Call `on_message` for each core message; a failing one is counted and skipped."""
+
+        async def deliver(message: Msg) -> None:
+            try:
+                on_message(self.names.relative(message.subject), message.data)
+            except Exception as error:
+                self.count_bad_message(message.subject, error)
+
+        subscription = await self._client.subscribe(self.names.absolute(subject), cb=deliver)
+        await self._client.flush()
+
+        async def unsubscribe() -> None:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+        return unsubscribe
+
+    async def serve(
+        self,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        *,
+        description: str,
+        metadata: Mapping[str, str] | None = None,
+        service: Service | None = None,
+    ) -> Service:
+        """Serve `endpoints` as the ADR-32 service `<name>`; `Service.stop` drains it.
+
+        With `service`, the endpoints are added to one that already runs.
+        """
+        if service is None:
+            service = Service(
+                self._client,
+                self.names,
+                name,
+                description=description,
+                metadata=metadata or {},
+                on_bad_message=self.count_bad_message,
+            )
+            await service.start()
+            self._services.append(service)
+        await service.add(endpoints)
+        return service
+
+    async def follow(
+        self,
+        stream: str,
+        on_delivery: Callable[[Delivery], None],
+        *,
+        subject: str = ">",
+        start_sequence: int | None = None,
+        start_ns: int | None = None,
+        last_per_subject: bool = False,
+    ) -> Callable[[], Awaitable[None]]:
+        """Read `stream` in order for ever; see Subscriber."""
+
+        def deliver(delivery: Delivery, _pending: int) -> None:
+            try:
+                on_delivery(delivery)
+            except Exception as error:
+                self.count_bad_message(delivery.subject, error)
+
+        reader = OrderedReader(
+            self._client,
+            self._js,
+            self.names,
+            stream,
+            subject=subject,
+            deliver=deliver,
+            start_sequence=start_sequence,
+            start_ns=start_ns,
+            last_per_subject=last_per_subject,
+            counters=self.counters,
+        )
+        self._readers.add(reader)
+        try:
+            await reader.start()
+        except BaseException:
+            self._readers.discard(reader)
+            raise
+
+        async def stop() -> None:
+            self._readers.discard(reader)
+            await reader.stop()
+
+        return stop
+
+    async def read(
+        self,
+        stream: str,
+        *,
+        subject: str = ">",
+        start_sequence: int | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        last_per_subject: bool = False,
+    ) -> AsyncGenerator[Delivery, None]:
+        """What `stream` holds now, in order; see Subscriber."""
+        deliveries = read_stream(
+            self._client,
+            self._js,
+            self.names,
+            stream,
+            subject,
+            start_sequence=start_sequence,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            last_per_subject=last_per_subject,
+            counters=self.counters,
+        )
+        async with contextlib.aclosing(deliveries):
+            async for delivery in deliveries:
+                yield delivery
+
+    async def stream_bounds(self, stream: str) -> tuple[int, int]:
+        """First and last sequence of `stream` (name below the prefix)."""
+        state = await self.stream_state(stream)
+        return state.first_sequence, state.last_sequence
+
+    async def stream_state(self, stream: str) -> StreamState:
+        """What `stream` (name below the prefix) holds now.
+
+        Raises:
+            PublishError: there is no such stream, or the server does not answer.
+        """
+        name = self.names.stream(stream)
+        try:
+            info = await heed(self._js.stream_info(name))
+        except (nats.errors.Error, OSError) as error:
+            raise PublishError(f"stream {name}: {error or 'no answer'}") from error
+        return StreamState(
+            # A stream never written to says 0 and 0; empty is first > last.
+            first_sequence=max(1, int(info.state.first_seq)),
+            last_sequence=int(info.state.last_seq),
+            messages=int(info.state.messages),
+            bytes=int(info.state.bytes),
+            max_bytes=int(info.config.max_bytes or -1),
+        )
+
+    async def take(
+        self, stream: str, consumer: str, *, batch: int, wait_seconds: float
+    ) -> Sequence[WorkItem]:
+        """Items of a work queue; see WorkQueue."""
+        queue = self._queues.get((stream, consumer))
+        if queue is None:
+            queue = PullQueue(self._client, self._js, self.names, stream, consumer)
+            self._queues[stream, consumer] = queue
+        return await queue.take(batch, wait_seconds)
+
+    def bucket(self, name: str) -> KvBucket:
+        """The bucket `name` (`registry` → `fleet-registry`)."""
+        return KvBucket(self._js, self.names.bucket(name))
+
+    @property
+    def jetstream(self) -> JetStreamContext:
+        """nats-py's JetStream context, for this package's own modules."""
+        return self._js
+
+    def count_bad_message(self, subject: str, error: Exception) -> None:
+        """Count a message that could not be handled; log the first, then one a minute a subject."""
+        self.counters["bad_messages_total"] += 1
+        self._log_seldom("bad_message", subject=subject, error=str(error)[:300])
+
+    def _log_seldom(self, event: str, *, subject: str, error: str) -> None:
+        now = time.monotonic()
+        key = f"{event} {subject}"
+        if now - self._logged_at.get(key, -60.0) < 60.0:
+            return
+        if len(self._logged_at) > 1000:
+            self._logged_at.clear()
+        self._logged_at[key] = now
+        log.warning(event, bus=self.name, subject=subject, error=error)
+
+    def _permission_hint(self, subject: str) -> str:
+        # A denied publish is told only to error_cb, in lower case; the requester just waits.
+        since = time.monotonic() - PERMISSION_HINT_SECONDS
+        wanted = subject.lower()
+        for at, text in reversed(self._denied):
+            if at >= since and wanted in text:
+                return f" (the server denied it to this user: {text})"
+        return ""
+
+    async def _on_error(self, error: Exception) -> None:
+        # An exception that leaves this callback would end nats-py's read loop silently.
+        with contextlib.suppress(Exception):
+            text = str(error) or type(error).__name__
+            self.last_error = text
+            lowered = text.lower()
+            if "authorization" in lowered:
+                self._refused_login.set()
+            if "permissions violation" in lowered:
+                self._denied.append((time.monotonic(), lowered))
+                self.counters["permission_denied_total"] += 1
+            if isinstance(error, nats.errors.SlowConsumerError):
+                self.counters["slow_consumer_drops_total"] += 1
+            self._log_seldom("bus_error", subject=type(error).__name__, error=text)
+
+    async def _on_disconnected(self) -> None:
+        self.counters["disconnects_total"] += 1
+        self._disconnected_at = time.monotonic()
+        if not self._closing:
+            log.warning("bus_disconnected", bus=self.name, url=safe_url(self.url))
+
+    async def _on_reconnected(self) -> None:
+        self._attempt = 0
+        self.counters["reconnects_total"] += 1
+        away = time.monotonic() - (self._disconnected_at or time.monotonic())
+        log.info("bus_reconnected", bus=self.name, away_seconds=round(away, 2))
+        for reader in list(self._readers):
+            reader.restart_soon()
+
+    async def _on_closed(self) -> None:
+        if not self._closing:
+            log.error("bus_closed", bus=self.name, error=self.last_error)
+        self.closed.set()
+
+    async def _on_lame_duck(self) -> None:
+        await asyncio.sleep(random.random())  # noqa: S311 - jitter
+        await self._client.force_reconnect()
+
+    def _next_server(self, servers: list[Any], _info: dict[str, Any]) -> tuple[Any, float]:
+        # nats-py retries at a fixed pace; a fleet of agents would come back in one wave.
+        self._attempt += 1
+        ceiling = min(2.0, 0.05 * 2 ** min(self._attempt, 10))
+        delay = 0.0 if self._attempt == 1 else random.uniform(ceiling / 2, ceiling)  # noqa: S311
+        return (random.choice(servers) if servers else None), delay  # noqa: S311
+
+    async def _watch(self) -> None:
+        # The read loop can die while `is_connected` stays true; only a round trip tells.
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL_SECONDS)
+            if not self._client.is_connected:
+                continue
+            try:
+                await self.round_trip_seconds()
+            except TimeoutError:
+                self.counters["forced_reconnects_total"] += 1
+                log.warning("bus_stalled", bus=self.name, url=safe_url(self.url))
+                await self._client.force_reconnect()
+
+
+async def connect(
+    url: str,
+    *,
+    name: str,
+    root: str = "fleet.v1",
+    deadline_seconds: float = START_DEADLINE_SECONDS,
+) -> Bus:
+    """Connect to `url` as `name`.
+
+    Raises:
+        BusError: not within the deadline, or the login was refused; the text names URL and user.
+    """
+    inbox = f"_INBOX_{name.replace('.', '_')}_{random.getrandbits(48):012x}"
+    bus = Bus(url, name, Names(root), inbox)
+    await bus.open(deadline_seconds)
+    return bus

@@ -1,0 +1,208 @@
+"""The streams and buckets of the installation, created at start and checked ever after."""
+
+import dataclasses
+from typing import Any
+
+import nats.errors
+import nats.js.api
+import nats.js.errors
+import structlog
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+
+from agent.bus.cancellation import heed
+from agent.bus.connection import Bus, BusError
+
+log = structlog.get_logger()
+
+MIB = 1024 * 1024
+HOUR = 3600.0
+DAY = 24 * HOUR
+MIN_STREAM_BYTES = 8 * MIB
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """One stream: what it keeps, how long, how much, and what happens when it is full."""
+
+    name: str
+    subjects: tuple[str, ...]
+    max_bytes: int
+    max_age_seconds: float
+    work_queue: bool = False
+    discard_new: bool = False
+    max_per_subject: int = -1
+    duplicate_window_seconds: float = 120.0
+    allow_direct: bool = False
+
+
+STREAMS: tuple[StreamSpec, ...] = (
+    StreamSpec("METRICS", ("metrics.>",), 1024 * MIB, DAY),
+    StreamSpec("ROLLUPS", ("rollup.>",), 512 * MIB, 90 * DAY, duplicate_window_seconds=600),
+    StreamSpec(
+        "EVENTS",
+        ("analysis.>", "forecast.>", "archived.>"),
+        256 * MIB,
+        7 * DAY,
+        max_per_subject=1000,
+        duplicate_window_seconds=600,
+    ),
+    StreamSpec(
+        "ALERTS", ("alert.>", "insight.>"), 64 * MIB, 90 * DAY, duplicate_window_seconds=600
+    ),
+    StreamSpec(
+        "RECOMMENDATIONS",
+        ("recommendation.>", "decision.>", "execution.>"),
+        64 * MIB,
+        90 * DAY,
+        duplicate_window_seconds=DAY,
+    ),
+    StreamSpec("EVICTIONS", ("evicted.>",), 512 * MIB, 0, work_queue=True, discard_new=True),
+    StreamSpec(
+        "EVICTION_PARTS",
+        ("evicted_part.>",),
+        1024 * MIB,
+        7 * DAY,
+        discard_new=True,
+        allow_direct=True,
+    ),
+    StreamSpec("DEAD", ("dead.>",), 64 * MIB, 0, discard_new=True),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BucketSpec:
+    """One bucket; `ttl_seconds` 0 = entries stay."""
+
+    name: str
+    ttl_seconds: float = 0.0
+    history: int = 1
+
+
+BUCKETS: tuple[BucketSpec, ...] = (
+    BucketSpec("registry", ttl_seconds=90),
+    BucketSpec("config", history=10),
+    BucketSpec("lease", ttl_seconds=6),
+    BucketSpec("state"),
+    BucketSpec("archive"),
+)
+
+
+def scaled(specs: tuple[StreamSpec, ...], budget_bytes: int | None) -> tuple[StreamSpec, ...]:
+    """`specs` with their sizes scaled down so that their sum fits `budget_bytes`.
+
+    No stream goes below 8 MiB: with less than that everything fails at the first burst.
+    """
+    total = sum(spec.max_bytes for spec in specs)
+    if budget_bytes is None or total <= budget_bytes:
+        return specs
+    share = budget_bytes / total
+    return tuple(
+        dataclasses.replace(spec, max_bytes=max(MIN_STREAM_BYTES, int(spec.max_bytes * share)))
+        for spec in specs
+    )
+
+
+async def ensure_streams(bus: Bus, *, budget_bytes: int | None = None) -> None:
+    """Create what is missing and check what is there; safe from several services at once.
+
+    An existing stream with other subjects, retention or discard is fatal, both named. Other
+    limits are the operator's: left alone and reported.
+
+    Raises:
+        BusError: JetStream is off, storage does not suffice, or a stream is not ours.
+    """
+    try:
+        account = await heed(bus.jetstream.account_info())
+    except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
+        raise BusError(
+            f"{bus.names.root}: JetStream does not answer on this server ({error or 'no reply'}); "
+            "start nats-server with -js, or give this user the rights on $JS.API.>"
+        ) from error
+    limit = account.limits.max_storage if account.limits else -1
+    if limit > 0:
+        quarter_free = int(limit * 0.9)
+        budget_bytes = min(budget_bytes, quarter_free) if budget_bytes else quarter_free
+    for spec in scaled(STREAMS, budget_bytes):
+        await _ensure_stream(bus, spec)
+    for bucket in BUCKETS:
+        await _ensure_bucket(bus, bucket)
+
+
+def _config(bus: Bus, spec: StreamSpec) -> StreamConfig:
+    return StreamConfig(
+        name=bus.names.stream(spec.name),
+        subjects=[bus.names.absolute(subject) for subject in spec.subjects],
+        retention=RetentionPolicy.WORK_QUEUE if spec.work_queue else RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.NEW if spec.discard_new else DiscardPolicy.OLD,
+        storage=StorageType.FILE,
+        max_bytes=spec.max_bytes,
+        max_age=spec.max_age_seconds,
+        max_msgs_per_subject=spec.max_per_subject,
+        duplicate_window=spec.duplicate_window_seconds,
+        allow_direct=spec.allow_direct,
+        num_replicas=1,
+    )
+
+
+async def _ensure_stream(bus: Bus, spec: StreamSpec) -> None:
+    wanted = _config(bus, spec)
+    name = wanted.name or ""
+    try:
+        there = (await heed(bus.jetstream.stream_info(name))).config
+    except nats.js.errors.NotFoundError:
+        try:
+            await heed(bus.jetstream.add_stream(wanted))
+        except nats.js.errors.APIError as error:
+            # Another service may have created it meanwhile: then the check below decides.
+            try:
+                there = (await heed(bus.jetstream.stream_info(name))).config
+            except nats.js.errors.Error:
+                raise BusError(
+                    f"cannot create stream {name} of {spec.max_bytes // MIB} MiB: "
+                    f"{error.description}; free disk space, raise the server's max_file_store, or "
+                    "lower the setting streams.budget_bytes"
+                ) from error
+        else:
+            return
+    except (nats.errors.Error, OSError) as error:
+        raise BusError(f"stream {name}: the server does not answer ({error})") from error
+    _compare(name, wanted, there)
+
+
+def _compare(name: str, wanted: StreamConfig, there: StreamConfig) -> None:
+    def view(config: StreamConfig) -> dict[str, Any]:
+        return {
+            "subjects": sorted(config.subjects or []),
+            "retention": str(getattr(config.retention, "value", config.retention)),
+            "discard": str(getattr(config.discard, "value", config.discard)),
+        }
+
+    if view(wanted) != view(there):
+        raise BusError(
+            f"stream {name} exists but is not ours: it has {view(there)}, we need {view(wanted)}; "
+            "remove it, or choose another subject root"
+        )
+    for field in ("max_bytes", "max_age", "duplicate_window", "max_msgs_per_subject"):
+        ours, theirs = getattr(wanted, field), getattr(there, field)
+        if (ours or 0) != (theirs or 0):
+            log.info("stream_limit_differs", stream=name, limit=field, ours=ours, there=theirs)
+
+
+async def _ensure_bucket(bus: Bus, spec: BucketSpec) -> None:
+    name = bus.names.bucket(spec.name)
+    try:
+        await heed(bus.jetstream.key_value(name))
+    except nats.js.errors.BucketNotFoundError:
+        try:
+            await heed(
+                bus.jetstream.create_key_value(
+                    bucket=name, history=spec.history, ttl=spec.ttl_seconds, max_bytes=16 * MIB
+                )
+            )
+        except nats.js.errors.APIError as error:
+            try:
+                await heed(bus.jetstream.key_value(name))
+            except nats.js.errors.Error:
+                raise BusError(f"cannot create bucket {name}: {error.description}") from error
+    except (nats.errors.Error, OSError) as error:
+        raise BusError(f"bucket {name}: the server does not answer ({error})") from error

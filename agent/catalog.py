@@ -1,0 +1,260 @@
+"""Every word spoken on the bus: events and endpoints, for `subjects`, the docs and AsyncAPI."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from schemas import analysis, archive, cache, lifecycle, metrics, scaling
+from schemas.api import (
+    ArchiveList,
+    ArchiveListRequest,
+    ArchiveStatus,
+    CacheReply,
+    ClearReply,
+    EntryMeta,
+    Filter,
+    HealthReply,
+    HistoryReply,
+    HistoryRequest,
+    LatestReply,
+    NamespaceStats,
+    Nothing,
+    RecommendationsReply,
+    UtilizationReply,
+)
+from schemas.message import Message
+from schemas.views import GPU_VIEWS, SYSTEM_VIEWS
+
+EVENTS: tuple[type[Message], ...] = (
+    metrics.HostMetrics,
+    metrics.GpuMetrics,
+    metrics.EngineMetrics,
+    metrics.CacheMetrics,
+    metrics.Rollup,
+    analysis.Utilization,
+    analysis.Alert,
+    scaling.Recommendation,
+    scaling.Decision,
+    scaling.Execution,
+    lifecycle.Registered,
+    lifecycle.Heartbeat,
+    lifecycle.Deregistered,
+    cache.CacheEvent,
+    archive.Stored,
+    archive.Restored,
+    archive.Expired,
+    archive.ArchiveFailed,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """One request subject below the root; `request` and `reply` None = raw bytes and headers."""
+
+    subject: str
+    served_by: str
+    text: str
+    request: type[msgspec.Struct] | None = None
+    reply: type[msgspec.Struct] | None = None
+
+
+_Operation = tuple[str, str, type[msgspec.Struct] | None, type[msgspec.Struct] | None]
+NOT_BUILT = "not built yet: answers 503 and says so"
+HEALTH = ("root", "basic", "detailed", "ready", "live")
+
+
+def endpoints() -> Iterator[EndpointSpec]:
+    """Every endpoint of an installation, in the order of the documentation."""
+    for name in HEALTH:
+        yield EndpointSpec(
+            f"api.health.{name}",
+            "every service (queue group `health`)",
+            "health of the whole installation",
+            Nothing,
+            HealthReply,
+        )
+    yield EndpointSpec(
+        "api.health.{name}.{role}.{instance}",
+        "that service",
+        "health of one service, from its own probes",
+        Nothing,
+        HealthReply,
+    )
+    for group, names in (("gpu", GPU_VIEWS), ("system", SYSTEM_VIEWS)):
+        for name in names:
+            yield EndpointSpec(
+                f"api.{group}.{name}",
+                "handlers",
+                "latest values of all nodes, each with its age",
+                Filter,
+                LatestReply,
+            )
+        yield EndpointSpec(
+            f"api.{group}.history",
+            "handlers",
+            "values of a time range",
+            HistoryRequest,
+            HistoryReply,
+        )
+        yield EndpointSpec(
+            f"api.{group}.history.{{node}}",
+            "handlers",
+            "the same for one node",
+            HistoryRequest,
+            HistoryReply,
+        )
+        yield EndpointSpec(
+            f"api.{group}.{{name}}.{{node}}",
+            "that node's agent",
+            "fresh values, at most a second old",
+            Nothing,
+            LatestReply,
+        )
+    yield EndpointSpec(
+        "api.analysis.utilization",
+        "handlers",
+        "latest utilization of nodes, pools, fleet",
+        Filter,
+        UtilizationReply,
+    )
+    for name in ("trends", "waste", "opportunities", "report"):
+        yield EndpointSpec(f"api.analysis.{name}", "handlers", NOT_BUILT)
+    yield EndpointSpec(
+        "api.optimize.recommendations",
+        "handlers",
+        "recommendations that stand",
+        Filter,
+        RecommendationsReply,
+    )
+    for name in ("scale_up", "scale_down", "consolidate", "execute"):
+        yield EndpointSpec(f"api.optimize.{name}", "handlers", NOT_BUILT)
+    yield from _of_cache()
+    yield from _of_archive()
+
+
+def _of_cache() -> Iterator[EndpointSpec]:
+    operations: tuple[_Operation, ...] = (
+        ("get", "payload = key; the value, or `Fleet-Status: miss`", None, None),
+        ("put", "`Fleet-Key`, payload = value; `Fleet-Version`", None, None),
+        ("delete", "payload = key", None, CacheReply),
+        ("exists", "payload = key", None, CacheReply),
+        ("meta", "payload = key", None, EntryMeta),
+        ("stats", "counters and sizes", Nothing, NamespaceStats),
+        ("clear", "removes everything, archive included", Nothing, ClearReply),
+    )
+    for operation, text, request, reply in operations:
+        yield EndpointSpec(f"cache.{{namespace}}.{operation}", "cache", text, request, reply)
+
+
+def _of_archive() -> Iterator[EndpointSpec]:
+    operations: tuple[_Operation, ...] = (
+        ("restore", "payload = key; the archived value with `Fleet-Evicted`", None, None),
+        ("keys", "8-byte digests of all archived keys, paged", None, None),
+        ("list", "archived entries", ArchiveListRequest, ArchiveList),
+        ("status", "what is stored, what waits", Nothing, ArchiveStatus),
+    )
+    for operation, text, request, reply in operations:
+        yield EndpointSpec(
+            f"api.archive.{operation}.{{namespace}}", "archive", text, request, reply
+        )
+
+
+def first_line(kind: type) -> str:
+    """The first sentence of a class docstring."""
+    return (inspect.getdoc(kind) or "").split("\n", 1)[0]
+
+
+def rows() -> list[dict[str, Any]]:
+    """Events and endpoints as plain rows."""
+    events = [
+        {
+            "subject": kind.SUBJECT,
+            "kind": "event",
+            "message": kind.__name__,
+            "who": kind.PUBLISHER,
+            "kept_in": f"FLEET_{kind.STREAM}" if kind.STREAM else None,
+            "text": first_line(kind),
+        }
+        for kind in EVENTS
+    ]
+    requests = [
+        {
+            "subject": spec.subject,
+            "kind": "request",
+            "message": spec.reply.__name__ if spec.reply else "raw",
+            "who": spec.served_by,
+            "kept_in": None,
+            "text": spec.text,
+        }
+        for spec in endpoints()
+    ]
+    return events + requests
+
+
+def asyncapi(root: str, version: str) -> dict[str, Any]:
+    """An AsyncAPI 3.0 document of the whole bus."""
+    specs = list(endpoints())
+    types: list[type[msgspec.Struct]] = list(EVENTS)
+    for spec in specs:
+        types += [kind for kind in (spec.request, spec.reply) if kind is not None]
+    types = list(dict.fromkeys(types))
+    schemas, components = msgspec.json.schema_components(
+        types, ref_template="#/components/schemas/{name}"
+    )
+    messages: dict[str, Any] = {
+        kind.__name__: {
+            "name": kind.__name__,
+            "summary": first_line(kind),
+            "contentType": "application/json",
+            "payload": schema,
+        }
+        for kind, schema in zip(types, schemas, strict=True)
+    }
+    messages["Raw"] = {"name": "Raw", "summary": "bytes; see docs", "payload": True}
+    channels: dict[str, Any] = {}
+    operations: dict[str, Any] = {}
+    for event in EVENTS:
+        name = event.__name__
+        channels[name] = _channel(root, event.SUBJECT, [name])
+        operations[f"publish{name}"] = {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{name}"},
+            "summary": f"Published by {event.PUBLISHER}.",
+        }
+    for spec in specs:
+        name = re.sub(r"[^A-Za-z0-9]+", "_", spec.subject).strip("_")
+        request = spec.request.__name__ if spec.request else "Raw"
+        reply = spec.reply.__name__ if spec.reply else "Raw"
+        channels[name] = _channel(root, spec.subject, [request])
+        channels[f"{name}_reply"] = {"address": None, "messages": _messages([reply])}
+        operations[name] = {
+            "action": "receive",
+            "channel": {"$ref": f"#/channels/{name}"},
+            "summary": f"{spec.text} (served by {spec.served_by})",
+            "reply": {"channel": {"$ref": f"#/channels/{name}_reply"}},
+        }
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": "resource-agent", "version": version},
+        "servers": {"nats": {"host": "127.0.0.1:4222", "protocol": "nats"}},
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations,
+        "components": {"schemas": components, "messages": messages},
+    }
+
+
+def _messages(names: list[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/messages/{name}"} for name in names}
+
+
+def _channel(root: str, subject: str, names: list[str]) -> dict[str, Any]:
+    channel: dict[str, Any] = {"address": f"{root}.{subject}", "messages": _messages(names)}
+    parameters = re.findall(r"\{(\w+)\}", subject)
+    if parameters:
+        channel["parameters"] = {name: {} for name in parameters}
+    return channel

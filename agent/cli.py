@@ -1,0 +1,388 @@
+"""The command line: arguments to settings, settings to a program, errors to one line."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import msgspec
+import structlog
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from agent import log as logs
+from agent.assembly import Simulation
+from agent.bus import Bus, BusError, connect
+from agent.client import CacheClient
+from agent.commands import (
+    doctor_checks,
+    print_checks,
+    print_health,
+    print_settings,
+    print_subjects,
+    watch_subject,
+)
+from agent.discovery import Found, find_bus
+from agent.nats_config import ServerTooOldError
+from agent.nats_server import ServerNotFoundError
+from agent.registry import NameTakenError
+from agent.server_process import ServerStartError
+from agent.settings import Loaded, Settings, SettingsError, load
+from agent.state_folder import StateFolderError
+from schemas.api import CacheReply
+from schemas.lifecycle import Role
+from schemas.protocols import PublishError, RequestError
+
+T = TypeVar("T")
+
+FAILURES = (
+    BusError,
+    NameTakenError,
+    OSError,
+    PublishError,
+    RequestError,
+    ServerNotFoundError,
+    ServerStartError,
+    ServerTooOldError,
+    StateFolderError,
+)
+COMMAND_SECONDS = 10.0
+
+app = typer.Typer(
+    name="resource-agent",
+    help="Watches LLM inference fleets over NATS: metrics, alerts, scaling advice, cache, archive.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True)
+
+NatsUrl = Annotated[
+    str | None, typer.Option("--nats-url", help="NATS server; else NATS_URL, the running `up`, …")
+]
+StateDir = Annotated[
+    Path | None, typer.Option("--state-dir", help="folder for everything that is kept")
+]
+Config = Annotated[Path | None, typer.Option("--config", help="settings file (TOML)")]
+Node = Annotated[str | None, typer.Option("--node", help="name of this machine")]
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output on stdout")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="cache namespace")]
+
+
+def main() -> None:
+    """Entry point: a failure is one line on stderr and exit code 1, wrong usage 2."""
+    try:
+        app()
+    except SettingsError as error:
+        _fail(error, code=2)
+    except FAILURES as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _fail(error: Exception, code: int = 1) -> NoReturn:
+    text = getattr(error, "text", None) or str(error) or type(error).__name__
+    errors.print(f"[red]error:[/] {escape(str(text))}", soft_wrap=True)
+    raise SystemExit(code)
+
+
+def _load(config: Path | None, state_dir: Path | None, node: str | None = None) -> Loaded:
+    options: dict[str, tuple[str, Any]] = {}
+    if state_dir is not None:
+        options["state_dir"] = ("--state-dir", str(state_dir))
+    if node is not None:
+        options["node"] = ("--node", node)
+    loaded = load(environ=os.environ, config=config, options=options)
+    logs.configure(loaded.settings.log.level, loaded.settings.log.format)
+    structlog.contextvars.bind_contextvars(node=loaded.settings.node_token())
+    return loaded
+
+
+def _found(settings: Settings, nats_url: str | None, *, quiet: bool = False) -> Found:
+    found = find_bus(nats_url, os.environ, settings.state_folder())
+    if not quiet:
+        errors.print(f"[dim]bus: {escape(_hidden(found.url))} ({escape(found.how)})[/]")
+    return found
+
+
+def _hidden(url: str) -> str:
+    scheme, _, rest = url.rpartition("://")
+    return f"{scheme or 'nats'}://{rest.rsplit('@', 1)[-1]}"
+
+
+def _with_bus(settings: Settings, found: Found, work: Callable[[Bus], Awaitable[T]]) -> T:
+    """Run `work` on a connection; every command but `watch` has a deadline."""
+
+    async def run() -> T:
+        async with await connect(found.url, name="cli", root=settings.root) as bus:
+            return await work(bus)
+
+    return asyncio.run(run())
+
+
+@app.command()
+def up(
+    nats_url: NatsUrl = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    node: Node = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="written with nats_url, pid, state_dir once all is ready")
+    ] = None,
+    for_: Annotated[
+        float | None, typer.Option("--for", min=0, help="stop this many seconds after ready")
+    ] = None,
+    simulate_gpus: Annotated[
+        str | None, typer.Option(help="simulated GPUs instead of real ones, like 8xH100")
+    ] = None,
+    simulate_engines: Annotated[
+        str | None,
+        typer.Option(help="simulated inference engines, N or N@MODEL, like 4@llama-3-70b"),
+    ] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="URL of an engine's metrics (not built yet)")
+    ] = None,
+    nats_server: Annotated[Path | None, typer.Option(help="nats-server to run privately")] = None,
+    live: Annotated[
+        bool | None, typer.Option("--live/--no-live", help="live view; default: on a terminal")
+    ] = None,
+) -> None:
+    """Run a private nats-server (or use yours) and every service, in one process."""
+    from agent.up import UpOptions  # noqa: PLC0415 - the light commands must start fast
+    from agent.up import up as run_up  # noqa: PLC0415
+
+    settings = _load(config, state_dir, node).settings
+    if engine:
+        _fail(
+            ValueError(
+                "--engine: scraping engines comes with the next release; until then publish "
+                "EngineMetrics yourself (examples/publish_metrics.py) or use --simulate-engines"
+            ),
+            code=2,
+        )
+    simulation = _simulation(simulate_gpus, simulate_engines)
+    options = UpOptions(
+        nats_url=nats_url,
+        nats_server=nats_server,
+        ready_file=ready_file,
+        for_seconds=for_,
+        simulation=simulation,
+        live=live,
+    )
+    failure = asyncio.run(run_up(settings, options, say=print))
+    if failure:
+        _fail(RuntimeError(failure))
+
+
+def _simulation(gpus: str | None, engines: str | None) -> Simulation:
+    from agent.collectors.simulated_engines import parse_engines  # noqa: PLC0415
+    from agent.collectors.simulated_gpus import parse_gpus  # noqa: PLC0415
+
+    try:
+        if gpus is not None:
+            parse_gpus(gpus)
+        if engines is not None:
+            parse_engines(engines)
+    except ValueError as error:
+        _fail(error, code=2)
+    return Simulation(gpus=gpus, engines=engines)
+
+
+@app.command()
+def run(
+    role: Annotated[Role, typer.Argument(help="agent, handlers, cache or archive")],
+    nats_url: NatsUrl = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    node: Node = None,
+    instance: Annotated[
+        str | None, typer.Option(help="name of this process; default: the node's")
+    ] = None,
+    for_: Annotated[
+        float | None, typer.Option("--for", min=0, help="stop this many seconds after ready")
+    ] = None,
+    simulate_gpus: Annotated[str | None, typer.Option(help="like 8xH100")] = None,
+    simulate_engines: Annotated[str | None, typer.Option(help="like 4@llama-3-70b")] = None,
+) -> None:
+    """Run one service against a NATS server that is already there."""
+    from agent.up import run_one  # noqa: PLC0415
+
+    settings = _load(config, state_dir, node).settings
+    found = _found(settings, nats_url)
+    simulation = _simulation(simulate_gpus, simulate_engines)
+    failure = asyncio.run(run_one(settings, found.url, role, instance, simulation, for_))
+    if failure:
+        _fail(RuntimeError(failure))
+
+
+@app.command()
+def get(
+    key: str,
+    nats_url: NatsUrl = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    restore: Annotated[
+        bool, typer.Option("--restore/--no-restore", help="ask the archive on a miss in RAM")
+    ] = True,
+) -> None:
+    """Print a cached value; exit code 1 when there is none."""
+    settings = _load(config, state_dir).settings
+
+    async def work(bus: Bus) -> bytes | None:
+        return await CacheClient(bus).of(namespace).get(key, restore=restore)
+
+    try:
+        value = _with_bus(settings, _found(settings, nats_url), work)
+    except ValueError as error:
+        _fail(error, code=2)
+    if value is None:
+        errors.print(f"no value for {escape(repr(key))} in namespace {escape(namespace)}")
+        raise SystemExit(1)
+    sys.stdout.buffer.write(value)
+    if sys.stdout.isatty():
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()
+
+
+@app.command()
+def put(
+    key: str,
+    value: Annotated[str, typer.Argument(help="the value; - reads standard input")],
+    nats_url: NatsUrl = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    ttl: Annotated[float | None, typer.Option(min=0, help="seconds to live")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cache a value."""
+    settings = _load(config, state_dir).settings
+    content = sys.stdin.buffer.read() if value == "-" else value.encode()
+
+    async def work(bus: Bus) -> str:
+        return await CacheClient(bus).of(namespace).put(key, content, ttl_seconds=ttl)
+
+    try:
+        version = _with_bus(settings, _found(settings, nats_url), work)
+    except ValueError as error:
+        _fail(error, code=2)
+    if as_json:
+        print(msgspec.json.encode({"key": key, "version": version}).decode())
+    else:
+        errors.print(f"stored {len(content)} bytes as {escape(repr(key))}, version {version}")
+
+
+@app.command()
+def delete(
+    key: str,
+    nats_url: NatsUrl = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Remove a value from the cache and its archive."""
+    settings = _load(config, state_dir).settings
+
+    async def work(bus: Bus) -> CacheReply:
+        return await CacheClient(bus).of(namespace).delete(key)
+
+    reply = _with_bus(settings, _found(settings, nats_url), work)
+    if as_json:
+        print(msgspec.json.encode(reply).decode())
+    else:
+        errors.print("deleted" if reply.existed else "it was not in RAM; archived copies are void")
+
+
+@app.command()
+def watch(
+    subject: Annotated[
+        str, typer.Argument(help="subject below the root, like metrics.gpu.> ; default all")
+    ] = ">",
+    nats_url: NatsUrl = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    for_: Annotated[
+        float | None, typer.Option("--for", min=0, help="stop after this many seconds")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="stop after this many")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what passes by on the bus, one line a message."""
+    settings = _load(config, state_dir).settings
+
+    async def work(bus: Bus) -> None:
+        await watch_subject(bus, subject, for_seconds=for_, count=count, as_json=as_json)
+
+    _with_bus(settings, _found(settings, nats_url), work)
+
+
+@app.command()
+def health(
+    role: Annotated[Role | None, typer.Option(help="only this role decides")] = None,
+    nats_url: NatsUrl = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the installation's health; exit code 0 when ready, 1 when not. For probes."""
+    settings = _load(config, state_dir).settings
+    found = _found(settings, nats_url, quiet=as_json)
+    ready = _with_bus(settings, found, lambda bus: print_health(bus, role, as_json=as_json))
+    raise SystemExit(0 if ready else 1)
+
+
+@app.command()
+def doctor(
+    nats_url: NatsUrl = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check everything this installation needs; each failure with its remedy."""
+    settings = _load(config, state_dir).settings
+    found = find_bus(nats_url, os.environ, settings.state_folder())
+    checks = asyncio.run(doctor_checks(settings, found))
+    print_checks(checks, as_json=as_json)
+    raise SystemExit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command("settings")
+def show_settings(
+    state_dir: StateDir = None,
+    config: Config = None,
+    node: Node = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every setting with its value and where that came from."""
+    print_settings(_load(config, state_dir, node), as_json=as_json)
+
+
+@app.command()
+def subjects(
+    asyncapi: Annotated[
+        bool, typer.Option("--asyncapi", help="an AsyncAPI 3.0 document instead")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List every subject, its message and who publishes it."""
+    print_subjects(asyncapi=asyncapi, as_json=as_json)
+
+
+@app.command()
+def demo(
+    as_json: AsJson = False,
+    nats_server: Annotated[Path | None, typer.Option(help="nats-server to run")] = None,
+    break_step: Annotated[str | None, typer.Option("--break", hidden=True)] = None,
+) -> None:
+    """Tell the whole story in a temporary folder: metrics, advice, cache, archive, restore."""
+    from agent.demo import run_demo  # noqa: PLC0415
+
+    logs.configure("error", "text")
+    passed = asyncio.run(run_demo(nats_server=nats_server, as_json=as_json, break_step=break_step))
+    raise SystemExit(0 if passed else 1)

@@ -1,0 +1,39 @@
+"""Finds the bus: option, NATS_URL, the running `up`, 127.0.0.1:4222."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """An address and how it was found, for people to read."""
+
+    url: str
+    how: str
+
+
+def find_bus(option: str | None, environ: Mapping[str, str], state_dir: Path) -> Found:
+    """The address to use; nothing is connected."""
+    if option:
+        return Found(option, "option --nats-url")
+    if environ.get("NATS_URL"):
+        return Found(environ["NATS_URL"], "environment NATS_URL")
+    running = read_up(state_dir)
+    if running is not None:
+        return Found(running, f"the running `up` on {state_dir}")
+    return Found(DEFAULT_URL, "default address; no `up` runs on this state folder")
+
+
+def read_up(state_dir: Path) -> str | None:
+    """The address of the `up` that runs on `state_dir`, if one does."""
+    try:
+        up = json.loads((state_dir / "up.json").read_text())
+        os.kill(int(up["pid"]), 0)
+        return str(up["nats_url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,53 @@
+"""Who this process is: machine, state folder, boot."""
+
+import hashlib
+import os
+import platform
+import secrets
+import uuid
+from pathlib import Path
+
+import msgspec
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """`machine` names the host to people; `folder` is random and stays with the state folder."""
+
+    machine: str
+    folder: str
+    boot: str
+    pid: int
+
+
+def machine_name() -> str:
+    """Host name and a digest of the machine's own id: `gpu-17 (machine 3f9a1c02)`."""
+    raw = ""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            raw = Path(path).read_text().strip()
+        except OSError:
+            continue
+        if raw:
+            break
+    digest = hashlib.sha256((raw or str(uuid.getnode())).encode()).hexdigest()[:8]
+    return f"{platform.node() or 'unnamed'} (machine {digest})"
+
+
+def load_identity(state_dir: Path) -> Identity:
+    """The identity of this process on `state_dir`; the folder's id is written on first use.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+    """
+    path = state_dir / "identity"
+    try:
+        folder = path.read_text().strip()
+    except FileNotFoundError:
+        folder = secrets.token_hex(8)
+        state_dir.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        fresh.write_text(folder + "\n")
+        fresh.replace(path)
+    return Identity(
+        machine=machine_name(), folder=folder, boot=secrets.token_hex(4), pid=os.getpid()
+    )

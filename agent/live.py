@@ -1,0 +1,269 @@
+"""The live view of `up` and `top`: nodes, GPUs, engines, alerts, advice, cache, archive."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from agent.bus import Bus
+from schemas.analysis import Alert
+from schemas.api import ArchiveStatus, HealthReply
+from schemas.message import Message
+from schemas.metrics import CacheMetrics, EngineMetrics, GpuMetrics, HostMetrics
+from schemas.protocols import RequestError
+from schemas.scaling import Recommendation
+from schemas.units import SECOND_NS, to_ns
+
+REFRESH_SECONDS = 1.0
+NEWEST = 6
+STALE_SECONDS = 30.0
+GIB = 1024**3
+MIB = 1024**2
+_KINDS: tuple[type[Message], ...] = (
+    HostMetrics,
+    GpuMetrics,
+    EngineMetrics,
+    CacheMetrics,
+    Alert,
+    Recommendation,
+)
+
+
+class LiveView:
+    """Subscribes and redraws once a second; an async context manager."""
+
+    def __init__(
+        self, bus: Bus, *, has_simulation: bool = False, console: Console | None = None
+    ) -> None:
+        self._bus = bus
+        self._has_simulation = has_simulation
+        self._console = console or Console()
+        self._hosts: dict[str, HostMetrics] = {}
+        self._gpus: dict[str, GpuMetrics] = {}
+        self._engines: dict[str, EngineMetrics] = {}
+        self._caches: dict[str, CacheMetrics] = {}
+        self._alerts: deque[Alert] = deque(maxlen=NEWEST)
+        self._advice: deque[Recommendation] = deque(maxlen=NEWEST)
+        self._archive: ArchiveStatus | None = None
+        self._health: HealthReply | None = None
+        self._messages = 0
+        self._stop: list[Callable[[], Awaitable[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.subscribe()
+        self._task = asyncio.create_task(self._draw())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for stop in self._stop:
+            await stop()
+
+    async def subscribe(self) -> None:
+        """Begin to collect what is shown."""
+        for kind in _KINDS:
+            decoder = msgspec.json.Decoder(kind)
+
+            def take(
+                _subject: str, payload: bytes, decoder: msgspec.json.Decoder[Message] = decoder
+            ) -> None:
+                self.accept(decoder.decode(payload))
+
+            self._stop.append(await self._bus.subscribe(kind.pattern(), take))
+
+    def accept(self, message: Message) -> None:
+        """Take one event into the picture."""
+        self._messages += 1
+        match message:
+            case HostMetrics():
+                self._hosts[message.node] = message
+            case GpuMetrics():
+                self._gpus[f"{message.node}.{message.gpu}"] = message
+            case EngineMetrics():
+                self._engines[f"{message.node}.{message.engine}"] = message
+            case CacheMetrics():
+                self._caches[f"{message.instance}.{message.namespace}"] = message
+            case Alert():
+                self._alerts.appendleft(message)
+            case Recommendation():
+                self._advice.appendleft(message)
+
+    async def _draw(self) -> None:
+        with Live(self.render(), console=self._console, refresh_per_second=4, screen=False) as live:
+            while True:
+                await asyncio.sleep(REFRESH_SECONDS)
+                await self.refresh()
+                live.update(self.render())
+
+    async def refresh(self) -> None:
+        """Ask for what is not published: health, and the archive's figures."""
+        with contextlib.suppress(RequestError, msgspec.DecodeError):
+            answer = await self._bus.request("api.health.basic", timeout_seconds=1)
+            self._health = msgspec.json.decode(answer.payload, type=HealthReply)
+        with contextlib.suppress(RequestError, msgspec.DecodeError):
+            answer = await self._bus.request("api.archive.status.default", timeout_seconds=1)
+            self._archive = msgspec.json.decode(answer.payload, type=ArchiveStatus)
+
+    def render(self) -> Group:
+        """The whole picture."""
+        return Group(
+            self._headline(),
+            self._nodes(),
+            self._gpu_table(),
+            self._engine_table(),
+            self._events(),
+            self._storage(),
+        )
+
+    def _headline(self) -> Text:
+        status = self._health.status if self._health else "starting"
+        colour = {"healthy": "green", "degraded": "yellow", "critical": "red"}.get(status, "dim")
+        return Text.assemble(
+            ("resource-agent ", "bold"),
+            (status, colour),
+            (f"   {self._messages} messages seen   {time.strftime('%H:%M:%S')}", "dim"),
+        )
+
+    def _nodes(self) -> Table:
+        table = Table(title="Nodes", title_justify="left", expand=True)
+        for column in ("node", "CPU", "load 1m", "memory", "fullest disk", "net in/out", "age"):
+            table.add_column(column, justify="left" if column == "node" else "right")
+        for host in sorted(self._hosts.values(), key=lambda h: h.node)[:20]:
+            cpu, memory = host.cpu, host.memory
+            disks = [f.utilization_ratio for f in host.filesystems or () if f.utilization_ratio]
+            received = _sum(n.received_bytes_per_second for n in host.network or ())
+            sent = _sum(n.sent_bytes_per_second for n in host.network or ())
+            table.add_row(
+                host.node + (" (simulated)" if host.simulated else ""),
+                _percent(cpu.utilization_ratio if cpu else None),
+                _number(cpu.load_average_1m if cpu else None),
+                f"{_percent(memory.utilization_ratio)} of {memory.total_bytes / GIB:.0f} GiB"
+                if memory
+                else "?",
+                _percent(max(disks, default=None)),
+                f"{_rate(received)} / {_rate(sent)}",
+                _age(host),
+            )
+        return table
+
+    def _gpu_table(self) -> Table | Text:
+        if not self._gpus:
+            return Text("GPUs: none reported here (try --simulate-gpus 8xH100)", style="dim")
+        table = Table(title="GPUs", title_justify="left", expand=True)
+        for column in ("GPU", "busy", "memory", "temperature", "power", "throttled by"):
+            table.add_column(column, justify="left" if column == "GPU" else "right")
+        for gpu in sorted(self._gpus.values(), key=lambda g: (g.node, g.index))[:16]:
+            name = f"{gpu.node} #{gpu.index} {gpu.name or ''}"
+            table.add_row(
+                name + (" (simulated)" if gpu.simulated else ""),
+                _percent(gpu.utilization_ratio),
+                _percent(gpu.memory_utilization_ratio),
+                "?" if gpu.temperature_celsius is None else f"{gpu.temperature_celsius:.0f} °C",
+                "?" if gpu.power_watts is None else f"{gpu.power_watts:.0f} W",
+                ", ".join(gpu.throttle_reasons or ()) or "-",
+            )
+        return table
+
+    def _engine_table(self) -> Table | Text:
+        now_ns = time.time_ns()
+        fresh = [
+            e
+            for e in self._engines.values()
+            if now_ns - to_ns(e.observed_at) < STALE_SECONDS * SECOND_NS
+        ]
+        if not fresh:
+            return Text(
+                "Engines: none. Publish EngineMetrics on metrics.engine.<node>.<engine> "
+                "(examples/publish_metrics.py), or try --simulate-engines 4",
+                style="dim",
+            )
+        table = Table(title="Engines", title_justify="left", expand=True)
+        for column in ("engine", "pool", "running", "waiting", "KV cache", "TTFT p95", "tokens/s"):
+            table.add_column(column, justify="left" if column in ("engine", "pool") else "right")
+        for engine in sorted(fresh, key=lambda e: (e.pool, e.engine))[:16]:
+            table.add_row(
+                engine.engine + (" (simulated)" if engine.simulated else ""),
+                engine.pool,
+                _count(engine.requests_running),
+                _count(engine.requests_waiting),
+                _percent(engine.kv_cache_usage_ratio),
+                "?" if engine.ttft_p95_seconds is None else f"{engine.ttft_p95_seconds:.2f} s",
+                _number(engine.generation_tokens_per_second),
+            )
+        return table
+
+    def _events(self) -> Group:
+        lines = []
+        for alert in self._alerts:
+            colour = {"critical": "red", "warning": "yellow", "info": "dim"}[alert.severity]
+            if alert.transition == "cleared":
+                colour = "green"
+            lines.append(Text(f"{alert.transition:8} {alert.text}", style=colour))
+        advice = []
+        for one in self._advice:
+            note = " (simulated)" if one.simulated else ""
+            advice.append(Text(f"{one.action:10} {one.text}{note}", style="cyan"))
+        return Group(
+            Panel(Group(*lines) if lines else Text("none", style="dim"), title="Newest alerts"),
+            Panel(Group(*advice) if advice else Text("none", style="dim"), title="Newest advice"),
+        )
+
+    def _storage(self) -> Text:
+        parts = []
+        for cache in self._caches.values():
+            hits = "no lookups yet" if cache.hit_ratio is None else f"{cache.hit_ratio:.0%} hits"
+            parts.append(
+                f"Cache {cache.namespace}: {cache.entries} entries, "
+                f"{cache.used_bytes / MIB:.1f} of {cache.limit_bytes / MIB:.0f} MiB, {hits}, "
+                f"{cache.evictions_total} evicted"
+            )
+        if self._archive is not None:
+            parts.append(
+                f"Archive: {self._archive.entries} entries, "
+                f"{self._archive.stored_bytes / MIB:.1f} MiB stored, "
+                f"{self._archive.restored_total} restored"
+            )
+        return Text("   ".join(parts), style="bold")
+
+
+def _percent(ratio: float | None) -> str:
+    return "?" if ratio is None else f"{ratio:.0%}"
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.1f}"
+
+
+def _count(value: int | None) -> str:
+    return "?" if value is None else str(value)
+
+
+def _rate(value: float | None) -> str:
+    return "?" if value is None else f"{value / MIB:.1f} MiB/s"
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _age(host: HostMetrics) -> str:
+    return f"{max(0.0, (time.time_ns() - to_ns(host.observed_at)) / SECOND_NS):.0f} s"

@@ -1,0 +1,133 @@
+"""Runs services in one process: start order, signals, drain order, a deadline per stage."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import structlog
+
+from agent.assembly import RUN, Place
+from agent.bus import BusError, connect, ensure_streams
+from agent.instance import Instance
+from agent.state_folder import lock
+from schemas.lifecycle import Role
+from schemas.protocols import PublishError
+
+log = structlog.get_logger()
+
+START_SECONDS = 20.0
+STOP_SECONDS = 9.0
+
+
+class StopRequest:
+    """Set by SIGINT, SIGTERM, a timer, or a service that cannot go on."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.failure: str | None = None
+
+    def stop(self) -> None:
+        """Stop, all is well."""
+        self.event.set()
+
+    def fail(self, reason: str) -> None:
+        """Stop, because of `reason`."""
+        self.failure = self.failure or reason
+        self.event.set()
+
+
+@contextlib.contextmanager
+def signals(request: StopRequest) -> Iterator[None]:
+    """SIGINT and SIGTERM ask to stop; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if request.event.is_set():
+            raise SystemExit(130)
+        request.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    url: str, roles: Sequence[Role], place: Place, request: StopRequest
+) -> AsyncIterator[dict[Role, Instance]]:
+    """The services of `roles`, all ready; leaving drains them, who feeds others first.
+
+    Raises:
+        BusError: no usable server.
+        NameTakenError, StateFolderError, OSError: the name or the state folder is in use.
+        TimeoutError: a service did not become ready.
+    """
+    instances: dict[Role, Instance] = {}
+    watchers: list[asyncio.Task[None]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                for role in (r for r in RUN if r in roles):
+                    instances[role] = await _start(stack, url, role, place)
+        except PublishError as error:
+            raise BusError(f"the server stopped answering during start: {error}") from error
+        except TimeoutError:
+            raise BusError(f"not all services were ready within {START_SECONDS:g} s") from None
+        for instance in instances.values():
+            watchers.append(asyncio.create_task(_watch(instance, request)))
+        try:
+            yield instances
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+            await _stop(stack)
+
+
+async def _start(stack: contextlib.AsyncExitStack, url: str, role: Role, place: Place) -> Instance:
+    name = f"{role}.{place.instance}"
+    place.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = await lock(place.state_dir / f"{name}.lock", wait_seconds=3.0)
+    stack.callback(os.close, held)
+    bus = await connect(url, name=name, root=place.settings.root)
+    await stack.enter_async_context(bus)
+    await ensure_streams(bus, budget_bytes=place.settings.streams.budget_bytes)
+    return await stack.enter_async_context(RUN[role](bus, place))
+
+
+async def _stop(stack: contextlib.AsyncExitStack) -> None:
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await stack.aclose()
+    except TimeoutError:
+        log.error("stop_deadline_passed", seconds=STOP_SECONDS)
+
+
+async def _watch(instance: Instance, request: StopRequest) -> None:
+    closed = asyncio.create_task(instance.bus.closed.wait())
+    renamed = asyncio.create_task(instance.lost_name.wait())
+    try:
+        await asyncio.wait({closed, renamed}, return_when=asyncio.FIRST_COMPLETED)
+        if closed.done():
+            request.fail(
+                f"{instance.role}: the server closed the connection for good: "
+                f"{instance.bus.last_error or 'no reason given'}"
+            )
+        else:
+            request.fail(f"{instance.role}: the name {instance.name} was taken by another process")
+    finally:
+        closed.cancel()
+        renamed.cancel()
+
+
+async def until_stopped(request: StopRequest, for_seconds: float | None) -> None:
+    """Wait for a stop request, at most `for_seconds`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(for_seconds):
+            await request.event.wait()

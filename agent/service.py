@@ -1,0 +1,299 @@
+"""The node agent: samples this machine, its GPUs and engines, publishes, answers for itself."""
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+import structlog
+
+from agent.settings import AgentSettings
+from schemas.api import AgentStatus, LatestReply, Nothing, Row
+from schemas.lifecycle import Component, ComponentState
+from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.protocols import Call, Endpoint, Publisher, PublishError, RequestError, json_endpoint
+from schemas.units import SECOND_NS, instant, to_ns
+from schemas.views import GPU_VIEWS, SYSTEM_VIEWS, gpu_values, system_values
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+FRESH_NS = SECOND_NS
+
+
+class HostSource(Protocol):
+    """Samples the machine; blocking, called from one thread."""
+
+    def sample(self, *, with_processes: bool = False) -> HostMetrics:
+        """One sample."""
+
+
+class GpuSource(Protocol):
+    """Samples all GPUs; blocking, called from one thread."""
+
+    @property
+    def name(self) -> str:
+        """What it measures by: `nvml`, `simulated`."""
+
+    def sample(self) -> list[GpuMetrics]:
+        """One sample of every GPU."""
+
+    def close(self) -> None:
+        """Let the driver go."""
+
+
+class EngineSource(Protocol):
+    """Samples engines; does not block."""
+
+    def sample(self) -> list[EngineMetrics]:
+        """One sample of every engine."""
+
+
+class NodeAgent:
+    """Publishes host, GPU and engine metrics on one interval, the process table on another.
+
+    An async context manager. Sampling runs in one thread for the host and one for the GPUs, never
+    on the event loop; a GPU driver that hangs past its deadline costs only the GPU samples. What
+    fails is counted, logged once per cause, and shown in `components`.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        settings: AgentSettings,
+        *,
+        node: str,
+        host: HostSource,
+        gpus: GpuSource | None,
+        no_gpu_reason: str = "",
+        no_gpu_is_fault: bool = False,
+        engines: EngineSource | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self._publisher = publisher
+        self._settings = settings
+        self._node = node
+        self._host = host
+        self._gpus = gpus
+        self._no_gpu_reason = no_gpu_reason
+        self._no_gpu_is_fault = no_gpu_is_fault
+        self._engines = engines
+        self._clock = clock
+        self._host_thread = ThreadPoolExecutor(1, thread_name_prefix="host-sampler")
+        self._gpu_thread = ThreadPoolExecutor(1, thread_name_prefix="gpu-sampler")
+        self._gpu_busy: asyncio.Future[list[GpuMetrics]] | None = None
+        self._latest = AgentStatus()
+        self._gpus_at_ns = 0
+        self._said: set[str] = set()
+        self._trouble: dict[str, str] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._first = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        if self._gpus is None:
+            log.info("no_gpu", reason=self._no_gpu_reason)
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def wait_ready(self) -> None:
+        """Return once the first samples are published."""
+        await self._first.wait()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._host_thread.shutdown(wait=False, cancel_futures=True)
+        if self._gpus is not None and self._gpu_busy is None:
+            with contextlib.suppress(RuntimeError):
+                self._gpu_thread.submit(self._gpus.close)
+        self._gpu_thread.shutdown(wait=False, cancel_futures=False)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_at = loop.time()
+        next_processes = next_at
+        while True:
+            with_processes = loop.time() >= next_processes
+            if with_processes:
+                next_processes = loop.time() + self._settings.process_interval_seconds
+            await self._publish_all(with_processes)
+            self._first.set()
+            next_at += self._settings.interval_seconds
+            if next_at < loop.time():
+                # A stopped machine wakes up: no burst of samples to catch up.
+                next_at = loop.time() + self._settings.interval_seconds
+            await asyncio.sleep(next_at - loop.time())
+
+    async def _publish_all(self, with_processes: bool) -> None:
+        host = await self._sample_host(with_processes)
+        gpus, engines = await self._sample_gpus(), self._sample_engines()
+        for message in (*([host] if host else []), *gpus, *engines):
+            try:
+                await self._publisher.publish(message)
+            except PublishError as error:
+                self.counters["publish_failures_total"] += 1
+                self._say("publish", str(error))
+        self.counters["samples_total"] += 1
+
+    async def _sample_host(self, with_processes: bool) -> HostMetrics | None:
+        loop = asyncio.get_running_loop()
+        try:
+            sample = await loop.run_in_executor(
+                self._host_thread,
+                functools.partial(self._host.sample, with_processes=with_processes),
+            )
+        except Exception as error:
+            # One bad sensor must not stop the others, or the next sample of this one.
+            self.counters["host_failures_total"] += 1
+            self._say("host", str(error))
+            return None
+        self._trouble.pop("host", None)
+        for field, text in sample.errors.items():
+            self._say(f"host.{field}", text, is_trouble=False)
+        self._latest = AgentStatus(host=sample, gpus=self._latest.gpus)
+        return sample
+
+    async def _sample_gpus(self) -> list[GpuMetrics]:
+        if self._gpus is None:
+            return []
+        if self._gpu_busy is not None and not self._gpu_busy.done():
+            self.counters["gpu_timeouts_total"] += 1
+            return []
+        loop = asyncio.get_running_loop()
+        self._gpu_busy = loop.run_in_executor(self._gpu_thread, self._gpus.sample)
+        try:
+            async with asyncio.timeout(self._settings.gpu_timeout_seconds):
+                samples = await asyncio.shield(self._gpu_busy)
+        except TimeoutError:
+            self.counters["gpu_timeouts_total"] += 1
+            self._say("gpu", f"no answer in {self._settings.gpu_timeout_seconds:g} s")
+            return []
+        except Exception as error:
+            self.counters["gpu_failures_total"] += 1
+            self._gpu_busy = None
+            self._say("gpu", str(error))
+            return []
+        self._gpu_busy = None
+        self._trouble.pop("gpu", None)
+        self._gpus_at_ns = self._clock()
+        for sample in samples:
+            for field, text in sample.errors.items():
+                self._say(f"gpu.{sample.gpu}.{field}", text, is_trouble=field == "gpu")
+        self._latest = AgentStatus(host=self._latest.host, gpus=samples)
+        return samples
+
+    def _sample_engines(self) -> list[EngineMetrics]:
+        return self._engines.sample() if self._engines is not None else []
+
+    def _say(self, part: str, text: str, *, is_trouble: bool = True) -> None:
+        if is_trouble:
+            self._trouble[part] = text
+        if (line := f"{part}: {text}") not in self._said and len(self._said) < 1000:
+            self._said.add(line)
+            log.warning("reading_failed", part=part, error=text)
+
+    async def _fresh_host(self) -> HostMetrics:
+        host = self._latest.host
+        if host is None or self._clock() - to_ns(host.observed_at) > FRESH_NS:
+            host = await self._sample_host(with_processes=False)
+        if host is None:
+            raise RequestError(503, "the host could not be read; the agent's log says why")
+        return host
+
+    async def _fresh_gpus(self) -> list[GpuMetrics]:
+        if self._gpus is None:
+            return []
+        if self._clock() - self._gpus_at_ns > FRESH_NS and not await self._sample_gpus():
+            raise RequestError(503, f"the GPUs could not be read: {self._trouble.get('gpu', '?')}")
+        return self._latest.gpus
+
+    def endpoints(self) -> list[Endpoint]:
+        """`api.system.<name>.<node>` and `api.gpu.<name>.<node>`: fresh, at most a second old."""
+        endpoints = []
+        for name in SYSTEM_VIEWS:
+
+            async def system(_request: Nothing, _call: Call, name: str = name) -> LatestReply:
+                host = await self._fresh_host()
+                return self._reply([self._row(host, None, system_values(name, host))])
+
+            endpoints.append(self._endpoint("system", name, system))
+        for name in GPU_VIEWS:
+
+            async def gpu(_request: Nothing, _call: Call, name: str = name) -> LatestReply:
+                gpus = await self._fresh_gpus()
+                rows = [self._row(one, one.gpu, gpu_values(name, one)) for one in gpus]
+                return self._reply(rows, "" if rows else self._no_gpu_reason)
+
+            endpoints.append(self._endpoint("gpu", name, gpu))
+        return endpoints
+
+    def _endpoint(
+        self, group: str, name: str, handle: Callable[[Nothing, Call], Awaitable[LatestReply]]
+    ) -> Endpoint:
+        return json_endpoint(
+            f"{group}-{name}-here",
+            f"api.{group}.{name}.{self._node}",
+            Nothing,
+            handle,
+            reply_type=LatestReply,
+        )
+
+    def _row(
+        self, sample: HostMetrics | GpuMetrics, gpu: str | None, values: Mapping[str, object]
+    ) -> Row:
+        age_ns = self._clock() - to_ns(sample.observed_at)
+        return Row(
+            node=self._node,
+            gpu=gpu,
+            pool=sample.pool,
+            observed_at=sample.observed_at,
+            age_seconds=max(0.0, age_ns / SECOND_NS),
+            simulated=sample.simulated,
+            values=dict(values),
+        )
+
+    def _reply(self, rows: Sequence[Row], text: str = "") -> LatestReply:
+        return LatestReply(
+            answered_at=instant(self._clock()), rows=list(rows), total=len(rows), text=text
+        )
+
+    def components(self) -> list[Component]:
+        """Host and GPU sampling, each as old as its last sample."""
+        host = self._latest.host
+        parts = [
+            Component(
+                name="host",
+                state="failed" if host is None or "host" in self._trouble else "ok",
+                text=self._trouble.get("host", "sampled"),
+                probed_at=host.observed_at if host else instant(self._clock()),
+            )
+        ]
+        state: ComponentState = "ok"
+        text = f"{len(self._latest.gpus)} by {self._gpus.name}" if self._gpus else ""
+        if self._gpus is None:
+            state, text = ("degraded" if self._no_gpu_is_fault else "off"), self._no_gpu_reason
+        elif "gpu" in self._trouble:
+            state, text = "failed", self._trouble["gpu"]
+        elif lost := [t for p, t in self._trouble.items() if p.startswith("gpu.")]:
+            state, text = "degraded", lost[0]
+        parts.append(
+            Component(
+                name="gpus",
+                state=state,
+                text=text,
+                probed_at=instant(self._gpus_at_ns or self._clock()),
+            )
+        )
+        return parts

@@ -1,0 +1,287 @@
+"""All settings: defaults, then a TOML file, then the environment, then options; later wins."""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from agent.nats_config import ServerSettings
+from archive.settings import ArchiveSettings
+from cache.settings import CacheSettings
+from handlers.settings import HandlersSettings
+from schemas.lifecycle import ROLES, Role
+from schemas.units import token
+
+PREFIX = "RESOURCE_AGENT_"
+CONFIG_VARIABLE = "RESOURCE_AGENT_CONFIG"
+SERVER_VARIABLES = frozenset({CONFIG_VARIABLE})
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the text names key, value, source and rule."""
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of settings; unknown keys are errors."""
+
+
+class AgentSettings(Table, frozen=True, kw_only=True):
+    """The node agent."""
+
+    interval_seconds: Annotated[
+        float, Meta(ge=0.1, le=300, description="between two samples of the host and its GPUs")
+    ] = 5.0
+    process_interval_seconds: Annotated[
+        float, Meta(ge=1, le=3600, description="between two readings of the process table")
+    ] = 30.0
+    process_limit: Annotated[
+        int, Meta(ge=0, le=1000, description="processes published, busiest first")
+    ] = 10
+    gpu_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="a driver call that takes longer counts as failed")
+    ] = 5.0
+
+
+class HealthTable(Table, frozen=True, kw_only=True):
+    """Registration and health."""
+
+    heartbeat_seconds: Annotated[
+        float, Meta(gt=0, le=30, description="between two heartbeats; two missing = failed")
+    ] = 30.0
+    probe_seconds: Annotated[
+        float, Meta(gt=0, le=30, description="between two probes of a service's own parts")
+    ] = 5.0
+    expected_roles: Annotated[
+        tuple[Role, ...], Meta(description="the installation is ready when these are")
+    ] = ROLES
+
+
+class StreamsSettings(Table, frozen=True, kw_only=True):
+    """The streams on the server."""
+
+    budget_bytes: Annotated[
+        Annotated[int, Meta(ge=64 * 1024 * 1024)] | None,
+        Meta(description="all streams together; null: what the server offers"),
+    ] = None
+
+
+class LogSettings(Table, frozen=True, kw_only=True):
+    """Logs, on stderr."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least severe level shown")
+    ] = "info"
+    format: Annotated[
+        Literal["auto", "json", "text"], Meta(description="auto: text on a terminal, else JSON")
+    ] = "auto"
+
+
+class Settings(Table, frozen=True, kw_only=True):
+    """Everything that can be set."""
+
+    root: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
+            description="root of all subjects; streams and buckets are named after it",
+        ),
+    ] = "fleet.v1"
+    state_dir: Annotated[
+        str, Meta(description="folder for everything kept; empty: under $XDG_STATE_HOME")
+    ] = ""
+    node: Annotated[str, Meta(description="name of this machine; empty: its host name")] = ""
+    pool: Annotated[str, Meta(description="pool of this machine's GPUs; empty: none")] = ""
+    agent: Annotated[AgentSettings, Meta(description="node agent")] = AgentSettings()
+    health: Annotated[HealthTable, Meta(description="health")] = HealthTable()
+    server: Annotated[ServerSettings, Meta(description="private nats-server")] = ServerSettings()
+    streams: Annotated[StreamsSettings, Meta(description="streams")] = StreamsSettings()
+    handlers: Annotated[HandlersSettings, Meta(description="handlers")] = HandlersSettings()
+    cache: Annotated[CacheSettings, Meta(description="cache")] = CacheSettings()
+    archive: Annotated[ArchiveSettings, Meta(description="archive")] = ArchiveSettings()
+    log: Annotated[LogSettings, Meta(description="logs")] = LogSettings()
+
+    def state_folder(self) -> Path:
+        """The state folder as an absolute path."""
+        if self.state_dir:
+            return Path(self.state_dir).expanduser().absolute()
+        base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+        return Path(base).expanduser() / "resource-agent"
+
+    def node_token(self) -> str:
+        """This machine's name as a subject token."""
+        return token(self.node_name())
+
+    def node_name(self) -> str:
+        """This machine's name as given."""
+        return self.node or os.uname().nodename or "node"
+
+    def pool_token(self) -> str | None:
+        """The pool as a subject token, or None."""
+        return token(self.pool) if self.pool else None
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings and, by dotted name, where each that is not a default came from."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+
+def load(
+    *,
+    environ: Mapping[str, str],
+    config: Path | None = None,
+    options: Mapping[str, tuple[str, Any]] | None = None,
+) -> Loaded:
+    """Read all sources.
+
+    Args:
+        environ: The environment.
+        config: The TOML file; without one, `RESOURCE_AGENT_CONFIG` may name it.
+        options: Dotted name → (option as typed, value).
+
+    Raises:
+        SettingsError: a file that cannot be read, an unknown key, a value out of its range.
+    """
+    tree: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    if config is None and environ.get(CONFIG_VARIABLE):
+        config = Path(environ[CONFIG_VARIABLE])
+    if config is not None:
+        _merge_file(tree, sources, config)
+    for name, text in sorted(environ.items()):
+        if name.startswith(PREFIX) and name not in SERVER_VARIABLES:
+            dotted = name.removeprefix(PREFIX).lower().replace("__", ".")
+            _put(tree, dotted, _parse(text))
+            sources[dotted] = f"environment {name}"
+    for dotted, (option, value) in (options or {}).items():
+        _put(tree, dotted, value)
+        sources[dotted] = f"option {option}"
+    try:
+        settings = msgspec.convert(tree, type=Settings, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise SettingsError(_explain(str(error), sources, tree)) from None
+    return Loaded(settings=settings, sources=sources)
+
+
+def _merge_file(tree: dict[str, Any], sources: dict[str, str], path: Path) -> None:
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"cannot read settings file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path} is not TOML: {error}") from error
+    for dotted, value in _leaves(table):
+        _put(tree, dotted, value)
+        sources[dotted] = f"file {path}"
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
+    *tables, key = dotted.split(".")
+    for table in tables:
+        tree = tree.setdefault(table, {})
+        if not isinstance(tree, dict):
+            raise SettingsError(f"{dotted}: {table} is a value, not a table")
+    tree[key] = value
+
+
+def _parse(text: str) -> object:
+    """Lists and tables as JSON, names separated by commas as a list; the rest as it is."""
+    if text[:1] in "[{" and text:
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return text
+    return text
+
+
+def _explain(text: str, sources: Mapping[str, str], tree: Mapping[str, Any]) -> str:
+    """The validator's words, with the key, its value and where that came from."""
+    message, _, where = text.partition(" - at `$.")
+    dotted = where.rstrip("`").split("[")[0]
+    if "unknown field" in message and "`" in message:
+        field = message.split("`")[-2]
+        dotted = f"{dotted}.{field}".lstrip(".")
+        message = "there is no such setting"
+    value: Any = tree
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    source = sources.get(dotted)
+    if source is None:
+        source = next((s for name, s in sources.items() if name.startswith(dotted)), "defaults")
+    shown = "" if value is None or isinstance(value, Mapping) else f" = {value!r}"
+    return f"setting {dotted or '?'}{shown} ({source}): {message}; see `resource-agent settings`"
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One setting, for the list and the docs."""
+
+    name: str
+    variable: str
+    type: str
+    default: Any
+    value: Any
+    source: str
+    description: str
+
+
+def describe(loaded: Loaded) -> list[Option]:
+    """Every setting with its value and where it came from, in the order of the classes."""
+    return list(_describe(Settings, loaded.settings, Settings(), "", loaded.sources))
+
+
+def _describe(
+    kind: type[msgspec.Struct],
+    value: msgspec.Struct,
+    default: msgspec.Struct,
+    prefix: str,
+    sources: Mapping[str, str],
+) -> Iterator[Option]:
+    hints = get_type_hints(kind, include_extras=True)
+    for field in msgspec.structs.fields(kind):
+        hint = hints[field.name]
+        dotted = f"{prefix}{field.name}"
+        inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            yield from _describe(
+                inner,
+                getattr(value, field.name),
+                getattr(default, field.name),
+                f"{dotted}.",
+                sources,
+            )
+            continue
+        meta = [m for m in get_args(hint)[1:] if isinstance(m, Meta)]
+        yield Option(
+            name=dotted,
+            variable=PREFIX + dotted.upper().replace(".", "__"),
+            type=_type_name(inner),
+            default=msgspec.to_builtins(getattr(default, field.name)),
+            value=msgspec.to_builtins(getattr(value, field.name)),
+            source=sources.get(dotted, "default"),
+            description="; ".join(m.description for m in meta if m.description),
+        )
+
+
+def _type_name(kind: Any) -> str:  # noqa: ANN401 - any annotation
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "list"
+    if get_origin(kind) is Annotated:
+        return _type_name(get_args(kind)[0])
+    if get_args(kind):
+        return " | ".join("null" if a is type(None) else _type_name(a) for a in get_args(kind))
+    return getattr(kind, "__name__", str(kind))

@@ -1,0 +1,1 @@
+"""The archive: evicted cache entries on disk, compressed, with expiry, found again by key."""

@@ -1,0 +1,118 @@
+"""What the archive tells the bus and counts about itself."""
+
+import secrets
+from collections import Counter, defaultdict
+
+import structlog
+
+from archive.index import IndexEntry
+from schemas.archive import ArchiveFailed, Expired, Restored, Stored
+from schemas.message import Message
+from schemas.protocols import Clock, Publisher, PublishError
+from schemas.units import SECOND_NS, instant
+
+log = structlog.get_logger()
+
+STORE_FAILURE_EVERY_NS = 60 * SECOND_NS
+
+
+class Announcer:
+    """Publishes the archive's events, each with an id of its own, and counts by namespace."""
+
+    def __init__(self, publisher: Publisher, instance: str, clock: Clock) -> None:
+        self._publisher = publisher
+        self._clock = clock
+        self._id_prefix = f"{instance}.{secrets.token_hex(6)}"
+        self._sent = 0
+        self._store_failure_ns: int | None = None
+        self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    def total(self) -> Counter[str]:
+        """The counts of all namespaces together."""
+        total: Counter[str] = Counter()
+        for counts in list(self.counts.values()):
+            total.update(counts)
+        return total
+
+    async def stored(self, entry: IndexEntry) -> None:
+        """Say that `entry` is safe.
+
+        Raises:
+            PublishError: nobody knows it yet; the cache waits for this event, so say it again.
+        """
+        expires_ns = entry.expires_ns
+        await self._publish(
+            Stored(
+                namespace=entry.namespace,
+                key=entry.key,
+                version=entry.version,
+                observed_at=instant(self._clock()),
+                size_bytes=entry.size_bytes,
+                stored_bytes=entry.object_bytes,
+                expires_at=None if expires_ns is None else instant(expires_ns),
+                tombstone=entry.tombstone,
+            )
+        )
+
+    async def restored(self, namespace: str, key: str, version: str, size_bytes: int) -> None:
+        """Say and count that a value was handed back."""
+        self.counts[namespace]["restored_total"] += 1
+        await self._try(
+            Restored(
+                namespace=namespace,
+                key=key,
+                version=version,
+                observed_at=instant(self._clock()),
+                size_bytes=size_bytes,
+            )
+        )
+
+    async def expired(self, entry: IndexEntry) -> None:
+        """Say and count that a value was removed because its time was over."""
+        self.counts[entry.namespace]["expired_total"] += 1
+        await self._try(
+            Expired(
+                namespace=entry.namespace,
+                key=entry.key,
+                version=entry.version,
+                observed_at=instant(self._clock()),
+            )
+        )
+
+    async def store_failed(self, namespace: str, key: str, version: str, error: str) -> None:
+        """Count that a value could not be stored now; log and say it at most once a minute."""
+        self.counts[namespace]["failed_total"] += 1
+        now_ns = self._clock()
+        last_ns = self._store_failure_ns
+        if last_ns is not None and now_ns - last_ns < STORE_FAILURE_EVERY_NS:
+            return
+        self._store_failure_ns = now_ns
+        log.error("archive_store_failed", error=error)
+        await self._failed(namespace, key, version, error)
+
+    async def damaged(self, entry: IndexEntry, error: str) -> None:
+        """Say and count that a stored value cannot be read any more."""
+        self.counts[entry.namespace]["failed_total"] += 1
+        await self._failed(entry.namespace, entry.key, entry.version, error)
+
+    async def _failed(self, namespace: str, key: str, version: str, error: str) -> None:
+        await self._try(
+            ArchiveFailed(
+                namespace=namespace,
+                key=key,
+                version=version,
+                observed_at=instant(self._clock()),
+                error=error,
+            )
+        )
+
+    async def _try(self, message: Message) -> None:
+        try:
+            await self._publish(message)
+        except PublishError as error:
+            self.counts[""]["events_lost_total"] += 1
+            log.warning("archive_event_lost", event_type=type(message).__name__, error=str(error))
+
+    async def _publish(self, message: Message) -> None:
+        self._sent += 1
+        await self._publisher.publish(message, message_id=f"{self._id_prefix}.{self._sent}")

@@ -1,0 +1,187 @@
+"""The archive's endpoints: restore, keys, list, status."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from archive.announce import Announcer
+from archive.index import HASH_BYTES
+from archive.intake import STREAM
+from archive.store import ObjectStore, StoreError
+from archive.vault import DamagedObjectError, Vault
+from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveStatus, Request
+from schemas.cache import EVICTED_HEADER, encode_header
+from schemas.protocols import (
+    Answer,
+    Call,
+    Clock,
+    Endpoint,
+    PublishError,
+    RequestError,
+    Subscriber,
+    json_endpoint,
+)
+from schemas.units import instant
+
+log = structlog.get_logger()
+
+HASHES_PER_PAGE = 512 * 1024 // HASH_BYTES
+LIST_KEY_BYTES = 256 * 1024
+
+
+class Queries:
+    """Answers for every namespace; the namespace is the last token of the subject.
+
+    `is_owner` says whether this archiver still owns the store: without that its index may be
+    behind another's, and it answers 503.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        store: ObjectStore,
+        announcer: Announcer,
+        subscriber: Subscriber,
+        instance: str,
+        clock: Clock,
+        is_owner: Callable[[], bool],
+    ) -> None:
+        self._vault = vault
+        self._store = store
+        self._announcer = announcer
+        self._subscriber = subscriber
+        self._instance = instance
+        self._clock = clock
+        self._is_owner = is_owner
+
+    def endpoints(self) -> list[Endpoint]:
+        """Raw: restore and keys. JSON: list and status."""
+        return [
+            Endpoint("archive_restore", "api.archive.restore.*", self.restore),
+            Endpoint("archive_keys", "api.archive.keys.*", self.keys),
+            json_endpoint(
+                "archive_list",
+                "api.archive.list.*",
+                ArchiveListRequest,
+                self.list_entries,
+                reply_type=ArchiveList,
+            ),
+            json_endpoint(
+                "archive_status",
+                "api.archive.status.*",
+                Request,
+                self.status,
+                reply_type=ArchiveStatus,
+            ),
+        ]
+
+    def restore(self, call: Call) -> Awaitable[Answer]:
+        """The value of the key in the payload, with its manifest in `Fleet-Evicted`.
+
+        `Fleet-Generation` (absent = newest): anything older is a miss. A miss is an empty answer
+        with `Fleet-Status: miss`; a damaged object is answered 500 once and a miss from then on.
+        """
+        namespace = self._namespace(call)
+        try:
+            key = call.payload.decode()
+        except UnicodeDecodeError:
+            raise RequestError(400, "the payload is the key, in UTF-8") from None
+        text = call.headers.get("Fleet-Generation")
+        if text is not None and not (text.isascii() and text.isdigit()):
+            raise RequestError(400, "Fleet-Generation is a count")
+        return self._restore(namespace, key, None if text is None else int(text))
+
+    async def _restore(self, namespace: str, key: str, generation: int | None) -> Answer:
+        try:
+            found = await self._vault.fetch(namespace, key, generation)
+        except DamagedObjectError as error:
+            await self._announcer.damaged(error.entry, error.reason)
+            raise RequestError(
+                500, f"archived object of this key is damaged: {error.reason}"
+            ) from error
+        except StoreError as error:
+            log.error("archive_unreadable", error=str(error))
+            raise RequestError(503, "the archive's store cannot be read now") from error
+        if found is None:
+            return Answer(headers={"Fleet-Status": "miss"})
+        manifest, value = found
+        await self._announcer.restored(namespace, key, manifest.version, len(value))
+        header = encode_header(msgspec.json.encode(manifest).decode())
+        return Answer(value, {EVICTED_HEADER: header})
+
+    def keys(self, call: Call) -> Answer:
+        """Eight-byte hashes (`index.key_hash`) of the keys that can be restored, sorted.
+
+        At most 512 KiB a page; `Fleet-More: 1` says that there are more, after the last one:
+        `Fleet-After` takes it in hexadecimal. `Fleet-Generation` is the newest generation known.
+        """
+        index = self._vault.index(self._namespace(call))
+        try:
+            after = bytes.fromhex(call.headers.get("Fleet-After", ""))
+        except ValueError:
+            raise RequestError(400, "Fleet-After is hexadecimal") from None
+        hashes = index.hashes(after, HASHES_PER_PAGE + 1, self._clock())
+        headers = {"Fleet-Generation": str(index.generation)}
+        if len(hashes) > HASHES_PER_PAGE:
+            headers["Fleet-More"] = "1"
+        return Answer(b"".join(hashes[:HASHES_PER_PAGE]), headers)
+
+    def list_entries(self, request: ArchiveListRequest, call: Call) -> ArchiveList:
+        """Entries that can be restored, by key; a page ends at `limit` or 256 KiB of keys."""
+        index = self._vault.index(self._namespace(call))
+        found = index.listing(request.prefix, request.after, request.limit + 1, self._clock())
+        entries: list[ArchiveEntry] = []
+        key_bytes = 0
+        for entry in found[: request.limit]:
+            key_bytes += len(entry.key.encode())
+            if entries and key_bytes > LIST_KEY_BYTES:
+                break
+            expires_ns = entry.expires_ns
+            entries.append(
+                ArchiveEntry(
+                    key=entry.key,
+                    version=entry.version,
+                    size_bytes=entry.size_bytes,
+                    stored_bytes=entry.object_bytes,
+                    stored_at=instant(entry.stored_ns),
+                    expires_at=None if expires_ns is None else instant(expires_ns),
+                )
+            )
+        return ArchiveList(entries=entries, more=len(entries) < len(found))
+
+    async def status(self, _request: Request, call: Call) -> ArchiveStatus:
+        """What the namespace holds; entries not yet swept are counted."""
+        namespace = self._namespace(call)
+        index = self._vault.index(namespace)
+        counts: Counter[str] = self._announcer.counts.get(namespace, Counter())
+        return ArchiveStatus(
+            namespace=namespace,
+            instance=self._instance,
+            store=self._store.description,
+            entries=index.entries,
+            tombstones=index.tombstones,
+            size_bytes=index.size_bytes,
+            stored_bytes=index.object_bytes,
+            pending=await self.pending(),
+            stored_total=counts["stored_total"],
+            restored_total=counts["restored_total"],
+            expired_total=counts["expired_total"],
+            superseded_total=counts["superseded_total"],
+            failed_total=counts["failed_total"],
+            dead_total=counts["dead_total"],
+        )
+
+    async def pending(self) -> int | None:
+        """Evictions of all namespaces that wait in the stream, at most; None = not known."""
+        try:
+            first, last = await self._subscriber.stream_bounds(STREAM)
+        except (PublishError, TimeoutError):
+            return None
+        return max(0, last - first + 1) if last else 0
+
+    def _namespace(self, call: Call) -> str:
+        if not self._is_owner():
+            raise RequestError(503, "this archiver does not own the store now; ask again")
+        return call.subject.rpartition(".")[2]

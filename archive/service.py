@@ -1,0 +1,243 @@
+"""The archive service: one owner of the store at a time, others ready to take over."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from archive.announce import Announcer
+from archive.intake import Intake
+from archive.queries import Queries
+from archive.settings import ArchiveSettings
+from archive.store import ObjectStore, StoreError
+from archive.vault import Vault
+from schemas.lifecycle import Component, ComponentState
+from schemas.protocols import (
+    Clock,
+    Endpoint,
+    Lease,
+    Leases,
+    Publisher,
+    Subscriber,
+    WorkQueue,
+)
+from schemas.units import instant
+
+log = structlog.get_logger()
+
+LEASE = "archive"
+Serve = Callable[[Sequence[Endpoint]], Awaitable[Callable[[], Awaitable[None]]]]
+"""Serves endpoints and returns what drains them again."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ArchiveBus:
+    """What the archive needs of the bus."""
+
+    publisher: Publisher
+    subscriber: Subscriber
+    queue: WorkQueue
+    leases: Leases
+    serve: Serve
+
+
+class ArchiveService:
+    """Takes evictions into a store and gives them back.
+
+    An async context manager. Inside, whoever holds the lease `archive` reads the index from the
+    store, serves the endpoints and works; the others try every `standby_poll_seconds` to take
+    over. Guarantees: an acknowledged eviction is durable in the store, superseded, expired or in
+    FLEET_DEAD; a value past its expiry, of an older generation, or with a wrong digest is never
+    returned. Leaving finishes what is in flight, within `drain_seconds`; the rest comes again.
+    """
+
+    name = "archive"
+
+    def __init__(
+        self,
+        bus: ArchiveBus,
+        store: ObjectStore,
+        settings: ArchiveSettings,
+        instance: str,
+        clock: Clock,
+    ) -> None:
+        self._bus = bus
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._vault = Vault(store, settings, clock)
+        self._announcer = Announcer(bus.publisher, instance, clock)
+        self._intake = Intake(self._vault, bus.queue, self._announcer, settings)
+        self._queries = Queries(
+            self._vault,
+            store,
+            self._announcer,
+            bus.subscriber,
+            instance,
+            clock,
+            is_owner=lambda: self._lease is not None and self._lease.held,
+        )
+        self._lease: Lease | None = None
+        self._state = "starting"
+        self._settled = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+        self._work: asyncio.Task[None] | None = None
+        self._probes: asyncio.Task[None] | None = None
+        self._components: list[Component] = []
+        self._load_error = ""
+
+    async def __aenter__(self) -> Self:
+        """Open the store and begin.
+
+        Raises:
+            StoreError: the store cannot be written; the text says what to do.
+        """
+        await self._store.open()
+        await self._tasks.__aenter__()
+        self._work = self._tasks.create_task(self._own_or_stand_by())
+        self._probes = self._tasks.create_task(self._probe_regularly())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        if self._work is not None:
+            await asyncio.wait({self._work}, timeout=self._settings.drain_seconds)
+            self._work.cancel()
+        if self._probes is not None:
+            self._probes.cancel()
+        if isinstance(error, Exception):
+            # The body's own error leaves as it is, not in a group.
+            kind = error = trace = None
+        try:
+            await self._tasks.__aexit__(kind, error, trace)
+        finally:
+            await self._store.close()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether this archiver owns the store and serves."""
+        return self._state == "active"
+
+    async def wait_ready(self) -> None:
+        """Return once this archiver serves, or knows that another one does."""
+        await self._settled.wait()
+
+    def components(self) -> list[Component]:
+        """Store, lease and backlog as the last probe saw them."""
+        return list(self._components)
+
+    def counters(self) -> dict[str, float]:
+        """Totals of this process and sizes now, all namespaces together."""
+        indexes = list(self._vault.namespaces.values())
+        return {
+            **{name: float(count) for name, count in self._announcer.total().items()},
+            "entries": float(sum(index.entries for index in indexes)),
+            "tombstones": float(sum(index.tombstones for index in indexes)),
+            "size_bytes": float(sum(index.size_bytes for index in indexes)),
+            "stored_bytes": float(sum(index.object_bytes for index in indexes)),
+            "unreadable_objects": float(self._vault.unreadable),
+            "in_flight": float(self._intake.in_flight),
+        }
+
+    async def _own_or_stand_by(self) -> None:
+        while not self._stopping.is_set():
+            lease = await self._bus.leases.try_acquire(LEASE)
+            if lease is None:
+                self._enter("standby")
+                await self._pause(self._settings.standby_poll_seconds)
+                continue
+            try:
+                await self._own(lease)
+                self._load_error = ""
+            except StoreError as error:
+                self._load_error = str(error)
+                log.error("archive_index_not_loaded", error=str(error))
+            finally:
+                self._lease = None
+                self._state = "starting"
+                await self._bus.leases.release(lease)
+            await self._pause(self._settings.retry_seconds)
+
+    async def _own(self, lease: Lease) -> None:
+        def on_progress(done: int, total: int) -> None:
+            self._state = f"reading the index: {done} of {total} objects"
+
+        await self._vault.load(on_progress)
+        self._load_error = ""
+        self._lease = lease
+        stop_serving = await self._bus.serve(self._queries.endpoints())
+        self._enter("active")
+        log.info("archive_active", store=self._store.description, **self.counters())
+        try:
+            async with asyncio.TaskGroup() as group:
+                sweeper = group.create_task(self._sweep_regularly())
+                await self._intake.run(lease, self._stopping)
+                sweeper.cancel()
+        finally:
+            await stop_serving()
+
+    async def _sweep_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.sweep_interval_seconds)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Remove what expired or was cleared; also runs by itself."""
+        try:
+            async with contextlib.aclosing(self._vault.sweep()) as removed:
+                async for entry in removed:
+                    if entry.tombstone:
+                        self._announcer.counts[entry.namespace]["tombstones_dropped_total"] += 1
+                    elif entry.is_expired(self._clock()):
+                        await self._announcer.expired(entry)
+                    else:
+                        self._announcer.counts[entry.namespace]["cleared_total"] += 1
+        except StoreError as error:
+            log.error("archive_sweep_failed", error=str(error))
+
+    async def _probe_regularly(self) -> None:
+        while not self._stopping.is_set():
+            await self._probe()
+            await self._pause(self._settings.probe_interval_seconds)
+
+    async def _probe(self) -> None:
+        store_error = self._intake.store_error or self._load_error
+        try:
+            room = await self._store.probe()
+        except StoreError as error:
+            store_error = str(error)
+        pending = await self._queries.pending()
+        backlog_error = self._intake.queue_error
+        if pending is None:
+            backlog_error = backlog_error or "the eviction stream does not answer"
+        self._components = [
+            self._component("store", "failed" if store_error else "ok", store_error or room),
+            self._component("lease", "ok", self._state),
+            self._component(
+                "backlog",
+                "failed" if backlog_error else "ok",
+                backlog_error or f"{pending} evictions wait",
+            ),
+        ]
+
+    def _component(self, name: str, state: ComponentState, text: str) -> Component:
+        return Component(name=name, state=state, text=text, probed_at=instant(self._clock()))
+
+    def _enter(self, state: str) -> None:
+        self._state = state
+        self._settled.set()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()

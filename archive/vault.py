@@ -1,0 +1,212 @@
+"""The store and its index, changed together: keep, fetch, sweep. Knows nothing of the bus."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Literal
+from weakref import WeakValueDictionary
+
+import msgspec
+import structlog
+
+from archive import segment
+from archive.index import IndexEntry, NamespaceIndex, object_name, order
+from archive.segment import ArchiveObjectError
+from archive.settings import ArchiveSettings
+from archive.store import ObjectStore, StoreError
+from schemas.cache import Evicted
+from schemas.protocols import Clock
+from schemas.units import SECOND_NS, instant
+
+log = structlog.get_logger()
+
+SCAN_BATCH = 256
+Outcome = Literal["stored", "repeated", "superseded", "expired"]
+
+
+class DamagedObjectError(Exception):
+    """The object of an indexed key was damaged and has been put aside."""
+
+    def __init__(self, entry: IndexEntry, reason: str) -> None:
+        super().__init__(reason)
+        self.entry = entry
+        self.reason = reason
+
+
+class Vault:
+    """Archived values by namespace and key; the newest version of a key is the only one.
+
+    Work on one key is done one at a time, on different keys concurrently. Nothing is announced
+    in the index before the store has it durably. A crash at any point leaves at worst an object
+    that the next `load` recognises as superseded and removes.
+    """
+
+    def __init__(self, store: ObjectStore, settings: ArchiveSettings, clock: Clock) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._indexes: dict[str, NamespaceIndex] = {}
+        # A lock lives as long as somebody holds or awaits it.
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._leftovers: set[str] = set()
+        self.unreadable = 0
+
+    @property
+    def namespaces(self) -> dict[str, NamespaceIndex]:
+        """The index of every namespace that has been seen."""
+        return self._indexes
+
+    def index(self, namespace: str) -> NamespaceIndex:
+        """The index of `namespace`; an empty one where nothing is known, which is not kept."""
+        return self._indexes.get(namespace) or NamespaceIndex()
+
+    async def load(self, on_progress: Callable[[int, int], None]) -> None:
+        """Read the header of every object and start from what they say.
+
+        `on_progress(done, total)` is called after each batch of 256. Superseded objects are
+        removed, damaged ones put aside, foreign ones left alone.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        self._indexes = {}
+        self._leftovers = set()
+        self.unreadable = 0
+        names = await self._store.names()
+        for start in range(0, len(names), SCAN_BATCH):
+            for head in await self._store.heads(names[start : start + SCAN_BATCH]):
+                try:
+                    header = segment.decode_header(head.start, head.object_bytes)
+                    if object_name(header.manifest) != head.name:
+                        raise ArchiveObjectError("it lies under another object's name")
+                except ArchiveObjectError as error:
+                    await self._put_aside(head.name, error)
+                    continue
+                entry = IndexEntry.of(header, head.object_bytes)
+                loser = self._kept_index(entry.namespace).put(entry)
+                if loser is not None:
+                    await self._discard(loser.name)
+            on_progress(min(start + SCAN_BATCH, len(names)), len(names))
+
+    async def keep(self, manifest: Evicted, value: bytes) -> tuple[Outcome, IndexEntry | None]:
+        """Store an eviction or tombstone that `segment.check_value` has accepted.
+
+        Keeping the same manifest again changes nothing ("repeated"). An expired value is not
+        stored; where an older version of its key is, a tombstone takes that one's place.
+
+        Returns:
+            The outcome, and the entry if it is in the store.
+
+        Raises:
+            StoreError: not stored, nothing changed; try again.
+        """
+        async with self._lock(manifest.namespace, manifest.key):
+            index = self._kept_index(manifest.namespace)
+            index.saw_generation(manifest.generation)
+            known = index.newest(manifest.key)
+            if manifest.generation < index.generation:
+                return "superseded", None
+            its_order, expires_ns = order(manifest), segment.expires_ns(manifest)
+            if known is not None and known.covers(its_order, expires_ns):
+                return ("repeated", known) if known.order == its_order else ("superseded", None)
+            now_ns = self._clock()
+            if expires_ns is not None and now_ns >= expires_ns:
+                if known is None or known.tombstone or known.order == its_order:
+                    return "expired", None
+                manifest, value = _as_tombstone(manifest), b""
+            entry = await self._write(manifest, value, now_ns)
+            replaced = index.put(entry)
+            if replaced is not None and replaced.name != entry.name:
+                await self._discard(replaced.name)
+            return "stored", entry
+
+    async def fetch(
+        self, namespace: str, key: str, generation: int | None
+    ) -> tuple[Evicted, bytes] | None:
+        """Manifest and value of `key`, verified; None when there is none that may be returned.
+
+        `generation` is the asker's: what is older is a miss. None = the newest known.
+
+        Raises:
+            DamagedObjectError: there was one, but its object is broken or gone.
+            StoreError: the store cannot be read.
+        """
+        index = self._indexes.get(namespace)
+        if index is None:
+            return None
+        if generation is not None:
+            index.saw_generation(generation)
+        async with self._lock(namespace, key):
+            entry = index.find(key, self._clock())
+            if entry is None:
+                return None
+            try:
+                content = await self._store.get(entry.name)
+                if content is None:
+                    raise ArchiveObjectError("the object is missing")
+                header, value = await asyncio.to_thread(segment.decode, content)
+                if object_name(header.manifest) != entry.name:
+                    raise ArchiveObjectError("the object holds another entry")
+            except ArchiveObjectError as error:
+                await self._put_aside(entry.name, error)
+                index.replace_by_tombstone(entry)
+                raise DamagedObjectError(entry, error.reason) from error
+            # Reading took time, and a clear may have come meanwhile.
+            return (header.manifest, value) if index.find(key, self._clock()) is entry else None
+
+    async def sweep(self) -> AsyncGenerator[IndexEntry, None]:
+        """Remove expired and cleared values and tombstones past their time; yields each.
+
+        Raises:
+            StoreError: what is left is tried again by the next sweep.
+        """
+        for name in list(self._leftovers):
+            await self._store.delete(name)
+            self._leftovers.discard(name)
+        now_ns = self._clock()
+        tombstones_before_ns = now_ns - int(self._settings.tombstone_keep_seconds * SECOND_NS)
+        for index in list(self._indexes.values()):
+            for entry in index.due(now_ns, tombstones_before_ns):
+                async with self._lock(entry.namespace, entry.key):
+                    if index.newest(entry.key) is not entry:
+                        continue
+                    await self._store.delete(entry.name)
+                    index.remove(entry)
+                yield entry
+
+    async def _write(self, manifest: Evicted, value: bytes, now_ns: int) -> IndexEntry:
+        content = await asyncio.to_thread(
+            segment.encode,
+            manifest,
+            value,
+            stored_at=instant(now_ns),
+            level=self._settings.zstd_level,
+            min_ratio=self._settings.min_ratio,
+        )
+        await self._store.put(object_name(manifest), content)
+        header = segment.decode_header(content, len(content))
+        return IndexEntry.of(header, len(content))
+
+    async def _discard(self, name: str) -> None:
+        """Delete an object that is not needed any more; what fails is left to the sweep."""
+        try:
+            await self._store.delete(name)
+        except StoreError:
+            self._leftovers.add(name)
+
+    async def _put_aside(self, name: str, error: ArchiveObjectError) -> None:
+        self.unreadable += 1
+        log.error("archived_object_unreadable", name=name, reason=error.reason)
+        if not error.foreign:
+            await self._store.quarantine(name)
+
+    def _kept_index(self, namespace: str) -> NamespaceIndex:
+        return self._indexes.setdefault(namespace, NamespaceIndex())
+
+    def _lock(self, namespace: str, key: str) -> asyncio.Lock:
+        return self._locks.setdefault((namespace, key), asyncio.Lock())
+
+
+def _as_tombstone(manifest: Evicted) -> Evicted:
+    return msgspec.structs.replace(
+        manifest, tombstone=True, size_bytes=0, digest="", ttl_seconds=None, expires_at=None
+    )

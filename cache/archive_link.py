@@ -1,0 +1,151 @@
+"""What the owner of a namespace asks the archive, and hears from it."""
+
+import asyncio
+import struct
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from cache.archived import HASH_BYTES
+from cache.entry import Entry
+from cache.manifest import ForeignAnswerError, restored_entry
+from cache.namespace import Namespace
+from schemas.archive import Stored
+from schemas.protocols import Clock, Delivery, PublishError, Requester, RequestError, Subscriber
+
+log = structlog.get_logger()
+
+CHECK_SECONDS = 0.25
+KEYS_TIMEOUT_SECONDS = 5.0
+_decode_stored = msgspec.json.Decoder(Stored).decode
+
+
+class ArchiveLink:
+    """Restores, and keeps `Namespace.archived` true to what the archive holds.
+
+    Nothing is restored before the archive has worked off what was in the eviction stream when
+    this owner began: its predecessor's last tombstones may be among it.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        requester: Requester,
+        subscriber: Subscriber,
+        clock: Clock,
+        *,
+        restore_timeout_seconds: float,
+    ) -> None:
+        self._namespace = namespace
+        self._requester = requester
+        self._subscriber = subscriber
+        self._clock = clock
+        self._restore_timeout_seconds = restore_timeout_seconds
+        self._sync_until: int | None = None
+        self.error = ""
+
+    async def listen(self) -> Callable[[], Awaitable[None]]:
+        """Hear what the archive has stored; returns what ends that.
+
+        Raises:
+            PublishError: the server does not answer.
+        """
+        return await self._subscriber.follow(
+            "EVENTS", self._on_stored, subject=f"archived.stored.{self._namespace.name}"
+        )
+
+    async def run(self) -> None:
+        """Sync with the archive whenever that is due, for ever."""
+        while True:
+            await self._advance_sync()
+            await asyncio.sleep(CHECK_SECONDS)
+
+    async def restore(self, key: str) -> Entry | None:
+        """The entry that the archive has of `key`, now in RAM; None where it has none to give.
+
+        One question at a time for each key. No answer within the time limit counts as a miss.
+        """
+        under_way = self._namespace.restore_under_way(key)
+        if under_way is not None:
+            await under_way.finished.wait()
+            return under_way.answer
+        restore = self._namespace.start_restore(key)
+        entry = None
+        try:
+            entry = await self._ask_for(key)
+        finally:
+            answer = self._namespace.finish_restore(key, restore, entry)
+        return answer
+
+    async def _ask_for(self, key: str) -> Entry | None:
+        name, generation = self._namespace.name, self._namespace.generation
+        try:
+            answer = await self._requester.request(
+                f"api.archive.restore.{name}",
+                key.encode(),
+                {"Fleet-Generation": str(generation)},
+                timeout_seconds=self._restore_timeout_seconds,
+            )
+            entry = restored_entry(
+                answer, namespace=name, key=key, generation=generation, now_ns=self._clock()
+            )
+        except (RequestError, ForeignAnswerError) as error:
+            self._namespace.counters.restores_failed += 1
+            self._failed("restore_failed", error)
+            return None
+        self.error = ""
+        return entry
+
+    def _on_stored(self, delivery: Delivery) -> None:
+        stored = _decode_stored(delivery.payload)
+        namespace = self._namespace
+        namespace.archived.confirm(stored.key, stored.version, tombstone=stored.tombstone)
+        if not stored.tombstone:
+            namespace.outbox.confirm(stored.key, stored.version)
+
+    async def _advance_sync(self) -> None:
+        archived, outbox = self._namespace.archived, self._namespace.outbox
+        if self._sync_until is None:
+            if not archived.needs_sync:
+                return
+            archived.begin_sync(outbox.waiting_values(), outbox.waiting_tombstones())
+        try:
+            first, last = await self._subscriber.stream_bounds("EVICTIONS")
+            if self._sync_until is None:
+                self._sync_until = last
+            # The stream is a work queue: what was worked off is no longer in it. One that never
+            # held anything says that its first and last are 0.
+            if first <= self._sync_until and last > 0:
+                return
+            archived.caught_up = True
+            hashes = await self._listed_keys()
+        except (PublishError, RequestError, ForeignAnswerError, TimeoutError) as error:
+            self._failed("archive_not_synced", error)
+            return
+        archived.finish_sync(hashes)
+        self._sync_until = None
+        self.error = ""
+        log.info("archive_synced", namespace=self._namespace.name, archived_keys=len(hashes))
+
+    async def _listed_keys(self) -> list[int]:
+        hashes: list[int] = []
+        after = ""
+        while True:
+            answer = await self._requester.request(
+                f"api.archive.keys.{self._namespace.name}",
+                headers={"Fleet-After": after} if after else None,
+                timeout_seconds=KEYS_TIMEOUT_SECONDS,
+            )
+            page, rest = divmod(len(answer.payload), HASH_BYTES)
+            if rest:
+                raise ForeignAnswerError("the archive's list of keys is cut short")
+            hashes.extend(struct.unpack(f">{page}Q", answer.payload))
+            after = answer.payload[-HASH_BYTES:].hex()
+            if answer.headers.get("Fleet-More") != "1" or not page:
+                return hashes
+
+    def _failed(self, event: str, error: Exception) -> None:
+        if not self.error:
+            log.warning(event, namespace=self._namespace.name, error=str(error))
+        self.error = str(error)

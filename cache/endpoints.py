@@ -1,0 +1,280 @@
+"""The endpoints of one owned namespace: `cache.<namespace>.<operation>`."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable
+from typing import NoReturn
+
+import msgspec
+import structlog
+
+from cache.archive_link import ArchiveLink
+from cache.entry import Entry
+from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
+from cache.outbox import Item
+from cache.ownership import Ownership, OwnershipError
+from cache.requests import read_key, read_put
+from cache.settings import CacheSettings
+from schemas.api import CacheReply, ClearReply, EntryMeta, NamespaceStats, Nothing
+from schemas.cache import CacheEvent
+from schemas.protocols import (
+    Answer,
+    Call,
+    Clock,
+    Endpoint,
+    Lease,
+    Publisher,
+    PublishError,
+    RequestError,
+    json_endpoint,
+)
+from schemas.units import SECOND_NS, instant
+
+log = structlog.get_logger()
+
+_MISS = Answer(headers={"Fleet-Status": "miss"})
+
+
+class NamespaceEndpoints:
+    """Answers for one namespace while its lease is held, with 503 from the moment it is not.
+
+    Hits in RAM or outbox, plain misses, and writes of keys that were never archived are answered
+    at once. What waits: a miss that asks the archive, a write whose tombstone must be
+    acknowledged first, a clear.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        ownership: Ownership,
+        link: ArchiveLink,
+        lease: Lease,
+        publisher: Publisher,
+        settings: CacheSettings,
+        instance: str,
+        clock: Clock,
+    ) -> None:
+        self._namespace = namespace
+        self._ownership = ownership
+        self._link = link
+        self._lease = lease
+        self._publisher = publisher
+        self._settings = settings
+        self._instance = instance
+        self._clock = clock
+        self._clearing = asyncio.Lock()
+
+    def endpoints(self) -> list[Endpoint]:
+        """Raw: get and put. Key in, JSON out: delete, exists and meta. JSON: stats and clear."""
+        name = self._namespace.name
+
+        def at(operation: str) -> tuple[str, str]:
+            return f"cache_{operation}_{name}", f"cache.{name}.{operation}"
+
+        return [
+            Endpoint(*at("get"), self.get),
+            Endpoint(*at("put"), self.put),
+            Endpoint(*at("delete"), self.delete, reply_type=CacheReply),
+            Endpoint(*at("exists"), self.exists, reply_type=CacheReply),
+            Endpoint(*at("meta"), self.meta, reply_type=EntryMeta),
+            json_endpoint(*at("stats"), Nothing, self.stats, reply_type=NamespaceStats),
+            json_endpoint(*at("clear"), Nothing, self.clear, reply_type=ClearReply),
+        ]
+
+    def get(self, call: Call) -> Answer | Awaitable[Answer]:
+        """The value, with `Fleet-Version`; a miss is empty with `Fleet-Status: miss`.
+
+        What RAM does not have is asked of the archive, unless `Fleet-No-Restore: 1`.
+        """
+        self._check_owned()
+        key = read_key(call.payload)
+        entry = self._namespace.find(key)
+        if entry is not None:
+            return _hit(entry)
+        if call.headers.get("Fleet-No-Restore") == "1" or not self._namespace.may_restore(key):
+            return _MISS
+        return self._restore(key)
+
+    async def _restore(self, key: str) -> Answer:
+        entry = await self._link.restore(key)
+        self._check_owned()
+        return _MISS if entry is None else _hit(entry)
+
+    def put(self, call: Call) -> Answer | Awaitable[Answer]:
+        """Keep the payload under `Fleet-Key`; the answer is empty with `Fleet-Version`."""
+        self._check_owned()
+        entry, expected_version = read_put(call.headers, call.payload, self._clock())
+        if self._namespace.refuses(entry.size_bytes):
+            raise RequestError(
+                429, "evictions wait for the archive, and archive_when_full is refuse; try later"
+            )
+        if self._namespace.needs_tombstone(entry.key):
+            return self._put_durably(entry, expected_version)
+        self._put(entry, expected_version)
+        return Answer(headers={"Fleet-Version": entry.version})
+
+    async def _put_durably(self, entry: Entry, expected_version: str | None) -> Answer:
+        self._check_owned()
+        tombstone = self._put(entry, expected_version)
+        # Without the acknowledgement the entry is kept all the same: the tombstone stays in the
+        # outbox and is tried again.
+        await self._acknowledged(tombstone)
+        return Answer(headers={"Fleet-Version": entry.version})
+
+    def _put(self, entry: Entry, expected_version: str | None) -> Item | None:
+        try:
+            return self._namespace.put(entry, expected_version)
+        except VersionConflictError as error:
+            raise RequestError(
+                409,
+                f"version {expected_version} expected, "
+                + (f"{error.current} is here" if error.current else "no such entry is here"),
+            ) from None
+        except OutboxCrowdedError:
+            _refuse_crowded()
+        except ValueError as error:
+            raise RequestError(413, str(error)) from None
+
+    def delete(self, call: Call) -> Answer | Awaitable[Answer]:
+        """Remove the key. `existed`: it was in RAM or on its way to the archive."""
+        self._check_owned()
+        key = read_key(call.payload)
+        if self._namespace.needs_tombstone(key):
+            return self._delete_durably(key)
+        return self._delete(key)[0]
+
+    async def _delete_durably(self, key: str) -> Answer:
+        self._check_owned()
+        answer, tombstone = self._delete(key)
+        if not await self._acknowledged(tombstone):
+            raise RequestError(
+                503,
+                "deleted here, but the archive could not be told durably yet; it is being tried "
+                "again, and until then the entry could return after a restart",
+            )
+        return answer
+
+    def _delete(self, key: str) -> tuple[Answer, Item | None]:
+        try:
+            existed, version, tombstone = self._namespace.delete(key)
+        except OutboxCrowdedError:
+            _refuse_crowded()
+        return _json(CacheReply(existed=existed, version=version)), tombstone
+
+    def exists(self, call: Call) -> Answer:
+        """Whether the key is in RAM or on its way to the archive; the archive is not asked."""
+        self._check_owned()
+        found = self._namespace.peek(read_key(call.payload))
+        if found is None:
+            return _json(CacheReply(existed=False))
+        return _json(CacheReply(existed=True, version=found[0].version))
+
+    def meta(self, call: Call) -> Answer:
+        """What is known of an entry in RAM or on its way to the archive; counts as no access."""
+        self._check_owned()
+        found = self._namespace.peek(read_key(call.payload))
+        if found is None:
+            return _json(EntryMeta(found=False))
+        entry, where = found
+        now_ns = self._clock()
+        deadline_ns = self._namespace.archive_deadline_ns(entry, now_ns)
+        return _json(
+            EntryMeta(
+                found=True,
+                where=where,
+                version=entry.version,
+                size_bytes=len(entry.value),
+                inserted_at=instant(entry.inserted_at_ns),
+                last_accessed=instant(entry.last_accessed_ns),
+                access_count=entry.access_count,
+                expires_at=None if entry.expires_at_ns is None else instant(entry.expires_at_ns),
+                ttl_seconds=entry.ttl_seconds,
+                prefix_tokens=entry.prefix_tokens,
+                parent=entry.parent,
+                cost_seconds=entry.cost_seconds,
+                request_class=entry.request_class,
+                tags=list(entry.tags),
+                meta=dict(entry.meta),
+                archive_ttl_seconds=(
+                    0.0 if deadline_ns is None else max(0, deadline_ns - now_ns) / SECOND_NS
+                ),
+            )
+        )
+
+    def stats(self, _request: Nothing, _call: Call) -> NamespaceStats:
+        """Counters since this instance took the namespace, and sizes now."""
+        self._check_owned()
+        namespace, counters = self._namespace, self._namespace.counters
+        return NamespaceStats(
+            namespace=namespace.name,
+            instance=self._instance,
+            generation=namespace.generation,
+            policy=self._settings.eviction_policy,
+            total_entries=len(namespace.memory),
+            memory_used_mb=namespace.used_mb,
+            used_bytes=namespace.memory.used_bytes,
+            limit_bytes=namespace.memory.limit_bytes,
+            cache_hits=counters.hits,
+            cache_misses=counters.misses,
+            hit_rate=counters.hit_ratio,
+            puts=counters.puts,
+            evictions=counters.evictions,
+            evictions_acknowledged=namespace.outbox.acknowledged,
+            evictions_lost=namespace.outbox.lost,
+            restores=counters.restores,
+            outbox_entries=len(namespace.outbox),
+            outbox_bytes=namespace.outbox.used_bytes,
+        )
+
+    async def clear(self, _request: Nothing, _call: Call) -> ClearReply:
+        """Empty the namespace, archive included: the new generation is durable before the reply."""
+        self._check_owned()
+        async with self._clearing:
+            try:
+                generation = await self._ownership.raise_generation()
+            except (OwnershipError, PublishError) as error:
+                log.warning("clear_failed", namespace=self._namespace.name, error=str(error))
+                raise RequestError(
+                    503, "nothing is cleared: the new generation could not be made durable"
+                ) from error
+            entries = self._namespace.clear(generation)
+        with contextlib.suppress(PublishError):
+            await self._publisher.publish(
+                CacheEvent(
+                    kind="cleared",
+                    namespace=self._namespace.name,
+                    instance=self._instance,
+                    observed_at=instant(self._clock()),
+                    generation=generation,
+                    entries=entries,
+                )
+            )
+        return ClearReply(entries=entries, generation=generation)
+
+    async def _acknowledged(self, tombstone: Item | None) -> bool:
+        if tombstone is None:
+            return True
+        try:
+            async with asyncio.timeout(self._settings.tombstone_timeout_seconds):
+                await self._namespace.outbox.settled(tombstone)
+        except TimeoutError:
+            return False
+        return True
+
+    def _check_owned(self) -> None:
+        if not self._lease.held:
+            raise RequestError(
+                503, f"this instance does not own namespace {self._namespace.name}; ask again"
+            )
+
+
+def _hit(entry: Entry) -> Answer:
+    return Answer(entry.value, {"Fleet-Version": entry.version})
+
+
+def _json(reply: msgspec.Struct) -> Answer:
+    return Answer(msgspec.json.encode(reply))
+
+
+def _refuse_crowded() -> NoReturn:
+    raise RequestError(429, "too many deletions wait for the eviction stream; try later") from None

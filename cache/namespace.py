@@ -1,0 +1,296 @@
+"""One namespace as its owner keeps it: versions, generation, RAM, outbox. No I/O, no awaiting."""
+
+import asyncio
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+from cache.archived import ArchivedKeys
+from cache.entry import Entry
+from cache.memory import MB, InMemoryKVCacheManager
+from cache.outbox import Item, Outbox
+from cache.settings import CacheSettings
+from cache.ttl import archive_ttl_seconds
+from schemas.protocols import Clock
+from schemas.units import SECOND_NS
+
+Where = Literal["ram", "outbox"]
+
+
+class VersionConflictError(Exception):
+    """A compare-and-set lost: `current` is the version that is here, None for no entry."""
+
+    def __init__(self, current: str | None) -> None:
+        super().__init__(current)
+        self.current = current
+
+
+@dataclasses.dataclass(slots=True)
+class Counters:
+    """What happened since the instance took the namespace; they only grow."""
+
+    hits: int = 0
+    misses: int = 0
+    puts: int = 0
+    evictions: int = 0
+    restores: int = 0
+    restores_refused: int = 0
+    restores_failed: int = 0
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Hits by lookups; None before the first lookup."""
+        lookups = self.hits + self.misses
+        return self.hits / lookups if lookups else None
+
+
+class OutboxCrowdedError(Exception):
+    """Too many tombstones wait for the eviction stream: a write that needs one is refused."""
+
+
+class Restore:
+    """One question to the archive, shared by all who miss the key meanwhile.
+
+    `stale` once the key was written or the namespace cleared; `answer` counts once `finished`.
+    """
+
+    def __init__(self) -> None:
+        self.stale = False
+        self.answer: Entry | None = None
+        self.finished = asyncio.Event()
+
+
+class Namespace:
+    """The state behind the endpoints of one namespace.
+
+    Versions are `<epoch>-<counter>` in hexadecimal: they compare as text, and never repeat,
+    because every owner's epoch is above its predecessor's. What leaves RAM for room goes to the
+    outbox. A write of a key that may be archived puts a tombstone into the outbox, so that the
+    older copy never comes back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: CacheSettings,
+        *,
+        epoch_ms: int,
+        generation: int,
+        message_ids: Iterator[str],
+        clock: Clock,
+    ) -> None:
+        self.name = name
+        self.epoch_ms = epoch_ms
+        self.generation = generation
+        self.counters = Counters()
+        self.memory = InMemoryKVCacheManager(
+            settings.max_memory_mb, settings.eviction_policy, clock=clock
+        )
+        self.outbox = Outbox(settings.outbox_max_bytes)
+        self.archiving = settings.archive_mode == "on"
+        self.archived = ArchivedKeys(known=not self.archiving)
+        self._settings = settings
+        self._message_ids = message_ids
+        self._clock = clock
+        self._writes = 0
+        self._restores: dict[str, Restore] = {}
+
+    def refuses(self, size_bytes: int) -> bool:
+        """Whether nothing new is kept, because what it evicts could be lost to the archive."""
+        return self._settings.archive_when_full == "refuse" and not self.outbox.fits(size_bytes)
+
+    def find(self, key: str) -> Entry | None:
+        """The entry, counted as a hit or a miss; one that waits for the archive returns to RAM."""
+        entry = self.memory.lookup(key)
+        if entry is None:
+            entry = self._waiting(key)
+            if entry is None:
+                self.counters.misses += 1
+                return None
+            entry.access_count += 1
+            entry.last_accessed_ns = self._clock()
+            self._keep_if_room(entry)
+        self.counters.hits += 1
+        return entry
+
+    def peek(self, key: str) -> tuple[Entry, Where] | None:
+        """The entry and where it is; counts nothing and changes no order."""
+        entry = self.memory.peek(key)
+        if entry is not None:
+            return entry, "ram"
+        entry = self._waiting(key)
+        return None if entry is None else (entry, "outbox")
+
+    def needs_tombstone(self, key: str) -> bool:
+        """Whether a write of `key` must be told to the archive."""
+        return self.archiving and self.archived.may_hold(key)
+
+    def put(self, entry: Entry, expected_version: str | None = None) -> Item | None:
+        """Keep `entry` as a new version; returns the tombstone of what may be archived.
+
+        Raises:
+            VersionConflictError: `expected_version` is not the version that is here.
+            OutboxCrowdedError: it needs a tombstone, and there are too many; nothing changed.
+            ValueError: larger than the cache; nothing changed.
+        """
+        self._check_room_for_tombstone(entry.key)
+        if expected_version is not None:
+            found = self.peek(entry.key)
+            current = None if found is None else found[0].version
+            if current != expected_version:
+                raise VersionConflictError(current)
+        entry.version = self._next_version()
+        self._keep(entry)
+        self.counters.puts += 1
+        return self._supersede(entry.key, entry.version)
+
+    def delete(self, key: str) -> tuple[bool, str, Item | None]:
+        """Remove `key`: whether it was here, the deletion's version, and the tombstone if any.
+
+        Raises:
+            OutboxCrowdedError: it needs a tombstone, and there are too many; nothing changed.
+        """
+        self._check_room_for_tombstone(key)
+        existed = self.peek(key) is not None
+        self.memory.remove(key)
+        version = self._next_version()
+        return existed, version, self._supersede(key, version)
+
+    def clear(self, generation: int) -> int:
+        """Begin a generation: empty RAM and outbox, and leave everything archived behind.
+
+        Returns:
+            How many entries left RAM.
+        """
+        self.generation = generation
+        self.archived.forget()
+        self.outbox.forget_values()
+        self.outbox.forget_tombstones()
+        for restore in self._restores.values():
+            restore.stale = True
+        self._restores.clear()
+        entries = len(self.memory)
+        self.memory.clear()
+        return entries
+
+    def may_restore(self, key: str) -> bool:
+        """Whether the archive may hold `key` and can be believed."""
+        return self.archiving and self.archived.caught_up and self.archived.may_hold(key)
+
+    def restore_under_way(self, key: str) -> Restore | None:
+        """The unanswered question for `key` that still is worth waiting for."""
+        return self._restores.get(key)
+
+    def start_restore(self, key: str) -> Restore:
+        """Note that the archive is asked for `key`; `finish_restore` must follow."""
+        restore = self._restores[key] = Restore()
+        return restore
+
+    def finish_restore(self, key: str, restore: Restore, entry: Entry | None) -> Entry | None:
+        """What to answer: the restored entry, now in RAM, what was written meanwhile, or None.
+
+        `entry` is refused where the key was written or the namespace cleared while the archive
+        was asked, and where it is older than a tombstone of the key, or expired.
+        """
+        if self._restores.get(key) is restore:
+            del self._restores[key]
+        found = self.peek(key)
+        if found is not None:
+            restore.answer = found[0]
+        elif entry is not None:
+            if (
+                restore.stale
+                or not self.archived.allows(key, entry.version)
+                or entry.expired(self._clock())
+            ):
+                self.counters.restores_refused += 1
+            else:
+                self.counters.restores += 1
+                self._keep_if_room(entry)
+                restore.answer = entry
+        restore.finished.set()
+        return restore.answer
+
+    def evict_everything(self, reason: str) -> None:
+        """Send all of RAM to the outbox."""
+        for entry in self.memory.take_all():
+            self._evict(entry, reason)
+
+    def archive_deadline_ns(self, entry: Entry, now_ns: int) -> int | None:
+        """Until when `entry`, evicted now, is kept in the archive; None: do not archive.
+
+        The entry's own deadline decides where it has one, else the heuristic.
+        """
+        if entry.ttl_seconds == 0:
+            return None
+        if entry.expires_at_ns is not None:
+            return entry.expires_at_ns
+        ttl_seconds = archive_ttl_seconds(self._settings.ttl, entry.access_count)
+        return now_ns + int(ttl_seconds * SECOND_NS) if ttl_seconds > 0 else None
+
+    @property
+    def used_mb(self) -> float:
+        """RAM used, in units of 1024·1024 bytes."""
+        return self.memory.used_bytes / MB
+
+    def _next_version(self) -> str:
+        self._writes += 1
+        return f"{self.epoch_ms:012x}-{self._writes:010x}"
+
+    def _waiting(self, key: str) -> Entry | None:
+        item = self.outbox.get(key)
+        if item is None or item.entry is None:
+            return None
+        if item.expires_at_ns is not None and item.expires_at_ns <= self._clock():
+            return None
+        return item.entry
+
+    def _keep_if_room(self, entry: Entry) -> None:
+        """Like `_keep`, but never at the price of an eviction that puts are refused to save."""
+        if entry.size_bytes <= self.memory.limit_bytes and not self.refuses(entry.size_bytes):
+            self._keep(entry)
+
+    def _keep(self, entry: Entry) -> None:
+        for evicted in self.memory.store(entry):
+            self.counters.evictions += 1
+            self._evict(evicted, "capacity")
+
+    def _evict(self, entry: Entry, reason: str) -> None:
+        now_ns = self._clock()
+        deadline_ns = self.archive_deadline_ns(entry, now_ns)
+        if not self.archiving or deadline_ns is None:
+            return
+        self.archived.note_eviction(entry.key)
+        self.outbox.add(
+            Item(
+                key=entry.key,
+                version=entry.version,
+                message_id=next(self._message_ids),
+                evicted_at_ns=now_ns,
+                entry=entry,
+                expires_at_ns=deadline_ns,
+                reason=reason,
+            )
+        )
+
+    def _supersede(self, key: str, version: str) -> Item | None:
+        restore = self._restores.pop(key, None)
+        if restore is not None:
+            restore.stale = True
+        self.outbox.drop(key)
+        if not self.needs_tombstone(key):
+            return None
+        tombstone = Item(
+            key=key,
+            version=version,
+            message_id=next(self._message_ids),
+            evicted_at_ns=self._clock(),
+            reason="superseded",
+        )
+        self.archived.note_tombstone(key, version)
+        self.outbox.add_tombstone(tombstone)
+        return tombstone
+
+    def _check_room_for_tombstone(self, key: str) -> None:
+        if self.outbox.crowded and self.needs_tombstone(key):
+            raise OutboxCrowdedError

@@ -1,0 +1,48 @@
+"""Publishes what waits in the outbox, again and again until the stream has it."""
+
+import asyncio
+
+import structlog
+
+from cache.manifest import message
+from cache.namespace import Namespace
+from schemas.protocols import Publisher, PublishError
+
+log = structlog.get_logger()
+
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 0.5
+
+
+class Pump:
+    """Empties the outbox of one namespace into `evicted.<namespace>`; `error` = last failure."""
+
+    def __init__(self, namespace: Namespace, publisher: Publisher) -> None:
+        self._namespace = namespace
+        self._publisher = publisher
+        self.error = ""
+
+    async def run(self) -> None:
+        """Publish one at a time, for ever; several of these run side by side."""
+        outbox = self._namespace.outbox
+        pause_seconds = FIRST_PAUSE_SECONDS
+        while True:
+            item = await outbox.take()
+            payload, headers = message(item, self._namespace)
+            try:
+                await self._publisher.publish_raw(
+                    f"evicted.{self._namespace.name}", payload, headers, message_id=item.message_id
+                )
+            except PublishError as error:
+                if not self.error:
+                    log.warning("eviction_not_acknowledged", error=str(error))
+                self.error = str(error)
+                await asyncio.sleep(pause_seconds)
+                pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+                outbox.give_back(item)
+                continue
+            if self.error:
+                log.info("evictions_acknowledged_again")
+                self.error = ""
+            pause_seconds = FIRST_PAUSE_SECONDS
+            outbox.acknowledge(item)

@@ -1,0 +1,126 @@
+"""What a request to the cache says: keys, and the headers of a put."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from cache.entry import Entry
+from cache.settings import TEN_YEARS_SECONDS
+from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, decode_header
+from schemas.protocols import RequestError
+from schemas.units import SECOND_NS
+
+MAX_LABEL_BYTES = 16 * 1024
+"""Tags and meta together: with key and parent they must fit beside the value in one message."""
+
+_NUMBER = re.compile(r"\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", re.ASCII)
+_COUNT = re.compile(r"\d{1,15}", re.ASCII)
+_CLASS = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_VERSION = re.compile(r"[0-9a-f]{12}-[0-9a-f]{10}")
+_decode_meta = msgspec.json.Decoder(dict[str, str]).decode
+T = TypeVar("T")
+
+
+def read_key(payload: bytes) -> str:
+    """The key that is the whole payload of get, delete, exists and meta.
+
+    Raises:
+        RequestError: 400, it is empty, too long or not UTF-8.
+    """
+    try:
+        return _checked_key(payload.decode())
+    except UnicodeDecodeError:
+        raise RequestError(400, "the payload must be the key in UTF-8") from None
+    except ValueError as error:
+        raise RequestError(400, f"payload: {error}") from None
+
+
+def read_put(headers: Mapping[str, str], payload: bytes, now_ns: int) -> tuple[Entry, str | None]:
+    """The entry to keep, and the version it expects to replace.
+
+    Raises:
+        RequestError: 413 the value is too large; 400 a header is missing or malformed, named.
+    """
+    if len(payload) > INLINE_LIMIT_BYTES:
+        raise RequestError(
+            413, f"value of {len(payload)} bytes is above the limit of {INLINE_LIMIT_BYTES} bytes"
+        )
+    key = _read(headers, "Fleet-Key", lambda text: _checked_key(decode_header(text)))
+    if key is None:
+        raise RequestError(400, "header Fleet-Key is missing")
+    ttl_seconds = _read(headers, "Fleet-Ttl-Seconds", _ttl)
+    tags = _read(headers, "Fleet-Tags", _tags) or ()
+    meta = _read(headers, "Fleet-Meta", lambda text: _decode_meta(decode_header(text))) or {}
+    labels = sum(len(text.encode()) for text in (*tags, *meta, *meta.values()))
+    if labels > MAX_LABEL_BYTES:
+        raise RequestError(
+            400,
+            f"Fleet-Tags and Fleet-Meta have {labels} bytes, more than {MAX_LABEL_BYTES} together",
+        )
+    entry = Entry(
+        key=key,
+        value=payload,
+        inserted_at_ns=now_ns,
+        ttl_seconds=ttl_seconds,
+        expires_at_ns=now_ns + int(ttl_seconds * SECOND_NS) if ttl_seconds else None,
+        prefix_tokens=_read(headers, "Fleet-Prefix-Tokens", _count),
+        parent=_read(headers, "Fleet-Parent", lambda text: _checked_key(decode_header(text))),
+        cost_seconds=_read(headers, "Fleet-Cost-Seconds", _number),
+        request_class=_read(headers, "Fleet-Class", lambda text: _matching(_CLASS, text)),
+        tags=tags,
+        meta=meta,
+    )
+    return entry, _read(headers, "Fleet-Version", lambda text: _matching(_VERSION, text))
+
+
+def _read(headers: Mapping[str, str], name: str, parse: Callable[[str], T]) -> T | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    try:
+        return parse(text)
+    except ValueError as error:  # msgspec's errors are ValueErrors too
+        raise RequestError(400, f"header {name}: {error}") from None
+
+
+def _checked_key(key: str) -> str:
+    size = len(key.encode())
+    if not 0 < size <= MAX_KEY_BYTES:
+        raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes, not {size}")
+    return key
+
+
+def _matching(pattern: re.Pattern[str], text: str) -> str:
+    if not pattern.fullmatch(text):
+        raise ValueError(f"must match {pattern.pattern}")
+    return text
+
+
+def _count(text: str) -> int:
+    if not _COUNT.fullmatch(text):
+        raise ValueError("must be a whole number of at most 15 digits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    number = float(text) if _NUMBER.fullmatch(text) else math.inf
+    if not math.isfinite(number):
+        raise ValueError("must be a decimal number of at least 0")
+    return number
+
+
+def _ttl(text: str) -> float:
+    seconds = _number(text)
+    if seconds > TEN_YEARS_SECONDS:
+        raise ValueError(f"must be at most {TEN_YEARS_SECONDS} (ten years)")
+    return seconds
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    tags = tuple(decode_header(tag.strip()) for tag in text.split(","))
+    if not all(tags):
+        raise ValueError("a tag is empty")
+    return tags

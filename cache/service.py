@@ -1,0 +1,314 @@
+"""The cache service: one owner for each namespace, others ready to take over, empty."""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from cache.archive_link import ArchiveLink
+from cache.endpoints import NamespaceEndpoints
+from cache.namespace import Namespace
+from cache.ownership import Ownership, OwnershipError
+from cache.pump import Pump
+from cache.settings import CacheSettings
+from schemas.lifecycle import Component, ComponentState
+from schemas.metrics import CacheMetrics
+from schemas.protocols import (
+    Bucket,
+    Clock,
+    Endpoint,
+    Lease,
+    Leases,
+    Publisher,
+    PublishError,
+    Requester,
+    Subscriber,
+)
+from schemas.units import instant
+
+log = structlog.get_logger()
+
+STANDBY_POLL_SECONDS = 1.0
+LEASE_CHECK_SECONDS = 0.2
+STOP_SECONDS = 5.0
+CROWDED_RATIO = 0.8
+
+Serve = Callable[[Sequence[Endpoint]], Awaitable[Callable[[], Awaitable[None]]]]
+"""Serves endpoints and returns what drains them again."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CacheBus:
+    """What the cache needs of the bus; `state` is the bucket for what outlives a restart."""
+
+    publisher: Publisher
+    requester: Requester
+    subscriber: Subscriber
+    state: Bucket
+    leases: Leases
+    serve: Serve
+
+
+@dataclasses.dataclass(slots=True)
+class _Owned:
+    """A namespace while this instance owns it."""
+
+    namespace: Namespace
+    link: ArchiveLink
+    pump: Pump
+
+
+class CacheService:
+    """Serves the namespaces it owns; an async context manager.
+
+    Whoever holds the lease `cache.<namespace>` serves that namespace; the others try once a
+    second to take over, which they do empty. Values in RAM do not survive their owner. What was
+    evicted does, once the eviction stream has acknowledged it. Data that was overwritten,
+    deleted, cleared or has expired is never answered again: writes tell the archive before they
+    are confirmed, and nothing is restored before the archive has heard them all.
+
+    Leaving stops serving, answers what is in flight and publishes what the outbox holds, within
+    `drain_timeout_seconds`; then the leases are given back.
+    """
+
+    name = "cache"
+
+    def __init__(self, bus: CacheBus, settings: CacheSettings, instance: str, clock: Clock) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._instance = instance
+        self._clock = clock
+        boot = secrets.token_hex(6)
+        self._message_ids = (f"{instance}.{boot}.{count}" for count in itertools.count(1))
+        self._owned: dict[str, _Owned] = {}
+        self._waiting: dict[str, str] = dict.fromkeys(settings.namespaces, "starting")
+        self._settled = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+        self._work: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._work = [
+            self._tasks.create_task(self._own_or_stand_by(name))
+            for name in self._settings.namespaces
+        ]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        await asyncio.wait(self._work, timeout=self._settings.drain_timeout_seconds + STOP_SECONDS)
+        for task in self._work:
+            task.cancel()
+        if isinstance(error, Exception):
+            # The body's own error leaves as it is, not in a group.
+            kind = error = trace = None
+        await self._tasks.__aexit__(kind, error, trace)
+
+    async def wait_ready(self) -> None:
+        """Return once every namespace is served, by this instance or by another one."""
+        await self._settled.wait()
+
+    def is_owner(self, namespace: str) -> bool:
+        """Whether this instance serves `namespace` now."""
+        return namespace in self._owned
+
+    def components(self) -> list[Component]:
+        """State of now: each namespace's lease, and its outbox and archive where it is owned."""
+        components = []
+        for name in self._settings.namespaces:
+            if name not in self._owned:
+                text = self._waiting[name]
+                state: ComponentState = "ok" if text == "standby" else "failed"
+                components.append(self._component(f"{name}.lease", state, text))
+                continue
+            owned = self._owned[name]
+            components += [
+                self._component(f"{name}.lease", "ok", "owner"),
+                self._component(f"{name}.outbox", *_outbox_state(owned)),
+                self._component(f"{name}.archive", *_archive_state(owned)),
+            ]
+        return components
+
+    def counters(self) -> dict[str, float]:
+        """Totals and sizes of the owned namespaces together."""
+        totals: dict[str, float] = {}
+        for owned in self._owned.values():
+            namespace, outbox = owned.namespace, owned.namespace.outbox
+            values = {
+                **{f"{k}_total": v for k, v in dataclasses.asdict(namespace.counters).items()},
+                "evictions_acknowledged_total": outbox.acknowledged,
+                "evictions_lost_total": outbox.lost,
+                "entries": len(namespace.memory),
+                "used_bytes": namespace.memory.used_bytes,
+                "outbox_entries": len(outbox),
+                "outbox_bytes": outbox.used_bytes,
+                "tombstones_unconfirmed": namespace.archived.unconfirmed,
+            }
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0.0) + value
+        return totals
+
+    async def _own_or_stand_by(self, name: str) -> None:
+        while not self._stopping.is_set():
+            lease = await self._bus.leases.try_acquire(f"cache.{name}")
+            if lease is None:
+                self._enter(name, "standby")
+                await self._pause(STANDBY_POLL_SECONDS)
+                continue
+            try:
+                await self._own(name, lease)
+                self._waiting[name] = "no longer the owner"
+            except (OwnershipError, PublishError) as error:
+                self._waiting[name] = str(error)
+                log.error("namespace_not_served", namespace=name, error=str(error))
+            finally:
+                self._owned.pop(name, None)
+                await self._bus.leases.release(lease)
+            await self._pause(STANDBY_POLL_SECONDS)
+
+    async def _own(self, name: str, lease: Lease) -> None:
+        settings, clock = self._settings, self._clock
+        ownership = Ownership(self._bus.state, name)
+        # Without the archive, what it holds grows outdated untold: it must not come back when
+        # the archive is switched on again.
+        await ownership.take_over(
+            clock() // 1_000_000, new_generation=settings.archive_mode == "off"
+        )
+        namespace = Namespace(
+            name,
+            settings,
+            epoch_ms=ownership.epoch_ms,
+            generation=ownership.generation,
+            message_ids=self._message_ids,
+            clock=clock,
+        )
+        pump = Pump(namespace, self._bus.publisher)
+        link = ArchiveLink(
+            namespace,
+            self._bus.requester,
+            self._bus.subscriber,
+            clock,
+            restore_timeout_seconds=settings.restore_timeout_seconds,
+        )
+        endpoints = NamespaceEndpoints(
+            namespace,
+            ownership,
+            link,
+            lease,
+            self._bus.publisher,
+            settings,
+            self._instance,
+            clock,
+        ).endpoints()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(await link.listen())
+            stop_serving = await self._bus.serve(endpoints)
+            self._owned[name] = _Owned(namespace, link, pump)
+            self._enter(name, "owner")
+            log.info("namespace_owned", namespace=name, generation=namespace.generation)
+            async with asyncio.TaskGroup() as group:
+                workers = [
+                    group.create_task(self._publish_metrics(namespace)),
+                    group.create_task(link.run()),
+                    *(group.create_task(pump.run()) for _ in range(settings.evictions_in_flight)),
+                ]
+                try:
+                    await self._until_over(lease)
+                finally:
+                    await stop_serving()
+                    if lease.held:
+                        await self._flush(namespace)
+                    for worker in workers:
+                        worker.cancel()
+
+    async def _until_over(self, lease: Lease) -> None:
+        while lease.held and not self._stopping.is_set():
+            await self._pause(LEASE_CHECK_SECONDS)
+
+    async def _flush(self, namespace: Namespace) -> None:
+        if self._settings.archive_on_stop:
+            namespace.evict_everything("stop")
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_seconds):
+                await namespace.outbox.drained()
+        except TimeoutError:
+            log.error(
+                "evictions_lost_at_stop",
+                namespace=namespace.name,
+                pending=namespace.outbox.pending,
+            )
+
+    async def _publish_metrics(self, namespace: Namespace) -> None:
+        while True:
+            with contextlib.suppress(PublishError):
+                await self._bus.publisher.publish(self._metrics(namespace))
+            await asyncio.sleep(self._settings.metrics_interval_seconds)
+
+    def _metrics(self, namespace: Namespace) -> CacheMetrics:
+        counters, outbox = namespace.counters, namespace.outbox
+        return CacheMetrics(
+            instance=self._instance,
+            namespace=namespace.name,
+            observed_at=instant(self._clock()),
+            policy=self._settings.eviction_policy,
+            entries=len(namespace.memory),
+            used_bytes=namespace.memory.used_bytes,
+            limit_bytes=namespace.memory.limit_bytes,
+            hits_total=counters.hits,
+            misses_total=counters.misses,
+            hit_ratio=counters.hit_ratio,
+            puts_total=counters.puts,
+            evictions_total=counters.evictions,
+            evictions_acknowledged_total=outbox.acknowledged,
+            evictions_lost_total=outbox.lost,
+            restores_total=counters.restores,
+            outbox_entries=len(outbox),
+            outbox_bytes=outbox.used_bytes,
+        )
+
+    def _component(self, name: str, state: ComponentState, text: str) -> Component:
+        return Component(name=name, state=state, text=text, probed_at=instant(self._clock()))
+
+    def _enter(self, name: str, state: str) -> None:
+        self._waiting[name] = state
+        if all(state in {"owner", "standby"} for state in self._waiting.values()):
+            self._settled.set()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+def _outbox_state(owned: _Owned) -> tuple[ComponentState, str]:
+    outbox = owned.namespace.outbox
+    fill = f"{outbox.used_bytes} of {outbox.max_bytes} bytes, {outbox.pending} not acknowledged"
+    if owned.pump.error:
+        return "degraded", f"{owned.pump.error}; {fill}"
+    crowded = outbox.pending_bytes > CROWDED_RATIO * outbox.max_bytes
+    return ("degraded" if crowded else "ok"), fill
+
+
+def _archive_state(owned: _Owned) -> tuple[ComponentState, str]:
+    namespace = owned.namespace
+    if not namespace.archiving:
+        return "off", "archive_mode is off"
+    if owned.link.error:
+        return "degraded", owned.link.error
+    if not namespace.archived.caught_up:
+        return "degraded", "no restores until the archive has worked off the eviction stream"
+    if not namespace.archived.known:
+        return "degraded", "the archive has not sent its list of keys"
+    return "ok", f"{namespace.archived.unconfirmed} tombstones not confirmed"

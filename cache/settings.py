@@ -1,0 +1,104 @@
+"""Settings of the cache service."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from schemas.units import Token
+
+MIB = 1024 * 1024
+TEN_YEARS_SECONDS = 315_360_000
+
+
+class TtlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long an evicted entry without a TTL of its own stays in the archive."""
+
+    heuristic: Annotated[
+        Literal["static", "adaptive"],
+        Meta(description="static: base_seconds; adaptive: longer with every access"),
+    ] = "adaptive"
+    base_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=TEN_YEARS_SECONDS,
+            description="life of an entry never read; 0 with static: not archived",
+        ),
+    ] = 3600.0
+    alpha: Annotated[
+        float, Meta(ge=0, le=1e6, description="adaptive: share of base_seconds added per access")
+    ] = 0.25
+    min_seconds: Annotated[
+        float, Meta(ge=0, le=TEN_YEARS_SECONDS, description="adaptive: shortest life")
+    ] = 30.0
+    max_seconds: Annotated[
+        float, Meta(ge=0, le=TEN_YEARS_SECONDS, description="adaptive: longest life")
+    ] = 604_800.0
+
+    def __post_init__(self) -> None:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(
+                f"min_seconds ({self.min_seconds:g}) must not be above "
+                f"max_seconds ({self.max_seconds:g})"
+            )
+
+
+class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one cache instance owns, how large it is, and how it meets the archive."""
+
+    namespaces: Annotated[
+        tuple[Token, ...],
+        Meta(min_length=1, description="namespaces to own, or to stand by for"),
+    ] = ("default",)
+    max_memory_mb: Annotated[
+        int, Meta(ge=1, description="RAM for keys and values of each namespace, in 1024*1024 bytes")
+    ] = 1024
+    eviction_policy: Annotated[
+        Literal["lru"], Meta(description="which entry leaves first when room is needed")
+    ] = "lru"
+    outbox_max_bytes: Annotated[
+        int,
+        Meta(
+            ge=16 * MIB,
+            description="RAM, besides max_memory_mb, of each namespace for evicted entries that "
+            "are not archived yet",
+        ),
+    ] = 64 * MIB
+    evictions_in_flight: Annotated[
+        int, Meta(ge=1, le=16, description="evictions published at once, of each namespace")
+    ] = 8
+    restore_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="a miss that asks the archive gives up after this")
+    ] = 2.0
+    tombstone_timeout_seconds: Annotated[
+        float,
+        Meta(gt=0, le=60, description="a put or delete waits this long for its tombstone's ack"),
+    ] = 2.0
+    drain_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="at stop: time to publish what is still in the outbox")
+    ] = 5.0
+    metrics_interval_seconds: Annotated[
+        float, Meta(gt=0, le=3600, description="between two CacheMetrics of a namespace")
+    ] = 5.0
+    archive_mode: Annotated[
+        Literal["on", "off"],
+        Meta(
+            description="off: evictions are dropped, and what was archived before is given up "
+            "(it could be outdated when switched on again)"
+        ),
+    ] = "on"
+    archive_when_full: Annotated[
+        Literal["drop", "refuse"],
+        Meta(description="outbox full: drop the oldest eviction, or answer puts with 429"),
+    ] = "drop"
+    archive_on_stop: Annotated[
+        bool, Meta(description="at stop: send everything in RAM to the archive")
+    ] = False
+    ttl: Annotated[
+        TtlSettings, Meta(description="archive life of entries put without Fleet-Ttl-Seconds")
+    ] = TtlSettings()
+
+    def __post_init__(self) -> None:
+        if len(set(self.namespaces)) != len(self.namespaces):
+            raise ValueError(f"namespaces names one twice: {', '.join(self.namespaces)}")

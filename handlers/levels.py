@@ -1,0 +1,99 @@
+"""Pure judgements of a use ratio: level, severity, efficiency, health, and the state of a GPU."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from handlers.settings import Thresholds, UtilizationSettings
+from schemas.analysis import Bottleneck, GpuState, Health, Level, Severity
+
+LEVELS: tuple[Level, ...] = ("idle", "low", "moderate", "high", "critical")
+_LEVEL_STARTS = (0.20, 0.50, 0.70, 0.90)
+RANK: dict[Severity | None, int] = {None: 0, "info": 1, "warning": 2, "critical": 3}
+
+
+def level_of(ratio: float, previous: Level | None, margin_ratio: float) -> Level:
+    """The level of `ratio`.
+
+    idle < 0.20 <= low < 0.50 <= moderate < 0.70 <= high < 0.90 <= critical.
+    It rises at once and falls only when `ratio` is `margin_ratio` below the start of the level:
+    with 0.05, moderate (from 0.50) stays moderate down to 0.45.
+    """
+    reached = bisect_right(_LEVEL_STARTS, ratio)
+    if previous is not None and reached < LEVELS.index(previous):
+        reached = min(LEVELS.index(previous), bisect_right(_LEVEL_STARTS, ratio + margin_ratio))
+    return LEVELS[reached]
+
+
+def severity_of(
+    ratio: float, thresholds: Thresholds, previous: Severity | None, margin_ratio: float
+) -> Severity | None:
+    """Warning or critical from the threshold on, and down to `margin_ratio` below it."""
+    reached = _severity(ratio, thresholds)
+    if RANK[reached] < RANK[previous]:
+        kept = _severity(ratio + margin_ratio, thresholds)
+        reached = previous if RANK[kept] >= RANK[previous] else kept
+    return reached
+
+
+def _severity(ratio: float, thresholds: Thresholds) -> Severity | None:
+    if ratio >= thresholds.critical_ratio:
+        return "critical"
+    return "warning" if ratio >= thresholds.warning_ratio else None
+
+
+def efficiency(ratio: float) -> float:
+    """How well a scarce resource is used: 1 from 0.7 to 0.9, lower when idle or saturated.
+
+    `ratio / 0.7` below, `1 - 2 * (ratio - 0.9)` above: 0 → 0, 0.35 → 0.5, 0.7 → 1, 0.9 → 1,
+    0.95 → 0.9, 1 → 0.8. An idle machine is wasteful (0), yet healthy.
+    """
+    if ratio < 0.7:
+        return ratio / 0.7
+    return 1.0 - 2.0 * max(0.0, ratio - 0.9)
+
+
+def health_of(bottlenecks: Sequence[Bottleneck], *, parts_degrade_only: bool) -> Health:
+    """The worst bottleneck: none → healthy, warning → degraded, critical → critical.
+
+    With `parts_degrade_only` (pools and the fleet) a bottleneck of one node, GPU or engine
+    degrades; critical takes the mean over all of them.
+    """
+    if any(
+        bottleneck.severity == "critical"
+        and not (parts_degrade_only and bottleneck.resource_id is not None)
+        for bottleneck in bottlenecks
+    ):
+        return "critical"
+    return "degraded" if bottlenecks else "healthy"
+
+
+def gpu_state(
+    settings: UtilizationSettings,
+    utilization_ratio: float | None,
+    memory_ratio: float | None,
+    power_ratio: float | None,
+) -> tuple[GpuState | None, list[str]]:
+    """State of a GPU from its means over the window, with the evidence in words.
+
+    Active on either sign of work: utilization, or power as a share of the limit. Idle needs a
+    *measured* low utilization, and a measured memory use to tell held from truly idle; with less
+    than that the state is None: unknown is not idle.
+    """
+    evidence: list[str] = []
+
+    def reaches(label: str, ratio: float | None, threshold: float) -> bool | None:
+        if ratio is None:
+            evidence.append(f"{label} not measured")
+            return None
+        reached = ratio >= threshold
+        evidence.append(f"{label} {ratio:.2f} {'>=' if reached else '<'} {threshold:.2f}")
+        return reached
+
+    busy = reaches("utilization", utilization_ratio, settings.gpu_active_ratio)
+    powered = reaches("power share of the limit", power_ratio, settings.gpu_active_power_ratio)
+    held = reaches("memory held", memory_ratio, settings.gpu_held_memory_ratio)
+    if busy or powered:
+        return "active", evidence
+    if busy is None or held is None:
+        return None, evidence
+    return ("idle_held" if held else "idle"), evidence

@@ -1,0 +1,141 @@
+"""The query endpoints of the handlers service (`api.gpu`, `system`, `analysis`, `optimize`)."""
+
+from typing import Any
+
+from handlers.history import History
+from handlers.latest import Latest, LatestStore, Metrics
+from handlers.settings import QuerySettings
+from handlers.standing import Standing
+from schemas.api import (
+    Filter,
+    HistoryReply,
+    HistoryRequest,
+    LatestReply,
+    RecommendationsReply,
+    Row,
+    UtilizationReply,
+)
+from schemas.metrics import GpuMetrics, HostMetrics
+from schemas.protocols import Answer, Call, Clock, Endpoint, RequestError, Subscriber, json_endpoint
+from schemas.units import SECOND_NS, instant
+from schemas.views import GPU_VIEWS, SYSTEM_VIEWS, gpu_values, system_values
+
+_NOT_BUILT = {
+    "analysis": ("trends", "waste", "opportunities", "report"),
+    "optimize": ("scale_up", "scale_down", "consolidate", "execute"),
+}
+_WATCH = {"analysis": "analysis.>", "optimize": "recommendation.>"}
+
+
+def query_endpoints(
+    store: LatestStore, subscriber: Subscriber, clock: Clock, settings: QuerySettings
+) -> list[Endpoint]:
+    """Every query endpoint the handlers service serves."""
+    endpoints = [
+        *(_latest("gpu", name, GpuMetrics, store, clock) for name in GPU_VIEWS),
+        *(_latest("system", name, HostMetrics, store, clock) for name in SYSTEM_VIEWS),
+    ]
+    for group, history in (
+        ("gpu", History("gpu", subscriber, settings, clock)),
+        ("system", History("host", subscriber, settings, clock)),
+    ):
+        endpoints += [
+            json_endpoint(
+                f"{group}_history{suffix}",
+                f"api.{group}.history{tokens}",
+                HistoryRequest,
+                history.answer,
+                reply_type=HistoryReply,
+            )
+            for suffix, tokens in (("", ""), ("_of_node", ".*"))
+        ]
+    standing = Standing(subscriber, settings, clock)
+    endpoints += [
+        json_endpoint(
+            "analysis_utilization",
+            "api.analysis.utilization",
+            Filter,
+            standing.utilization,
+            reply_type=UtilizationReply,
+        ),
+        json_endpoint(
+            "optimize_recommendations",
+            "api.optimize.recommendations",
+            Filter,
+            standing.recommendations,
+            reply_type=RecommendationsReply,
+        ),
+    ]
+    endpoints += [_not_built(group, name) for group, names in _NOT_BUILT.items() for name in names]
+    return endpoints
+
+
+def _latest(
+    group: str, name: str, kind: type[Metrics], store: LatestStore, clock: Clock
+) -> Endpoint:
+    """The last values of every node, from memory."""
+
+    def answer(request: Filter, _call: Call) -> LatestReply:
+        now_ns = clock()
+        if request.node is not None and not store.knows(request.node, now_ns):
+            raise RequestError(404, f"node {request.node!r} has sent no metrics of late")
+        matching = [
+            latest
+            for latest in store.latest(kind, now_ns)
+            if request.node in {None, latest.message.node}
+            and request.pool in {None, latest.message.pool}
+        ]
+        return LatestReply(
+            answered_at=instant(now_ns),
+            rows=[_row(name, latest, now_ns) for latest in matching[: request.limit]],
+            total=len(matching),
+            text="" if matching else _nothing(group, request),
+        )
+
+    return json_endpoint(
+        f"{group}_{name}", f"api.{group}.{name}", Filter, answer, reply_type=LatestReply
+    )
+
+
+def _row(name: str, latest: Latest, now_ns: int) -> Row:
+    message = latest.message
+    values: dict[str, Any]
+    gpu = None
+    if isinstance(message, GpuMetrics):
+        gpu, values = message.gpu, gpu_values(name, message)
+    elif isinstance(message, HostMetrics):
+        values = system_values(name, message)
+    else:
+        values = {}
+    return Row(
+        node=message.node,
+        gpu=gpu,
+        pool=message.pool,
+        observed_at=message.observed_at,
+        # The stream's clock may be a little ahead of ours.
+        age_seconds=max(0.0, (now_ns - latest.stored_ns) / SECOND_NS),
+        simulated=message.simulated,
+        values=values,
+    )
+
+
+def _nothing(group: str, request: Filter) -> str:
+    what = "GPU" if group == "gpu" else "node"
+    where = [
+        f"{word} {value!r}"
+        for word, value in (("node", request.node), ("pool", request.pool))
+        if value is not None
+    ]
+    return f"no {what} has reported metrics" + (f" of {' and '.join(where)}" if where else "")
+
+
+def _not_built(group: str, name: str) -> Endpoint:
+    text = (
+        f"api.{group}.{name} is not built yet; it comes with a later release. Subscribe to "
+        f"{_WATCH[group]} below the root for what there is."
+    )
+
+    def refuse(_call: Call) -> Answer:
+        raise RequestError(503, text)
+
+    return Endpoint(f"{group}_{name}", f"api.{group}.{name}", refuse)

@@ -1,0 +1,109 @@
+"""How many replicas a load needs: the HPA rule, and the load with one replica fewer. Pure."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from handlers.settings import ScalingSettings
+from schemas.metrics import EngineMetrics
+
+WAITING = "requests_waiting"
+SIGNALS = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signal:
+    """One load signal: a value per replica (None = not measured), at least one of them known.
+
+    `saturation` is the value at which a replica can take no more; None where there is no limit.
+    """
+
+    name: str
+    target: float
+    saturation: float | None
+    values: tuple[float | None, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean of the replicas that were measured."""
+        known = [value for value in self.values if value is not None]
+        return math.fsum(known) / len(known)
+
+    def total(self, missing: float) -> float:
+        """The sum over all replicas, each unknown one counted as `missing`."""
+        return math.fsum(missing if value is None else value for value in self.values)
+
+
+def measure(engines: Sequence[EngineMetrics], settings: ScalingSettings) -> list[Signal]:
+    """The signals that at least one replica measured."""
+    candidates: tuple[
+        tuple[str, float, float | None, Callable[[EngineMetrics], float | None]], ...
+    ] = (
+        (WAITING, settings.waiting_per_replica_target, None, lambda e: e.requests_waiting),
+        (
+            "kv_cache_usage_ratio",
+            settings.kv_cache_target_ratio,
+            1.0,
+            lambda e: e.kv_cache_usage_ratio,
+        ),
+        ("capacity_usage_ratio", settings.capacity_target_ratio, 1.0, _capacity_usage),
+    )
+    signals = [
+        Signal(name, target, saturation, tuple(read(engine) for engine in engines))
+        for name, target, saturation, read in candidates
+    ]
+    return [signal for signal in signals if any(value is not None for value in signal.values)]
+
+
+def _capacity_usage(engine: EngineMetrics) -> float | None:
+    """Requests running against the most that can run at once."""
+    if engine.requests_running is None or not engine.requests_running_max:
+        return None
+    return engine.requests_running / engine.requests_running_max
+
+
+def desired_replicas(signals: Sequence[Signal], replicas: int, tolerance_ratio: float) -> int:
+    """`ceil(replicas * max over signals(mean / target))`, within tolerance unchanged.
+
+    The rule of Kubernetes' HorizontalPodAutoscaler, with its treatment of the unknown: for
+    scaling up an unmeasured replica counts as 0, for scaling down as exactly on target. Fewer
+    are desired only when the queue *and* a measure of fullness are known. With 4 replicas and a
+    target of 5: 10 waiting each → 8; 5.5 each (ratio 1.10, the edge of the tolerance) → 4; one
+    unmeasured beside three with 10 (ratio 30 / 4 / 5 = 1.5) → 6.
+    """
+
+    def ratio(signal: Signal, missing: float) -> float:
+        # Rounded, so that a value exactly on an edge is not past it by a float's last bit.
+        return round(signal.total(missing) / replicas / signal.target, 9)
+
+    up = max(ratio(signal, 0.0) for signal in signals)
+    if up > 1 + tolerance_ratio:
+        return math.ceil(round(replicas * up, 9))
+    known = {signal.name for signal in signals}
+    if WAITING not in known or len(known) == 1:
+        return replicas
+    down = max(ratio(signal, signal.target) for signal in signals)
+    if down < 1 - tolerance_ratio:
+        return max(1, math.ceil(round(replicas * down, 9)))
+    return replicas
+
+
+def can_hold(signals: Sequence[Signal], replicas: int) -> bool:
+    """Whether `replicas` can carry the whole load of today, and survive the loss of one (N-1).
+
+    Spread over all of them every signal stays at or below its target; spread over one fewer
+    it stays below saturation (a single replica has no spare: that is `min_replicas`' choice).
+    A replica that was not measured counts as saturated, in the queue as on target.
+    """
+    for signal in signals:
+        missing = signal.target if signal.saturation is None else signal.saturation
+        total = signal.total(missing)
+        if round(total / replicas, 9) > signal.target:
+            return False
+        if (
+            signal.saturation is not None
+            and replicas > 1
+            and round(total / (replicas - 1), 9) > signal.saturation
+        ):
+            return False
+    return True

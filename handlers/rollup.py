@@ -1,0 +1,154 @@
+"""One minute of every host, GPU, engine and pool as min, mean, max and p95."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import Literal, TypeAlias
+
+from handlers.settings import RollupSettings
+from handlers.window import ExpiringDict
+from schemas.analysis import Scope
+from schemas.message import Message
+from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics, Rollup, Summary
+from schemas.protocols import Emit, Moment
+from schemas.units import SECOND_NS, instant
+from schemas.views import engine_numbers, gpu_numbers, host_numbers
+
+Kind: TypeAlias = Literal["host", "gpu", "engine", "pool"]
+
+MINUTE_NS = 60 * SECOND_NS
+
+
+@dataclasses.dataclass(slots=True)
+class _Bucket:
+    """One source in one minute."""
+
+    node: str | None
+    pool: str | None
+    values: dict[str, list[float]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    energy_joules: float | None = None
+    engines: set[str] = dataclasses.field(default_factory=set)
+    simulated: bool = False
+
+
+class RollupHandler:
+    """Summarises each minute of stream time, and gives it out once the minute is over.
+
+    One instance of scope node for hosts, GPUs and engines, one of scope pool. A pool's numbers
+    are the samples of all its members together, named `host_…`, `gpu_…`, `engine_…`, and
+    `engines`, how many reported. Energy is what the GPUs' counters rose by, sample to sample,
+    and falls to the minute of the later sample; a counter that fell, or that was silent for two
+    minutes, adds nothing.
+    """
+
+    consumes: tuple[type[Message], ...] = (HostMetrics, GpuMetrics, EngineMetrics)
+
+    def __init__(self, settings: RollupSettings, scope: Literal["node", "pool"]) -> None:
+        self.name = f"rollup_{scope}"
+        self.scope: Scope = scope
+        self._grace_ns = int(settings.grace_seconds * SECOND_NS)
+        # A minute, its grace, and the counters' last values from before it.
+        self.window_ns = 3 * MINUTE_NS + self._grace_ns
+        self._minutes: dict[int, dict[tuple[Kind, str], _Bucket]] = {}
+        self._joules: ExpiringDict[tuple[str, str], float] = ExpiringDict(2 * MINUTE_NS)
+        self._done_ns = 0
+
+    def handle(self, message: HostMetrics | GpuMetrics | EngineMetrics, now: Moment) -> list[Emit]:
+        """Give out the minutes that are over, then add the sample to its own."""
+        emits = list(self.tick(now))
+        minute_ns = now.ns // MINUTE_NS * MINUTE_NS
+        if minute_ns < self._done_ns or (self.scope == "pool" and message.pool is None):
+            return emits
+        kind, source, numbers = self._describe(message)
+        buckets = self._minutes.setdefault(minute_ns, {})
+        bucket = buckets.setdefault(
+            (kind, source),
+            _Bucket(message.node if self.scope == "node" else None, message.pool),
+        )
+        for name, value in numbers:
+            bucket.values[name].append(value)
+        bucket.simulated |= message.simulated
+        if isinstance(message, EngineMetrics):
+            bucket.engines.add(f"{message.node}-{message.engine}")
+        if isinstance(message, GpuMetrics):
+            self._add_energy(bucket, message, now.ns)
+        return emits
+
+    def tick(self, now: Moment) -> Sequence[Emit]:
+        """Give out the minutes whose grace is over."""
+        emits = []
+        for minute_ns in sorted(self._minutes):
+            if now.ns < minute_ns + MINUTE_NS + self._grace_ns:
+                break
+            self._done_ns = minute_ns + MINUTE_NS
+            for (kind, source), bucket in sorted(self._minutes.pop(minute_ns).items()):
+                message = _rollup(kind, source, minute_ns, bucket)
+                if message.metrics or message.energy_joules is not None:
+                    emits.append(Emit(message, f"rollup.{kind}.{source}.{minute_ns}"))
+        return emits
+
+    def snapshot(self) -> bytes | None:
+        """Nothing outlives the window."""
+        return None
+
+    def restore(self, snapshot: bytes) -> None:
+        """Nothing to take over."""
+
+    def _describe(
+        self, message: HostMetrics | GpuMetrics | EngineMetrics
+    ) -> tuple[Kind, str, Iterator[tuple[str, float]]]:
+        kind: Kind
+        if isinstance(message, HostMetrics):
+            kind, source, numbers = "host", message.node, host_numbers(message)
+        elif isinstance(message, GpuMetrics):
+            kind, source, numbers = "gpu", f"{message.node}-{message.gpu}", gpu_numbers(message)
+        else:
+            kind, source = "engine", f"{message.node}-{message.engine}"
+            numbers = engine_numbers(message)
+        if self.scope == "node" or message.pool is None:
+            return kind, source, iter(numbers.items())
+        return "pool", message.pool, ((f"{kind}_{name}", v) for name, v in numbers.items())
+
+    def _add_energy(self, bucket: _Bucket, message: GpuMetrics, now_ns: int) -> None:
+        total = message.energy_joules_total
+        if total is None:
+            return
+        key = (message.node, message.gpu)
+        before = self._joules.get(key, now_ns)
+        self._joules.put(key, total, now_ns)
+        if before is not None and total >= before:
+            bucket.energy_joules = (bucket.energy_joules or 0.0) + total - before
+
+
+def _rollup(kind: Kind, source: str, minute_ns: int, bucket: _Bucket) -> Rollup:
+    metrics = {name: summarise(values) for name, values in sorted(bucket.values.items())}
+    if kind == "pool" and bucket.engines:
+        metrics["engines"] = summarise([len(bucket.engines)])
+    return Rollup(
+        kind=kind,
+        id=source,
+        node=bucket.node,
+        pool=bucket.pool,
+        minute_at=instant(minute_ns),
+        metrics=metrics,
+        energy_joules=bucket.energy_joules,
+        simulated=bucket.simulated,
+    )
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Min, mean, max and the nearest-rank 95th percentile of at least one value.
+
+    Nearest rank: the smallest value that at least 95 % of the values do not exceed; of 1 … 20 it
+    is 19, of fewer than 20 values the highest.
+    """
+    ranked = sorted(values)
+    return Summary(
+        min=ranked[0],
+        mean=fmean(ranked),
+        max=ranked[-1],
+        p95=ranked[math.ceil(0.95 * len(ranked)) - 1],
+        count=len(ranked),
+    )

@@ -1,0 +1,357 @@
+"""Runs the handlers on the metrics stream: slots by lease, watermarks, publishing."""
+
+import asyncio
+import dataclasses
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import structlog
+
+from handlers.slots import Routed, Slot, Watermark
+from schemas.lifecycle import Component
+from schemas.message import Message
+from schemas.metrics import CacheMetrics, EngineMetrics, GpuMetrics, HostMetrics
+from schemas.protocols import (
+    Bucket,
+    Delivery,
+    Emit,
+    Handler,
+    Lease,
+    Leases,
+    Moment,
+    Publisher,
+    PublishError,
+    RevisionConflictError,
+    Subscriber,
+)
+from schemas.units import SECOND_NS, instant
+
+log = structlog.get_logger()
+
+BALANCE_SECONDS = 1.0
+SAVE_SECONDS = 2.0
+SILENCE_NS = 2 * SECOND_NS
+PUBLISH_BATCH = 64
+MAX_UNPUBLISHED = 50_000
+RETRY_SECONDS = 0.25
+
+_DECODERS: dict[str, msgspec.json.Decoder[Message]] = {
+    kind.SUBJECT.split("{", 1)[0]: msgspec.json.Decoder(kind)
+    for kind in (HostMetrics, GpuMetrics, EngineMetrics, CacheMetrics)
+}
+
+
+def decode(delivery: Delivery) -> Message:
+    """The metrics message of a delivery.
+
+    Raises:
+        ValueError: no such subject, or the payload is not that message.
+    """
+    family = delivery.subject.split(".", 2)
+    decoder = _DECODERS.get(".".join(family[:2]) + ".")
+    if decoder is None:
+        raise ValueError(f"no message type for subject {delivery.subject}")
+    message = decoder.decode(delivery.payload)
+    if message.subject() != delivery.subject:
+        raise ValueError(f"{delivery.subject} carries a message of {message.subject()}")
+    return message
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Owned:
+    """A slot we hold, its lease, and what it still has to publish."""
+
+    slot: Slot
+    lease: Lease
+    revision: int
+    unpublished: int = 0
+    saved: Watermark | None = None
+
+
+class HandlersRuntime:
+    """Feeds FLEET_METRICS to the handlers of the slots this process owns.
+
+    Guarantees: every message after a slot's watermark is handled by exactly one owner at a time,
+    in stream order; what a handler gives out is published until acknowledged, before the
+    watermark moves on. After a crash the next owner repeats from the watermark; message ids make
+    the repeats duplicates. Bounded by `MAX_UNPUBLISHED`: a slot that cannot publish is given up
+    and rebuilt from its watermark.
+    """
+
+    def __init__(
+        self,
+        *,
+        publisher: Publisher,
+        subscriber: Subscriber,
+        state: Bucket,
+        leases: Leases,
+        make_handlers: Callable[[], Sequence[Handler]],
+        slots: int,
+        members: Callable[[], int],
+        observe: Callable[[Message, int], None] = lambda message, stored_ns: None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self._publisher = publisher
+        self._subscriber = subscriber
+        self._state = state
+        self._leases = leases
+        self._make_handlers = make_handlers
+        self._slots = slots
+        self._members = members
+        self._observe = observe
+        self._clock = clock
+        self._owned: dict[int, _Owned] = {}
+        self._attached: list[_Owned] = []
+        self._live_sequence = 0
+        self._last_stored_ns = 0
+        self._last_heard_ns = 0
+        self._clock_offset_ns: deque[int] = deque(maxlen=64)
+        self._queue: asyncio.Queue[tuple[_Owned, Emit]] = asyncio.Queue()
+        self._unfollow: Callable[[], Awaitable[None]] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self.started = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        async for delivery in self._subscriber.read("METRICS", last_per_subject=True):
+            self._remember(delivery)
+        _, self._live_sequence = await self._subscriber.stream_bounds("METRICS")
+        self._unfollow = await self._subscriber.follow(
+            "METRICS", self._on_live, start_sequence=self._live_sequence + 1
+        )
+        for loop in (self._publish_loop, self._balance_loop, self._tick_loop, self._save_loop):
+            self._tasks.append(asyncio.create_task(loop(), name=f"handlers{loop.__name__}"))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping = True
+        if self._unfollow is not None:
+            await self._unfollow()
+        await self._settle()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for owned in list(self._owned.values()):
+            await self._save(owned)
+            await self._give_up(owned)
+
+    async def _settle(self) -> None:
+        try:
+            async with asyncio.timeout(3.0):
+                await self._queue.join()
+        except TimeoutError:
+            log.warning("handlers_stop_unpublished", events=self._queue.qsize())
+
+    def _remember(self, delivery: Delivery) -> Message | None:
+        try:
+            message = decode(delivery)
+        except (ValueError, msgspec.DecodeError):
+            self.counters["undecodable_total"] += 1
+            return None
+        self._observe(message, delivery.stored_ns)
+        return message
+
+    def _on_live(self, delivery: Delivery) -> None:
+        self._live_sequence = delivery.sequence
+        self._last_stored_ns = delivery.stored_ns
+        self._last_heard_ns = self._clock()
+        self._clock_offset_ns.append(delivery.stored_ns - self._last_heard_ns)
+        self.counters["messages_total"] += 1
+        try:
+            message = decode(delivery)
+        except (ValueError, msgspec.DecodeError):
+            self.counters["undecodable_total"] += 1
+            raise
+        self._observe(message, delivery.stored_ns)
+        routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
+        for owned in self._attached:
+            self._enqueue(owned, owned.slot.feed(routed))
+
+    def _enqueue(self, owned: _Owned, emits: Iterable[Emit]) -> None:
+        for emit in emits:
+            owned.unpublished += 1
+            self._queue.put_nowait((owned, emit))
+
+    async def _publish_loop(self) -> None:
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < PUBLISH_BATCH and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            await asyncio.gather(*(self._publish(owned, emit) for owned, emit in batch))
+
+    async def _publish(self, owned: _Owned, emit: Emit) -> None:
+        while owned.lease.held and self._owned.get(owned.slot.index) is owned:
+            try:
+                await self._publisher.publish(emit.message, message_id=emit.message_id)
+            except PublishError as error:
+                self.counters["publish_retries_total"] += 1
+                log.warning("event_not_published", id=emit.message_id, error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self.counters["published_total"] += 1
+                break
+        owned.unpublished -= 1
+        self._queue.task_done()
+
+    async def _balance_loop(self) -> None:
+        while True:
+            for owned in list(self._owned.values()):
+                if not owned.lease.held or owned.unpublished > MAX_UNPUBLISHED:
+                    self.counters["slots_lost_total"] += 1
+                    await self._give_up(owned)
+            share = math.ceil(self._slots / max(1, self._members()))
+            surplus = list(self._owned.values())[share:]
+            for owned in surplus:
+                await self._hand_over(owned)
+            try:
+                await self._acquire(share - len(self._owned))
+            except (PublishError, RevisionConflictError) as error:
+                log.warning("slots_not_acquired", error=str(error))
+            if self._owned:
+                self.started.set()
+            await asyncio.sleep(BALANCE_SECONDS)
+
+    async def _acquire(self, wanted: int) -> None:
+        acquired: list[_Owned] = []
+        for index in range(self._slots):
+            if len(acquired) >= wanted:
+                break
+            if index in self._owned:
+                continue
+            lease = await self._leases.try_acquire(f"handlers.slot.{index}")
+            if lease is None:
+                continue
+            try:
+                watermark, revision = await self._load(index)
+            except PublishError:
+                await self._leases.release(lease)
+                raise
+            slot = Slot(index, self._slots, self._make_handlers(), watermark)
+            owned = _Owned(slot, lease, revision, saved=watermark)
+            self._owned[index] = owned
+            acquired.append(owned)
+        if acquired:
+            await self._catch_up(acquired)
+            log.info("slots_acquired", slots=[owned.slot.index for owned in acquired])
+
+    async def _load(self, index: int) -> tuple[Watermark, int]:
+        found = await self._state.get(f"handlers.slot.{index}")
+        _, last_sequence = await self._subscriber.stream_bounds("METRICS")
+        fresh = Watermark(sequence=last_sequence, ns=self._now_ns())
+        if found is None:
+            key = f"handlers.slot.{index}"
+            return fresh, await self._state.create(key, msgspec.json.encode(fresh))
+        watermark = msgspec.json.decode(found[0], type=Watermark)
+        if watermark.sequence > last_sequence:
+            # The stream was made anew and counts from 1 again: keep what outlives the window.
+            log.warning("metrics_stream_made_anew", slot=index, sequence=last_sequence)
+            return msgspec.structs.replace(fresh, snapshots=watermark.snapshots), found[1]
+        return watermark, found[1]
+
+    async def _catch_up(self, acquired: Sequence[_Owned]) -> None:
+        start_ns = min(owned.slot.start_ns for owned in acquired)
+        reached = 0
+        first_pass = True
+        while first_pass or reached < self._live_sequence:
+            history = self._subscriber.read(
+                "METRICS",
+                start_ns=start_ns if first_pass else None,
+                start_sequence=None if first_pass else reached + 1,
+            )
+            first_pass = False
+            before = reached
+            async for delivery in history:
+                reached = delivery.sequence
+                try:
+                    message = decode(delivery)
+                except (ValueError, msgspec.DecodeError):
+                    continue
+                routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
+                for owned in acquired:
+                    self._enqueue(owned, owned.slot.feed(routed))
+            if reached == before:
+                break  # what lies between was removed from the stream
+        # No await since the last look at the live sequence: nothing can slip in between.
+        self._attached.extend(acquired)
+
+    async def _hand_over(self, owned: _Owned) -> None:
+        self._detach(owned)
+        await self._save(owned)
+        await self._give_up(owned)
+
+    def _detach(self, owned: _Owned) -> None:
+        if owned in self._attached:
+            self._attached.remove(owned)
+
+    async def _give_up(self, owned: _Owned) -> None:
+        self._detach(owned)
+        self._owned.pop(owned.slot.index, None)
+        await self._leases.release(owned.lease)
+
+    def _now_ns(self) -> int:
+        """Stream time now: our clock, set right by the stream's own timestamps."""
+        return self._clock() + max(self._clock_offset_ns, default=0)
+
+    async def _tick_loop(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            now_ns = self._now_ns() - SILENCE_NS
+            if now_ns <= self._last_stored_ns:
+                continue
+            for owned in list(self._attached):
+                self._enqueue(owned, owned.slot.advance(now_ns))
+
+    async def _save_loop(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            for owned in list(self._attached):
+                await self._save(owned)
+
+    async def _save(self, owned: _Owned) -> None:
+        if owned.unpublished or not owned.lease.held:
+            return
+        watermark = owned.slot.watermark()
+        if watermark == owned.saved:
+            return
+        try:
+            owned.revision = await self._state.update(
+                f"handlers.slot.{owned.slot.index}",
+                msgspec.json.encode(watermark),
+                owned.revision,
+            )
+            owned.saved = watermark
+        except RevisionConflictError:
+            # Somebody else saved: the slot is no longer ours, whatever the lease says.
+            log.warning("slot_taken", slot=owned.slot.index)
+            await self._give_up(owned)
+        except PublishError as error:
+            log.warning("watermark_not_saved", slot=owned.slot.index, error=str(error))
+
+    def components(self) -> list[Component]:
+        """Slots owned and attached, and the age of the stream."""
+        owned, attached = len(self._owned), len(self._attached)
+        return [
+            Component(
+                name="slots",
+                state="ok" if attached == owned else "degraded",
+                text=f"{attached} of {self._slots} slots here",
+                probed_at=instant(self._clock()),
+            ),
+            Component(
+                name="publishing",
+                state="ok" if self._queue.qsize() < MAX_UNPUBLISHED // 10 else "degraded",
+                text=f"{self._queue.qsize()} events wait",
+                probed_at=instant(self._clock()),
+            ),
+        ]

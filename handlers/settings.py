@@ -1,0 +1,241 @@
+"""Settings of the handlers service: one table per handler."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of settings; unknown keys are errors."""
+
+
+class Thresholds(Table, frozen=True, kw_only=True):
+    """Where a resource becomes a bottleneck; the threshold itself counts as reached."""
+
+    warning_ratio: Annotated[float, Meta(ge=0, le=1, description="warning from this use on")]
+    critical_ratio: Annotated[float, Meta(ge=0, le=1, description="critical from this use on")]
+
+    def __post_init__(self) -> None:
+        if self.warning_ratio > self.critical_ratio:
+            raise ValueError("warning_ratio must not be above critical_ratio")
+
+
+class UtilizationSettings(Table, frozen=True, kw_only=True):
+    """Levels, bottlenecks and GPU states of nodes, pools and the fleet.
+
+    GPU memory has no bottleneck threshold: inference engines reserve most of it on purpose.
+    """
+
+    window_seconds: Annotated[
+        float, Meta(ge=5, le=3600, description="mean and peak are taken over this long")
+    ] = 60.0
+    publish_seconds: Annotated[
+        float, Meta(ge=1, le=3600, description="publish this often when nothing changes")
+    ] = 60.0
+    margin_ratio: Annotated[
+        float,
+        Meta(ge=0, le=0.2, description="a level or bottleneck ends this far below its start"),
+    ] = 0.05
+    bottlenecks_max: Annotated[
+        int, Meta(ge=1, le=1000, description="list at most this many bottlenecks, worst first")
+    ] = 32
+    cpu: Annotated[Thresholds, Meta(description="CPU bottleneck")] = Thresholds(
+        warning_ratio=0.80, critical_ratio=0.95
+    )
+    memory: Annotated[Thresholds, Meta(description="host memory bottleneck")] = Thresholds(
+        warning_ratio=0.85, critical_ratio=0.95
+    )
+    gpu: Annotated[Thresholds, Meta(description="GPU bottleneck")] = Thresholds(
+        warning_ratio=0.90, critical_ratio=0.98
+    )
+    kv_cache: Annotated[Thresholds, Meta(description="KV-cache bottleneck")] = Thresholds(
+        warning_ratio=0.85, critical_ratio=0.95
+    )
+    gpu_active_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="a GPU with this mean utilization is active")
+    ] = 0.05
+    gpu_active_power_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="a GPU at this share of its power limit is active")
+    ] = 0.5
+    gpu_held_memory_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="an idle GPU with this share of its memory is held")
+    ] = 0.05
+
+
+class RollupSettings(Table, frozen=True, kw_only=True):
+    """Minutes of hosts, GPUs, engines and pools."""
+
+    grace_seconds: Annotated[
+        float, Meta(ge=0, le=60, description="wait this long after a minute for its stragglers")
+    ] = 5.0
+
+
+class AlertRule(Table, frozen=True, kw_only=True):
+    """A condition on one metric of one node.
+
+    `metric` is a path: `host`, `gpu` or `engine`, then field names; a list is written
+    `filesystems[mountpoint]` and gives one alert per element, named by that field. With
+    `relative_to` (a path without lists) the thresholds are added to that measured value.
+    """
+
+    name: Annotated[
+        str,
+        Meta(pattern=r"^[a-z0-9_]{1,40}$", description="token in the alert's subject and id"),
+    ]
+    metric: Annotated[str, Meta(description="path of the value")]
+    comparison: Annotated[
+        Literal[">=", "<="], Meta(description="which side of the threshold is bad")
+    ] = ">="
+    relative_to: Annotated[
+        str | None, Meta(description="path of the value to which the thresholds are added")
+    ] = None
+    warning: Annotated[float | None, Meta(description="threshold of a warning; null: none")] = None
+    critical: Annotated[
+        float | None, Meta(description="threshold of a critical alert; null: none")
+    ] = None
+    clear_margin: Annotated[
+        float, Meta(ge=0, description="the alert clears when the value is this far back")
+    ] = 0.0
+    for_seconds: Annotated[
+        float, Meta(ge=0, le=3600, description="the condition must have held this long")
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warning is None and self.critical is None:
+            raise ValueError(f"alert rule {self.name}: give warning or critical")
+
+
+DEFAULT_RULES = (
+    # Each GPU knows where its driver begins to slow it down (NVML's slowdown threshold).
+    AlertRule(
+        name="gpu_temperature",
+        metric="gpu.temperature_celsius",
+        relative_to="gpu.temperature_slowdown_celsius",
+        warning=-5.0,
+        critical=0.0,
+        clear_margin=5.0,
+        for_seconds=30.0,
+    ),
+    AlertRule(
+        name="host_memory",
+        metric="host.memory.utilization_ratio",
+        warning=0.90,
+        critical=0.95,
+        clear_margin=0.05,
+        for_seconds=60.0,
+    ),
+    AlertRule(
+        name="disk_full",
+        metric="host.filesystems[mountpoint].utilization_ratio",
+        warning=0.90,
+        critical=0.95,
+        clear_margin=0.02,
+    ),
+)
+
+
+class AlertSettings(Table, frozen=True, kw_only=True):
+    """Alerts on nodes, GPUs and file systems."""
+
+    rules: Annotated[
+        tuple[AlertRule, ...], Meta(description="the rules; a list here replaces the built-in ones")
+    ] = DEFAULT_RULES
+    gap_seconds: Annotated[
+        float,
+        Meta(ge=1, le=3600, description="without a value for this long, `for_seconds` starts anew"),
+    ] = 60.0
+    stale_seconds: Annotated[
+        float,
+        Meta(ge=1, le=3600, description="a node without host metrics for this long is stale"),
+    ] = 30.0
+    stale_intervals: Annotated[
+        float, Meta(ge=1, le=100, description="… but not before this many of its own intervals")
+    ] = 3.0
+    forget_seconds: Annotated[
+        float,
+        Meta(ge=3600, description="an open alert without news for this long is forgotten"),
+    ] = 7 * 86400.0
+
+
+class ScalingSettings(Table, frozen=True, kw_only=True):
+    """Scaling advice for pools of inference engines, by the rule of Kubernetes' HPA."""
+
+    waiting_per_replica_target: Annotated[
+        float, Meta(gt=0, description="requests waiting per replica that are still fine")
+    ] = 5.0
+    kv_cache_target_ratio: Annotated[
+        float, Meta(gt=0, le=1, description="aim at this mean KV-cache use")
+    ] = 0.85
+    capacity_target_ratio: Annotated[
+        float, Meta(gt=0, le=1, description="aim at this share of the requests that can run")
+    ] = 0.80
+    tolerance_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="no advice within this distance of the target")
+    ] = 0.10
+    up_hold_seconds: Annotated[
+        float, Meta(ge=0, le=3600, description="too much load must have held this long")
+    ] = 30.0
+    down_hold_seconds: Annotated[
+        float, Meta(ge=0, le=86400, description="too little load must have held this long")
+    ] = 300.0
+    startup_lead_seconds: Annotated[
+        float,
+        Meta(ge=0, le=86400, description="a new replica serves after this long"),
+    ] = 120.0
+    expires_after_seconds: Annotated[
+        float, Meta(gt=0, le=86400, description="advice is void after this long")
+    ] = 600.0
+    engine_ttl_seconds: Annotated[
+        float, Meta(gt=0, le=3600, description="an engine silent for this long is gone")
+    ] = 30.0
+    min_replicas: Annotated[int, Meta(ge=1, description="never advise fewer")] = 1
+    max_replicas: Annotated[int, Meta(ge=1, le=10_000, description="never advise more")] = 32
+    usd_per_replica_hour: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="price of a replica; null: advice has no money"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas must not be above max_replicas")
+        if self.expires_after_seconds < self.startup_lead_seconds:
+            raise ValueError(
+                "expires_after_seconds must be at least startup_lead_seconds: advice would be void "
+                "before it can have worked"
+            )
+
+
+class QuerySettings(Table, frozen=True, kw_only=True):
+    """The query endpoints."""
+
+    forget_seconds: Annotated[
+        float, Meta(gt=0, description="last values older than this are forgotten")
+    ] = 3600.0
+    history_scan_bytes: Annotated[
+        int, Meta(gt=0, description="read at most this much of a stream for one answer")
+    ] = 32 * 1024 * 1024
+    history_timeout_seconds: Annotated[
+        float, Meta(gt=0, description="give up reading a stream after this long")
+    ] = 5.0
+
+
+class HandlersSettings(Table, frozen=True, kw_only=True):
+    """Everything the handlers service can be told."""
+
+    slots: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=256,
+            description="shares of the keys that processes own by lease; the same everywhere, "
+            "and for good: another number starts all windows anew",
+        ),
+    ] = 8
+    utilization: Annotated[
+        UtilizationSettings, Meta(description="levels, bottlenecks, GPU states")
+    ] = UtilizationSettings()
+    rollup: Annotated[RollupSettings, Meta(description="minutes")] = RollupSettings()
+    alerts: Annotated[AlertSettings, Meta(description="alert rules")] = AlertSettings()
+    scaling: Annotated[ScalingSettings, Meta(description="scaling advice")] = ScalingSettings()
+    queries: Annotated[QuerySettings, Meta(description="query endpoints")] = QuerySettings()

@@ -1,0 +1,265 @@
+"""How busy nodes, pools and the fleet are: levels, bottlenecks, health, efficiency."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import Literal, TypeAlias
+
+from handlers.levels import RANK, efficiency, gpu_state, health_of, level_of, severity_of
+from handlers.settings import Thresholds, UtilizationSettings
+from handlers.window import ExpiringDict, RollingWindow
+from schemas.analysis import Bottleneck, GpuUse, Level, ResourceUse, Scope, Severity, Utilization
+from schemas.message import Message
+from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.protocols import Emit, Moment
+from schemas.units import SECOND_NS, instant
+
+Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics
+Resource: TypeAlias = Literal["cpu", "memory", "gpu", "gpu_memory", "kv_cache"]
+# A resource (or the GPU's power, which is evidence only) of one part; None: the node itself.
+SeriesKey: TypeAlias = tuple[Resource | Literal["gpu_power"], str | None]
+
+RESOURCES: tuple[Resource, ...] = ("cpu", "memory", "gpu", "gpu_memory", "kv_cache")
+
+
+@dataclasses.dataclass(slots=True)
+class _Group:
+    """What is remembered of one node, pool or the fleet."""
+
+    series: ExpiringDict[SeriesKey, RollingWindow]
+    nodes: ExpiringDict[str, bool]
+    gpus: ExpiringDict[str, bool]
+    levels: dict[Resource, Level] = dataclasses.field(default_factory=dict)
+    severities: dict[SeriesKey, Severity] = dataclasses.field(default_factory=dict)
+    simulated_ns: int | None = None
+    published: object = None
+    published_ns: int = 0
+
+
+class UtilizationHandler:
+    """Judges the means of the last `window_seconds` on every tick.
+
+    One instance per scope. For a node the parts are its GPUs and engines; for a pool or the fleet
+    they are `<node>`, `<node>-<gpu>`, `<node>-<engine>`, and a bottleneck without `resource_id`
+    is one of the mean over all. Publishes when level, health or bottlenecks change, else every
+    `publish_seconds`; of a pool or the fleet only the kinds of bottlenecks count as a change, so
+    that one GPU among thousands does not publish them all. GPUs are listed for nodes only.
+    """
+
+    consumes: tuple[type[Message], ...] = (HostMetrics, GpuMetrics, EngineMetrics)
+
+    def __init__(self, settings: UtilizationSettings, scope: Scope) -> None:
+        self.name = f"utilization_{scope}"
+        self.scope: Scope = scope
+        self._settings = settings
+        self._span_ns = int(settings.window_seconds * SECOND_NS)
+        self._publish_ns = int(settings.publish_seconds * SECOND_NS)
+        self.window_ns = self._span_ns + self._publish_ns
+        self._groups: ExpiringDict[str, _Group] = ExpiringDict(self.window_ns)
+        self._thresholds: dict[str, Thresholds] = {
+            "cpu": settings.cpu,
+            "memory": settings.memory,
+            "gpu": settings.gpu,
+            "kv_cache": settings.kv_cache,
+        }
+
+    def handle(self, message: Metrics, now: Moment) -> Sequence[Emit]:
+        """Remember one sample; judging waits for the next tick."""
+        key = self._group_key(message)
+        if key is None:
+            return ()
+        group = self._groups.refresh(key, self._new_group, now.ns)
+        group.nodes.put(message.node, True, now.ns)
+        if message.simulated:
+            group.simulated_ns = now.ns
+        part = self._part(message)
+        if isinstance(message, GpuMetrics) and part is not None:
+            group.gpus.put(part, True, now.ns)
+        for resource, value in _samples(message):
+            if value is not None:
+                window = group.series.refresh((resource, part), self._new_window, now.ns)
+                window.add(now.ns, value)
+        return ()
+
+    def tick(self, now: Moment) -> Sequence[Emit]:
+        """Judge every group."""
+        emits = []
+        for key, group in sorted(self._groups.items(now.ns)):
+            message = self._judge(key, group, now.ns)
+            if message is not None:
+                emits.append(Emit(message, f"utilization.{self.scope}.{key}.{now.ns}"))
+        return emits
+
+    def snapshot(self) -> bytes | None:
+        """Nothing outlives the window."""
+        return None
+
+    def restore(self, snapshot: bytes) -> None:
+        """Nothing to take over."""
+
+    def _group_key(self, message: Metrics) -> str | None:
+        if self.scope == "node":
+            return message.node
+        return message.pool if self.scope == "pool" else "all"
+
+    def _part(self, message: Metrics) -> str | None:
+        if isinstance(message, HostMetrics):
+            return None if self.scope == "node" else message.node
+        part = message.gpu if isinstance(message, GpuMetrics) else message.engine
+        return part if self.scope == "node" else f"{message.node}-{part}"
+
+    def _new_window(self) -> RollingWindow:
+        return RollingWindow(self._span_ns)
+
+    def _new_group(self) -> _Group:
+        return _Group(
+            series=ExpiringDict(self._span_ns),
+            nodes=ExpiringDict(self._span_ns),
+            gpus=ExpiringDict(self._span_ns),
+        )
+
+    def _judge(self, key: str, group: _Group, now_ns: int) -> Utilization | None:
+        if not group.nodes.items(now_ns):
+            return None
+        means: dict[SeriesKey, float] = {}
+        peaks: dict[str, float] = defaultdict(float)
+        for series, window in group.series.items(now_ns):
+            mean, peak = window.mean(now_ns), window.peak(now_ns)
+            if mean is not None and peak is not None:
+                means[series] = mean
+                peaks[series[0]] = max(peaks[series[0]], peak)
+        resources = self._resources(group, means, peaks)
+        bottlenecks = self._bottlenecks(group, means, resources)
+        # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
+        scarce = "gpu" if group.gpus.items(now_ns) else "cpu"
+        use = next((use for use in resources if use.resource == scarce), None)
+        simulated_ns = group.simulated_ns
+        message = Utilization(
+            scope=self.scope,
+            id=key,
+            decided_at=instant(now_ns),
+            window_seconds=self._settings.window_seconds,
+            level=use.level if use else None,
+            health=health_of(bottlenecks, parts_degrade_only=self.scope != "node")
+            if resources
+            else None,
+            efficiency_ratio=efficiency(use.mean_ratio) if use else None,
+            resources=resources,
+            bottlenecks=bottlenecks[: self._settings.bottlenecks_max],
+            gpus=self._gpus(key, group, means, now_ns) if self.scope == "node" else [],
+            nodes=len(group.nodes),
+            simulated=simulated_ns is not None and now_ns - simulated_ns < self._span_ns,
+        )
+        state = self._state(message, bottlenecks)
+        if state == group.published and now_ns - group.published_ns < self._publish_ns:
+            return None
+        group.published, group.published_ns = state, now_ns
+        return message
+
+    def _state(self, message: Utilization, bottlenecks: list[Bottleneck]) -> object:
+        """What counts as a change."""
+        return (
+            message.level,
+            message.health,
+            frozenset(
+                (
+                    bottleneck.resource,
+                    bottleneck.severity,
+                    bottleneck.resource_id if self.scope == "node" else None,
+                )
+                for bottleneck in bottlenecks
+            ),
+        )
+
+    def _resources(
+        self, group: _Group, means: dict[SeriesKey, float], peaks: dict[str, float]
+    ) -> list[ResourceUse]:
+        """The use of each measured resource: the mean of its parts' means, and their peak."""
+        uses = []
+        for resource in RESOURCES:
+            values = [mean for (name, _), mean in means.items() if name == resource]
+            if not values:
+                group.levels.pop(resource, None)
+                continue
+            mean = fmean(values)
+            level = level_of(mean, group.levels.get(resource), self._settings.margin_ratio)
+            group.levels[resource] = level
+            uses.append(
+                ResourceUse(
+                    resource=resource, mean_ratio=mean, peak_ratio=peaks[resource], level=level
+                )
+            )
+        return uses
+
+    def _bottlenecks(
+        self, group: _Group, means: dict[SeriesKey, float], resources: list[ResourceUse]
+    ) -> list[Bottleneck]:
+        """Critical before warning, then the highest value first."""
+        candidates = dict(means)
+        if self.scope != "node":
+            candidates |= {(use.resource, None): use.mean_ratio for use in resources}
+        found = []
+        severities: dict[SeriesKey, Severity] = {}
+        for series, mean in candidates.items():
+            thresholds = self._thresholds.get(series[0])
+            if thresholds is None:
+                continue
+            severity = severity_of(
+                mean, thresholds, group.severities.get(series), self._settings.margin_ratio
+            )
+            if severity is None:
+                continue
+            severities[series] = severity
+            found.append(
+                Bottleneck(
+                    resource=series[0],
+                    resource_id=series[1],
+                    severity=severity,
+                    value_ratio=mean,
+                    threshold_ratio=thresholds.critical_ratio
+                    if severity == "critical"
+                    else thresholds.warning_ratio,
+                )
+            )
+        group.severities = severities
+        return sorted(
+            found,
+            key=lambda b: (-RANK[b.severity], -b.value_ratio, b.resource, b.resource_id or ""),
+        )
+
+    def _gpus(
+        self, node: str, group: _Group, means: dict[SeriesKey, float], now_ns: int
+    ) -> list[GpuUse]:
+        uses = []
+        for gpu, _ in sorted(group.gpus.items(now_ns)):
+            utilization, memory = means.get(("gpu", gpu)), means.get(("gpu_memory", gpu))
+            state, evidence = gpu_state(
+                self._settings, utilization, memory, means.get(("gpu_power", gpu))
+            )
+            uses.append(
+                GpuUse(
+                    gpu=gpu,
+                    node=node,
+                    state=state,
+                    utilization_ratio=utilization,
+                    memory_utilization_ratio=memory,
+                    evidence=evidence,
+                )
+            )
+        return uses
+
+
+def _samples(
+    message: Metrics,
+) -> Iterator[tuple[Resource | Literal["gpu_power"], float | None]]:
+    if isinstance(message, HostMetrics):
+        yield "cpu", message.cpu.utilization_ratio if message.cpu else None
+        yield "memory", message.memory.utilization_ratio if message.memory else None
+    elif isinstance(message, GpuMetrics):
+        yield "gpu", message.utilization_ratio
+        yield "gpu_memory", message.memory_utilization_ratio
+        if message.power_watts is not None and message.power_limit_watts:
+            yield "gpu_power", message.power_watts / message.power_limit_watts
+    else:
+        yield "kv_cache", message.kv_cache_usage_ratio

@@ -1,0 +1,123 @@
+"""State that forgets: an expiring map, a rolling window, and a rolling maximum."""
+
+from collections import deque
+from collections.abc import Callable
+from statistics import fmean
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+MAX_ENTRIES = 100_000
+MAX_SAMPLES = 4096
+
+
+class ExpiringDict(Generic[K, V]):
+    """A map that forgets a key `ttl_ns` after it was last put or refreshed.
+
+    Nodes, GPUs and engines vanish without saying goodbye, so every map keyed by something from
+    the bus is one of these. At most `max_entries`: the one untouched for longest goes first.
+    All operations are O(1), amortised; `items` is O(n).
+    """
+
+    def __init__(self, ttl_ns: int, max_entries: int = MAX_ENTRIES) -> None:
+        self._ttl_ns = ttl_ns
+        self._max_entries = max_entries
+        self._entries: dict[K, tuple[int, V]] = {}  # in the order of the last touch
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, key: K, value: V, now_ns: int) -> None:
+        """Store `value` and start its life anew."""
+        self._entries.pop(key, None)
+        self._entries[key] = (now_ns, value)
+        self.expire(now_ns)
+        if len(self._entries) > self._max_entries:
+            del self._entries[next(iter(self._entries))]
+
+    def refresh(self, key: K, make: Callable[[], V], now_ns: int) -> V:
+        """The value of `key`, made when it is not there; its life starts anew."""
+        value = self.get(key, now_ns)
+        if value is None:
+            value = make()
+        self.put(key, value, now_ns)
+        return value
+
+    def get(self, key: K, now_ns: int) -> V | None:
+        """The value, or None when it is not there or was forgotten."""
+        entry = self._entries.get(key)
+        if entry is None or now_ns - entry[0] >= self._ttl_ns:
+            return None
+        return entry[1]
+
+    def discard(self, key: K) -> None:
+        """Forget `key` now; absent is fine."""
+        self._entries.pop(key, None)
+
+    def items(self, now_ns: int | None = None) -> list[tuple[K, V]]:
+        """What is remembered at `now_ns`, the one untouched for longest first.
+
+        Without an instant nothing is forgotten: for snapshots, which have none.
+        """
+        if now_ns is not None:
+            self.expire(now_ns)
+        return [(key, value) for key, (_, value) in self._entries.items()]
+
+    def expire(self, now_ns: int) -> None:
+        """Drop what is older than the time to live."""
+        while self._entries:
+            oldest = next(iter(self._entries))
+            if now_ns - self._entries[oldest][0] < self._ttl_ns:
+                return
+            del self._entries[oldest]
+
+
+class RollingWindow:
+    """The samples of the last `span_ns`: those in (now - span, now]; at most `MAX_SAMPLES`."""
+
+    def __init__(self, span_ns: int) -> None:
+        self._span_ns = span_ns
+        self._samples: deque[tuple[int, float]] = deque(maxlen=MAX_SAMPLES)
+
+    def add(self, ns: int, value: float) -> None:
+        """Add a sample; `ns` grows from call to call."""
+        self._samples.append((ns, value))
+
+    def mean(self, now_ns: int) -> float | None:
+        """The arithmetic mean, or None without samples. O(n)."""
+        self._forget(now_ns)
+        return fmean(value for _, value in self._samples) if self._samples else None
+
+    def peak(self, now_ns: int) -> float | None:
+        """The highest sample, or None without samples. O(n)."""
+        self._forget(now_ns)
+        return max((value for _, value in self._samples), default=None)
+
+    def _forget(self, now_ns: int) -> None:
+        while self._samples and self._samples[0][0] <= now_ns - self._span_ns:
+            self._samples.popleft()
+
+
+class RollingMax:
+    """The highest sample of the last `span_ns`, those in (now - span, now]. O(1), amortised.
+
+    A sample that a later one reaches can never be the maximum again and is dropped at once, so
+    what is kept falls from left to right: never more samples than there are distinct values.
+    """
+
+    def __init__(self, span_ns: int) -> None:
+        self._span_ns = span_ns
+        self._samples: deque[tuple[int, float]] = deque()
+
+    def add(self, ns: int, value: float) -> None:
+        """Add a sample; `ns` grows from call to call."""
+        while self._samples and self._samples[-1][1] <= value:
+            self._samples.pop()
+        self._samples.append((ns, value))
+
+    def value(self, now_ns: int) -> float | None:
+        """The highest sample, or None without samples."""
+        while self._samples and self._samples[0][0] <= now_ns - self._span_ns:
+            self._samples.popleft()
+        return self._samples[0][1] if self._samples else None

@@ -1,0 +1,49 @@
+"""The base of every event: a frozen Struct that knows its subject."""
+
+import re
+from typing import Any, ClassVar
+
+import msgspec
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_TOKEN = re.compile(r"^[A-Za-z0-9_-]+$")
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One event on the bus, sent as JSON.
+
+    `SUBJECT` stands below the root (`fleet.v1` by default; the bus adds it) and names fields in
+    braces, so publisher and consumer cannot disagree. `STREAM` is the stream that keeps it, named
+    below the stream prefix (`METRICS` → `FLEET_METRICS`), or None for core-only messages.
+    `DURABLE` says whether publishing waits for the stream's acknowledgement. Unknown fields from
+    newer peers are ignored.
+    """
+
+    SUBJECT: ClassVar[str]
+    PUBLISHER: ClassVar[str]
+    STREAM: ClassVar[str | None] = None
+    DURABLE: ClassVar[bool] = True
+
+    def subject(self) -> str:
+        """The concrete subject below the root.
+
+        Raises:
+            ValueError: a field of the subject is not a token.
+        """
+
+        def fill(match: re.Match[str]) -> str:
+            value: Any = getattr(self, match[1])
+            text = str(value)
+            if not _TOKEN.match(text):
+                raise ValueError(
+                    f"{type(self).__name__}.{match[1]} is {text!r}: a subject token may only "
+                    "hold letters, digits, '_' and '-'"
+                )
+            return text
+
+        return _FIELD.sub(fill, self.SUBJECT)
+
+    @classmethod
+    def pattern(cls) -> str:
+        """The subscription subject below the root that matches every message of this type."""
+        return _FIELD.sub("*", cls.SUBJECT)

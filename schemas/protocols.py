@@ -1,0 +1,346 @@
+"""What a service and the bus may ask of each other. The bus implements these; services use them."""
+
+import dataclasses
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from schemas.message import Message
+
+RequestT = TypeVar("RequestT", bound=msgspec.Struct)
+
+
+class RequestError(Exception):
+    """A request that was answered with an error (ADR-32 headers), or raised to answer with one.
+
+    `code`: 400 malformed, 404 unknown, 408 no answer in time, 409 version conflict, 413 too large,
+    429 busy, 503 not ready or nobody there, 500 ours. `text` is read by a stranger: no internals.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+        self.text = text
+
+
+class PublishError(RuntimeError):
+    """A publication was not acknowledged: no server, no stream, no permission, or too large."""
+
+
+class StreamFullError(PublishError):
+    """The stream has `discard new` and is at its limit."""
+
+
+class RevisionConflictError(RuntimeError):
+    """A compare-and-set on a bucket lost: the key has another revision."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """A request as it reaches an endpoint. `subject` stands below the root."""
+
+    subject: str
+    payload: bytes
+    headers: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply: payload and headers."""
+
+    payload: bytes = b""
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+HandleCall: TypeAlias = Callable[[Call], "Answer | Awaitable[Answer]"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One request/reply endpoint.
+
+    `handle` answers at once by returning an Answer, or returns an awaitable that the bus runs in
+    a task of its own (bounded; over the bound: 429). It raises RequestError to answer with an
+    error. `subject` stands below the root and may hold `*`. `queue` None = the service's name.
+    """
+
+    name: str
+    subject: str
+    handle: HandleCall
+    queue: str | None = None
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    request_type: type[msgspec.Struct] | None = None
+    reply_type: type[msgspec.Struct] | None = None
+
+
+def json_endpoint(
+    name: str,
+    subject: str,
+    request_type: type[RequestT],
+    handle: Callable[[RequestT, Call], "msgspec.Struct | Awaitable[msgspec.Struct]"],
+    *,
+    reply_type: type[msgspec.Struct] | None = None,
+    queue: str | None = None,
+) -> Endpoint:
+    """An endpoint that decodes `request_type` (empty payload = defaults) and encodes the reply.
+
+    A body that does not decode is answered with 400 and msgspec's text, which names the field.
+    """
+    decoder = msgspec.json.Decoder(request_type)
+
+    def run(call: Call) -> "Answer | Awaitable[Answer]":
+        try:
+            request = decoder.decode(call.payload.strip() or b"{}")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RequestError(400, f"bad request for {name}: {error}") from error
+        result = handle(request, call)
+        if isinstance(result, msgspec.Struct):
+            return Answer(msgspec.json.encode(result))
+        return _encode_later(result)
+
+    return Endpoint(
+        name, subject, run, queue=queue, request_type=request_type, reply_type=reply_type
+    )
+
+
+async def _encode_later(result: Awaitable[msgspec.Struct]) -> Answer:
+    return Answer(msgspec.json.encode(await result))
+
+
+class Publisher(Protocol):
+    """Publishes. A DURABLE message returns once its stream acknowledged it, else at once."""
+
+    async def publish(self, message: Message, *, message_id: str | None = None) -> None:
+        """Publish `message` on its own subject.
+
+        Raises:
+            PublishError: a durable message was not acknowledged (StreamFullError: no room).
+        """
+
+    async def publish_raw(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        message_id: str,
+    ) -> None:
+        """Publish bytes on `subject` (below the root) and wait for the stream's acknowledgement.
+
+        Raises:
+            PublishError: not acknowledged (StreamFullError: no room).
+        """
+
+
+class Requester(Protocol):
+    """Asks other services."""
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_seconds: float,
+    ) -> Answer:
+        """Ask `subject` (below the root) and return the answer.
+
+        Raises:
+            RequestError: the answer is an error; 503 nobody listens; 408 no answer in time.
+        """
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message read from a stream; `subject` below the root, `stored_ns` the stream's clock."""
+
+    subject: str
+    payload: bytes
+    headers: Mapping[str, str]
+    sequence: int
+    stored_ns: int
+
+
+class Subscriber(Protocol):
+    """Listens to core messages and reads streams in order."""
+
+    async def subscribe(
+        self, subject: str, on_message: Callable[[str, bytes], None]
+    ) -> Callable[[], Awaitable[None]]:
+        """Call `on_message(subject below the root, payload)` for each; returns the unsubscriber.
+
+        What `on_message` raises is counted and logged, and the subscription lives on.
+        """
+
+    async def follow(
+        self,
+        stream: str,
+        on_delivery: Callable[[Delivery], None],
+        *,
+        subject: str = ">",
+        start_sequence: int | None = None,
+        start_ns: int | None = None,
+        last_per_subject: bool = False,
+    ) -> Callable[[], Awaitable[None]]:
+        """Read `stream` (name below the prefix) in order, for ever; returns the unsubscriber.
+
+        Without a start, only new messages. Gaps and a server's return are handled: no message
+        is skipped or repeated while the stream still holds it.
+        """
+
+    def read(
+        self,
+        stream: str,
+        *,
+        subject: str = ">",
+        start_sequence: int | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        last_per_subject: bool = False,
+    ) -> AsyncGenerator[Delivery, None]:
+        """What `stream` holds now, in order, and then stops. Who stops earlier closes it."""
+
+    async def stream_bounds(self, stream: str) -> tuple[int, int]:
+        """First and last sequence of `stream` now; first > last when it is empty."""
+
+
+class WorkItem(Protocol):
+    """One message of a work queue, to be settled by exactly one of its methods."""
+
+    @property
+    def delivery(self) -> Delivery:
+        """The message."""
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first delivery."""
+
+    async def done(self) -> None:
+        """Acknowledge and wait for the server's confirmation: it will not come again."""
+
+    async def retry(self, delay_seconds: float) -> None:
+        """Give it back; it comes again after the delay."""
+
+    async def extend(self) -> None:
+        """Say that work goes on, so that it is not delivered to another."""
+
+    async def dead(self, reason: str) -> None:
+        """Move it to FLEET_DEAD with the reason, then settle it here."""
+
+
+class WorkQueue(Protocol):
+    """Takes messages from a work-queue stream."""
+
+    async def take(
+        self, stream: str, consumer: str, *, batch: int, wait_seconds: float
+    ) -> Sequence[WorkItem]:
+        """Up to `batch` items for the durable `consumer`, waiting at most `wait_seconds`."""
+
+
+class Bucket(Protocol):
+    """A key-value bucket with revisions."""
+
+    async def get(self, key: str) -> tuple[bytes, int] | None:
+        """Value and revision, or None."""
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Store unconditionally; returns the revision."""
+
+    async def create(self, key: str, value: bytes) -> int:
+        """Store if absent; RevisionConflictError otherwise."""
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """Store if the key still has `revision`; RevisionConflictError otherwise."""
+
+    async def delete(self, key: str) -> None:
+        """Remove the key; absent is fine."""
+
+    async def items(self) -> Mapping[str, tuple[bytes, int]]:
+        """All keys with value and revision."""
+
+
+class Lease(Protocol):
+    """Ownership of a name until it is lost or given back."""
+
+    @property
+    def held(self) -> bool:
+        """True while it is certain that nobody else owns it."""
+
+    @property
+    def fence(self) -> int:
+        """Grows with every change of owner."""
+
+    async def wait_lost(self) -> None:
+        """Return once the lease is lost or given back."""
+
+
+class Leases(Protocol):
+    """Hands out leases: one owner per name, renewed, free again 6 s after its owner died."""
+
+    async def try_acquire(self, name: str) -> Lease | None:
+        """The lease, or None while somebody else has it."""
+
+    async def release(self, lease: Lease) -> None:
+        """Give it back, so that others need not wait."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Moment:
+    """Stream time: the timestamp of a message (or of a tick) and the last sequence seen."""
+
+    ns: int
+    sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Emit:
+    """A message a handler gives out, with its id: the same from every replica and every replay."""
+
+    message: Message
+    message_id: str
+
+
+class Handler(Protocol):
+    """Pure: messages and ticks in, messages out. No clock, no I/O, no logging on the normal path.
+
+    One instance serves the keys (nodes, pools, or the fleet) of one slot. `window_ns` is its
+    longest memory: a rebuild replays that much of the stream before the watermark. What must
+    outlive the window (open alerts, say) goes through `snapshot` and `restore`; `restore` is
+    called after the replay and replaces that part of the state.
+    """
+
+    @property
+    def name(self) -> str:
+        """One word, the module's: it names settings, snapshots and log fields."""
+
+    @property
+    def scope(self) -> Literal["node", "pool", "fleet"]:
+        """Whose messages it needs together."""
+
+    @property
+    def consumes(self) -> tuple[type[Message], ...]:
+        """The messages it wants."""
+
+    @property
+    def window_ns(self) -> int:
+        """Its longest memory."""
+
+    def handle(self, message: Any, now: Moment) -> Sequence[Emit]:  # noqa: ANN401 - of `consumes`
+        """One message of a consumed type, in stream order."""
+
+    def tick(self, now: Moment) -> Sequence[Emit]:
+        """A point of the fixed grid of stream time, before the first message at or after it."""
+
+    def snapshot(self) -> bytes | None:
+        """State that outlives the window, or None."""
+
+    def restore(self, snapshot: bytes) -> None:
+        """Take over what `snapshot` gave, from this or another process."""
+
+
+class Clock(Protocol):
+    """Wall clock."""
+
+    def __call__(self) -> int:
+        """Nanoseconds since the Unix epoch."""

@@ -1,0 +1,50 @@
+"""Types with their unit and range, said once, and the two clocks' conversions."""
+
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from msgspec import Meta
+
+Token = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z0-9_-]{1,128}$", description="one NATS subject token"),
+]
+Ratio = Annotated[float, Meta(ge=0, le=1, description="share, 0 to 1")]
+Count = Annotated[int, Meta(ge=0, description="a count, never negative")]
+Seconds = Annotated[float, Meta(ge=0, description="seconds")]
+Bytes = Annotated[int, Meta(ge=0, description="bytes")]
+Number = Annotated[
+    float, Meta(ge=0, description="a non-negative number; the name carries the unit")
+]
+Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 instant in UTC")]
+
+SECOND_NS = 1_000_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NOT_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
+_MAX_TOKEN_LENGTH = 64
+
+
+def instant(ns: int) -> datetime:
+    """The UTC instant `ns` nanoseconds after the Unix epoch, cut to whole microseconds."""
+    return _EPOCH + timedelta(microseconds=ns // 1000)
+
+
+def to_ns(moment: datetime) -> int:
+    """Nanoseconds between the Unix epoch and `moment`, exact for whole microseconds."""
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def token(name: str) -> str:
+    """`name` as one subject token, at most 64 characters.
+
+    A name that already is a token of that length comes back unchanged. Any other keeps its legal
+    characters and gets six hexadecimal digits of its SHA-256, so that two names stay apart:
+    `gpu-0` → `gpu-0`, `rack 1/node.a` → `rack-1-node-a-` plus its digest.
+    """
+    clean = _NOT_TOKEN.sub("-", name)
+    if clean == name and 0 < len(name) <= _MAX_TOKEN_LENGTH:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{clean[: _MAX_TOKEN_LENGTH - 7]}-{digest}"

@@ -1,0 +1,217 @@
+"""Who owns the archive, and what happens when it dies: with a real server and real processes."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.bus import Bus
+from agent.bus.lease import BucketLeases
+from archive.store import FolderStore, StoreError
+from schemas.archive import Stored
+from schemas.protocols import RequestError
+from tests.support.archive_service import DEADLINE_SECONDS, Heard, archiving, evict, until
+from tests.support.evictions import FailingStore, evicted
+from tests.support.server import NatsServer
+
+REPOSITORY = Path(__file__).parents[2]
+
+KILL_AT_THE_TENTH_ANNOUNCEMENT = """
+import asyncio, os, signal, sys
+from pathlib import Path
+
+import agent.bus.work
+from agent.bus import connect
+from tests.support.archive_service import archiving
+
+agent.bus.work.ACK_WAIT_SECONDS = 1.0
+
+class Killer:
+    announced = 0
+
+    async def publish(self, message, *, message_id=None):
+        self.announced += 1
+        if self.announced == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await self.bus.publish(message, message_id=message_id)
+
+async def main():
+    killer = Killer()
+    async with await connect(sys.argv[1], name="killed") as killer.bus:
+        async with archiving(killer.bus, Path(sys.argv[2]), publisher=killer):
+            await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def restored(bus: Bus, key: str) -> bytes:
+    answer = await bus.request("api.archive.restore.default", key.encode(), timeout_seconds=5)
+    return answer.payload
+
+
+async def test_a_kill_between_store_and_acknowledgement_loses_and_doubles_nothing(
+    bus: Bus, nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.work.ACK_WAIT_SECONDS", 1.0)
+    heard = await Heard.on(bus, "archived.stored.>")
+    keys = [f"k{number}" for number in range(30)]
+    for key in keys:
+        await evict(bus, evicted(key))
+    victim = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KILL_AT_THE_TENTH_ANNOUNCEMENT, nats.url, tmp_path / "archive"),
+        cwd=REPOSITORY,
+    )
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        killed = await victim.wait()
+
+    # The same instance takes its own lease over at once.
+    async with archiving(bus, tmp_path / "archive") as service:
+        missing = set(keys)
+        while missing:
+            missing.discard((await heard.next(Stored)).key)
+        values = [await restored(bus, key) for key in keys]
+    counted = service.counters()
+
+    assert killed == -signal.SIGKILL
+    assert values == [b"value"] * 30
+    assert counted["repeated_total"] >= 1
+    assert counted["entries"] == 30
+    assert len(list((tmp_path / "archive").iterdir())) == 30
+    first, last = await bus.stream_bounds("EVICTIONS")
+    assert first > last
+
+
+async def test_a_restart_reads_the_index_from_the_objects_and_continues(
+    bus: Bus, tmp_path: Path
+) -> None:
+    heard = await Heard.on(bus, "archived.stored.>")
+    async with archiving(bus, tmp_path / "archive"):
+        await evict(bus, evicted("before"))
+        await heard.next(Stored)
+    await evict(bus, evicted("between"))
+
+    async with archiving(bus, tmp_path / "archive"):
+        between = await heard.next(Stored)
+        values = [await restored(bus, key) for key in ("before", "between")]
+
+    assert between.key == "between"
+    assert values == [b"value", b"value"]
+
+
+async def test_a_second_archiver_stands_by_and_answers_nothing(bus: Bus, tmp_path: Path) -> None:
+    heard = await Heard.on(bus, "archived.stored.>")
+    async with (
+        archiving(bus, tmp_path / "archive", instance="first") as first,
+        archiving(bus, tmp_path / "archive", instance="second") as second,
+    ):
+        active = (first.is_active, second.is_active)
+        await evict(bus, evicted())
+        await heard.next(Stored)
+        values = [await restored(bus, "k") for _ in range(20)]
+
+    assert active == (True, False)
+    assert values == [b"value"] * 20
+
+
+async def test_when_the_owner_leaves_the_standby_serves_the_whole_index(
+    bus: Bus, tmp_path: Path
+) -> None:
+    heard = await Heard.on(bus, "archived.stored.>")
+    async with archiving(bus, tmp_path / "archive", instance="first"):
+        await evict(bus, evicted("old"))
+        await heard.next(Stored)
+        standby = archiving(bus, tmp_path / "archive", instance="second")
+        second = await standby.__aenter__()
+        was_active = second.is_active
+    await evict(bus, evicted("new"))
+    await heard.next(Stored)
+    values = [await restored(bus, key) for key in ("old", "new")]
+    await standby.__aexit__(None, None, None)
+
+    assert not was_active
+    assert values == [b"value", b"value"]
+
+
+async def test_an_archiver_that_lost_its_lease_stops_serving_until_it_has_it_again(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = await Heard.on(bus, "archived.stored.>")
+    leases: list[Any] = []
+    acquire = BucketLeases.try_acquire
+    may_acquire = True
+
+    async def noted(self: BucketLeases, name: str) -> object:
+        lease = await acquire(self, name) if may_acquire else None
+        leases.append(lease)
+        return lease
+
+    monkeypatch.setattr(BucketLeases, "try_acquire", noted)
+    async with archiving(bus, tmp_path / "archive") as service:
+        await evict(bus, evicted())
+        await heard.next(Stored)
+        may_acquire = False
+        leases[0].lose()
+        with pytest.raises(RequestError) as caught:
+            await restored(bus, "k")
+        await evict(bus, evicted("later"))
+        may_acquire = True
+        later = await heard.next(Stored)
+        value = await restored(bus, "k")
+
+    assert caught.value.code == 503
+    assert later.key == "later"
+    assert value == b"value"
+    assert service.counters()["entries"] == 2
+
+
+async def test_the_service_goes_on_after_the_server_was_killed(
+    bus: Bus, nats: NatsServer, tmp_path: Path
+) -> None:
+    heard = await Heard.on(bus, "archived.stored.>")
+    async with archiving(bus, tmp_path / "archive") as service:
+        await evict(bus, evicted("before"))
+        await heard.next(Stored)
+        await until(lambda: service.counters().get("stored_total") == 1)
+        nats.kill()
+        nats.start()
+        await until(lambda: bus.counters["reconnects_total"] > 0)
+        await evict(bus, evicted("after"))
+
+        assert (await heard.next(Stored)).key == "after"
+        assert await restored(bus, "before") == b"value"
+
+
+async def test_a_folder_that_cannot_be_used_fails_at_start_with_what_to_do(
+    bus: Bus, tmp_path: Path
+) -> None:
+    (tmp_path / "archive").write_text("a file")
+
+    with pytest.raises(StoreError, match="is a file"):
+        async with archiving(bus, FolderStore(tmp_path / "archive")):
+            pass
+
+
+async def test_a_folder_that_cannot_be_listed_is_tried_again(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FailingStore(tmp_path / "archive")
+    names = store.names
+    tries = 0
+
+    async def fail_twice() -> list[str]:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise StoreError("folder is away")
+        return await names()
+
+    monkeypatch.setattr(store, "names", fail_twice)
+
+    async with archiving(bus, store) as service:
+        assert service.is_active
+
+    assert tries == 3

@@ -1,0 +1,466 @@
+"""The archive service against a real server and a real folder."""
+
+import errno
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.bus import Bus
+from archive.index import key_hash
+from archive.service import ArchiveService
+from schemas.api import ArchiveList, ArchiveListRequest, ArchiveStatus
+from schemas.archive import ArchiveFailed, Expired, Restored, Stored
+from schemas.cache import EVICTED_HEADER, Evicted, decode_header
+from schemas.lifecycle import Component
+from schemas.message import Message
+from schemas.protocols import Answer, PublishError, RequestError
+from tests.support.archive_service import Heard, archiving, evict, until
+from tests.support.evictions import (
+    FailingStore,
+    ManualClock,
+    evicted,
+    manifest_headers,
+    tombstone,
+)
+
+MISS = {"Fleet-Status": "miss"}
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FailingStore:
+    return FailingStore(tmp_path / "archive")
+
+
+@pytest.fixture
+async def heard(bus: Bus) -> Heard:
+    return await Heard.on(bus, "archived.>")
+
+
+async def restore(
+    bus: Bus, key: str = "k", namespace: str = "default", generation: int | None = None
+) -> Answer:
+    headers = {} if generation is None else {"Fleet-Generation": str(generation)}
+    return await bus.request(
+        f"api.archive.restore.{namespace}", key.encode(), headers, timeout_seconds=5
+    )
+
+
+async def status(bus: Bus, namespace: str = "default") -> ArchiveStatus:
+    answer = await bus.request(f"api.archive.status.{namespace}", timeout_seconds=5)
+    return msgspec.json.decode(answer.payload, type=ArchiveStatus)
+
+
+async def component(service: ArchiveService, name: str, state: str) -> Component:
+    """The component once a probe finds it in this state."""
+
+    def found() -> list[Component]:
+        return [c for c in service.components() if (c.name, c.state) == (name, state)]
+
+    await until(lambda: bool(found()))
+    return found()[0]
+
+
+async def is_empty(bus: Bus, stream: str) -> bool:
+    first, last = await bus.stream_bounds(stream)
+    return first > last or last == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        pytest.param("a/../../b", b"text " * 1000, id="compressible"),
+        pytest.param("ключ 🔑", os.urandom(512 * 1024), id="largest inline value"),
+        pytest.param("k" * 10 * 1024, b"", id="empty value, longest key"),
+    ],
+)
+async def test_an_eviction_is_stored_and_comes_back_with_its_manifest(
+    bus: Bus, store: FailingStore, heard: Heard, key: str, value: bytes
+) -> None:
+    manifest = evicted(key, value, tags=["t"], meta={"model": "m"}, access_count=3)
+
+    async with archiving(bus, store):
+        await evict(bus, manifest, value)
+        stored = await heard.next(Stored)
+        answer = await restore(bus, key)
+        restored = await heard.next(Restored)
+
+    assert answer.payload == value
+    assert msgspec.json.decode(decode_header(answer.headers[EVICTED_HEADER]), type=Evicted) == (
+        manifest
+    )
+    assert (stored.key, stored.version, stored.size_bytes) == (key, "b1-01", len(value))
+    assert stored.expires_at == manifest.expires_at
+    assert (restored.key, restored.size_bytes) == (key, len(value))
+    assert await is_empty(bus, "EVICTIONS")
+    assert await is_empty(bus, "DEAD")
+
+
+async def test_what_was_never_stored_is_a_miss(bus: Bus, store: FailingStore) -> None:
+    async with archiving(bus, store):
+        answer = await restore(bus)
+
+    assert answer == Answer(b"", MISS)
+
+
+async def test_a_value_is_a_miss_from_its_expiry_on_and_then_removed(
+    bus: Bus, store: FailingStore, heard: Heard, clock: ManualClock
+) -> None:
+    async with archiving(bus, store, clock=clock) as service:
+        await evict(bus, evicted())
+        await heard.next(Stored)
+        clock.advance(3599.999)
+        before = await restore(bus)
+        clock.advance(0.001)
+        after = await restore(bus)
+        still_there = len(list(store.folder.iterdir()))
+        await service.sweep()
+        expired = await heard.next(Expired)
+        counted = await status(bus)
+
+    assert before.payload == b"value"
+    assert after == Answer(b"", MISS)
+    assert still_there == 1
+    assert expired.key == "k"
+    assert list(store.folder.iterdir()) == []
+    assert (counted.expired_total, counted.entries) == (1, 0)
+
+
+async def test_the_sweep_runs_by_itself(
+    bus: Bus, store: FailingStore, heard: Heard, clock: ManualClock
+) -> None:
+    async with archiving(bus, store, clock=clock, sweep_interval_seconds=0.02):
+        await evict(bus, evicted())
+        await heard.next(Stored)
+        clock.advance(3600)
+
+        assert (await heard.next(Expired)).version == "b1-01"
+
+
+async def test_a_tombstone_takes_the_value_from_disk_and_keeps_older_ones_out(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    async with archiving(bus, store):
+        await evict(bus, evicted(value=b"secret"), b"secret")
+        await heard.next(Stored)
+        await evict(bus, tombstone())
+        announced = await heard.next(Stored)
+        deleted = await restore(bus)
+        await evict(bus, evicted(value=b"secret", version="b1-00"), b"secret")
+        await evict(bus, evicted("after"))
+        await heard.next(Stored)
+    counted = [path.read_bytes() for path in store.folder.iterdir()]
+
+    assert announced.tombstone
+    assert deleted == Answer(b"", MISS)
+    assert len(counted) == 2
+    assert not any(b"secret" in content for content in counted)
+
+
+async def test_a_newer_generation_makes_everything_older_a_miss(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    async with archiving(bus, store) as service:
+        await evict(bus, evicted())
+        await heard.next(Stored)
+        answers = [
+            await restore(bus),
+            await restore(bus, generation=0),
+            await restore(bus, generation=1),
+            await restore(bus),
+        ]
+        keys = await bus.request("api.archive.keys.default", timeout_seconds=5)
+        await service.sweep()
+
+    assert [answer.payload for answer in answers] == [b"value", b"value", b"", b""]
+    assert keys == Answer(b"", {"Fleet-Generation": "1"})
+    assert list(store.folder.iterdir()) == []
+    assert service.counters()["cleared_total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("subject", "payload", "headers", "reason"),
+    [
+        pytest.param("evicted.default", b"x", {}, "no header", id="no manifest"),
+        pytest.param(
+            "evicted.default", b"x", {EVICTED_HEADER: "%zz"}, "bad percent", id="bad escape"
+        ),
+        pytest.param(
+            "evicted.default", b"x", {EVICTED_HEADER: "%7B%7D"}, "missing required", id="no fields"
+        ),
+        pytest.param("evicted.default", b"x", {EVICTED_HEADER: "%FF"}, "not UTF-8", id="not UTF-8"),
+        pytest.param("evicted.default", b"valuE", None, "digest", id="wrong digest"),
+        pytest.param("evicted.default", b"valu", None, "4 bytes", id="wrong size"),
+        pytest.param("evicted.other", b"value", None, "namespace", id="wrong namespace"),
+    ],
+)
+async def test_a_poisoned_eviction_goes_to_the_dead_and_the_service_lives_on(
+    bus: Bus,
+    store: FailingStore,
+    heard: Heard,
+    subject: str,
+    payload: bytes,
+    headers: dict[str, str] | None,
+    reason: str,
+) -> None:
+    async with archiving(bus, store) as service:
+        if headers is None:
+            headers = manifest_headers(evicted())
+        await bus.publish_raw(subject, payload, headers, message_id="poison")
+        await evict(bus, evicted("good"))
+        stored = await heard.next(Stored)
+
+    dead = [delivery async for delivery in bus.read("DEAD")]
+    assert stored.key == "good"
+    assert [delivery.payload for delivery in dead] == [payload]
+    assert reason in decode_header(dead[0].headers["Fleet-Dead-Reason"])
+    assert service.counters()["dead_total"] == 1
+    assert await is_empty(bus, "EVICTIONS")
+
+
+async def test_a_full_disk_loses_nothing_and_recovers_by_itself(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    async with archiving(bus, store) as service:
+        store.write_errno = errno.ENOSPC
+        for number in range(5):
+            await evict(bus, evicted(f"k{number}"))
+        failed = await heard.next(ArchiveFailed)
+        component_then = await component(service, "store", "failed")
+        said_meanwhile = heard.rest()
+        store.write_errno = None
+        stored = {(await heard.next(Stored)).key for _ in range(5)}
+        await component(service, "store", "ok")
+
+    assert "is full" in failed.error
+    assert "is full" in component_then.text
+    assert said_meanwhile == []
+    assert stored == {f"k{number}" for number in range(5)}
+    assert await is_empty(bus, "EVICTIONS")
+
+
+async def test_failures_of_the_store_are_announced_once_a_minute(
+    bus: Bus, store: FailingStore, heard: Heard, clock: ManualClock
+) -> None:
+    async with archiving(bus, store, clock=clock, retry_max_seconds=0.05) as service:
+        store.write_errno = errno.EACCES
+        await evict(bus, evicted(expires_at=None))
+        first = await heard.next(ArchiveFailed)
+        failed = service.counters()["failed_total"]
+        await until(lambda: service.counters()["failed_total"] >= failed + 2)
+        quiet = heard.rest()
+        clock.advance(60)
+        second = await heard.next(ArchiveFailed)
+        store.write_errno = None
+        await heard.next(Stored)
+
+    assert quiet == []
+    assert (second.observed_at - first.observed_at).total_seconds() == 60
+
+
+async def test_a_damaged_object_is_told_apart_from_a_miss(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    async with archiving(bus, store):
+        await evict(bus, evicted())
+        await heard.next(Stored)
+        (path,) = store.folder.glob("*.object")
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+        with pytest.raises(RequestError, match="archived object of this key is damaged") as caught:
+            await restore(bus)
+        failed = await heard.next(ArchiveFailed)
+        then = await restore(bus)
+
+    assert caught.value.code == 500
+    assert "digest" in failed.error
+    assert path.with_suffix(".damaged").exists()
+    assert then == Answer(b"", MISS)
+
+
+async def test_a_store_that_cannot_be_read_is_told_apart_from_a_miss(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    async with archiving(bus, store):
+        await evict(bus, evicted())
+        await heard.next(Stored)
+        store.read_errno = errno.EIO
+
+        with pytest.raises(RequestError, match="cannot be read") as caught:
+            await restore(bus)
+        store.read_errno = None
+
+        assert (await restore(bus)).payload == b"value"
+    assert caught.value.code == 503
+    assert str(store.folder) not in caught.value.text
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "headers", "text"),
+    [
+        pytest.param("restore", b"\xff", {}, "UTF-8", id="key is not UTF-8"),
+        pytest.param("restore", b"k", {"Fleet-Generation": "-1"}, "count", id="bad generation"),
+        pytest.param("keys", b"", {"Fleet-After": "xyz"}, "hexadecimal", id="bad page"),
+        pytest.param("list", b'{"limits": 1}', {}, "limits", id="unknown field"),
+        pytest.param("status", b"[]", {}, "object", id="not an object"),
+    ],
+)
+async def test_a_malformed_request_is_answered_400_with_what_is_wrong(
+    bus: Bus, store: FailingStore, name: str, payload: bytes, headers: dict[str, str], text: str
+) -> None:
+    async with archiving(bus, store):
+        with pytest.raises(RequestError, match=text) as caught:
+            await bus.request(f"api.archive.{name}.default", payload, headers, timeout_seconds=5)
+
+    assert caught.value.code == 400
+
+
+async def test_keys_and_list_come_in_pages(
+    bus: Bus, store: FailingStore, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archive.queries.HASHES_PER_PAGE", 2)
+    names = ["a", "b", "c"]
+    async with archiving(bus, store):
+        for name in names:
+            await evict(bus, evicted(name))
+            await heard.next(Stored)
+        first = await bus.request("api.archive.keys.default", timeout_seconds=5)
+        after = {"Fleet-After": first.payload[-8:].hex()}
+        last = await bus.request("api.archive.keys.default", b"", after, timeout_seconds=5)
+        listing = await bus.request(
+            "api.archive.list.default",
+            msgspec.json.encode(ArchiveListRequest(after="a", limit=1)),
+            timeout_seconds=5,
+        )
+
+    listed = msgspec.json.decode(listing.payload, type=ArchiveList)
+    assert first.payload + last.payload == b"".join(sorted(map(key_hash, names)))
+    assert (first.headers.get("Fleet-More"), last.headers.get("Fleet-More")) == ("1", None)
+    assert [entry.key for entry in listed.entries] == ["b"]
+    assert listed.more
+
+
+async def test_a_list_of_long_keys_fits_into_one_message(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    names = [f"{number:02}" + "k" * 10_000 for number in range(40)]
+    found: list[str] = []
+    async with archiving(bus, store):
+        for name in names:
+            await evict(bus, evicted(name))
+            await heard.next(Stored)
+        more = True
+        while more:
+            request = ArchiveListRequest(after=found[-1] if found else "")
+            answer = await bus.request(
+                "api.archive.list.default", msgspec.json.encode(request), timeout_seconds=5
+            )
+            page = msgspec.json.decode(answer.payload, type=ArchiveList)
+            found += [entry.key for entry in page.entries]
+            more = page.more
+
+    assert found == names
+
+
+async def test_the_status_counts_what_is_there_and_what_happened(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    async with archiving(bus, store) as service:
+        for manifest in (evicted("a"), tombstone("b"), evicted("c", b"longer")):
+            await evict(bus, manifest, b"longer" if manifest.key == "c" else b"value")
+            await heard.next(Stored)
+        await evict(bus, evicted("c", b"longer", "b1-00"), b"longer")
+        await evict(bus, evicted("d"))
+        await heard.next(Stored)
+        await restore(bus, "a")
+        found = await status(bus)
+        elsewhere = await status(bus, "elsewhere")
+        lease = await component(service, "lease", "ok")
+        backlog = await component(service, "backlog", "ok")
+
+    assert (found.namespace, found.instance) == ("default", "a1")
+    assert str(store.folder) in found.store
+    assert (found.entries, found.tombstones, found.size_bytes) == (3, 1, 16)
+    assert found.stored_bytes == sum(path.stat().st_size for path in store.folder.iterdir())
+    assert (found.restored_total, found.superseded_total, found.dead_total) == (1, 1, 0)
+    assert found.pending is not None
+    assert (elsewhere.entries, elsewhere.stored_total) == (0, 0)
+    assert lease.text == "active"
+    assert backlog.text.endswith("evictions wait")
+
+
+async def test_no_more_evictions_are_in_memory_than_allowed(
+    bus: Bus, store: FailingStore, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing: set[str] = set()
+    most = 0
+    put = store.put
+
+    async def counted_put(name: str, content: bytes) -> None:
+        nonlocal most
+        writing.add(name)
+        most = max(most, len(writing))
+        await put(name, content)
+        writing.discard(name)
+
+    monkeypatch.setattr(store, "put", counted_put)
+    for number in range(40):
+        await evict(bus, evicted(f"k{number}"))
+
+    async with archiving(bus, store, in_flight=4):
+        for _ in range(40):
+            await heard.next(Stored)
+
+    assert 2 <= most <= 4
+
+
+async def test_an_announcement_that_failed_is_made_when_the_eviction_comes_again(
+    bus: Bus, store: FailingStore, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.work.ACK_WAIT_SECONDS", 0.5)
+
+    class FailsOnce:
+        failed = False
+
+        async def publish(self, message: Message, *, message_id: str | None = None) -> None:
+            if not self.failed:
+                self.failed = True
+                raise PublishError("no acknowledgement")
+            await bus.publish(message, message_id=message_id)
+
+        publish_raw = bus.publish_raw
+
+    async with archiving(bus, store, publisher=FailsOnce()) as service:
+        await evict(bus, evicted())
+        stored = await heard.next(Stored)
+    counted = service.counters()
+
+    assert stored.key == "k"
+    assert (counted["unconfirmed_total"], counted["repeated_total"]) == (1, 1)
+    assert await is_empty(bus, "EVICTIONS")
+
+
+async def test_a_lost_restored_event_does_not_cost_the_value(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    class LosesRestored:
+        async def publish(self, message: Message, *, message_id: str | None = None) -> None:
+            if isinstance(message, Restored):
+                raise PublishError("no acknowledgement")
+            await bus.publish(message, message_id=message_id)
+
+        publish_raw = bus.publish_raw
+
+    async with archiving(bus, store, publisher=LosesRestored()) as service:
+        await evict(bus, evicted())
+        await heard.next(Stored)
+        answer = await restore(bus)
+
+    assert answer.payload == b"value"
+    assert service.counters()["events_lost_total"] == 1

@@ -1,0 +1,292 @@
+"""What a client without a password may do on the private server, tried on a real one."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import StreamConfig
+
+from agent.nats_config import ServerSettings
+from agent.nats_server import find_server
+from agent.private_server import PrivateServer
+
+pytestmark = pytest.mark.bus
+
+DEADLINE_SECONDS = 5.0
+ROOT = "acme.v1"  # not the default, so that no right is written for the default alone
+
+
+class Guest:
+    """A connection without credentials that remembers what the server refused."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self.refused: list[str] = []
+
+    async def note(self, error: Exception) -> None:
+        self.refused.append(str(error))
+
+    async def subscribed(self, subject: str, queue: str = "") -> list[str]:
+        """Subscribe and return the list that the subjects received are added to."""
+        received: list[str] = []
+
+        async def add(message: Msg) -> None:
+            received.append(message.subject)
+
+        await self.client.subscribe(subject, queue=queue, cb=add)
+        await self.client.flush()
+        return received
+
+
+@asynccontextmanager
+async def server_and_clients(
+    folder: Path, settings: ServerSettings
+) -> AsyncIterator[tuple[Guest, Client]]:
+    binary = find_server()
+    assert binary is not None
+    guest = Guest()
+    async with PrivateServer(folder, binary=binary, root=ROOT, settings=settings) as server:
+        await guest.client.connect(server.public_url, error_cb=guest.note)
+        local = await nats.connect(server.url)
+        try:
+            yield guest, local
+        finally:
+            await guest.client.close()
+            await local.close()
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[Guest, Client]]:
+    """A guest with the default rights, and user `local`."""
+    async with server_and_clients(tmp_path / "state", ServerSettings()) as both:
+        yield both
+
+
+async def until(condition: Callable[[], object], step: Callable[[], Awaitable[object]]) -> None:
+    """Repeat a round trip until the condition holds."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await step()
+
+
+async def test_a_guest_reads_all_events_but_cached_values(pair: tuple[Guest, Client]) -> None:
+    guest, local = pair
+    received = await guest.subscribed(f"{ROOT}.>")
+    hidden = ("evicted.default", "evicted_part.default.e.0", "cache.default.put")
+    open_ = ("metrics.host.a", "alert.raised.info.node.a.r", "cache_event.cleared.default", "last")
+
+    for subject in (*hidden, *open_):
+        await local.publish(f"{ROOT}.{subject}", b"")
+    await local.flush()
+    await until(lambda: f"{ROOT}.last" in received, guest.client.flush)
+
+    assert received == [f"{ROOT}.{subject}" for subject in open_]
+    assert guest.refused == []
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        ">",
+        "*.v1.>",
+        f"{ROOT}.evicted.>",
+        f"{ROOT}.evicted_part.>",
+        f"{ROOT}.cache.>",
+        f"{ROOT}.cache.default.get",
+        "_INBOX_cache_1.>",
+        "_INBOX_cache_1.abc",
+        "$KV.>",
+        "$JS.ACK.>",
+        "$JS.API.>",
+        "$SYS.>",
+        "$SRV.>",
+        "other.v1.>",
+    ],
+)
+async def test_a_guest_may_not_subscribe(subject: str, pair: tuple[Guest, Client]) -> None:
+    guest, _ = pair
+
+    await guest.subscribed(subject)
+    await until(lambda: guest.refused, guest.client.flush)
+
+    assert "permissions violation for subscription" in guest.refused[0]
+
+
+@pytest.mark.parametrize(
+    "subject", [f"{ROOT}.>", f"{ROOT}.api.>", f"{ROOT}.api.*.root", f"{ROOT}.api.health.root"]
+)
+async def test_a_guest_takes_no_request_away_from_a_queue_group(
+    subject: str, pair: tuple[Guest, Client]
+) -> None:
+    guest, local = pair
+    received = await guest.subscribed(subject, queue="health")
+
+    await local.publish(f"{ROOT}.api.health.root", b"")
+    await local.flush()
+    await until(lambda: guest.refused, guest.client.flush)
+
+    assert 'using queue "health"' in guest.refused[0]
+    assert received == []
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        *(f"{ROOT}.api.{group}.x" for group in ("health", "gpu", "system", "analysis")),
+        *(f"{ROOT}.cache.default.{op}" for op in ("get", "put", "exists", "meta", "stats")),
+    ],
+)
+async def test_a_guest_may_ask_harmless_endpoints(subject: str, pair: tuple[Guest, Client]) -> None:
+    guest, local = pair
+
+    async def answer(message: Msg) -> None:
+        await local.publish(message.reply, b"answer")
+
+    await local.subscribe(subject, cb=answer)
+    await local.flush()
+
+    reply = await guest.client.request(subject, b"", timeout=DEADLINE_SECONDS)
+    assert reply.data == b"answer"
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "metrics.host.a",
+        "decision.accepted.pool",
+        "recommendation.scale_up.pool",
+        "evicted.default",
+        "evicted_part.default.e.0",
+        "service.registered.cache.a",
+        "api.optimize.execute",
+        "api.lmcache.clear",
+        "api.archive.restore.default",
+        "cache.default.delete",
+        "cache.default.clear",
+        "cache.other.get",
+    ],
+)
+async def test_a_guest_forges_no_event_and_commands_nothing(
+    subject: str, pair: tuple[Guest, Client]
+) -> None:
+    guest, local = pair
+    heard: list[bytes] = []
+
+    async def add(message: Msg) -> None:
+        heard.append(message.data)
+
+    await local.subscribe(f"{ROOT}.{subject}", cb=add)
+    await local.flush()
+
+    await guest.client.publish(f"{ROOT}.{subject}", b"forged")
+    await until(lambda: guest.refused, guest.client.flush)
+    await local.flush()
+
+    assert "permissions violation for publish" in guest.refused[0]
+    assert heard == []
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "_INBOX_cache_1.abc",
+        "_INBOX.abc",
+        "$KV.fleet-config.a",
+        "$JS.ACK.FLEET.c.1.1.1.1.0",
+        "$JS.API.STREAM.DELETE.FLEET",
+        "$JS.API.STREAM.PURGE.FLEET",
+        "$JS.API.STREAM.UPDATE.FLEET",
+        "$JS.API.STREAM.MSG.GET.FLEET",
+        "$JS.API.DIRECT.GET.FLEET",
+        "$JS.API.CONSUMER.CREATE.FLEET",
+        "$SYS.REQ.SERVER.PING",
+    ],
+)
+async def test_a_guest_touches_neither_replies_nor_streams(
+    subject: str, pair: tuple[Guest, Client]
+) -> None:
+    guest, _ = pair
+
+    await guest.client.publish(subject, b"forged")
+    await until(lambda: guest.refused, guest.client.flush)
+
+    assert "permissions violation for publish" in guest.refused[0]
+
+
+async def test_a_guest_sees_which_streams_and_services_there_are(
+    pair: tuple[Guest, Client],
+) -> None:
+    guest, local = pair
+    await local.jetstream().add_stream(StreamConfig(name="FLEET", subjects=[f"{ROOT}.alert.>"]))
+
+    async def pong(message: Msg) -> None:
+        await local.publish(message.reply, b"pong")
+
+    await local.subscribe("$SRV.PING", cb=pong)
+    await local.flush()
+
+    streams = guest.client.jetstream()
+    assert [info.config.name for info in await streams.streams_info()] == ["FLEET"]
+    assert (await streams.stream_info("FLEET")).config.subjects == [f"{ROOT}.alert.>"]
+    assert (await streams.account_info()).streams == 1
+    assert (await guest.client.request("$SRV.PING", b"")).data == b"pong"
+    assert guest.refused == []
+
+
+async def test_local_may_do_everything(pair: tuple[Guest, Client]) -> None:
+    _, local = pair
+    subscription = await local.subscribe(">", queue="any")
+    await local.flush()
+
+    await local.publish(f"{ROOT}.decision.accepted.pool", b"mine")
+
+    message = await subscription.next_msg(DEADLINE_SECONDS)
+    assert message.data == b"mine"
+
+
+async def test_guest_all_may_do_everything(tmp_path: Path) -> None:
+    async with server_and_clients(tmp_path / "state", ServerSettings(guest="all")) as (guest, _):
+        received = await guest.subscribed(">", queue="any")
+
+        await guest.client.publish(f"{ROOT}.decision.accepted.pool", b"")
+        await until(lambda: received, guest.client.flush)
+
+        assert received == [f"{ROOT}.decision.accepted.pool"]
+
+
+async def refusal(url: str) -> str:
+    """Why the server does not let a client in; empty when it does."""
+    client = Client()
+    try:
+        await client.connect(url, allow_reconnect=False)
+    except nats.errors.Error as error:
+        return str(error)
+    finally:
+        await client.close()
+    return ""
+
+
+async def test_guest_off_lets_nobody_in_without_the_password(tmp_path: Path) -> None:
+    binary = find_server()
+    assert binary is not None
+    settings = ServerSettings(guest="off")
+
+    async with PrivateServer(tmp_path / "state", binary=binary, settings=settings) as server:
+        assert "Authorization Violation" in await refusal(server.public_url)
+        assert "Authorization Violation" in await refusal(f"nats://guest@127.0.0.1:{server.port}")
+        assert await refusal(server.url) == ""
+
+
+async def test_a_wrong_password_does_not_make_a_guest(tmp_path: Path) -> None:
+    binary = find_server()
+    assert binary is not None
+
+    async with PrivateServer(tmp_path / "state", binary=binary) as server:
+        wrong = server.url.replace("local:", "local:not")
+
+        assert "Authorization Violation" in await refusal(wrong)

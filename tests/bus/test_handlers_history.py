@@ -1,0 +1,404 @@
+"""History, utilization and standing advice, read back from real streams."""
+
+import time
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from agent.bus import Bus
+from handlers.latest import LatestStore
+from handlers.queries import query_endpoints
+from handlers.settings import QuerySettings
+from schemas.analysis import Utilization
+from schemas.api import HistoryReply, HistoryRequest, RecommendationsReply, UtilizationReply
+from schemas.message import Message
+from schemas.metrics import Rollup, Summary
+from schemas.protocols import Answer, Call, RequestError
+from schemas.scaling import Decision, Execution, Recommendation
+from schemas.units import SECOND_NS, instant
+from tests.support.samples import gpu, host
+from tests.support.server import NatsServer
+
+pytestmark = pytest.mark.bus
+
+MINUTE_NS = 60 * SECOND_NS
+
+
+async def ask(
+    bus: Bus,
+    subject: str,
+    request: object = None,
+    *,
+    settings: QuerySettings | None = None,
+    clock: Callable[[], int] = time.time_ns,
+) -> bytes:
+    """The answer of the endpoint that serves `subject`."""
+    store = LatestStore(forget_seconds=60)
+    pattern = subject.split(".")
+    for endpoint in query_endpoints(store, bus, clock, settings or QuerySettings()):
+        served = endpoint.subject.split(".")
+        if len(served) == len(pattern) and all(
+            mine in {"*", theirs} for mine, theirs in zip(served, pattern, strict=True)
+        ):
+            body = b"" if request is None else msgspec.json.encode(request)
+            answer = endpoint.handle(Call(subject, body, {}))
+            assert not isinstance(answer, Answer)
+            return (await answer).payload
+    raise AssertionError(f"nobody serves {subject}")
+
+
+async def history(
+    bus: Bus,
+    subject: str,
+    request: HistoryRequest | None = None,
+    *,
+    settings: QuerySettings | None = None,
+    clock: Callable[[], int] = time.time_ns,
+) -> HistoryReply:
+    payload = await ask(bus, subject, request, settings=settings, clock=clock)
+    return msgspec.json.decode(payload, type=HistoryReply)
+
+
+async def recorded(bus: Bus, *messages: Message) -> None:
+    """Publish and wait until the stream holds them all."""
+    for index, message in enumerate(messages):
+        await bus.publish_raw(
+            message.subject(),
+            msgspec.json.encode(message),
+            message_id=f"{type(message).__name__}.{index}.{time.time_ns()}",
+        )
+
+
+def minute(
+    minute_ns: int, kind: str = "gpu", source: str = "n1-g0", node: str | None = "n1"
+) -> Rollup:
+    return Rollup(
+        kind=kind,  # type: ignore[arg-type]  # one of the literals
+        id=source,
+        node=node,
+        minute_at=instant(minute_ns),
+        metrics={"power_watts": Summary(min=1, mean=2, max=3, p95=3, count=12)},
+        energy_joules=120.0,
+    )
+
+
+async def test_gpu_history_comes_from_the_raw_metrics(bus: Bus) -> None:
+    await recorded(
+        bus,
+        gpu("g0", power_watts=100.0),
+        gpu("g1", power_watts=200.0),
+        gpu("g0", node="n2", simulated=True),
+        host("n1", cpu=0.5),
+    )
+
+    everything = await history(bus, "api.gpu.history")
+    one_node = await history(bus, "api.gpu.history.n1")
+    one_gpu = await history(bus, "api.gpu.history", HistoryRequest(node="n1", gpu="g1"))
+
+    assert (everything.source, everything.matched) == ("metrics", 3)
+    assert [(s.node, s.gpu, s.simulated) for s in everything.samples] == [
+        ("n1", "g0", False),
+        ("n1", "g1", False),
+        ("n2", "g0", True),
+    ]
+    assert [s.gpu for s in one_node.samples] == ["g0", "g1"]
+    assert [s.values for s in one_gpu.samples] == [{"power_watts": 200.0}]
+
+
+async def test_system_history_of_one_node(bus: Bus) -> None:
+    await recorded(bus, host("n1", cpu=0.25, memory=0.5), host("n2", cpu=0.75))
+
+    reply = await history(bus, "api.system.history.n1")
+
+    (sample,) = reply.samples
+    assert sample.node == "n1"
+    assert sample.values["cpu_utilization_ratio"] == 0.25
+
+
+async def test_more_than_the_limit_is_thinned_evenly(bus: Bus) -> None:
+    await recorded(bus, *(host(cpu=index / 100) for index in range(100)))
+
+    reply = await history(bus, "api.system.history", HistoryRequest(limit=4))
+
+    assert reply.matched == 100
+    assert [s.values["cpu_utilization_ratio"] for s in reply.samples] == [0.0, 0.33, 0.66, 0.99]
+
+
+async def test_a_range_is_cut_at_both_ends(bus: Bus) -> None:
+    await recorded(bus, host("before"))
+    start_ns = time.time_ns()
+    await recorded(bus, host("inside"))
+    end_ns = time.time_ns()
+    await recorded(bus, host("after"))
+
+    request = HistoryRequest(start=instant(start_ns), end=instant(end_ns + 1000))
+    reply = await history(bus, "api.system.history", request)
+
+    assert [sample.node for sample in reply.samples] == ["inside"]
+
+
+async def test_where_raw_metrics_no_longer_reach_rollups_answer(bus: Bus) -> None:
+    await recorded(bus, gpu(power_watts=1.0), minute(time.time_ns() - MINUTE_NS))
+    await recorded(bus, gpu(power_watts=2.0))
+
+    before = await history(bus, "api.gpu.history")
+    await bus.jetstream.purge_stream("FLEET_METRICS", keep=1)
+    after = await history(bus, "api.gpu.history")
+    recent = await history(bus, "api.gpu.history", HistoryRequest(seconds=0.001))
+
+    assert (before.source, before.matched) == ("metrics", 2)
+    assert (after.source, after.matched) == ("rollups", 1)
+    assert recent.source == "metrics"  # the raw metrics reach back this far
+
+
+async def test_hosts_are_read_from_rollups_too(bus: Bus) -> None:
+    earlier_ns = time.time_ns() - 5 * MINUTE_NS
+    await recorded(
+        bus,
+        minute(earlier_ns, "host", "n1", "n1"),
+        minute(earlier_ns, "host", "n2", "n2"),
+        minute(earlier_ns, "pool", "chat", None),
+    )
+
+    reply = await history(bus, "api.system.history.n1", HistoryRequest(seconds=3600))
+
+    (sample,) = reply.samples
+    assert (reply.source, reply.matched, sample.node) == ("rollups", 1, "n1")
+    assert sample.values["power_watts"]["p95"] == 3
+    assert sample.values["energy_joules"] == 120.0
+
+
+async def test_gpus_are_read_from_rollups_by_node_and_gpu(bus: Bus) -> None:
+    now_ns = time.time_ns()
+    earlier_ns = now_ns - 5 * MINUTE_NS
+    await recorded(
+        bus,
+        minute(earlier_ns),
+        minute(earlier_ns, source="n1-g1"),
+        minute(earlier_ns, source="n2-g0", node="n2"),
+        minute(now_ns - 120 * MINUTE_NS),
+    )
+
+    node = await history(bus, "api.gpu.history.n1", HistoryRequest(seconds=3600))
+    one = await history(bus, "api.gpu.history.n1", HistoryRequest(seconds=3600, gpu="g1"))
+
+    assert [(s.node, s.gpu) for s in node.samples] == [("n1", "g0"), ("n1", "g1")]
+    assert [(s.node, s.gpu) for s in one.samples] == [("n1", "g1")]
+
+
+async def test_too_much_raw_is_answered_from_rollups_and_too_much_of_those_refused(
+    bus: Bus,
+) -> None:
+    await recorded(bus, *(host(cpu=0.5) for _ in range(10)))
+    raw_bytes = 10 * len(msgspec.json.encode(host(cpu=0.5)))
+    await recorded(bus, minute(time.time_ns() - MINUTE_NS, "host", "n1", "n1"))
+
+    exact = await history(
+        bus, "api.system.history", settings=QuerySettings(history_scan_bytes=raw_bytes)
+    )
+    less = await history(
+        bus, "api.system.history", settings=QuerySettings(history_scan_bytes=raw_bytes - 1)
+    )
+
+    assert (exact.source, less.source) == ("metrics", "rollups")
+    with pytest.raises(RequestError, match=r"413 .*more than 10 bytes"):
+        await history(bus, "api.system.history", settings=QuerySettings(history_scan_bytes=10))
+
+
+async def test_an_empty_installation_has_an_empty_history(bus: Bus) -> None:
+    reply = await history(bus, "api.gpu.history")
+
+    assert (reply.source, reply.samples, reply.matched) == ("rollups", [], 0)
+
+
+async def test_a_foreign_message_does_not_hide_the_others(bus: Bus) -> None:
+    await bus.publish_raw("metrics.host.n1", b"\xff not json", message_id="bad")
+    await recorded(bus, host(cpu=0.5))
+
+    reply = await history(bus, "api.system.history")
+
+    assert len(reply.samples) == 1
+
+
+NOW_NS = 1_800_000_000 * SECOND_NS
+
+
+@pytest.mark.parametrize(
+    ("subject", "request_", "text"),
+    [
+        pytest.param(
+            "api.system.history",
+            {"start": "2027-01-15T07:00:00Z", "seconds": 5},
+            "400 seconds: ",
+            id="start and seconds",
+        ),
+        pytest.param(
+            "api.system.history",
+            {"start": "2027-01-15T08:00:01Z"},
+            "400 start: ",
+            id="future start",
+        ),
+        pytest.param(
+            "api.system.history", {"end": "2027-01-15T08:00:06Z"}, "400 end: ", id="future end"
+        ),
+        pytest.param(
+            "api.gpu.history",
+            {"start": "2027-01-15T07:00:00Z", "end": "2027-01-15T07:00:00Z"},
+            "400 start: must be before end",
+            id="empty range",
+        ),
+        pytest.param("api.system.history", {"gpu": "g0"}, "400 gpu: ", id="GPU of a system"),
+        pytest.param("api.gpu.history.n1", {"node": "n2"}, "400 node: ", id="two nodes"),
+        pytest.param("api.gpu.history", {"from": 1}, "400 .*from", id="unknown field"),
+        pytest.param("api.gpu.history", {"seconds": 0}, "400 .*seconds", id="no time at all"),
+    ],
+)
+async def test_a_bad_range_names_the_field(
+    bus: Bus, subject: str, request_: dict[str, object], text: str
+) -> None:
+    with pytest.raises(RequestError, match=text):
+        await ask(bus, subject, request_, clock=lambda: NOW_NS)
+
+
+async def test_a_stream_that_is_not_there_is_503(bus: Bus) -> None:
+    await bus.jetstream.delete_stream("FLEET_METRICS")
+
+    with pytest.raises(RequestError, match="503 the history cannot be read now"):
+        await history(bus, "api.gpu.history")
+
+
+async def test_a_server_that_does_not_answer_is_503(bus: Bus, nats: NatsServer) -> None:
+    nats.pause()
+    settings = QuerySettings(history_timeout_seconds=0.2)
+
+    with pytest.raises(RequestError, match="503 the history could not be read in time"):
+        await history(bus, "api.gpu.history", settings=settings)
+    with pytest.raises(RequestError, match="503 the stream could not be read now"):
+        await ask(bus, "api.optimize.recommendations", settings=settings)
+    nats.resume()
+
+
+def judgement(scope: str, name: str, decided_ns: int, level: str = "low") -> Utilization:
+    return Utilization(
+        scope=scope,  # type: ignore[arg-type]  # one of the literals
+        id=name,
+        decided_at=instant(decided_ns),
+        window_seconds=60,
+        level=level,  # type: ignore[arg-type]  # one of the literals
+        health="healthy",
+        efficiency_ratio=0.5,
+        resources=[],
+        bottlenecks=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "found"),
+    [
+        pytest.param({}, [("fleet", "all"), ("node", "n1"), ("pool", "chat")], id="all"),
+        pytest.param({"node": "n1"}, [("node", "n1")], id="node"),
+        pytest.param({"pool": "chat"}, [("pool", "chat")], id="pool"),
+        pytest.param({"pool": "n1"}, [], id="a node is not a pool"),
+    ],
+)
+async def test_utilization_is_the_last_judgement_of_each(
+    bus: Bus, request_: dict[str, str], found: list[tuple[str, str]]
+) -> None:
+    now_ns = time.time_ns()
+    await recorded(
+        bus,
+        judgement("node", "n1", now_ns, "idle"),
+        judgement("node", "n1", now_ns, "high"),
+        judgement("pool", "chat", now_ns),
+        judgement("fleet", "all", now_ns),
+        judgement("node", "gone", now_ns - 2 * 3600 * SECOND_NS),
+    )
+
+    payload = await ask(bus, "api.analysis.utilization", request_)
+
+    reply = msgspec.json.decode(payload, type=UtilizationReply)
+    assert [(row.scope, row.id) for row in reply.rows] == found
+    assert all(row.level == "high" for row in reply.rows if row.id == "n1")
+    assert bool(reply.text) == (not found)
+
+
+def advice(action: str, pool: str, number: int, **fields: object) -> Recommendation:
+    now_ns = time.time_ns()
+    values: dict[str, object] = {
+        "action": action,
+        "pool": pool,
+        "recommendation_id": f"{pool}.{action}.{number}",
+        "idempotency_key": f"{pool}.{action}.{number}",
+        "decided_at": instant(now_ns),
+        "expires_at": instant(now_ns + MINUTE_NS),
+        "replicas_from": 1,
+        "replicas_to": 2,
+        "reason": "requests_waiting",
+        "text": "",
+        "evidence": [],
+        "confidence_ratio": 1.0,
+        "risk": "low",
+        "effective_after_seconds": 0.0,
+    }
+    return msgspec.convert(values | fields, Recommendation)
+
+
+def verdict(of: Recommendation, word: str) -> Decision:
+    return Decision(
+        verdict=word,  # type: ignore[arg-type]  # one of the literals
+        pool=of.pool,
+        recommendation_id=of.recommendation_id,
+        decided_at=of.decided_at,
+        decided_by="test",
+    )
+
+
+def succeeded(of: Recommendation, *, dry_run: bool) -> Execution:
+    return Execution(
+        phase="succeeded",
+        pool=of.pool,
+        recommendation_id=of.recommendation_id,
+        idempotency_key=of.idempotency_key,
+        observed_at=of.decided_at,
+        executed_by="test",
+        dry_run=dry_run,
+    )
+
+
+async def test_only_standing_advice_is_listed(bus: Bus) -> None:
+    standing = advice("scale_up", "a", 1)
+    accepted = advice("scale_up", "b", 1)
+    rehearsed = advice("scale_up", "c", 1)
+    rejected = advice("scale_up", "d", 1)
+    expired = advice("scale_up", "e", 1, expires_at=instant(time.time_ns() - SECOND_NS))
+    superseded = advice("scale_up", "f", 1)
+    successor = advice("scale_down", "f", 2, supersedes=superseded.recommendation_id)
+    done = advice("scale_up", "g", 1)
+    await recorded(
+        bus, standing, accepted, rehearsed, rejected, expired, superseded, successor, done
+    )
+    await recorded(bus, verdict(accepted, "accepted"), verdict(rejected, "rejected"))
+    await recorded(bus, succeeded(rehearsed, dry_run=True), succeeded(done, dry_run=False))
+
+    everything = msgspec.json.decode(
+        await ask(bus, "api.optimize.recommendations"), type=RecommendationsReply
+    )
+    one_pool = msgspec.json.decode(
+        await ask(bus, "api.optimize.recommendations", {"pool": "f"}), type=RecommendationsReply
+    )
+
+    assert {row.pool for row in everything.rows} == {"a", "b", "c", "f"}
+    assert [row.recommendation_id for row in one_pool.rows] == ["f.scale_down.2"]
+
+
+async def test_no_advice_says_so(bus: Bus) -> None:
+    payload = await ask(bus, "api.optimize.recommendations")
+
+    reply = msgspec.json.decode(payload, type=RecommendationsReply)
+    assert (reply.rows, reply.text) == ([], "no advice stands")
+
+
+async def test_recommendations_have_no_node(bus: Bus) -> None:
+    with pytest.raises(RequestError, match="400 node: "):
+        await ask(bus, "api.optimize.recommendations", {"node": "n1"})

@@ -1,0 +1,267 @@
+"""The handlers' runtime on a real stream: slots, watermarks, kills, replays."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.bus import Bus, connect
+from agent.bus.lease import BucketLeases
+from handlers.runtime import HandlersRuntime, decode
+from handlers.slots import TICK_NS, Routed, Slot, Watermark, replay, slot_of
+from schemas.archive import Expired
+from schemas.message import Message
+from schemas.metrics import CacheMetrics, EngineMetrics
+from schemas.protocols import Delivery, Emit, Handler, Moment
+from schemas.units import SECOND_NS, instant
+from tests.support.waiting import until, until_async
+
+
+class EveryTenth:
+    """Says something at every tenth message of a key; counts through restarts by its snapshot."""
+
+    name = "every_tenth"
+    scope = "node"
+    consumes: tuple[type[Message], ...] = ()
+    window_ns = 60 * SECOND_NS
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def handle(self, message: Any, now: Moment) -> Sequence[Emit]:
+        count = self.counts[message.node] = self.counts.get(message.node, 0) + 1
+        if count % 10:
+            return ()
+        event = Expired(
+            namespace=message.node, key=str(count), version="1", observed_at=instant(now.ns)
+        )
+        return (Emit(event, f"{message.node}.{count}"),)
+
+    def tick(self, now: Moment) -> Sequence[Emit]:
+        return ()
+
+    def snapshot(self) -> bytes | None:
+        return msgspec.json.encode(self.counts)
+
+    def restore(self, snapshot: bytes) -> None:
+        self.counts = msgspec.json.decode(snapshot, type=dict[str, int])
+
+
+def engine(node: str, number: int) -> Message:
+    return EngineMetrics(
+        node=node,
+        engine="e",
+        pool="p",
+        model="m",
+        observed_at=instant(0),
+        requests_running=number,
+    )
+
+
+def make_handlers() -> Sequence[Handler]:
+    handler = EveryTenth()
+    handler.consumes = (type(engine("n", 0)),)
+    return (handler,)  # type: ignore[return-value]  # `scope` is a plain str here
+
+
+@contextlib.asynccontextmanager
+async def runtime(
+    bus: Bus, owner: str, members: Callable[[], int] = lambda: 1, slots: int = 4
+) -> AsyncIterator[HandlersRuntime]:
+    leases = BucketLeases(bus.bucket("lease"), owner)
+    async with HandlersRuntime(
+        publisher=bus,
+        subscriber=bus,
+        state=bus.bucket("state"),
+        leases=leases,
+        make_handlers=make_handlers,
+        slots=slots,
+        members=members,
+    ) as running:
+        async with asyncio.timeout(10):
+            await running.started.wait()
+        yield running
+    await leases.close()
+
+
+async def published(bus: Bus) -> list[tuple[str, str]]:
+    """(node, count) of each event in the stream, in stream order."""
+    found = []
+    async for delivery in bus.read("EVENTS"):
+        event = msgspec.json.decode(delivery.payload)
+        found.append((event["namespace"], event["key"]))
+    return found
+
+
+async def wait_published(bus: Bus, count: int) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+
+    async def enough() -> bool:
+        found[:] = await published(bus)
+        return len(found) >= count
+
+    await until_async(enough, seconds=20)
+    return found
+
+
+async def test_a_condition_completed_by_a_message_is_published(bus: Bus) -> None:
+    async with runtime(bus, "a"):
+        for number in range(25):
+            await bus.publish(engine("n1", number))
+        found = await wait_published(bus, 2)
+
+    assert found == [("n1", "10"), ("n1", "20")]
+
+
+async def test_a_restart_goes_on_where_it_stopped_without_loss_or_repeat(bus: Bus) -> None:
+    async with runtime(bus, "a"):
+        for number in range(15):
+            await bus.publish(engine("n1", number))
+        await wait_published(bus, 1)
+    for number in range(10):
+        await bus.publish(engine("n1", number))
+
+    async with runtime(bus, "b"):
+        found = await wait_published(bus, 2)
+        for number in range(5):
+            await bus.publish(engine("n1", number))
+        found = await wait_published(bus, 3)
+
+    assert found == [("n1", "10"), ("n1", "20"), ("n1", "30")]
+
+
+async def test_two_processes_and_a_kill_lose_nothing_and_double_nothing(
+    bus: Bus, nats_url: str
+) -> None:
+    nodes = [f"n{number}" for number in range(8)]
+    other = await connect(nats_url, name="other")
+    victim = HandlersRuntime(
+        publisher=other,
+        subscriber=other,
+        state=other.bucket("state"),
+        leases=BucketLeases(other.bucket("lease"), "victim"),
+        make_handlers=make_handlers,
+        slots=4,
+        members=lambda: 2,
+    )
+    await victim.__aenter__()
+    async with asyncio.timeout(10):
+        await victim.started.wait()
+
+    async with runtime(bus, "survivor", members=lambda: 2) as survivor:
+        for _ in range(15):
+            for node in nodes:
+                await bus.publish(engine(node, 1))
+        await wait_published(bus, len(nodes))
+        assert len(survivor._owned) == 2
+        # The process is gone at once: nothing saved, nothing given back.
+        for task in victim._tasks:
+            task.cancel()
+        for renewal in victim._leases._renewals.values():  # type: ignore[attr-defined]
+            renewal.cancel()
+        await other._client.close()
+        survivor._members = lambda: 1
+        for _ in range(15):
+            for node in nodes:
+                await bus.publish(engine(node, 1))
+        found = await wait_published(bus, 3 * len(nodes))
+        await until(lambda: len(survivor._attached) >= 4)
+
+    assert sorted(found) == sorted((node, count) for node in nodes for count in ("10", "20", "30"))
+    await other.close()
+
+
+async def test_a_joining_process_takes_its_share(bus: Bus, nats_url: str) -> None:
+    members = 1
+    async with (
+        await connect(nats_url, name="second") as second_bus,
+        runtime(bus, "first", members=lambda: members) as first,
+    ):
+        await until(lambda: len(first._attached) >= 4)
+        members = 2
+        async with runtime(second_bus, "second", members=lambda: members) as second:
+            await until(lambda: len(second._attached) >= 2)
+
+            assert set(first._owned) & set(second._owned) == set()
+            assert len(first._owned) == 2
+
+
+async def test_undecodable_and_misplaced_metrics_are_counted_and_the_rest_goes_on(
+    bus: Bus,
+) -> None:
+    async with runtime(bus, "a") as running:
+        await bus.send("metrics.engine.n1.e", b"{not json")
+        await bus.send("metrics.engine.n1.e", b'{"node": 5}')
+        await bus.send("metrics.engine.n2.e", msgspec.json.encode(engine("n1", 1)))
+        await bus.send("metrics.unknown.n1", b"{}")
+        for number in range(10):
+            await bus.publish(engine("n1", number))
+        found = await wait_published(bus, 1)
+
+    assert found == [("n1", "10")]
+    assert running.counters["undecodable_total"] == 4
+
+
+def routed(number: int, ns: int) -> Routed:
+    return Routed(engine("n1", number), Moment(ns, number))
+
+
+def test_a_rebuild_says_nothing_up_to_the_watermark_and_the_same_after_it() -> None:
+    messages = [routed(number, number * SECOND_NS) for number in range(1, 31)]
+    whole = replay(messages, make_handlers)
+
+    slot = Slot(0, 1, make_handlers(), Watermark(sequence=0, ns=0))
+    first = [emit for message in messages[:15] for emit in slot.feed(message)]
+    watermark = slot.watermark()
+    next_slot = Slot(0, 1, make_handlers(), watermark)
+    second = [emit for message in messages for emit in next_slot.feed(message)]
+
+    assert [emit.message_id for emit in first + second] == [emit.message_id for emit in whole]
+    assert watermark.sequence == 15
+
+
+def test_ticks_stand_on_a_grid_of_stream_time_before_the_message_at_it() -> None:
+    order: list[tuple[str, int]] = []
+
+    class Recorder(EveryTenth):
+        def handle(self, message: Any, now: Moment) -> Sequence[Emit]:
+            order.append(("message", now.ns))
+            return ()
+
+        def tick(self, now: Moment) -> Sequence[Emit]:
+            order.append(("tick", now.ns))
+            return ()
+
+    recorder = Recorder()
+    recorder.consumes = (type(engine("n", 0)),)
+    slot = Slot(0, 1, (recorder,), Watermark(sequence=0, ns=0))  # type: ignore[arg-type]
+    list(slot.feed(routed(1, TICK_NS + 1)))
+    list(slot.feed(routed(2, 2 * TICK_NS)))
+    list(slot.advance(3 * TICK_NS))
+
+    assert order == [
+        ("tick", TICK_NS),
+        ("message", TICK_NS + 1),
+        ("tick", 2 * TICK_NS),
+        ("message", 2 * TICK_NS),
+        ("tick", 3 * TICK_NS),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "slot"),
+    [pytest.param("n1", 4, id="n1"), pytest.param("n2", 5, id="n2")],
+)
+def test_slots_never_move(key: str, slot: int) -> None:
+    assert slot_of("node", key, 8) == slot
+
+
+def test_a_message_on_anothers_subject_is_refused() -> None:
+    wrong = Delivery("metrics.cache.x", msgspec.json.encode(engine("n", 1)), {}, 1, 1)
+
+    with pytest.raises((ValueError, msgspec.DecodeError)):
+        decode(wrong)
+    assert CacheMetrics.SUBJECT.startswith("metrics.cache.")

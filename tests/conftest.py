@@ -1,0 +1,37 @@
+"""Fixtures: a nats-server per test, and a bus connected to it."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.bus import Bus, connect, ensure_streams
+from tests.support.server import NatsServer
+
+
+@pytest.fixture(autouse=True)
+def _no_foreign_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests never meet the user's NATS or state folder."""
+    monkeypatch.delenv("NATS_URL", raising=False)
+    monkeypatch.setenv("RESOURCE_AGENT_STATE_DIR", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def nats(tmp_path: Path) -> Iterator[NatsServer]:
+    server = NatsServer(tmp_path / "nats")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def nats_url(nats: NatsServer) -> str:
+    return nats.url
+
+
+@pytest.fixture
+async def bus(nats_url: str) -> AsyncIterator[Bus]:
+    """A connected bus on which all streams and buckets exist."""
+    async with await connect(nats_url, name="test") as connected:
+        await ensure_streams(connected)
+        yield connected

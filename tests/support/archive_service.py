@@ -1,0 +1,104 @@
+"""An archive service on a real bus, and what it says there."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from agent.bus import Bus
+from agent.bus.lease import BucketLeases
+from archive.service import ArchiveBus, ArchiveService
+from archive.settings import ArchiveSettings
+from archive.store import FolderStore
+from schemas.cache import Evicted
+from schemas.message import Message
+from schemas.protocols import Publisher
+from tests.support.evictions import ManualClock, manifest_headers
+
+M = TypeVar("M", bound=Message)
+DEADLINE_SECONDS = 10.0
+FAST = {"retry_seconds": 0.05, "standby_poll_seconds": 0.05, "probe_interval_seconds": 0.05}
+
+
+@contextlib.asynccontextmanager
+async def archiving(
+    bus: Bus,
+    store: FolderStore | Path,
+    *,
+    clock: ManualClock | None = None,
+    instance: str = "a1",
+    publisher: Publisher | None = None,
+    **settings: Any,
+) -> AsyncIterator[ArchiveService]:
+    """A running service that is ready."""
+    served = await bus.serve("archive", [], description="test")
+    leases = BucketLeases(bus.bucket("lease"), instance)
+    service = ArchiveService(
+        ArchiveBus(
+            publisher=publisher or bus,
+            subscriber=bus,
+            queue=bus,
+            leases=leases,
+            serve=served.add,
+        ),
+        FolderStore(store) if isinstance(store, Path) else store,
+        msgspec.convert({**FAST, **settings}, ArchiveSettings),
+        instance,
+        clock or ManualClock(),
+    )
+    try:
+        async with service:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await service.wait_ready()
+            yield service
+    finally:
+        await leases.close()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Return once something that is not announced is so: a connection, a counter."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+async def evict(bus: Bus, manifest: Evicted, value: bytes = b"value") -> None:
+    """Publish an eviction, as the cache does; a tombstone has no value."""
+    await bus.publish_raw(
+        f"evicted.{manifest.namespace}",
+        b"" if manifest.tombstone else value,
+        manifest_headers(manifest),
+        message_id=f"{manifest.key[:50]!r} {manifest.version} {manifest.tombstone}",
+    )
+
+
+class Heard:
+    """What is said on a subject, in order, from the moment this exists."""
+
+    def __init__(self) -> None:
+        self._messages: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+
+    @classmethod
+    async def on(cls, bus: Bus, subject: str) -> "Heard":
+        heard = cls()
+        await bus.subscribe(subject, lambda *message: heard._messages.put_nowait(message))
+        return heard
+
+    async def next(self, kind: type[M]) -> M:
+        """The next message of this kind; others before it are skipped."""
+        family = kind.SUBJECT.partition(".{")[0]
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while True:
+                subject, payload = await self._messages.get()
+                if subject.startswith(family):
+                    return msgspec.json.decode(payload, type=kind)
+
+    def rest(self) -> list[str]:
+        """The subjects that nobody has taken yet."""
+        subjects = []
+        while not self._messages.empty():
+            subjects.append(self._messages.get_nowait()[0])
+        return subjects

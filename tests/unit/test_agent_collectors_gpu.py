@@ -1,0 +1,412 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pynvml
+import pytest
+
+from agent.collectors.gpu import GpuBackend, NoGpuError, NvmlBackend
+from schemas.metrics import GpuMetrics, GpuProcess
+from schemas.units import instant
+from tests.support.nvml import NvmlStub, build_stub, nvml_stub
+
+NOT_SUPPORTED, NO_PERMISSION, TIMEOUT, FUNCTION_NOT_FOUND, GPU_IS_LOST = 3, 4, 10, 13, 15
+NOW_NS = 1_700_000_000_000_000_000
+IDENTITY_FIELDS = {
+    "node", "gpu", "uuid", "index", "name", "driver_version", "pool", "observed_at",
+    "interval_seconds", "errors", "simulated", "utilization_source",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_stub(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def stub(library: Path, tmp_path: Path) -> Iterator[NvmlStub]:
+    with nvml_stub(library, tmp_path / "values") as steered:
+        yield steered
+
+
+@pytest.fixture
+def two_gpus(library: Path, tmp_path: Path) -> Iterator[NvmlStub]:
+    with nvml_stub(library, tmp_path / "values", gpus=2) as steered:
+        yield steered
+
+
+def opened() -> GpuBackend:
+    times = iter([10.0, 15.0, 20.0, 25.0])
+    return NvmlBackend.open(
+        node="n1", pool="p1", clock=lambda: NOW_NS, monotonic=lambda: next(times)
+    )
+
+
+def test_every_reading_arrives_in_base_units(stub: NvmlStub) -> None:
+    stub.set("0.reasons", str(0x4 | 0x40))
+    stub.set("process.17", "")
+
+    (gpu,) = opened().sample()
+
+    assert gpu == GpuMetrics(
+        node="n1",
+        gpu="GPU-5f2a1c9e-0000-0000-0000-000000000000",
+        uuid="GPU-5f2a1c9e-0000-0000-0000-000000000000",
+        index=0,
+        name="NVIDIA H100 80GB HBM3",
+        driver_version="580.95.05",
+        pool="p1",
+        observed_at=instant(NOW_NS),
+        interval_seconds=0.0,
+        utilization_ratio=0.93,
+        utilization_source="nvml_utilization",
+        memory_activity_ratio=0.41,
+        encoder_utilization_ratio=0.07,
+        decoder_utilization_ratio=0.12,
+        memory_total_bytes=85_520_809_984,
+        memory_used_bytes=70_000_000_000,
+        memory_free_bytes=14_899_000_000,
+        memory_reserved_bytes=621_809_984,
+        memory_utilization_ratio=70_000_000_000 / 85_520_809_984,
+        temperature_celsius=64.0,
+        temperature_slowdown_celsius=87.0,
+        temperature_shutdown_celsius=92.0,
+        power_watts=651.234,
+        power_limit_watts=700.0,
+        energy_joules_total=123_456.789,
+        clock_graphics_hertz=1.98e9,
+        clock_sm_hertz=1.965e9,
+        clock_memory_hertz=2.619e9,
+        throttle_reasons=["sw_power_cap", "hw_thermal_slowdown"],
+        performance_state="P0",
+        fan_ratio=0.3,
+        processes=[
+            GpuProcess(pid=4242, name="/usr/bin/python3", memory_used_bytes=68_000_000_000),
+            GpuProcess(pid=17, name="", memory_used_bytes=None),
+        ],
+    )
+    assert msgspec.json.decode(msgspec.json.encode(gpu), type=GpuMetrics) == gpu
+
+
+def test_values_follow_the_gpu_and_the_interval_is_measured(stub: NvmlStub) -> None:
+    backend = opened()
+    backend.sample()
+    stub.set("0.temperature", "71")
+
+    (gpu,) = backend.sample()
+
+    assert (gpu.temperature_celsius, gpu.interval_seconds) == (71.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "fields"),
+    [
+        pytest.param(
+            "utilization", {"utilization_ratio", "memory_activity_ratio"}, id="utilization"
+        ),
+        pytest.param("encoder", {"encoder_utilization_ratio"}, id="encoder"),
+        pytest.param("decoder", {"decoder_utilization_ratio"}, id="decoder"),
+        pytest.param(
+            "memory",
+            {
+                "memory_total_bytes", "memory_used_bytes", "memory_free_bytes",
+                "memory_reserved_bytes", "memory_utilization_ratio",
+            },
+            id="memory",
+        ),
+        pytest.param("temperature", {"temperature_celsius"}, id="temperature"),
+        pytest.param("threshold1", {"temperature_slowdown_celsius"}, id="slowdown"),
+        pytest.param("threshold0", {"temperature_shutdown_celsius"}, id="shutdown"),
+        pytest.param("power", {"power_watts"}, id="power"),
+        pytest.param("power_limit", {"power_limit_watts"}, id="power_limit"),
+        pytest.param("energy", {"energy_joules_total"}, id="energy"),
+        pytest.param("clock0", {"clock_graphics_hertz"}, id="graphics clock"),
+        pytest.param("clock1", {"clock_sm_hertz"}, id="sm clock"),
+        pytest.param("clock2", {"clock_memory_hertz"}, id="memory clock"),
+        pytest.param("reasons", {"throttle_reasons"}, id="throttle reasons"),
+        pytest.param("state", {"performance_state"}, id="performance state"),
+        pytest.param("fan", {"fan_ratio"}, id="fan"),
+        pytest.param("processes", {"processes"}, id="processes"),
+    ],
+)  # fmt: skip
+def test_a_failing_reading_costs_its_own_fields_and_is_tried_again(
+    stub: NvmlStub, key: str, fields: set[str]
+) -> None:
+    backend = opened()
+    stub.fail(f"0.{key}", TIMEOUT)
+
+    (failed,) = backend.sample()
+    stub.set(f"0.{key}", "1 1 1 1")
+    (recovered,) = backend.sample()
+
+    missing = {name for name in failed.__struct_fields__ if getattr(failed, name) is None}
+    assert missing - IDENTITY_FIELDS == fields
+    assert failed.errors == dict.fromkeys(fields, "Timeout")
+    assert recovered.errors == {}
+    assert all(getattr(recovered, name) is not None for name in fields)
+
+
+def test_without_utilization_there_is_no_source_of_it(stub: NvmlStub) -> None:
+    stub.fail("0.utilization", NOT_SUPPORTED)
+
+    (gpu,) = opened().sample()
+
+    assert gpu.utilization_source is None
+
+
+def test_what_a_gpu_does_not_offer_is_null_without_error_and_never_asked_again(
+    stub: NvmlStub,
+) -> None:
+    stub.fail("0.fan", NOT_SUPPORTED)
+    backend = opened()
+
+    first, second = backend.sample()[0], backend.sample()[0]
+
+    assert (first.fan_ratio, first.errors, second.errors) == (None, {}, {})
+    assert stub.calls("0.fan") == 1
+    assert stub.calls("0.power") == 2
+
+
+def test_what_is_forbidden_stays_an_error_and_is_never_asked_again(stub: NvmlStub) -> None:
+    stub.fail("0.processes", NO_PERMISSION)
+    backend = opened()
+
+    first, second = backend.sample()[0], backend.sample()[0]
+
+    assert first.errors == second.errors == {"processes": "Insufficient Permissions"}
+    assert stub.calls("0.processes") == 1
+
+
+@pytest.mark.parametrize(
+    ("newer", "older", "value", "field", "expected"),
+    [
+        pytest.param(
+            "temperature", "temperature_old", "63", "temperature_celsius", 63.0, id="temperature"
+        ),
+        pytest.param(
+            "memory", "memory_v1", "80 60 20", "memory_utilization_ratio", 0.75, id="memory"
+        ),
+        pytest.param(
+            "reasons", "reasons_old", "512", "throttle_reasons", ["board_limit"], id="reasons"
+        ),
+        pytest.param(
+            "power_limit", "power_limit_old", "350000", "power_limit_watts", 350.0, id="limit"
+        ),
+        pytest.param(
+            "processes",
+            "processes_old",
+            "9 100",
+            "processes",
+            [GpuProcess(pid=9, memory_used_bytes=100)],
+            id="processes",
+        ),
+    ],
+)
+def test_an_older_driver_is_asked_in_its_own_words(
+    stub: NvmlStub, newer: str, older: str, value: str, field: str, expected: object
+) -> None:
+    stub.fail(f"0.{newer}", FUNCTION_NOT_FOUND)
+    stub.set(f"0.{older}", value)
+    backend = opened()
+
+    first, second = backend.sample()[0], backend.sample()[0]
+
+    assert getattr(first, field) == getattr(second, field) == expected
+    assert first.errors == {}
+    assert stub.calls(f"0.{newer}") == 1
+
+
+def test_the_older_memory_call_leaves_the_reserved_share_null(stub: NvmlStub) -> None:
+    stub.fail("0.memory", FUNCTION_NOT_FOUND)
+
+    (gpu,) = opened().sample()
+
+    assert (gpu.memory_used_bytes, gpu.memory_reserved_bytes) == (70_621_809_984, None)
+
+
+def test_what_never_changes_is_asked_for_once(stub: NvmlStub) -> None:
+    backend = opened()
+
+    backend.sample()
+    (gpu,) = backend.sample()
+
+    assert (gpu.name, gpu.temperature_slowdown_celsius) == ("NVIDIA H100 80GB HBM3", 87.0)
+    assert [stub.calls(f"0.{key}") for key in ("handle", "name", "threshold1")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "names"),
+    [
+        pytest.param(0x0, [], id="none"),
+        pytest.param(0x1, ["gpu_idle"], id="0x1"),
+        pytest.param(0x2, ["applications_clocks_setting"], id="0x2"),
+        pytest.param(0x4, ["sw_power_cap"], id="0x4"),
+        pytest.param(0x8, ["hw_slowdown"], id="0x8"),
+        pytest.param(0x10, ["sync_boost"], id="0x10"),
+        pytest.param(0x20, ["sw_thermal_slowdown"], id="0x20"),
+        pytest.param(0x40, ["hw_thermal_slowdown"], id="0x40"),
+        pytest.param(0x80, ["hw_power_brake_slowdown"], id="0x80"),
+        pytest.param(0x100, ["display_clock_setting"], id="0x100"),
+        pytest.param(0x400, ["reliability"], id="0x400"),
+        pytest.param(0x48, ["hw_slowdown", "hw_thermal_slowdown"], id="two"),
+    ],
+)
+def test_throttle_reasons_have_names(stub: NvmlStub, mask: int, names: list[str]) -> None:
+    stub.set("0.reasons", str(mask))
+
+    (gpu,) = opened().sample()
+
+    assert gpu.throttle_reasons == names
+
+
+def test_power_above_the_limit_is_kept(stub: NvmlStub) -> None:
+    stub.set("0.power", "405000")
+    stub.set("0.power_limit", "400000")
+
+    (gpu,) = opened().sample()
+
+    assert (gpu.power_watts, gpu.power_limit_watts, gpu.errors) == (405.0, 400.0, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        pytest.param("utilization", "utilization_ratio", id="utilization"),
+        pytest.param("fan", "fan_ratio", id="fan"),
+    ],
+)
+def test_a_share_above_the_whole_is_the_whole(stub: NvmlStub, key: str, field: str) -> None:
+    stub.set(f"0.{key}", "103 0")
+
+    (gpu,) = opened().sample()
+
+    assert getattr(gpu, field) == 1.0
+
+
+def test_an_unknown_performance_state_is_null(stub: NvmlStub) -> None:
+    stub.set("0.state", "32")
+
+    (gpu,) = opened().sample()
+
+    assert (gpu.performance_state, gpu.errors) == (None, {})
+
+
+def test_a_gpu_without_processes_has_an_empty_list(stub: NvmlStub) -> None:
+    stub.set("0.processes", "")
+
+    (gpu,) = opened().sample()
+
+    assert gpu.processes == []
+
+
+def test_gpus_are_told_apart_by_uuid(two_gpus: NvmlStub) -> None:
+    two_gpus.set("1.power", "120000")
+
+    first, second = opened().sample()
+
+    assert (first.index, second.index) == (0, 1)
+    assert first.gpu != second.gpu
+    assert (first.power_watts, second.power_watts) == (651.234, 120.0)
+
+
+def test_a_lost_gpu_keeps_its_identity_while_the_others_go_on(two_gpus: NvmlStub) -> None:
+    backend = opened()
+    backend.sample()
+    two_gpus.fail("0.utilization", GPU_IS_LOST)
+
+    lost, other = backend.sample()
+    calls = two_gpus.calls("0.power")
+
+    assert (lost.uuid, lost.name) == (
+        "GPU-5f2a1c9e-0000-0000-0000-000000000000",
+        "NVIDIA H100 80GB HBM3",
+    )
+    assert lost.errors == {"gpu": "GPU is lost"}
+    assert (lost.power_watts, lost.utilization_source) == (None, None)
+    assert other.power_watts == 651.234
+    assert calls == 1, "a lost GPU is asked only once per sample"
+
+
+def test_a_gpu_lost_in_the_middle_of_a_sample_reports_nothing_of_it(stub: NvmlStub) -> None:
+    stub.fail("0.power", GPU_IS_LOST)
+
+    (gpu,) = opened().sample()
+
+    assert (gpu.utilization_ratio, gpu.errors) == (None, {"gpu": "GPU is lost"})
+
+
+def test_a_lost_gpu_that_comes_back_is_measured_again(stub: NvmlStub) -> None:
+    backend = opened()
+    stub.fail("0.utilization", GPU_IS_LOST)
+    backend.sample()
+    stub.set("0.utilization", "50 10")
+
+    (gpu,) = backend.sample()
+
+    assert (gpu.utilization_ratio, gpu.errors) == (0.5, {})
+
+
+def test_a_gpu_lost_before_the_start_has_its_place_until_it_answers(stub: NvmlStub) -> None:
+    stub.fail("0.handle", GPU_IS_LOST)
+    backend = opened()
+
+    (lost,) = backend.sample()
+    stub.set("0.handle", "1")
+    (back,) = backend.sample()
+
+    assert (lost.gpu, lost.uuid, lost.errors) == ("index-0", "", {"gpu": "GPU is lost"})
+    assert (back.gpu, back.errors) == ("GPU-5f2a1c9e-0000-0000-0000-000000000000", {})
+
+
+def test_a_node_without_the_driver_library_has_no_nvidia_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pynvml, "CDLL", _library_is_not_there)
+
+    with pytest.raises(NoGpuError, match="no NVIDIA GPU") as caught:
+        opened()
+
+    assert caught.value.degraded is False
+
+
+def _library_is_not_there(name: str) -> None:
+    raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "text"),
+    [
+        pytest.param("init", 9, "not loaded", id="driver not loaded"),
+        pytest.param("init", 18, "differ in version", id="version mismatch"),
+        pytest.param("init", 4, "no permission", id="no permission"),
+        pytest.param("init", 999, "NVML does not start: Unknown Error", id="unknown"),
+        pytest.param("count", 10, "NVML does not count GPUs: Timeout", id="no count"),
+    ],
+)
+def test_a_driver_that_does_not_work_is_degraded_and_says_why(
+    stub: NvmlStub, key: str, code: int, text: str
+) -> None:
+    stub.fail(key, code)
+
+    with pytest.raises(NoGpuError, match=text) as caught:
+        opened()
+
+    assert caught.value.degraded is True
+
+
+def test_a_driver_that_sees_no_gpu_is_as_good_as_none(stub: NvmlStub) -> None:
+    stub.set("count", "0")
+
+    with pytest.raises(NoGpuError, match="no NVIDIA GPU") as caught:
+        opened()
+
+    assert caught.value.degraded is False
+    assert stub.calls("shutdown") == 1
+
+
+def test_closing_shuts_nvml_down_even_when_that_fails(stub: NvmlStub) -> None:
+    stub.fail("shutdown", 999)
+
+    opened().close()
+
+    assert stub.calls("shutdown") == 1

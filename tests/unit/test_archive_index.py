@@ -1,0 +1,173 @@
+"""What a namespace holds, as the index knows it."""
+
+import random
+
+import pytest
+
+from archive.index import IndexEntry, NamespaceIndex, key_hash, object_name
+from archive.segment import ObjectHeader
+from schemas.cache import Evicted
+from schemas.units import SECOND_NS, instant
+from tests.support.evictions import NOW_NS, evicted, tombstone
+
+HOUR_NS = 3600 * SECOND_NS
+
+
+def entry(manifest: Evicted) -> IndexEntry:
+    header = ObjectHeader(
+        manifest=manifest, codec="raw", stored_at=instant(NOW_NS), payload_bytes=0
+    )
+    return IndexEntry.of(header, object_bytes=100)
+
+
+def filled(*manifests: Evicted) -> NamespaceIndex:
+    index = NamespaceIndex()
+    for manifest in manifests:
+        index.put(entry(manifest))
+    return index
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "winner"),
+    [
+        pytest.param(evicted(version="b1-01"), evicted(version="b1-02"), 2, id="higher version"),
+        pytest.param(evicted(version="b1-02"), evicted(version="b1-01"), 1, id="late delivery"),
+        pytest.param(evicted(version="b1-99"), evicted(version="b2-01"), 2, id="later boot"),
+        pytest.param(evicted(version="b1-01"), tombstone(version="b1-02"), 2, id="deleted"),
+        pytest.param(tombstone(version="b1-02"), evicted(version="b1-01"), 1, id="late value"),
+        pytest.param(
+            tombstone(version="b1-02"), evicted(version="b1-02"), 2, id="the put's own value"
+        ),
+        pytest.param(
+            evicted(version="b1-02"), tombstone(version="b1-02"), 1, id="the put's late tombstone"
+        ),
+        pytest.param(
+            evicted(version="b1-02"), evicted(version="b1-01", generation=1), 2, id="generation"
+        ),
+        pytest.param(evicted(), evicted(expires_at=None), 2, id="same version, lives longer"),
+        pytest.param(evicted(expires_at=None), evicted(), 1, id="same version, lives shorter"),
+        pytest.param(evicted(), evicted(), 1, id="the same again"),
+    ],
+)
+def test_of_two_versions_of_a_key_the_newer_stays(
+    first: Evicted, second: Evicted, winner: int
+) -> None:
+    index = NamespaceIndex()
+    entries = [entry(first), entry(second)]
+
+    nothing = index.put(entries[0])
+    loser = index.put(entries[1])
+
+    assert nothing is None
+    assert loser is entries[2 - winner]
+    assert index.newest("k") is entries[winner - 1]
+
+
+@pytest.mark.parametrize(
+    ("now_ns", "found"),
+    [
+        pytest.param(NOW_NS + HOUR_NS - 1, True, id="just before"),
+        pytest.param(NOW_NS + HOUR_NS, False, id="exactly at its expiry"),
+        pytest.param(NOW_NS + HOUR_NS + 1, False, id="after"),
+    ],
+)
+def test_an_expired_value_is_not_found(now_ns: int, *, found: bool) -> None:
+    index = filled(evicted())
+
+    assert (index.find("k", now_ns) is not None) is found
+    assert (index.hashes(b"", 10, now_ns) == [key_hash("k")]) is found
+    assert (index.listing("", "", 10, now_ns) != []) is found
+    assert (index.due(now_ns, 0) == []) is found
+
+
+def test_a_newer_generation_hides_everything_older() -> None:
+    index = filled(evicted("old"), evicted("new", generation=1))
+
+    assert index.find("old", NOW_NS) is None
+    assert index.find("new", NOW_NS) is not None
+    assert [due.key for due in index.due(NOW_NS, 0)] == ["old"]
+
+
+def test_a_tombstone_is_never_found_and_is_due_by_its_age() -> None:
+    index = filled(evicted(), tombstone())
+
+    assert index.find("k", NOW_NS) is None
+    assert index.hashes(b"", 10, NOW_NS) == []
+    assert index.due(NOW_NS, NOW_NS) == []
+    assert len(index.due(NOW_NS, NOW_NS + 1)) == 1
+
+
+def test_hashes_and_listing_come_in_pages() -> None:
+    keys = [f"key-{number}" for number in range(10)]
+    index = filled(*map(evicted, keys))
+
+    first = index.hashes(b"", 6, NOW_NS)
+    rest = index.hashes(first[-1], 6, NOW_NS)
+    listed = index.listing("key-", "key-3", 4, NOW_NS)
+
+    assert first + rest == sorted(map(key_hash, keys))
+    assert [found.key for found in listed] == ["key-4", "key-5", "key-6", "key-7"]
+    assert index.listing("other", "", 10, NOW_NS) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["../../etc/passwd", "a/b", "", "\x00", "ключ 🔑", "k" * 10 * 1024, "a\nb"]
+)
+def test_every_key_has_a_name_of_its_own_that_is_a_hash(key: str) -> None:
+    names = {
+        object_name(manifest)
+        for manifest in (
+            evicted(key),
+            evicted(key + "x"),
+            evicted(key, version="b1-02"),
+            evicted(key, namespace="other"),
+            evicted(key, generation=1),
+            tombstone(key, version="b1-01"),
+        )
+    }
+
+    assert len(names) == 6
+    assert all(len(name) == 64 and set(name) <= set("0123456789abcdef") for name in names)
+
+
+def test_a_key_and_version_that_share_their_letters_do_not_share_a_name() -> None:
+    assert object_name(evicted("a", version="bc")) != object_name(evicted("ab", version="c"))
+
+
+def test_a_damaged_value_leaves_only_the_memory_of_its_version() -> None:
+    index = filled(evicted(version="b1-02"))
+    known = index.newest("k")
+    assert known is not None
+
+    index.replace_by_tombstone(known)
+
+    assert index.find("k", NOW_NS) is None
+    assert index.put(entry(evicted(version="b1-01"))) is not None
+    assert (index.entries, index.tombstones, index.size_bytes) == (0, 1, 0)
+
+
+def test_totals_agree_with_the_entries_after_random_changes() -> None:
+    seed = 20260101
+    chance = random.Random(seed)  # noqa: S311 - test data
+    index = NamespaceIndex()
+    model: dict[str, IndexEntry] = {}
+
+    for _ in range(5000):
+        key = f"k{chance.randrange(50)}"
+        known = index.newest(key)
+        if known is not None and chance.random() < 0.3:
+            index.remove(known)
+            del model[key]
+            continue
+        make = tombstone if chance.random() < 0.3 else evicted
+        offered = entry(make(key, version=f"{chance.randrange(1000):04}"))
+        index.put(offered)
+        if key not in model or offered.order > model[key].order:
+            model[key] = offered
+
+    values = [known for known in model.values() if not known.tombstone]
+    assert all(index.newest(key) == known for key, known in model.items()), seed
+    assert index.entries == len(values), seed
+    assert index.tombstones == len(model) - len(values), seed
+    assert index.size_bytes == sum(known.size_bytes for known in values), seed
+    assert index.object_bytes == 100 * len(model), seed

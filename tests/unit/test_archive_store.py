@@ -1,0 +1,229 @@
+"""Objects in a local folder."""
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from archive import segment
+from archive.index import object_name
+from archive.store import HEAD_BYTES, FolderStore, StoreError
+from schemas.units import instant
+from tests.support.evictions import NOW_NS, FailingStore, evicted
+
+NAME = "ab" * 32
+REPOSITORY = Path(__file__).parents[2]
+
+WRITE_AND_HANG_BEFORE_SYNC = """
+import asyncio, os, sys, time
+from pathlib import Path
+from archive.store import FolderStore
+
+def hang(descriptor):
+    print("written", flush=True)
+    time.sleep(60)
+
+os.fsync = hang
+asyncio.run(FolderStore(Path(sys.argv[1])).put("ab" * 32, b"x" * 100_000))
+"""
+
+WRITE_BEYOND_LIMIT = """
+import asyncio, resource, sys
+from pathlib import Path
+from archive.store import FolderStore, StoreError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    asyncio.run(FolderStore(Path(sys.argv[1])).put("ab" * 32, b"x" * 100_000))
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[FailingStore]:
+    folder = FailingStore(tmp_path / "archive")
+    await folder.open()
+    yield folder
+    await folder.close()
+
+
+def python(script: str, folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+
+
+async def test_an_object_comes_back_until_it_is_deleted(store: FolderStore) -> None:
+    await store.put(NAME, b"first")
+    await store.put(NAME, b"second")
+    found = await store.get(NAME)
+    names = await store.names()
+    await store.delete(NAME)
+    await store.delete(NAME)
+
+    assert found == b"second"
+    assert names == [NAME]
+    assert await store.get(NAME) is None
+    assert list(store.folder.iterdir()) == []
+
+
+async def test_only_this_user_may_read_the_archive(store: FolderStore) -> None:
+    await store.put(NAME, b"private")
+
+    modes = [path.stat().st_mode & 0o777 for path in (store.folder, *store.folder.iterdir())]
+
+    assert modes == [0o700, 0o600]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "a/b", "", "AB" * 32, NAME + "\n"]
+)
+async def test_a_name_that_is_not_a_hash_reaches_nothing(store: FolderStore, name: str) -> None:
+    for call in (store.put(name, b""), store.get(name), store.delete(name), store.heads([name])):
+        with pytest.raises(ValueError, match="not an object name"):
+            await call
+
+
+async def test_a_damaged_object_is_put_aside_for_an_operator(store: FolderStore) -> None:
+    await store.put(NAME, b"damaged")
+
+    await store.quarantine(NAME)
+    await store.quarantine(NAME)
+
+    assert await store.get(NAME) is None
+    assert await store.names() == []
+    assert (store.folder / f"{NAME}.damaged").read_bytes() == b"damaged"
+
+
+async def test_other_programs_files_are_not_listed(store: FolderStore) -> None:
+    (store.folder / "README").write_text("hello")
+    (store.folder / "short.object").write_text("hello")
+
+    assert await store.names() == []
+    assert len(list(store.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "key", [pytest.param("k", id="short header"), pytest.param("k" * 2 * HEAD_BYTES, id="long")]
+)
+async def test_a_head_holds_the_whole_header(store: FolderStore, key: str) -> None:
+    value = os.urandom(3 * HEAD_BYTES)
+    manifest = evicted(key, value)
+    content = segment.encode(manifest, value, stored_at=instant(NOW_NS), level=3, min_ratio=1.1)
+    await store.put(object_name(manifest), content)
+
+    (head,) = await store.heads([object_name(manifest), NAME])
+
+    assert segment.decode_header(head.start, head.object_bytes).manifest == manifest
+    assert len(head.start) < len(content)
+
+
+async def test_a_write_is_synced_before_it_is_renamed_and_the_folder_after(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        steps.append("sync folder" if is_folder else "sync file")
+        sync(descriptor)
+
+    def note_replace(self: Path, target: Path) -> Path:
+        steps.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+
+    await store.put(NAME, b"value")
+
+    assert steps == ["sync file", "rename", "sync folder"]
+
+
+async def test_a_kill_in_the_middle_of_a_write_leaves_no_object(store: FolderStore) -> None:
+    await store.put(NAME, b"before")
+    with python(WRITE_AND_HANG_BEFORE_SYNC, store.folder) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "written\n"
+        partial = [path.stat().st_size for path in store.folder.glob("*.tmp")]
+        writer.send_signal(signal.SIGKILL)
+
+    names = await store.names()
+
+    assert partial == [100_000]
+    assert names == [NAME]
+    assert await store.get(NAME) == b"before"
+    assert [path.name for path in store.folder.iterdir()] == [f"{NAME}.object"]
+
+
+async def test_a_write_that_breaks_off_leaves_nothing_behind(store: FolderStore) -> None:
+    with python(WRITE_BEYOND_LIMIT, store.folder) as writer:
+        assert writer.stdout is not None
+        said = writer.stdout.read()
+
+    assert os.strerror(errno.EFBIG) in said
+    assert list(store.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        pytest.param(errno.ENOSPC, "is full: make room", id="disk full"),
+        pytest.param(errno.EDQUOT, "is full: make room", id="quota"),
+        pytest.param(errno.EACCES, "check its owner and mode", id="no permission"),
+        pytest.param(errno.EROFS, "mounted read-only", id="read-only"),
+        pytest.param(errno.EIO, os.strerror(errno.EIO), id="anything else"),
+    ],
+)
+async def test_a_failure_says_what_to_do(store: FailingStore, code: int, advice: str) -> None:
+    store.write_errno = code
+
+    with pytest.raises(StoreError, match=advice) as caught:
+        await store.put(NAME, b"value")
+
+    assert str(store.folder) in str(caught.value)
+    assert list(store.folder.iterdir()) == []
+
+
+async def test_a_folder_that_is_gone_is_a_failure_and_not_a_miss(store: FolderStore) -> None:
+    store.folder.rmdir()
+
+    for call in (store.get(NAME), store.put(NAME, b""), store.probe(), store.names()):
+        with pytest.raises(StoreError, match="is not there"):
+            await call
+
+
+async def test_a_file_in_the_folders_place_is_refused_at_start(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_text("a file")
+    folder = FolderStore(tmp_path / "archive")
+
+    with pytest.raises(StoreError, match="is a file"):
+        await folder.open()
+    await folder.close()
+
+
+async def test_the_probe_really_writes_and_leaves_nothing(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = await store.probe()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="is full"):
+        await store.probe()
+
+    assert room.endswith("bytes free")
+    assert list(store.folder.iterdir()) == []

@@ -1,0 +1,403 @@
+"""Store and index together: keep, fetch, sweep, load. A real folder, a clock to set."""
+
+import asyncio
+import errno
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from archive.index import IndexEntry, object_name
+from archive.settings import ArchiveSettings
+from archive.store import StoreError
+from archive.vault import DamagedObjectError, Vault
+from schemas.cache import Evicted
+from schemas.units import SECOND_NS, instant
+from tests.support.evictions import NOW_NS, FailingStore, ManualClock, evicted, tombstone
+
+SETTINGS = ArchiveSettings(tombstone_keep_seconds=7200)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[FailingStore]:
+    folder = FailingStore(tmp_path / "archive")
+    await folder.open()
+    yield folder
+    await folder.close()
+
+
+@pytest.fixture
+def vault(store: FailingStore, clock: ManualClock) -> Vault:
+    return Vault(store, SETTINGS, clock)
+
+
+async def loaded(store: FailingStore, clock: ManualClock) -> Vault:
+    """A vault as another process would find it."""
+    vault = Vault(store, SETTINGS, clock)
+    await vault.load(lambda _done, _total: None)
+    return vault
+
+
+async def fetch(vault: Vault, key: str = "k", generation: int | None = None) -> bytes | None:
+    found = await vault.fetch("default", key, generation)
+    return None if found is None else found[1]
+
+
+async def swept(vault: Vault) -> list[IndexEntry]:
+    return [entry async for entry in vault.sweep()]
+
+
+def objects(store: FailingStore) -> list[Path]:
+    return sorted(store.folder.glob("*.object"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        pytest.param("../../etc/passwd", b"value", id="path"),
+        pytest.param("a/b", b"value", id="slash"),
+        pytest.param("ключ 🔑\x00\n", b"value", id="unicode"),
+        pytest.param("k" * 10 * 1024, b"value", id="longest key"),
+        pytest.param("k", b"", id="empty value"),
+        pytest.param("k", bytes(512 * 1024), id="large value"),
+    ],
+)
+async def test_a_kept_value_is_fetched_by_this_and_the_next_process(
+    vault: Vault, store: FailingStore, clock: ManualClock, key: str, value: bytes
+) -> None:
+    manifest = evicted(key, value, tags=["t"], meta={"a": "b"})
+
+    outcome, entry = await vault.keep(manifest, value)
+    again = await (await loaded(store, clock)).fetch("default", key, None)
+
+    assert outcome == "stored"
+    assert entry is not None
+    assert entry.object_bytes == objects(store)[0].stat().st_size
+    assert await vault.fetch("default", key, None) == (manifest, value)
+    assert again == (manifest, value)
+    assert len(list(store.folder.iterdir())) == 1
+
+
+async def test_unknown_keys_and_namespaces_are_misses_and_leave_no_trace(vault: Vault) -> None:
+    await vault.keep(evicted(), b"value")
+
+    found = [
+        await vault.fetch("default", "other", None),
+        await vault.fetch("elsewhere", "k", None),
+    ]
+
+    assert found == [None, None]
+    assert list(vault.namespaces) == ["default"]
+
+
+async def test_the_same_eviction_again_changes_nothing(vault: Vault, store: FailingStore) -> None:
+    first = await vault.keep(evicted(), b"value")
+    written = objects(store)[0].stat().st_mtime_ns
+
+    second = await vault.keep(evicted(), b"value")
+
+    assert (first[0], second[0]) == ("stored", "repeated")
+    assert second[1] is first[1]
+    assert objects(store)[0].stat().st_mtime_ns == written
+
+
+async def test_a_restored_value_that_is_evicted_anew_lives_until_its_new_expiry(
+    vault: Vault, store: FailingStore, clock: ManualClock
+) -> None:
+    later = instant(NOW_NS + 7200 * SECOND_NS)
+    await vault.keep(evicted(), b"value")
+
+    outcome, _ = await vault.keep(evicted(expires_at=later), b"value")
+    await vault.keep(evicted(), b"value")
+    clock.advance(7199)
+
+    assert outcome == "stored"
+    assert await fetch(vault) == b"value"
+    assert await fetch(await loaded(store, clock)) == b"value"
+    assert len(objects(store)) == 1
+
+
+@pytest.mark.parametrize("newer", [evicted(value=b"new", version="b1-02"), tombstone()])
+async def test_a_newer_version_or_tombstone_removes_the_older_bytes_from_disk(
+    vault: Vault, store: FailingStore, newer: Evicted
+) -> None:
+    await vault.keep(evicted(value=b"old secret"), b"old secret")
+
+    await vault.keep(newer, b"" if newer.tombstone else b"new")
+    late = await vault.keep(evicted(value=b"old secret"), b"old secret")
+
+    assert late == ("superseded", None)
+    assert await fetch(vault) == (None if newer.tombstone else b"new")
+    assert len(objects(store)) == 1
+    assert b"old secret" not in objects(store)[0].read_bytes()
+
+
+async def test_a_tombstone_for_an_unknown_key_keeps_late_values_out(
+    vault: Vault, store: FailingStore, clock: ManualClock
+) -> None:
+    await vault.keep(tombstone(version="b1-05"), b"")
+
+    late = await (await loaded(store, clock)).keep(evicted(version="b1-04"), b"value")
+
+    assert late == ("superseded", None)
+
+
+async def test_concurrent_versions_of_a_key_end_with_the_highest(
+    vault: Vault, store: FailingStore
+) -> None:
+    seed = 7
+    numbers = list(range(40))
+    random.Random(seed).shuffle(numbers)  # noqa: S311 - test data
+    values = {number: f"value {number}".encode() for number in numbers}
+
+    await asyncio.gather(
+        *(vault.keep(evicted(value=values[n], version=f"b1-{n:02}"), values[n]) for n in numbers)
+    )
+
+    assert await fetch(vault) == b"value 39", seed
+    assert len(objects(store)) == 1, seed
+
+
+@pytest.mark.parametrize(
+    ("passed_seconds", "outcome"),
+    [
+        pytest.param(3599.999, "stored", id="just before"),
+        pytest.param(3600, "expired", id="exactly at its expiry"),
+    ],
+)
+async def test_a_value_that_expired_on_its_way_is_not_stored(
+    vault: Vault, store: FailingStore, clock: ManualClock, passed_seconds: float, outcome: str
+) -> None:
+    clock.advance(passed_seconds)
+
+    got, _ = await vault.keep(evicted(), b"value")
+
+    assert got == outcome
+    assert len(objects(store)) == (outcome == "stored")
+
+
+async def test_a_value_with_no_time_to_live_is_not_stored(vault: Vault) -> None:
+    manifest = evicted(expires_at=None, ttl_seconds=0.0)
+
+    assert await vault.keep(manifest, b"value") == ("expired", None)
+
+
+async def test_an_expired_newer_version_still_ends_the_older_one(
+    vault: Vault, store: FailingStore, clock: ManualClock
+) -> None:
+    await vault.keep(evicted(expires_at=None), b"value")
+    clock.advance(3600)
+
+    outcome, entry = await vault.keep(evicted(version="b1-02"), b"value")
+
+    assert outcome == "stored"
+    assert entry is not None
+    assert entry.tombstone
+    assert await fetch(vault) is None
+    assert await fetch(await loaded(store, clock)) is None
+
+
+async def test_a_value_that_expires_while_it_is_read_is_a_miss(
+    vault: Vault, store: FailingStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await vault.keep(evicted(), b"value")
+    get = store.get
+
+    async def slow_get(name: str) -> bytes | None:
+        clock.advance(3600)
+        return await get(name)
+
+    monkeypatch.setattr(store, "get", slow_get)
+
+    assert await fetch(vault) is None
+
+
+async def test_an_older_generation_is_a_miss_from_the_first_time_a_newer_one_is_asked_for(
+    vault: Vault, store: FailingStore
+) -> None:
+    await vault.keep(evicted(), b"value")
+
+    answers = [await fetch(vault), await fetch(vault, generation=1), await fetch(vault)]
+    late = await vault.keep(evicted("late", version="b1-09"), b"value")
+    removed = await swept(vault)
+
+    assert answers == [b"value", None, None]
+    assert late == ("superseded", None)
+    assert [entry.key for entry in removed] == ["k"]
+    assert objects(store) == []
+
+
+async def test_a_newer_generation_in_an_eviction_hides_everything_older(vault: Vault) -> None:
+    await vault.keep(evicted("old"), b"value")
+
+    await vault.keep(evicted("new", generation=3), b"value")
+
+    assert await fetch(vault, "old") is None
+    assert await fetch(vault, "new", generation=2) == b"value"
+
+
+async def test_the_sweep_removes_what_is_over_and_nothing_else(
+    vault: Vault, store: FailingStore, clock: ManualClock
+) -> None:
+    await vault.keep(evicted("over"), b"value")
+    await vault.keep(evicted("for ever", expires_at=None), b"value")
+    await vault.keep(tombstone("young"), b"")
+    early = await swept(vault)
+    clock.advance(3600)
+
+    removed = await swept(vault)
+
+    assert early == []
+    assert [entry.key for entry in removed] == ["over"]
+    assert len(objects(store)) == 2
+    assert await fetch(vault, "for ever") == b"value"
+
+
+async def test_a_tombstone_is_dropped_after_its_time(
+    vault: Vault, store: FailingStore, clock: ManualClock
+) -> None:
+    await vault.keep(tombstone(), b"")
+    clock.advance(7200)
+    at_the_edge = await swept(vault)
+    clock.advance(0.001)
+
+    removed = await swept(vault)
+
+    assert at_the_edge == []
+    assert [entry.tombstone for entry in removed] == [True]
+    assert objects(store) == []
+
+
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "missing", "another entry's"])
+async def test_a_damaged_object_is_put_aside_and_never_returned(
+    vault: Vault, store: FailingStore, harm: str
+) -> None:
+    await vault.keep(evicted(version="b1-02"), b"value")
+    await vault.keep(evicted("other"), b"other")
+    path = store.folder / f"{object_name(evicted(version='b1-02'))}.object"
+    content = path.read_bytes()
+    if harm == "flipped":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif harm == "truncated":
+        path.write_bytes(content[:-1])
+    elif harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes((store.folder / f"{object_name(evicted('other'))}.object").read_bytes())
+
+    with pytest.raises(DamagedObjectError) as caught:
+        await fetch(vault)
+
+    assert caught.value.entry.version == "b1-02"
+    assert await fetch(vault) is None
+    assert len(list(store.folder.glob("*.damaged"))) == (harm != "missing")
+    assert await vault.keep(evicted(version="b1-01"), b"value") == ("superseded", None)
+    assert (await vault.keep(evicted(version="b1-02"), b"value"))[0] == "stored"
+    assert await fetch(vault) == b"value"
+
+
+async def test_loading_puts_damaged_objects_aside_and_leaves_foreign_ones_alone(
+    vault: Vault, store: FailingStore, clock: ManualClock
+) -> None:
+    await vault.keep(evicted("good"), b"value")
+    await vault.keep(evicted("damaged"), b"value")
+    damaged = store.folder / f"{object_name(evicted('damaged'))}.object"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    newer = store.folder / f"{'ef' * 32}.object"
+    newer.write_bytes(b"FLEETARC\x00\x09" + bytes(100))
+    misplaced = store.folder / f"{'cd' * 32}.object"
+    misplaced.write_bytes((store.folder / f"{object_name(evicted('good'))}.object").read_bytes())
+    progress: list[tuple[int, int]] = []
+    reader = Vault(store, SETTINGS, clock)
+
+    await reader.load(lambda done, total: progress.append((done, total)))
+
+    assert progress == [(4, 4)]
+    assert reader.unreadable == 3
+    assert reader.index("default").entries == 1
+    assert await fetch(reader, "good") == b"value"
+    assert newer.exists()
+    assert sorted(store.folder.glob("*.damaged")) == sorted(
+        path.with_suffix(".damaged") for path in (damaged, misplaced)
+    )
+
+
+async def test_a_crash_before_the_older_object_is_removed_is_repaired_at_the_next_start(
+    vault: Vault, store: FailingStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await vault.keep(evicted(value=b"old"), b"old")
+
+    async def crash(_name: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", crash)
+        with pytest.raises(KeyboardInterrupt):
+            await vault.keep(tombstone(), b"")
+    left = len(objects(store))
+    reader = await loaded(store, clock)
+
+    assert left == 2
+    assert await fetch(reader) is None
+    assert len(objects(store)) == 1
+    assert reader.index("default").tombstones == 1
+
+
+async def test_an_older_object_that_cannot_be_removed_now_is_removed_by_the_sweep(
+    vault: Vault, store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await vault.keep(evicted(value=b"old"), b"old")
+
+    async def fail(_name: str) -> None:
+        raise StoreError("busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", fail)
+        outcome, _ = await vault.keep(tombstone(), b"")
+    left = len(objects(store))
+    await swept(vault)
+
+    assert outcome == "stored"
+    assert left == 2
+    assert len(objects(store)) == 1
+
+
+async def test_a_full_disk_changes_nothing(vault: Vault, store: FailingStore) -> None:
+    await vault.keep(evicted(), b"value")
+    store.write_errno = errno.ENOSPC
+
+    for manifest, value in ((evicted(version="b1-02"), b"value"), (tombstone(), b"")):
+        with pytest.raises(StoreError, match="is full"):
+            await vault.keep(manifest, value)
+    still = await fetch(vault)
+    store.write_errno = None
+    outcome, _ = await vault.keep(tombstone(), b"")
+
+    assert still == b"value"
+    assert outcome == "stored"
+    assert await fetch(vault) is None
+
+
+async def test_a_disk_that_cannot_be_read_is_a_failure_and_not_a_miss(
+    vault: Vault, store: FailingStore
+) -> None:
+    await vault.keep(evicted(), b"value")
+    store.read_errno = errno.EIO
+
+    with pytest.raises(StoreError):
+        await fetch(vault)
+    store.read_errno = None
+
+    assert await fetch(vault) == b"value"
+
+
+def test_settings_refuse_a_longest_pause_that_is_the_shorter_one() -> None:
+    with pytest.raises(msgspec.ValidationError, match="must not be shorter"):
+        msgspec.convert({"retry_seconds": 10, "retry_max_seconds": 5}, ArchiveSettings)

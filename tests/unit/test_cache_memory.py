@@ -1,0 +1,387 @@
+"""The RAM cache: what it promises about values, bytes, order, expiry and threads."""
+
+import random
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache.entry import Entry
+from cache.memory import MB, InMemoryKVCacheManager
+from cache.policies import Lru
+
+
+class Clock:
+    """Nanoseconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.ns = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+def order(manager: InMemoryKVCacheManager) -> list[str]:
+    assert isinstance(manager._policy, Lru)
+    return list(manager._policy._order)
+
+
+def check(manager: InMemoryKVCacheManager) -> None:
+    """The counters and both containers agree."""
+    entries = manager._entries
+    assert manager.used_bytes == sum(entry.size_bytes for entry in entries.values())
+    assert manager.used_bytes <= manager.limit_bytes
+    assert sorted(order(manager)) == sorted(entries)
+    assert all(key == entry.key for key, entry in entries.items())
+
+
+def test_set_and_get_return_the_value_and_its_metadata() -> None:
+    clock = Clock()
+    manager = InMemoryKVCacheManager(1, clock=clock)
+
+    manager.set("key", b"value", prefix_tokens=7)
+    clock.ns = 5_000_000_000
+    value = manager.get("key")
+
+    assert value == b"value"
+    assert manager.get_metadata("key") == {
+        "timestamp": 5.0,
+        "size_mb": 8 / MB,
+        "access_count": 1,
+        "prefix_tokens": 7,
+    }
+    assert manager.get_metadata("absent") is None
+
+
+def test_statistics_count_lookups_and_start_again_after_clear() -> None:
+    manager = InMemoryKVCacheManager(1)
+    manager.set("key", b"12345")
+
+    manager.get("key")
+    manager.get("key")
+    manager.get("absent")
+    manager.get("")
+    before = manager.get_stats()
+    manager.clear()
+
+    assert before == {
+        "total_entries": 1,
+        "memory_used_mb": 8 / MB,
+        "cache_hits": 2,
+        "cache_misses": 1,
+        "hit_rate": 2 / 3,
+        "evictions": 0,
+    }
+    assert manager.get_stats() == {
+        "total_entries": 0,
+        "memory_used_mb": 0.0,
+        "cache_hits": 0,
+        "cache_misses": 0,
+        "hit_rate": 0.0,
+        "evictions": 0,
+    }
+
+
+def test_delete_removes_and_tolerates_absence() -> None:
+    manager = InMemoryKVCacheManager(1)
+    manager.set("key", b"value")
+
+    manager.delete("key")
+    manager.delete("key")
+
+    assert manager.get("key") is None
+    assert manager.used_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "text"),
+    [
+        pytest.param("", b"v", ValueError, "cannot be None or empty", id="empty key"),
+        pytest.param(None, b"v", ValueError, "cannot be None or empty", id="no key"),
+        pytest.param("k", None, ValueError, "cannot be None or empty", id="no value"),
+        pytest.param("k", "text", TypeError, "must be bytes", id="text as value"),
+        pytest.param(
+            "é" * 5121, b"v", ValueError, r"exceeds maximum .*10KB", id="key of 10 KiB and 2 bytes"
+        ),
+        pytest.param("k", b"v" * MB, ValueError, "exceeds cache limit", id="1 byte over the cache"),
+    ],
+)
+def test_bad_input_is_refused_and_changes_nothing(
+    key: Any, value: Any, error: type[Exception], text: str
+) -> None:
+    manager = InMemoryKVCacheManager(1)
+    manager.set("k", b"old")
+    manager.set("other", b"old")
+
+    with pytest.raises(error, match=text):
+        manager.set(key, value)
+
+    assert (manager.get("k"), manager.get("other")) == (b"old", b"old")
+    assert manager.get_stats()["evictions"] == 0
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_cache_without_room_is_refused(limit: int) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        InMemoryKVCacheManager(limit)
+
+
+def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'belady'; known: lru"):
+        InMemoryKVCacheManager(1, "belady")
+
+
+@pytest.mark.parametrize("key", ["a:b|c/d\\e\tf\ng", "日本語", "k" * 10240, "é" * 5120, "\x00"])
+def test_any_key_up_to_10_kib_works_with_an_empty_value(key: str) -> None:
+    manager = InMemoryKVCacheManager(1)
+
+    manager.set(key, b"")
+
+    assert manager.get(key) == b""
+    assert manager.used_bytes == len(key.encode())
+
+
+def test_an_entry_of_exactly_the_limit_fits_and_the_next_byte_evicts_it() -> None:
+    manager = InMemoryKVCacheManager(1)
+
+    manager.set("k", b"v" * (MB - 1))
+    full = manager.used_bytes
+    manager.set("l", b"")
+
+    assert full == MB
+    assert manager.get("k") is None
+    assert manager.used_bytes == 1
+    assert manager.get_stats()["evictions"] == 1
+
+
+def test_entries_that_fill_the_limit_to_the_byte_evict_nothing() -> None:
+    manager = InMemoryKVCacheManager(1)
+
+    for number in range(16):
+        manager.set(f"{number:04d}", b"v" * (MB // 16 - 4))
+
+    assert manager.used_bytes == MB
+    assert manager.get_stats()["evictions"] == 0
+
+
+def test_overwriting_frees_the_old_size_first_and_evicts_nobody_else() -> None:
+    manager = InMemoryKVCacheManager(1)
+    manager.set("a", b"v" * (MB // 2 - 1))
+    manager.set("b", b"v" * (MB // 2 - 1))
+    manager.get("a")
+
+    manager.set("a", b"w" * (MB // 2 - 1))
+
+    assert manager.get("b") is not None
+    assert manager.get_stats()["evictions"] == 0
+    metadata = manager.get_metadata("a")
+    assert metadata is not None
+    assert metadata["access_count"] == 0
+
+
+def test_the_least_recently_used_leaves_first_and_is_given_back() -> None:
+    manager = InMemoryKVCacheManager(1)
+    for key in "abcd":
+        manager.set(key, b"v" * (MB // 4 - 1))
+    manager.get("a")
+
+    evicted = manager.store(Entry(key="e", value=b"v" * (MB // 2 - 1)))
+
+    assert [entry.key for entry in evicted] == ["b", "c"]
+    assert manager.get("a") is not None
+
+
+def test_the_order_does_not_follow_a_clock_that_steps_back() -> None:
+    clock = Clock()
+    manager = InMemoryKVCacheManager(1, clock=clock)
+    manager.set("first", b"v" * (MB // 2 - 5))
+    clock.ns = 1
+    manager.set("second", b"v" * (MB // 2 - 6))
+
+    evicted = manager.store(Entry(key="third", value=b"v"))
+
+    assert [entry.key for entry in evicted] == ["first"]
+
+
+def test_an_expired_entry_is_a_miss_from_its_instant_on_and_leaves() -> None:
+    clock = Clock()
+    manager = InMemoryKVCacheManager(1, clock=clock)
+    manager.store(Entry(key="key", value=b"v", expires_at_ns=clock.ns + 10))
+
+    clock.ns += 9
+    before = manager.lookup("key")
+    clock.ns += 1
+    after = manager.lookup("key")
+
+    assert before is not None
+    assert after is None
+    assert (len(manager), manager.used_bytes) == (0, 0)
+    assert manager.remove("key") is None
+
+
+def test_an_expired_entry_that_makes_room_is_not_given_back() -> None:
+    clock = Clock()
+    manager = InMemoryKVCacheManager(1, clock=clock)
+    manager.store(Entry(key="old", value=b"v" * (MB // 2), expires_at_ns=clock.ns + 1))
+    clock.ns += 1
+
+    evicted = manager.store(Entry(key="new", value=b"v" * (MB // 2)))
+
+    assert evicted == []
+    assert manager.get_stats()["evictions"] == 0
+
+
+def test_taking_all_gives_the_live_entries_and_keeps_the_statistics() -> None:
+    clock = Clock()
+    manager = InMemoryKVCacheManager(1, clock=clock)
+    manager.set("live", b"v")
+    manager.store(Entry(key="expired", value=b"v", expires_at_ns=clock.ns))
+    manager.get("live")
+
+    taken = manager.take_all()
+
+    assert [entry.key for entry in taken] == ["live"]
+    assert (len(manager), manager.used_bytes) == (0, 0)
+    assert manager.get_stats()["cache_hits"] == 1
+
+
+def test_texts_that_came_with_an_entry_count_into_its_size() -> None:
+    entry = Entry(key="k", value=b"v", parent="pp", tags=("ttt",), meta={"m": "é"})
+
+    assert entry.size_bytes == 1 + 1 + 2 + 3 + 1 + 2
+
+
+class Model:
+    """The same promises, written slowly and plainly."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.entries: OrderedDict[str, bytes] = OrderedDict()
+        self.hits = self.misses = self.evictions = 0
+
+    def used(self) -> int:
+        return sum(len(k.encode()) + len(v) for k, v in self.entries.items())
+
+    def set(self, key: str, value: bytes) -> list[str]:
+        self.entries.pop(key, None)
+        evicted = []
+        while self.used() + len(key.encode()) + len(value) > self.limit:
+            evicted.append(self.entries.popitem(last=False)[0])
+        self.entries[key] = value
+        self.evictions += len(evicted)
+        return evicted
+
+    def get(self, key: str) -> bytes | None:
+        if key not in self.entries:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self.entries.move_to_end(key)
+        return self.entries[key]
+
+
+def test_ten_thousand_random_operations_agree_with_a_reference_model() -> None:
+    seed = 20240229
+    rng = random.Random(seed)  # noqa: S311 - a reproducible sequence, no secret
+    manager, model = InMemoryKVCacheManager(1), Model(MB)
+    keys = [f"key-{number}-é" for number in range(60)]
+    evictions = 0
+
+    for step in range(10_000):
+        key = rng.choice(keys)
+        operation = rng.choices(["set", "get", "delete", "clear"], [50, 40, 9.9, 0.1])[0]
+        where = f"seed {seed}, step {step}: {operation} {key}"
+        if operation == "set":
+            value = bytes(rng.choice([0, 10, 1000, 30_000, 200_000]))
+            evicted = [entry.key for entry in manager.store(Entry(key=key, value=value))]
+            assert evicted == model.set(key, value), where
+            evictions += len(evicted)
+        elif operation == "get":
+            assert manager.get(key) == model.get(key), where
+        elif operation == "delete":
+            manager.delete(key)
+            model.entries.pop(key, None)
+        else:
+            manager.clear()
+            model = Model(MB)
+        assert set(manager._entries) == set(model.entries), where
+        stats = manager.get_stats()
+        assert (stats["cache_hits"], stats["cache_misses"], stats["evictions"]) == (
+            model.hits,
+            model.misses,
+            model.evictions,
+        ), where
+        if step % 50 == 0:
+            assert order(manager) == list(model.entries), where
+            check(manager)
+    assert evictions > 100, "the sequence must evict"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text(max_size=20), st.integers(min_value=0, max_value=MB + 10)),
+        max_size=12,
+    )
+)
+def test_whatever_is_set_the_limit_holds_and_the_newest_is_there(
+    writes: list[tuple[str, int]],
+) -> None:
+    manager = InMemoryKVCacheManager(1)
+
+    for key, size in writes:
+        try:
+            size_with_key = len(key.encode()) + size
+            manager.set(key, bytes(size))
+        except ValueError:
+            assert not key or size_with_key > MB
+        else:
+            assert manager.get(key) == bytes(size)
+        check(manager)
+
+
+@pytest.fixture
+def rapid_switching() -> Iterator[None]:
+    """Threads change so often that an unguarded sequence of steps does get interrupted."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("rapid_switching")
+def test_24_threads_leave_counters_and_contents_consistent() -> None:
+    manager = InMemoryKVCacheManager(1)
+    threads, rounds = 24, 150
+    start = threading.Barrier(threads)
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        rng = random.Random(number)  # noqa: S311 - a reproducible sequence, no secret
+        start.wait()
+        try:
+            for _ in range(rounds):
+                # Few keys, so that threads meet on one; large values, so that most sets evict.
+                key = f"key-{rng.randrange(8)}"
+                manager.set(key, bytes(rng.randrange(100_000, 400_000)))
+                manager.get(key)
+                if rng.random() < 0.2:
+                    manager.delete(key)
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert failures == []
+    check(manager)
+    stats = manager.get_stats()
+    assert stats["cache_hits"] + stats["cache_misses"] == threads * rounds

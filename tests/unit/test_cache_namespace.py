@@ -1,0 +1,369 @@
+"""One namespace without a bus: versions, evictions, tombstones, restores, and what is refused."""
+
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+
+from cache.archived import key_hash
+from cache.entry import Entry
+from cache.memory import MB
+from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
+from cache.settings import CacheSettings
+from schemas.units import SECOND_NS
+
+HALF = MB // 2 - 100
+
+
+class Clock:
+    """Nanoseconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.ns = 1_000_000 * SECOND_NS
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def namespace(clock: Clock, *, synced: bool = True, epoch_ms: int = 1, **changes: Any) -> Namespace:
+    settings = msgspec.convert({"max_memory_mb": 1, **changes}, CacheSettings)
+    made = Namespace(
+        "default",
+        settings,
+        epoch_ms=epoch_ms,
+        generation=1,
+        message_ids=(f"test.{count}" for count in itertools.count()),
+        clock=clock,
+    )
+    if synced:
+        made.archived.begin_sync((), ())
+        made.archived.finish_sync(())
+        made.archived.caught_up = True
+    return made
+
+
+def entry(key: str, size: int = 10, **known: Any) -> Entry:
+    return Entry(key=key, value=bytes(size), **known)
+
+
+def evict(space: Namespace, key: str, **known: Any) -> Entry:
+    """Put `key`, and others until it has left RAM."""
+    written = entry(key, HALF, **known)
+    space.put(written)
+    for filler in ("filler-1", "filler-2"):
+        space.put(entry(filler, HALF, ttl_seconds=0))
+    return written
+
+
+def test_versions_grow_as_text_and_across_owners(clock: Clock) -> None:
+    first, second = namespace(clock, epoch_ms=9), namespace(clock, epoch_ms=10)
+    entries = [entry("key") for _ in range(20)]
+
+    for written in entries[:10]:
+        first.put(written)
+    for written in entries[10:]:
+        second.put(written)
+
+    versions = [written.version for written in entries]
+    assert versions == sorted(set(versions))
+    assert versions[0] == "000000000009-0000000001"
+
+
+def test_compare_and_set_takes_the_version_that_is_here_and_nothing_else(clock: Clock) -> None:
+    space = namespace(clock)
+    old = entry("key")
+    space.put(old)
+
+    new = entry("key")
+    space.put(new, old.version)
+
+    with pytest.raises(VersionConflictError) as conflict:
+        space.put(entry("key"), old.version)
+    assert conflict.value.current == new.version
+    with pytest.raises(VersionConflictError) as absent:
+        space.put(entry("other"), old.version)
+    assert absent.value.current is None
+    assert space.find("key") is new
+
+
+def test_compare_and_set_sees_the_version_that_waits_in_the_outbox(clock: Clock) -> None:
+    space = namespace(clock)
+    evicted = evict(space, "key")
+
+    space.put(entry("key"), evicted.version)
+
+    assert space.outbox.get("key") is None
+
+
+def test_an_evicted_entry_is_found_in_the_outbox_and_returns_to_ram(clock: Clock) -> None:
+    space = namespace(clock)
+    evicted = evict(space, "key")
+
+    before = space.peek("key")
+    found = space.find("key")
+    after = space.peek("key")
+
+    assert before == (evicted, "outbox")
+    assert found is evicted
+    assert after == (evicted, "ram")
+    assert evicted.access_count == 1
+    assert (space.counters.hits, space.counters.misses) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        pytest.param({"ttl_seconds": 0}, id="TTL 0: not archived"),
+        pytest.param({"ttl_seconds": 5, "expires_at_ns": 1}, id="already expired"),
+    ],
+)
+def test_entries_that_must_not_be_archived_are_not(clock: Clock, known: dict[str, Any]) -> None:
+    space = namespace(clock)
+
+    evict(space, "key", **known)
+
+    assert space.peek("key") is None
+    assert len(space.outbox) == 0
+    assert not space.archived.may_hold("key")
+
+
+def test_a_heuristic_of_zero_archives_nothing(clock: Clock) -> None:
+    space = namespace(clock, ttl={"heuristic": "static", "base_seconds": 0})
+
+    evict(space, "key")
+
+    assert len(space.outbox) == 0
+
+
+def test_the_archive_deadline_is_the_entrys_own_or_by_the_heuristic(clock: Clock) -> None:
+    space = namespace(clock)
+    own = clock.ns + 100_000 * SECOND_NS
+
+    with_deadline = space.archive_deadline_ns(entry("a", expires_at_ns=own), clock.ns)
+    by_heuristic = space.archive_deadline_ns(entry("b", access_count=4), clock.ns)
+
+    assert with_deadline == own
+    assert by_heuristic == clock.ns + 7200 * SECOND_NS
+
+
+def test_what_waits_past_its_archive_deadline_is_not_answered(clock: Clock) -> None:
+    space = namespace(clock)
+    evict(space, "key")
+
+    clock.ns += 3600 * SECOND_NS - 1
+    just_before = space.peek("key")
+    clock.ns += 1
+
+    assert just_before is not None
+    assert space.peek("key") is None
+    assert space.find("key") is None
+
+
+def test_with_the_archive_off_evictions_end_here(clock: Clock) -> None:
+    space = namespace(clock, synced=False, archive_mode="off")
+
+    evict(space, "key")
+
+    assert space.put(entry("key")) is None
+    assert space.delete("key")[2] is None
+    assert len(space.outbox) == 0
+    assert not space.may_restore("key")
+
+
+def test_only_keys_that_may_be_archived_need_a_tombstone(clock: Clock) -> None:
+    space = namespace(clock)
+    evict(space, "archived")
+
+    new = space.put(entry("new"))
+    overwritten_in_ram = space.put(entry("new"))
+    overwritten = space.put(entry("archived"))
+    absent = space.delete("absent")
+
+    assert new is overwritten_in_ram is absent[2] is None
+    assert overwritten is not None
+    assert overwritten.entry is None
+
+
+def test_before_the_first_sync_every_write_needs_a_tombstone(clock: Clock) -> None:
+    space = namespace(clock, synced=False)
+
+    put, deleted = space.put(entry("a")), space.delete("b")[2]
+
+    assert put is not None
+    assert deleted is not None
+    assert not space.may_restore("c")
+
+
+def test_overwriting_and_deleting_take_the_old_value_out_of_the_outbox(clock: Clock) -> None:
+    space = namespace(clock)
+    evict(space, "a")
+    evict(space, "b")
+
+    space.put(entry("a"))
+    existed, version, tombstone = space.delete("b")
+
+    assert existed
+    assert tombstone is not None
+    assert tombstone.version == version
+    assert list(space.outbox.waiting_values()) == []
+    assert space.find("b") is None
+
+
+def restored(key: str, version: str, **known: Any) -> Entry:
+    return entry(key, version=version, **known)
+
+
+def test_a_restored_entry_is_in_ram_with_its_old_version(clock: Clock) -> None:
+    space = namespace(clock)
+    restore = space.start_restore("key")
+
+    answer = space.finish_restore("key", restore, restored("key", "v"))
+
+    assert answer is space.find("key")
+    assert answer is not None
+    assert answer.version == "v"
+    assert restore.finished.is_set()
+    assert space.restore_under_way("key") is None
+
+
+def test_a_restore_is_refused_when_the_key_was_written_meanwhile(clock: Clock) -> None:
+    space = namespace(clock)
+    evicted = evict(space, "key")
+    restore = space.start_restore("key")
+
+    # The whole life of a newer version passes while the old one is being read: put, tombstone
+    # confirmed, evicted for good.
+    space.put(entry("key", HALF, ttl_seconds=0))
+    space.archived.confirm("key", "f", tombstone=True)
+    evict(space, "other", ttl_seconds=0)
+    answer = space.finish_restore("key", restore, restored("key", evicted.version))
+
+    assert answer is None
+    assert space.peek("key") is None
+    assert space.counters.restores_refused == 1
+
+
+@pytest.mark.parametrize("write", ["delete", "clear"])
+def test_a_restore_is_refused_after_delete_and_clear(clock: Clock, write: str) -> None:
+    space = namespace(clock)
+    restore = space.start_restore("key")
+
+    if write == "delete":
+        space.delete("key")
+    else:
+        space.clear(2)
+    answer = space.finish_restore("key", restore, restored("key", "v"))
+
+    assert answer is None
+    assert space.peek("key") is None
+
+
+def test_a_restore_below_an_unconfirmed_tombstone_is_refused(clock: Clock) -> None:
+    space = namespace(clock)
+    evicted = evict(space, "key")
+    space.delete("key")
+
+    restore = space.start_restore("key")
+    answer = space.finish_restore("key", restore, restored("key", evicted.version))
+
+    assert answer is None
+
+
+def test_an_expired_restore_is_refused_at_its_instant(clock: Clock) -> None:
+    space = namespace(clock)
+
+    at = space.finish_restore(
+        "a", space.start_restore("a"), restored("a", "v", expires_at_ns=clock.ns)
+    )
+    before = space.finish_restore(
+        "b", space.start_restore("b"), restored("b", "v", expires_at_ns=clock.ns + 1)
+    )
+
+    assert at is None
+    assert before is not None
+
+
+def test_a_value_written_while_the_archive_was_asked_is_the_answer(clock: Clock) -> None:
+    space = namespace(clock)
+    restore = space.start_restore("key")
+    written = entry("key")
+
+    space.put(written)
+    answer = space.finish_restore("key", restore, restored("key", "old"))
+
+    assert answer is written
+
+
+def test_a_question_asked_after_a_write_does_not_join_the_older_one(clock: Clock) -> None:
+    space = namespace(clock)
+    space.start_restore("key")
+
+    space.delete("key")
+
+    assert space.restore_under_way("key") is None
+
+
+def test_clear_empties_ram_and_outbox_and_leaves_the_archive_behind(clock: Clock) -> None:
+    space = namespace(clock)
+    evict(space, "evicted")
+    tombstone = space.put(entry("evicted"))
+
+    entries = space.clear(2)
+
+    assert entries == 3
+    assert (len(space.memory), len(space.outbox)) == (0, 0)
+    assert tombstone is not None
+    assert tombstone.acknowledged
+    assert not space.may_restore("evicted")
+    assert space.generation == 2
+
+
+def test_writes_that_need_a_tombstone_are_refused_while_too_many_wait(clock: Clock) -> None:
+    space = namespace(clock, outbox_max_bytes=16 * MB)
+    keys = [f"{number:04d}" + "k" * 10_000 for number in range(900)]  # 8 MiB take 798 of them
+    space.archived.finish_sync(key_hash(key) for key in keys)
+
+    for key in keys[:798]:
+        space.delete(key)
+
+    for write in (lambda: space.delete(keys[800]), lambda: space.put(entry(keys[800]))):
+        with pytest.raises(OutboxCrowdedError):
+            write()
+    assert space.put(entry("new")) is None
+    assert space.outbox.used_bytes <= space.outbox.max_bytes
+
+
+def test_refusing_keeps_restores_and_returning_values_out_of_a_full_cache(clock: Clock) -> None:
+    space = namespace(clock, outbox_max_bytes=16 * MB, archive_when_full="refuse")
+    for number in range(40):
+        if not space.refuses(HALF):
+            space.put(entry(f"key-{number}", HALF))
+    big = entry("old", HALF, version="v")
+
+    answer = space.finish_restore("old", space.start_restore("old"), big)
+    waiting = space.find("key-0")
+
+    assert space.refuses(HALF)
+    assert space.outbox.lost == 0
+    assert answer is not None
+    assert space.memory.peek("old") is None
+    assert waiting is not None
+    assert space.memory.peek("key-0") is None
+
+
+def test_everything_in_ram_can_be_sent_to_the_outbox(clock: Clock) -> None:
+    space = namespace(clock)
+    for key in "abc":
+        space.put(entry(key))
+    space.put(entry("not archived", ttl_seconds=0))
+
+    space.evict_everything("stop")
+
+    assert list(space.outbox.waiting_values()) == ["a", "b", "c"]
+    assert len(space.memory) == 0

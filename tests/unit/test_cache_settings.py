@@ -1,0 +1,40 @@
+"""Settings of the cache: defaults as documented, nonsense refused by name."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from cache.settings import CacheSettings
+
+
+def test_the_defaults_validate() -> None:
+    settings = msgspec.convert({}, CacheSettings)
+
+    assert settings == CacheSettings()
+    assert settings.namespaces == ("default",)
+    assert settings.max_memory_mb == 1024
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        pytest.param({"max_memory_mb": 0}, "max_memory_mb", id="no memory"),
+        pytest.param({"namespaces": []}, "namespaces", id="no namespace"),
+        pytest.param({"namespaces": ["a.b"]}, "namespaces", id="namespace not a token"),
+        pytest.param({"namespaces": ["a", "a"]}, "names one twice: a, a", id="namespace twice"),
+        pytest.param({"eviction_policy": "magic"}, "eviction_policy", id="unknown policy"),
+        pytest.param({"outbox_max_bytes": 1}, "outbox_max_bytes", id="outbox too small"),
+        pytest.param({"max_memory": 5}, "max_memory", id="unknown key"),
+        pytest.param({"ttl": {"base_seconds": float("inf")}}, "base_seconds", id="endless TTL"),
+        pytest.param({"ttl": {"base_seconds": float("nan")}}, "base_seconds", id="TTL is NaN"),
+        pytest.param(
+            {"ttl": {"min_seconds": 9, "max_seconds": 8}},
+            r"min_seconds \(9\) must not be above max_seconds \(8\)",
+            id="crossed TTL bounds",
+        ),
+    ],
+)
+def test_nonsense_is_refused_with_its_name(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=text):
+        msgspec.convert(values, CacheSettings)

@@ -1,0 +1,120 @@
+"""All handlers together: same stream, same events; across a hand-over too."""
+
+import random
+from collections import Counter
+
+import msgspec
+import pytest
+
+from handlers import default_handlers
+from handlers.settings import HandlersSettings
+from handlers.slots import Routed, Slot, Watermark, replay
+from schemas.analysis import Alert
+from schemas.protocols import Emit
+from schemas.scaling import Recommendation
+from tests.support.samples import at, engine, gpu, host
+
+SECONDS = 3600
+
+
+def recorded(seed: int = 1) -> list[Routed]:
+    """An hour of two nodes, two GPUs, four engines; loads wander, values and nodes drop out."""
+    rng = random.Random(seed)  # noqa: S311 - a repeatable trace
+    messages: list[Routed] = []
+    load = 0.5
+    for second in range(0, SECONDS, 5):
+        if second % 600 == 0:
+            load = rng.choice([0.05, 0.5, 0.9, 1.0])
+        for node in ("n1", "n2"):
+            if node == "n2" and 1000 < second < 1500:
+                continue
+            samples = [
+                host(node, cpu=rng.random(), memory=0.8 + rng.random() / 5, pool="chat"),
+                gpu(
+                    f"{node}g",
+                    node,
+                    pool="chat",
+                    utilization_ratio=rng.choice([None, load]),
+                    temperature_celsius=70 + 20 * load + rng.random(),
+                    temperature_slowdown_celsius=87,
+                    energy_joules_total=second * 300.0,
+                ),
+                *(
+                    engine(
+                        f"{node}e{i}",
+                        node,
+                        waiting=round(load**4 * 40),
+                        kv=load,
+                        running=rng.choice([None, round(load * 64)]),
+                        running_max=64,
+                    )
+                    for i in range(2)
+                ),
+            ]
+            for sample in samples:
+                moment = at(second + len(messages) % 8 / 10, len(messages) + 1)
+                messages.append(Routed(sample, moment))
+    return messages
+
+
+def fresh(watermark: Watermark) -> Slot:
+    return Slot(0, 1, default_handlers(HandlersSettings()), watermark)
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[Emit]:
+    """What all handlers say to the recorded hour."""
+    return replay(recorded(), lambda: default_handlers(HandlersSettings()))
+
+
+def test_the_trace_reaches_every_kind_of_event(whole: list[Emit]) -> None:
+    kinds = {type(emit.message).__name__ for emit in whole}
+
+    assert kinds == {"Utilization", "Rollup", "Alert", "Recommendation", "Decision"}
+
+
+def test_the_same_stream_gives_the_same_events(whole: list[Emit]) -> None:
+    again = replay(recorded(), lambda: default_handlers(HandlersSettings()))
+
+    assert msgspec.json.encode([(e.message_id, e.message) for e in again]) == msgspec.json.encode(
+        [(e.message_id, e.message) for e in whole]
+    )
+
+
+def test_message_ids_never_repeat(whole: list[Emit]) -> None:
+    ids = Counter(emit.message_id for emit in whole)
+
+    assert ids.most_common(1)[0][1] == 1
+
+
+def test_a_new_owner_continues_where_the_old_one_stopped(whole: list[Emit]) -> None:
+    messages = recorded()
+    first = fresh(Watermark(sequence=0, ns=0))
+    told: list[Emit] = []
+    for cut in (len(messages) // 3, len(messages) * 2 // 3, len(messages)):
+        for routed in messages:
+            if first.start_ns <= routed.now.ns and routed.now.sequence <= cut:
+                told += first.feed(routed)
+        first = fresh(msgspec.json.decode(msgspec.json.encode(first.watermark()), type=Watermark))
+
+    lasting = (Alert, Recommendation)
+
+    def ids(emits: list[Emit]) -> list[str]:
+        return [e.message_id for e in emits if isinstance(e.message, lasting)]
+
+    assert ids(told) == ids(whole)
+    rollups = [[e for e in emits if e.message_id.startswith("rollup")] for emits in (told, whole)]
+    assert rollups[0] == rollups[1]
+
+
+def test_a_silent_stream_ends_in_silence() -> None:
+    slot = fresh(Watermark(sequence=0, ns=0))
+    for routed in recorded():
+        list(slot.feed(routed))
+    longest_ns = max(handler.window_ns for handler in slot.handlers)
+
+    list(slot.advance(at(SECONDS).ns + longest_ns))
+
+    assert list(slot.advance(at(SECONDS + 86400).ns)) == []
+    for handler in slot.handlers:
+        assert list(handler.tick(at(SECONDS + 86400))) == [], handler.name

@@ -1,0 +1,82 @@
+import pytest
+
+from handlers.replicas import Signal, can_hold, desired_replicas, measure
+from handlers.settings import ScalingSettings
+from tests.support.samples import engine
+
+
+def waiting(*values: float | None) -> Signal:
+    return Signal("requests_waiting", 5.0, None, values)
+
+
+def kv(*values: float | None) -> Signal:
+    return Signal("kv_cache_usage_ratio", 0.85, 1.0, values)
+
+
+def capacity(*values: float | None) -> Signal:
+    return Signal("capacity_usage_ratio", 0.80, 1.0, values)
+
+
+@pytest.mark.parametrize(
+    ("signals", "replicas", "desired"),
+    [
+        pytest.param([waiting(5, 5)], 2, 2, id="on target"),
+        pytest.param([waiting(10, 10, 10, 10)], 4, 8, id="4 * 10/5"),
+        pytest.param([waiting(12, 0, 8)], 3, 4, id="ceil(3 * 20/3/5) = 4"),
+        pytest.param([waiting(5.5, 5.5)], 2, 2, id="ratio 1.10: edge of the tolerance"),
+        pytest.param([waiting(5.6, 5.6)], 2, 3, id="ratio 1.12: past it"),
+        pytest.param([kv(0.935)], 1, 1, id="0.935/0.85 = 1.10 in spite of floats"),
+        pytest.param([kv(0.94)], 1, 2, id="0.94/0.85 = 1.106"),
+        pytest.param([capacity(0.88)], 1, 1, id="0.88/0.80 = 1.10"),
+        pytest.param([capacity(0.89)], 1, 2, id="0.89/0.80 = 1.11"),
+        pytest.param([waiting(0, 0), kv(0.95, 1.0)], 2, 3, id="the highest signal decides"),
+        pytest.param([waiting(10, 10, 10, None)], 4, 6, id="up: unknown counts as 0"),
+        pytest.param([waiting(7, None)], 2, 2, id="up that the unknown takes back"),
+        pytest.param([waiting(0, 0), kv(0.765, 0.765)], 2, 2, id="ratio 0.90: edge"),
+        pytest.param([waiting(0, 0), kv(0.42, 0.42)], 2, 1, id="2 * 0.42/0.85 = 0.99"),
+        pytest.param([waiting(0, 0), kv(0.2, None)], 2, 2, id="down: unknown is on target"),
+        pytest.param(
+            [waiting(0, 0, 0, 0), kv(0.1, 0.1, 0.1, None)], 4, 2, id="4 * (0.3+0.85)/4/0.85"
+        ),
+        pytest.param([waiting(0, 0), kv(0, 0)], 2, 1, id="idle needs one"),
+        pytest.param([waiting(0, 0)], 2, 2, id="a queue alone proves no spare room"),
+        pytest.param([kv(0.1, 0.1)], 2, 2, id="room alone proves no empty queue"),
+        pytest.param([waiting(0, 0), capacity(0.1, 0.1)], 2, 1, id="queue and capacity"),
+    ],
+)
+def test_the_hpa_rule(signals: list[Signal], replicas: int, desired: int) -> None:
+    assert desired_replicas(signals, replicas, tolerance_ratio=0.10) == desired
+
+
+@pytest.mark.parametrize(
+    ("signals", "replicas", "holds"),
+    [
+        pytest.param([kv(0.5, 0.5, 0.5, 0.5)], 3, True, id="2.0/3 <= 0.85 and 2.0/2 <= 1"),
+        pytest.param([kv(0.6, 0.6, 0.6, 0.6)], 3, False, id="2.4/3 fits, 2.4/2 does not"),
+        pytest.param([kv(0.425, 0.425)], 1, True, id="exactly on target, no spare"),
+        pytest.param([kv(0.43, 0.43)], 1, False, id="0.86 > 0.85"),
+        pytest.param([kv(0.3, None)], 1, False, id="unknown counts as full: 1.3"),
+        pytest.param([capacity(0.4, 0.4)], 1, True, id="capacity exactly on target"),
+        pytest.param([waiting(3, 2), kv(0, 0)], 1, True, id="queue exactly on target"),
+        pytest.param([waiting(3, 3), kv(0, 0)], 1, False, id="queue too long"),
+        pytest.param([waiting(1, None), kv(0, 0)], 1, False, id="unknown queue: 1 + 5"),
+    ],
+)
+def test_fewer_replicas_must_hold_the_load_and_a_loss(
+    signals: list[Signal], replicas: int, holds: bool
+) -> None:
+    assert can_hold(signals, replicas) == holds
+
+
+def test_only_measured_signals_count() -> None:
+    engines = [engine("a", waiting=3), engine("b", running=4, running_max=0)]
+
+    signals = measure(engines, ScalingSettings())
+
+    assert [(signal.name, signal.values) for signal in signals] == [("requests_waiting", (3, None))]
+
+
+def test_capacity_is_running_against_the_most_that_can_run() -> None:
+    (signal,) = measure([engine(running=48, running_max=64)], ScalingSettings())
+
+    assert (signal.name, signal.mean) == ("capacity_usage_ratio", 0.75)

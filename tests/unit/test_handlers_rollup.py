@@ -1,0 +1,133 @@
+import pytest
+
+from handlers.rollup import RollupHandler, summarise
+from handlers.settings import RollupSettings
+from schemas.metrics import Rollup, Summary
+from schemas.protocols import Emit
+from schemas.units import to_ns
+from tests.support.samples import START_NS, at, engine, gpu, host
+
+
+def rollups(emits: list[Emit]) -> list[Rollup]:
+    return [emit.message for emit in emits if isinstance(emit.message, Rollup)]
+
+
+def node_handler() -> RollupHandler:
+    return RollupHandler(RollupSettings(), "node")
+
+
+@pytest.mark.parametrize(
+    ("values", "p95"),
+    [
+        pytest.param([7.0], 7.0, id="one value"),
+        pytest.param(list(range(1, 11)), 10, id="of ten the highest"),
+        pytest.param(list(range(1, 21)), 19, id="of twenty the nineteenth"),
+        pytest.param(list(range(100, 0, -1)), 95, id="of a hundred, in any order"),
+    ],
+)
+def test_p95_is_the_nearest_rank(values: list[float], p95: float) -> None:
+    assert summarise(values).p95 == p95
+
+
+def test_a_minute_is_summarised_once_it_is_over() -> None:
+    handler = node_handler()
+    for second, cpu in ((0, 0.25), (30, 0.5), (59.999, 0.75)):
+        assert handler.handle(host(cpu=cpu), at(second)) == []
+
+    emits = list(handler.tick(at(65)))
+
+    assert [emit.message_id for emit in emits] == [f"rollup.host.n1.{START_NS}"]
+    minute = rollups(emits)[0]
+    assert to_ns(minute.minute_at) == START_NS
+    assert minute.metrics == {
+        "cpu_utilization_ratio": Summary(min=0.25, mean=0.5, max=0.75, p95=0.75, count=3)
+    }
+
+
+@pytest.mark.parametrize(
+    ("second", "count"), [pytest.param(64.9, 0, id="in grace"), pytest.param(65, 1, id="over")]
+)
+def test_grace_is_waited_for(second: float, count: int) -> None:
+    handler = node_handler()
+    handler.handle(host(cpu=0.5), at(10))
+
+    assert len(handler.tick(at(second))) == count
+
+
+def test_a_later_message_gives_the_minute_out_as_a_tick_would() -> None:
+    ticked, told = node_handler(), node_handler()
+    for handler in (ticked, told):
+        handler.handle(host(cpu=0.5), at(10))
+
+    assert told.handle(host("n2", cpu=0.1), at(70)) == ticked.tick(at(65))
+
+
+def test_a_minute_is_given_out_once() -> None:
+    handler = node_handler()
+    handler.handle(host(cpu=0.5), at(10))
+    handler.tick(at(65))
+
+    late = handler.handle(host(cpu=0.9), at(59))
+
+    assert late == []
+    assert handler.tick(at(200)) == []
+
+
+def test_what_was_not_measured_is_absent() -> None:
+    handler = node_handler()
+    handler.handle(gpu(temperature_celsius=50.0), at(0))
+    handler.handle(engine(), at(0))
+
+    minutes = rollups(list(handler.tick(at(65))))
+
+    assert [(m.kind, m.id, list(m.metrics)) for m in minutes] == [
+        ("gpu", "n1-g0", ["temperature_celsius"])
+    ]
+    assert minutes[0].energy_joules is None
+
+
+@pytest.mark.parametrize(
+    ("totals", "joules"),
+    [
+        pytest.param([(0, 100.0)], None, id="one reading is no difference"),
+        pytest.param([(0, 100.0), (5, 150.0), (10, 170.0)], 70.0, id="sum of the rises"),
+        pytest.param([(0, 100.0), (5, 150.0), (10, 30.0), (15, 40.0)], 60.0, id="counter reset"),
+        pytest.param([(-5, 90.0), (5, 150.0)], 60.0, id="from the minute before"),
+        pytest.param([(-130, 90.0), (5, 150.0)], None, id="after a long silence unknown"),
+        pytest.param([(0, 100.0), (5, 100.0)], 0.0, id="no energy is measured zero"),
+    ],
+)
+def test_energy_comes_from_the_counter(
+    totals: list[tuple[float, float]], joules: float | None
+) -> None:
+    handler = node_handler()
+    emits: list[Emit] = []
+    for second, total in totals:
+        emits += handler.handle(gpu(power_watts=1.0, energy_joules_total=total), at(second))
+    emits += handler.tick(at(65))
+
+    minute = next(m for m in rollups(emits) if to_ns(m.minute_at) == START_NS)
+    assert minute.energy_joules == joules
+
+
+def test_a_pools_minute_holds_all_its_members() -> None:
+    handler = RollupHandler(RollupSettings(), "pool")
+    handler.handle(engine("e0", waiting=2, pool="chat"), at(0))
+    handler.handle(engine("e1", waiting=6, pool="chat", simulated=True), at(1))
+    handler.handle(host(cpu=0.5, pool="chat"), at(2))
+    handler.handle(host(cpu=0.9), at(2))
+
+    (minute,) = rollups(list(handler.tick(at(65))))
+
+    assert (minute.kind, minute.id, minute.simulated) == ("pool", "chat", True)
+    assert minute.metrics["engine_requests_waiting"].mean == 4.0
+    assert minute.metrics["engines"].max == 2
+    assert minute.metrics["host_cpu_utilization_ratio"].count == 1
+
+
+def test_after_the_window_silence() -> None:
+    handler = node_handler()
+    handler.handle(host(cpu=0.5), at(0))
+    handler.tick(at(65))
+
+    assert [handler.tick(at(second)) for second in range(70, 900, 5)] == [[]] * 166

@@ -1,0 +1,370 @@
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from handlers.scaling import ScalingHandler
+from handlers.settings import ScalingSettings
+from schemas.metrics import EngineMetrics
+from schemas.protocols import Emit, Moment
+from schemas.scaling import Decision, Recommendation
+from schemas.units import to_ns
+from tests.support.samples import START_NS, at, engine
+
+BUSY = {"waiting": 10, "kv": 0.9, "running": 60, "running_max": 64}
+FINE = {"waiting": 4, "kv": 0.8, "running": 50, "running_max": 64}
+IDLE = {"waiting": 0, "kv": 0.1, "running": 3, "running_max": 64}
+
+
+def loaded(name: str, load: Mapping[str, Any]) -> EngineMetrics:
+    return engine(name, **load)
+
+
+def trace(
+    start: float, end: float, replicas: int, load: dict[str, float], step: float = 5.0
+) -> list[tuple[float, EngineMetrics]]:
+    """Every replica reports every `step` seconds in [start, end], one tenth after the other."""
+    return [
+        (second * step + start + index / 10, loaded(f"e{index}", load))
+        for second in range(int((end - start) / step) + 1)
+        for index in range(replicas)
+    ]
+
+
+class Player:
+    """Plays traces into one handler, with a tick every 5 s before the messages."""
+
+    def __init__(self, settings: ScalingSettings | None = None) -> None:
+        self.handler = ScalingHandler(settings or ScalingSettings())
+        self.sequence = 0
+        self.emits: list[tuple[float, Emit]] = []
+        self._tick = 0
+
+    def play(self, steps: Iterable[tuple[float, EngineMetrics]]) -> "Player":
+        for second, message in steps:
+            self.tick_to(second)
+            self.sequence += 1
+            emits = self.handler.handle(message, at(second, self.sequence))
+            self.emits += [(second, emit) for emit in emits]
+        return self
+
+    def tick_to(self, second: float) -> None:
+        while self._tick * 5 <= second:
+            emits = self.handler.tick(at(self._tick * 5, self.sequence))
+            self.emits += [(self._tick * 5, emit) for emit in emits]
+            self._tick += 1
+
+    @property
+    def advice(self) -> list[Recommendation]:
+        return [e.message for _, e in self.emits if isinstance(e.message, Recommendation)]
+
+    @property
+    def verdicts(self) -> list[tuple[str, str]]:
+        decisions = [e.message for _, e in self.emits if isinstance(e.message, Decision)]
+        return [(d.verdict, d.recommendation_id) for d in decisions]
+
+
+def test_the_message_that_completes_the_hold_brings_the_advice() -> None:
+    player = Player().play(trace(0, 29.9, 2, BUSY))
+    assert player.emits == []
+
+    player.play([(30, loaded("e0", BUSY))])
+
+    ((second, emit),) = player.emits
+    advice = emit.message
+    assert isinstance(advice, Recommendation)
+    assert (second, advice.replicas_from, advice.replicas_to) == (30, 2, 4)  # ceil(2 * 10 / 5)
+    assert advice.recommendation_id == f"chat.scale_up.{START_NS + 30 * 10**9}" == emit.message_id
+    assert (advice.action, advice.reason, advice.risk) == ("scale_up", "requests_waiting", "low")
+    assert advice.effective_after_seconds == 120.0
+    assert advice.saving_usd_per_hour is None
+    assert advice.confidence_ratio == 1.0
+    assert "from 2 to 4 replicas" in advice.text
+    assert "requests waiting 10.00 per replica (target 5)" in advice.text
+
+
+def test_evidence_names_values_thresholds_engines_and_messages() -> None:
+    (advice,) = Player().play(trace(0, 30, 2, BUSY)).advice
+
+    assert [(e.signal, round(e.value, 3), e.threshold) for e in advice.evidence] == [
+        ("requests_waiting", 10.0, 5.0),
+        ("kv_cache_usage_ratio", 0.9, 0.85),
+        ("capacity_usage_ratio", 0.938, 0.80),  # 60 of 64
+    ]
+    assert {tuple(e.engines) for e in advice.evidence} == {("e0", "e1")}
+    assert {(e.stream_from, e.stream_to, e.window_seconds) for e in advice.evidence} == {
+        (1, 13, 30.0)
+    }
+
+
+def test_the_messages_of_the_evidence_replayed_give_the_same_advice() -> None:
+    steps = trace(0, 400, 3, FINE) + trace(400.5, 430.9, 3, BUSY)
+    player = Player().play(steps)
+    (advice,) = player.advice
+    first, last = advice.evidence[0].stream_from, advice.evidence[0].stream_to
+    assert first is not None
+    assert last is not None
+    assert first > 1
+
+    replayed = ScalingHandler(ScalingSettings())
+    emits = [
+        emit
+        for sequence, (second, message) in enumerate(steps, 1)
+        if first <= sequence <= last
+        for emit in replayed.handle(message, at(second, sequence))
+    ]
+
+    assert [emit.message for emit in emits] == [advice]
+
+
+def test_fine_load_gives_no_advice() -> None:
+    assert Player().play(trace(0, 900, 3, FINE)).emits == []
+
+
+def test_standing_advice_is_not_repeated() -> None:
+    player = Player().play(trace(0, 590, 2, BUSY))
+
+    assert len(player.advice) == 1
+
+
+def test_expired_advice_is_closed_once_and_then_given_anew() -> None:
+    player = Player().play(trace(0, 700, 2, BUSY))
+
+    first, second = player.advice
+    assert player.verdicts == [("expired", first.recommendation_id)]
+    assert to_ns(first.expires_at) == at(30 + 600).ns
+    assert second.supersedes is None
+    assert second.recommendation_id != first.recommendation_id
+
+
+def test_expiry_comes_from_a_tick_when_the_stream_is_silent_and_then_nothing() -> None:
+    player = Player().play(trace(0, 30, 2, BUSY))
+
+    player.tick_to(3600)
+
+    assert [verdict for verdict, _ in player.verdicts] == ["expired"]
+
+
+def test_a_higher_need_supersedes_after_the_hold() -> None:
+    worse = BUSY | {"waiting": 20}
+    player = Player().play(trace(0, 31, 1, BUSY) + trace(35, 100, 1, worse))
+
+    first, second = player.advice
+    assert (first.replicas_to, second.replicas_to) == (2, 4)
+    assert second.supersedes == first.recommendation_id
+    assert to_ns(second.decided_at) - to_ns(first.decided_at) >= 30 * 10**9
+    assert player.verdicts == [("superseded", first.recommendation_id)]
+
+
+def test_a_lower_need_does_not_lower_standing_advice() -> None:
+    less = BUSY | {"waiting": 7}
+    player = Player().play(trace(0, 31, 2, BUSY) + trace(35, 300, 2, less))
+
+    assert [advice.replicas_to for advice in player.advice] == [4]
+
+
+def test_reaching_the_target_ends_the_advice() -> None:
+    player = Player().play(trace(0, 31, 2, BUSY) + trace(35, 800, 4, FINE))
+
+    assert len(player.advice) == 1
+    assert player.verdicts == []
+
+
+def test_no_repeat_while_new_replicas_start() -> None:
+    settings = ScalingSettings(expires_after_seconds=120, startup_lead_seconds=120)
+    player = Player(settings).play(trace(0, 149.9, 2, BUSY))
+    assert len(player.advice) == 1
+
+    player.play(trace(150, 160, 2, BUSY))
+
+    assert len(player.advice) == 2
+
+
+def test_scale_down_only_after_its_longer_hold() -> None:
+    player = Player().play(trace(0, 299.9, 4, IDLE))
+    assert player.emits == []
+
+    player.play(trace(300, 300, 4, IDLE))
+
+    (advice,) = player.advice
+    # kv 0.1 * 4 / 0.85 = 0.47 → 1 replica, which holds 0.4 of KV cache.
+    assert (advice.action, advice.replicas_from, advice.replicas_to) == ("scale_down", 4, 1)
+    assert (advice.risk, advice.reason) == ("high", "spare_capacity")
+    assert {e.signal for e in advice.evidence} >= {"kv_cache_usage_ratio_projected"}
+    assert "without a spare" in advice.text
+
+
+def test_one_busy_moment_within_the_hold_keeps_the_replicas() -> None:
+    steps = trace(0, 200, 4, IDLE) + trace(201, 202, 4, FINE) + trace(205, 500, 4, IDLE)
+
+    assert Player().play(steps).emits == []
+
+
+def test_scale_down_stops_where_the_loss_of_one_would_saturate() -> None:
+    load = {"waiting": 0, "kv": 0.6, "running": 10, "running_max": 64}
+    player = Player().play(trace(0, 300.9, 4, load))
+
+    # HPA wants ceil(2.4 / 0.85) = 3, but one lost of 3 leaves 2.4 on 2: more than full.
+    assert player.emits == []
+
+
+def test_scale_down_takes_the_next_count_that_survives_a_loss() -> None:
+    load = {"waiting": 0, "kv": 0.45, "running": 1, "running_max": 64}
+    (advice,) = Player().play(trace(0, 300.9, 5, load)).advice
+
+    # HPA wants ceil(2.25 / 0.85) = 3; one lost of 3 leaves 1.125; of 4, 0.75.
+    assert advice.replicas_to == 4
+    assert "also with one of them lost" in advice.text
+
+
+def test_up_supersedes_standing_down_at_its_own_hold() -> None:
+    player = Player().play(trace(0, 301, 4, IDLE) + trace(305, 340, 4, BUSY))
+
+    assert [advice.action for advice in player.advice] == ["scale_down", "scale_up"]
+    assert [verdict for verdict, _ in player.verdicts] == ["superseded"]
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        pytest.param({}, id="nothing measured"),
+        pytest.param({"waiting": 0}, id="only the queue"),
+        pytest.param({"kv": 0.1}, id="only the KV cache"),
+    ],
+)
+def test_unknown_load_never_scales_down(load: dict[str, float]) -> None:
+    assert Player().play(trace(0, 900, 3, load)).emits == []
+
+
+def test_an_unknown_stretch_starts_the_hold_anew() -> None:
+    steps = trace(0, 20, 2, BUSY) + trace(21, 26, 2, {}) + trace(30, 50, 2, BUSY)
+
+    assert Player().play(steps).emits == []
+
+
+def test_silence_starts_the_hold_anew() -> None:
+    assert Player().play(trace(0, 25, 2, BUSY) + trace(60, 85, 2, BUSY)).emits == []
+
+
+def test_a_vanished_engine_is_no_replica() -> None:
+    player = Player().play(trace(0, 60, 3, FINE) + trace(65, 130, 2, BUSY))
+
+    assert [(a.replicas_from, a.replicas_to) for a in player.advice] == [(2, 4)]
+
+
+def test_silence_does_not_fulfil_standing_down_advice() -> None:
+    player = Player().play(trace(0, 301, 4, IDLE) + trace(340, 896, 4, IDLE))
+    player.tick_to(900)
+
+    assert len(player.advice) == 1
+    assert [verdict for verdict, _ in player.verdicts] == ["expired"]
+
+
+@pytest.mark.parametrize("signal", ["waiting", "kv", "running"])
+def test_a_noisy_signal_around_the_target_gives_no_advice(signal: str) -> None:
+    rng = random.Random(3)  # noqa: S311 - a repeatable trace
+    centre = {"waiting": 5, "kv": 0.85, "running": 51}[signal]
+    steps = [
+        (second, loaded(message.engine, FINE | {signal: type(centre)(centre * noise)}))
+        for second, message in trace(0, 3600, 3, FINE)
+        for noise in [min(1.17, max(0.5, rng.gauss(1.0, 0.25)))]
+    ]
+
+    assert Player().play(steps).emits == []
+
+
+def test_limits_hold_whatever_the_load() -> None:
+    settings = ScalingSettings(max_replicas=3, min_replicas=2)
+    flood = BUSY | {"waiting": 10**9}
+    up = Player(settings).play(trace(0, 31, 2, flood)).advice
+    down = Player(settings).play(trace(0, 301, 3, IDLE)).advice
+
+    assert ([a.replicas_to for a in up], [a.replicas_to for a in down]) == ([3], [2])
+
+
+def test_below_the_minimum_is_brought_up() -> None:
+    (advice,) = Player(ScalingSettings(min_replicas=2)).play(trace(0, 31, 1, IDLE)).advice
+
+    assert (advice.replicas_from, advice.replicas_to) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("load", "replicas", "end", "saving"),
+    [
+        pytest.param(BUSY, 2, 31, -5.0, id="two more cost"),
+        pytest.param(IDLE, 4, 301, 7.5, id="three fewer save"),
+    ],
+)
+def test_money_needs_a_price(
+    load: dict[str, float], replicas: int, end: float, saving: float
+) -> None:
+    settings = ScalingSettings(usd_per_replica_hour=2.5)
+
+    (advice,) = Player(settings).play(trace(0, end, replicas, load)).advice
+
+    assert advice.saving_usd_per_hour == saving
+
+
+def test_confidence_is_fresh_replicas_times_measured_values() -> None:
+    no_capacity = {"waiting": 20, "kv": 0.9}
+    steps = trace(0, 30, 4, no_capacity)
+    late = [step for step in steps if step[1].engine != "e3" or step[0] < 12]
+
+    (advice,) = Player().play(late).advice
+
+    assert advice.confidence_ratio == pytest.approx(3 / 4 * 2 / 3)  # e3 silent for 19.7 s
+
+
+def test_pools_are_apart_and_simulated_is_carried_on() -> None:
+    steps = [
+        (second + offset, msgspec.structs.replace(message, pool=pool, simulated=pool == "b"))
+        for second, message in trace(0, 31, 2, BUSY)
+        for offset, pool in ((0.0, "a"), (0.01, "b"))
+    ]
+
+    advice = Player().play(steps).advice
+
+    assert [(a.pool, a.simulated, a.replicas_from) for a in advice] == [
+        ("a", False, 2),
+        ("b", True, 2),
+    ]
+
+
+def test_restored_advice_still_stands_and_still_expires() -> None:
+    before = Player().play(trace(0, 31, 2, BUSY))
+    after = Player()
+    after.play(trace(0, 31, 2, BUSY))
+    after.emits.clear()
+    after.handler.restore(before.handler.snapshot() or b"")
+
+    after.play(trace(35, 640, 2, BUSY))
+
+    assert after.verdicts == [("expired", before.advice[0].recommendation_id)]
+    assert len(after.advice) == 1  # the one after the expiry
+
+
+def test_restored_advice_expires_without_a_single_message() -> None:
+    before = Player().play(trace(0, 31, 2, BUSY))
+    after = ScalingHandler(ScalingSettings())
+    after.restore(before.handler.snapshot() or b"")
+
+    emits = [e for second in range(35, 700, 5) for e in after.tick(Moment(at(second).ns, 0))]
+
+    assert [emit.message_id for emit in emits] == [f"{before.advice[0].recommendation_id}.expired"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"min_replicas": 3, "max_replicas": 2}, "min_replicas must not be above"),
+        ({"expires_after_seconds": 60.0}, "at least startup_lead_seconds"),
+        ({"tolerance": 0.1}, "unknown field `tolerance`"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    settings: dict[str, float], text: str
+) -> None:
+    with pytest.raises(msgspec.ValidationError, match=text):
+        msgspec.convert(settings, ScalingSettings)

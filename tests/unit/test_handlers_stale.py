@@ -1,0 +1,89 @@
+import pytest
+
+from handlers.settings import AlertSettings
+from handlers.stale import StaleNodesHandler
+from schemas.analysis import Alert
+from schemas.protocols import Emit
+from tests.support.samples import START_NS, at, host
+
+
+def stale() -> StaleNodesHandler:
+    return StaleNodesHandler(AlertSettings())
+
+
+def transitions(emits: list[Emit]) -> list[tuple[str, str]]:
+    return [(e.message.transition, e.message.id) for e in emits if isinstance(e.message, Alert)]
+
+
+@pytest.mark.parametrize(
+    ("interval_seconds", "second", "raised"),
+    [
+        pytest.param(5.0, 29.9, False, id="just in time"),
+        pytest.param(5.0, 30.0, True, id="at the limit"),
+        pytest.param(20.0, 59.9, False, id="a slow node gets three intervals"),
+        pytest.param(20.0, 60.0, True, id="a slow node is late too"),
+    ],
+)
+def test_a_node_is_stale_after_its_limit(
+    interval_seconds: float, second: float, raised: bool
+) -> None:
+    handler = stale()
+    handler.handle(host(interval_seconds=interval_seconds), at(0))
+
+    assert bool(handler.tick(at(second))) == raised
+
+
+def test_raised_once_and_cleared_once() -> None:
+    handler = stale()
+    emits: list[Emit] = []
+    handler.handle(host("n1"), at(0))
+    for second in range(0, 300, 5):
+        emits += handler.tick(at(second))
+        emits += handler.handle(host("alive"), at(second))
+    emits += handler.handle(host("n1"), at(300))
+    emits += handler.handle(host("n1"), at(305))
+
+    assert transitions(emits) == [("raised", "n1"), ("cleared", "n1")]
+    assert "300 s" in emits[1].message.text  # type: ignore[attr-defined]  # an Alert
+    assert emits[0].message.subject() == "alert.raised.critical.node.n1.node_stale"
+
+
+def test_the_id_does_not_depend_on_the_tick_that_saw_it() -> None:
+    ids = set()
+    for second in (30, 33, 400):
+        handler = stale()
+        handler.handle(host(), at(0))
+        ids |= {emit.message_id for emit in handler.tick(at(second))}
+
+    assert ids == {f"node.n1.node_stale.{START_NS + 30 * 10**9}.raised.critical"}
+
+
+def test_a_node_that_died_while_no_handler_ran_is_found() -> None:
+    before, after = stale(), stale()
+    before.handle(host("dead"), at(0))
+    before.handle(host("back"), at(0))
+    after.handle(host("back"), at(10))
+    after.restore(before.snapshot() or b"")
+
+    assert transitions(list(after.tick(at(35)))) == [("raised", "dead")]
+
+
+def test_an_open_alert_outlives_the_process() -> None:
+    before, after = stale(), stale()
+    before.handle(host(), at(0))
+    before.tick(at(30))
+    after.restore(before.snapshot() or b"")
+
+    assert after.tick(at(60)) == []
+    assert transitions(list(after.handle(host(), at(65)))) == [("cleared", "n1")]
+
+
+def test_a_node_gone_for_a_week_is_forgotten() -> None:
+    handler = stale()
+    handler.handle(host(), at(0))
+    handler.tick(at(30))
+    week = 7 * 86400
+
+    assert handler.tick(at(week)) == []
+    assert handler.handle(host(), at(week + 5)) == ()
+    assert handler.tick(at(week + 10)) == []

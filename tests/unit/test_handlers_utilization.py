@@ -1,0 +1,173 @@
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from handlers.settings import UtilizationSettings
+from handlers.utilization import Metrics, UtilizationHandler
+from schemas.analysis import Scope, Utilization
+from tests.support.samples import at, engine, gpu, host
+
+
+def judged(
+    messages: Iterable[Metrics], scope: Scope = "node", seconds: float = 1.0
+) -> Utilization | None:
+    """What the handler says about these messages, all of one instant, `seconds` later."""
+    handler = UtilizationHandler(UtilizationSettings(), scope)
+    for message in messages:
+        handler.handle(message, at(0))
+    emits = handler.tick(at(seconds))
+    assert len(emits) <= 1
+    if not emits:
+        return None
+    assert isinstance(emits[0].message, Utilization)
+    return emits[0].message
+
+
+def test_an_idle_host_is_healthy_and_wasteful() -> None:
+    judgement = judged([host(cpu=0.05, memory=0.05)])
+
+    assert judgement is not None
+    assert (judgement.level, judgement.health) == ("idle", "healthy")
+    assert judgement.efficiency_ratio == pytest.approx(0.05 / 0.7)
+
+
+def test_one_hot_gpu_is_found_among_idle_ones() -> None:
+    idle = [gpu(f"g{i}", utilization_ratio=0.0, memory_utilization_ratio=0.0) for i in range(7)]
+    hot = gpu("hot", utilization_ratio=0.99, memory_utilization_ratio=0.5)
+
+    judgement = judged([*idle, hot])
+
+    assert judgement is not None
+    assert [(b.resource, b.resource_id, b.severity) for b in judgement.bottlenecks] == [
+        ("gpu", "hot", "critical")
+    ]
+    assert judgement.level == "idle"  # the mean of all eight is 0.12
+    assert [use.state for use in judgement.gpus] == ["idle"] * 7 + ["active"]
+
+
+def test_the_primary_bottleneck_comes_first() -> None:
+    judgement = judged(
+        [host(cpu=0.96, memory=0.94), gpu(utilization_ratio=0.97), engine(kv=0.99)],
+    )
+
+    assert judgement is not None
+    assert [(b.resource, b.severity) for b in judgement.bottlenecks] == [
+        ("kv_cache", "critical"),
+        ("cpu", "critical"),
+        ("gpu", "warning"),  # 0.97 is below its critical 0.98
+        ("memory", "warning"),
+    ]
+
+
+def test_nothing_measured_is_unknown() -> None:
+    judgement = judged([host(), gpu()])
+
+    assert judgement is not None
+    assert (judgement.level, judgement.health, judgement.efficiency_ratio) == (None, None, None)
+    assert judgement.resources == []
+    assert [use.state for use in judgement.gpus] == [None]
+
+
+def test_an_unknown_gpu_is_not_replaced_by_the_cpu() -> None:
+    judgement = judged([host(cpu=0.8, memory=0.5), gpu()])
+
+    assert judgement is not None
+    assert (judgement.level, judgement.efficiency_ratio) == (None, None)
+    assert judgement.health == "degraded"  # the CPU bottleneck is real all the same
+
+
+def test_a_null_between_samples_does_not_pull_the_mean_down() -> None:
+    judgement = judged([host(cpu=0.6), host(), host(cpu=0.6)])
+
+    assert judgement is not None
+    assert judgement.resources[0].mean_ratio == pytest.approx(0.6)
+
+
+def test_a_pool_is_judged_over_its_nodes_only() -> None:
+    messages = [
+        host("n1", cpu=0.9, pool="chat"),
+        host("n2", cpu=0.1, pool="chat"),
+        host("n3", cpu=0.9),
+    ]
+
+    judgement = judged(messages, "pool")
+
+    assert judgement is not None
+    assert (judgement.id, judgement.nodes) == ("chat", 2)
+    use = judgement.resources[0]
+    assert use.mean_ratio == pytest.approx(0.5)
+    assert use.peak_ratio == 0.9
+    assert [(b.resource_id, b.severity) for b in judgement.bottlenecks] == [("n1", "warning")]
+
+
+def test_the_fleet_lists_no_gpus_and_its_worst_bottlenecks_only() -> None:
+    messages = [gpu(f"g{i}", utilization_ratio=0.99) for i in range(100)]
+
+    judgement = judged(messages, "fleet")
+
+    assert judgement is not None
+    assert (judgement.id, judgement.gpus, len(judgement.bottlenecks)) == ("all", [], 32)
+    assert judgement.health == "critical"
+
+
+def test_simulated_in_simulated_out_until_it_leaves_the_window() -> None:
+    handler = UtilizationHandler(UtilizationSettings(), "fleet")
+    handler.handle(host("s", cpu=0.5, simulated=True), at(0))
+
+    judgements = []
+    for second in range(0, 130, 5):
+        handler.handle(host("r", cpu=0.5), at(second))
+        judgements += [emit.message for emit in handler.tick(at(second + 1))]
+
+    assert [m.simulated for m in judgements if isinstance(m, Utilization)] == [True, False, False]
+
+
+def test_without_a_change_it_publishes_once_a_minute() -> None:
+    handler = UtilizationHandler(UtilizationSettings(), "node")
+
+    published = []
+    for second in range(0, 300, 5):
+        handler.handle(host(cpu=0.6), at(second))
+        published += [(second, emit.message_id) for emit in handler.tick(at(second))]
+
+    assert [second for second, _ in published] == [0, 60, 120, 180, 240]
+    assert published[1][1] == f"utilization.node.n1.{at(60).ns}"
+
+
+@pytest.mark.parametrize("centre", [0.2, 0.5, 0.7, 0.8, 0.9, 0.95])
+def test_a_noisy_signal_at_a_threshold_does_not_flap(centre: float) -> None:
+    rng = random.Random(7)  # noqa: S311 - a repeatable trace
+    handler = UtilizationHandler(UtilizationSettings(), "node")
+
+    published = 0
+    for second in range(0, 3600, 5):
+        noisy = min(1.0, max(0.0, rng.gauss(centre, 0.04)))
+        handler.handle(host(cpu=noisy), at(second))
+        published += len(handler.tick(at(second)))
+
+    assert published <= 60 + 6  # one a minute, and a few real changes while the window fills
+
+
+def test_a_change_is_published_at_once() -> None:
+    handler = UtilizationHandler(UtilizationSettings(window_seconds=5), "node")
+    handler.handle(host(cpu=0.6), at(0))
+    handler.tick(at(0))
+    handler.handle(host(cpu=0.97), at(5))
+
+    emits = handler.tick(at(5))
+
+    assert [emit.message.level for emit in emits if isinstance(emit.message, Utilization)] == [
+        "critical"
+    ]
+
+
+@pytest.mark.parametrize("scope", ["node", "pool", "fleet"])
+def test_after_the_window_silence(scope: Scope) -> None:
+    handler = UtilizationHandler(UtilizationSettings(), scope)
+    handler.handle(host(cpu=0.6, pool="chat"), at(0))
+    handler.tick(at(0))
+
+    emits = [emit for second in range(60, 600, 5) for emit in handler.tick(at(second))]
+
+    assert emits == []
