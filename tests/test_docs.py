@@ -1,0 +1,56 @@
+"""Generated documents are current, and links and commands in the docs are real."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+
+from agent.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "tools/generate_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["subjects.md", "settings.md", "asyncapi.json"])
+def test_generated_documents_are_current(name: str) -> None:
+    wanted = generator().generated()[name]
+
+    assert (ROOT / "docs" / name).read_text() == wanted, "run: python tools/generate_docs.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    local = [target for target in targets if "://" not in target]
+
+    assert not [target for target in local if not (page.parent / target).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_the_docs_name_exists(page: Path) -> None:
+    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    targets = set(re.findall(r"^(?!\.)([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = page.read_text()
+
+    assert set(re.findall(r"resource-agent ([a-z]+)\b", _code(text))) <= known
+    assert set(re.findall(r"^ *(?:\$ )?make ([a-z-]+)", _code(text), re.MULTILINE)) <= targets
+
+
+def _code(text: str) -> str:
+    """Only what stands in code blocks and code spans."""
+    blocks = re.findall(r"```.*?```", text, re.DOTALL)
+    spans = re.findall(r"`[^`\n]+`", text)
+    indented = re.findall(r"^ {4}.*$", text, re.MULTILINE)
+    return "\n".join([*blocks, *(span.strip("`") for span in spans), *(s[4:] for s in indented)])
