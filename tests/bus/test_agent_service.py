@@ -1,0 +1,181 @@
+"""The node agent on a real bus: cadences, fresh answers, sensors that fail or hang."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.bus import Bus
+from agent.collectors.host import HostCollector
+from agent.collectors.simulated_engines import SimulatedEngines
+from agent.collectors.simulated_gpus import SimulatedGpus
+from agent.service import NodeAgent
+from agent.settings import AgentSettings
+from schemas.api import LatestReply
+from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.protocols import RequestError
+from tests.support.waiting import until
+
+FAST = AgentSettings(interval_seconds=0.1, process_interval_seconds=1.0, gpu_timeout_seconds=0.2)
+
+
+def host_collector() -> HostCollector:
+    return HostCollector(node="n1", node_name="n1", pool=None, process_limit=3)
+
+
+class Seen:
+    """Everything published below `metrics.>`, decoded by its subject."""
+
+    def __init__(self) -> None:
+        self.hosts: list[HostMetrics] = []
+        self.gpus: list[GpuMetrics] = []
+        self.engines: list[EngineMetrics] = []
+
+    def take(self, subject: str, payload: bytes) -> None:
+        kinds: dict[str, tuple[Any, list[Any]]] = {
+            "host": (HostMetrics, self.hosts),
+            "gpu": (GpuMetrics, self.gpus),
+            "engine": (EngineMetrics, self.engines),
+        }
+        kind, found = kinds[subject.split(".")[1]]
+        found.append(msgspec.json.decode(payload, type=kind))
+
+
+@asynccontextmanager
+async def agent_on(bus: Bus, **parts: Any) -> AsyncIterator[tuple[NodeAgent, Seen]]:
+    seen = Seen()
+    await bus.subscribe("metrics.>", seen.take)
+    parts = {"host": host_collector(), "gpus": None, "settings": FAST, **parts}
+    async with NodeAgent(bus, parts.pop("settings"), node="n1", **parts) as agent:
+        service = await bus.serve("fleet-agent", agent.endpoints(), description="test")
+        await agent.wait_ready()
+        yield agent, seen
+        await service.stop()
+
+
+async def ask(bus: Bus, subject: str) -> LatestReply:
+    answer = await bus.request(subject, timeout_seconds=3)
+    return msgspec.json.decode(answer.payload, type=LatestReply)
+
+
+async def test_real_host_metrics_come_every_interval_and_processes_more_seldom(bus: Bus) -> None:
+    async with agent_on(bus) as (_, seen):
+        await until(lambda: len(seen.hosts) >= 5)
+
+    with_processes = [sample for sample in seen.hosts if sample.processes is not None]
+    assert len(with_processes) == 1
+    assert with_processes[0].processes
+    assert seen.hosts[0].cpu is not None
+    assert seen.hosts[0].cpu.utilization_ratio is None
+    assert seen.hosts[-1].cpu is not None
+    assert seen.hosts[-1].cpu.utilization_ratio is not None
+    assert seen.hosts[-1].memory is not None
+    assert not any(sample.simulated for sample in seen.hosts)
+
+
+async def test_simulated_sources_are_labelled(bus: Bus) -> None:
+    engines = SimulatedEngines(2, node="n1")
+    gpus = SimulatedGpus(2, node="n1", engines=engines)
+
+    async with agent_on(bus, gpus=gpus, engines=engines) as (_, seen):
+        await until(lambda: len(seen.engines) >= 2 and len(seen.gpus) >= 2)
+
+    assert all(sample.simulated for sample in seen.gpus)
+    assert all(sample.simulated for sample in seen.engines)
+
+
+async def test_an_agent_answers_with_a_sample_at_most_a_second_old(bus: Bus) -> None:
+    slow = AgentSettings(interval_seconds=300)
+    ahead_ns = 0
+
+    async with agent_on(bus, settings=slow, clock=lambda: time.time_ns() + ahead_ns) as (_, seen):
+        await until(lambda: len(seen.hosts) == 1)
+        first = await ask(bus, "api.system.memory.n1")
+        ahead_ns = 5_000_000_000
+        second = await ask(bus, "api.system.memory.n1")
+
+    assert len(seen.hosts) == 1
+    assert first.rows[0].observed_at == seen.hosts[0].observed_at
+    assert second.rows[0].observed_at > first.rows[0].observed_at
+    assert second.rows[0].values["memory"]["total_bytes"] > 0
+
+
+async def test_without_a_gpu_the_answer_says_why(bus: Bus) -> None:
+    async with agent_on(bus, no_gpu_reason="no NVIDIA GPU: no driver library") as (agent, _):
+        reply = await ask(bus, "api.gpu.temperature.n1")
+        states = {part.name: part.state for part in agent.components()}
+
+    assert reply.rows == []
+    assert "no NVIDIA GPU" in reply.text
+    assert states == {"host": "ok", "gpus": "off"}
+
+
+async def test_a_host_that_cannot_be_read_is_told_and_the_agent_lives(bus: Bus) -> None:
+    class Broken:
+        def __init__(self) -> None:
+            self.broken = True
+            self._real = host_collector()
+
+        def sample(self, *, with_processes: bool = False) -> HostMetrics:
+            if self.broken:
+                raise OSError("no /proc")
+            return self._real.sample(with_processes=with_processes)
+
+    host = Broken()
+    async with agent_on(bus, host=host) as (agent, seen):
+        with pytest.raises(RequestError) as refused:
+            await ask(bus, "api.system.cpu.n1")
+        failed = {part.name: (part.state, part.text) for part in agent.components()}
+        host.broken = False
+        await until(lambda: len(seen.hosts) >= 1)
+        healed = {part.name: part.state for part in agent.components()}
+
+    assert refused.value.code == 503
+    assert failed["host"] == ("failed", "no /proc")
+    assert healed["host"] == "ok"
+    assert agent.counters["host_failures_total"] >= 1
+
+
+async def test_a_gpu_driver_that_hangs_costs_only_the_gpu_samples(bus: Bus) -> None:
+    release = threading.Event()
+
+    class Hanging:
+        name = "hanging"
+
+        def sample(self) -> list[GpuMetrics]:
+            release.wait(10)
+            return []
+
+        def close(self) -> None:
+            return
+
+    async with agent_on(bus, gpus=Hanging()) as (agent, seen):
+        await until(lambda: len(seen.hosts) >= 4)
+        states = {part.name: (part.state, part.text) for part in agent.components()}
+        release.set()
+        await until(lambda: {p.name: p.state for p in agent.components()}["gpus"] == "ok")
+
+    assert states["gpus"] == ("failed", "no answer in 0.2 s")
+    assert agent.counters["gpu_timeouts_total"] >= 1
+
+
+async def test_sampling_never_blocks_the_event_loop(bus: Bus) -> None:
+    class Slow:
+        def sample(self, *, with_processes: bool = False) -> HostMetrics:
+            time.sleep(0.3)  # a blocking system call
+            return host_collector().sample()
+
+    async with agent_on(bus, host=Slow()):
+        loop = asyncio.get_running_loop()
+        worst = 0.0
+        for _ in range(60):
+            started = loop.time()
+            await asyncio.sleep(0.005)
+            worst = max(worst, loop.time() - started)
+
+    assert worst < 0.2

@@ -1,0 +1,125 @@
+"""The typed client against the real services on a real bus."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agent.assembly import Place, Simulation
+from agent.client import CacheClient, ResourceAgent
+from agent.identity import Identity
+from agent.runner import StopRequest, running
+from agent.settings import AgentSettings, Settings
+from schemas.lifecycle import ROLES
+from schemas.protocols import RequestError
+from tests.support.waiting import until_async
+
+
+@pytest.fixture
+async def fleet(nats_url: str, tmp_path: Path) -> AsyncIterator[str]:
+    """Every service in this process, with two simulated GPUs; gives the server's URL."""
+    place = Place(
+        settings=Settings(
+            state_dir=str(tmp_path / "state"),
+            node="n1",
+            agent=AgentSettings(interval_seconds=0.2),
+        ),
+        identity=Identity(machine="m", folder="f", boot="b", pid=1),
+        instance="n1",
+        simulation=Simulation(gpus="2xH100"),
+    )
+    async with running(nats_url, ROLES, place, StopRequest()):
+        yield nats_url
+
+
+async def test_metrics_health_and_history_have_types(fleet: str) -> None:
+    async with await ResourceAgent.connect(fleet) as agent:
+
+        async def has_gpus() -> bool:
+            return len((await agent.get_gpu_metrics()).rows) == 2
+
+        await until_async(has_gpus)
+        gpus = await agent.get_gpu_metrics()
+        memory = await agent.system("memory")
+        fresh = await agent.system("all", fresh_from="n1")
+        health = await agent.health()
+        history = await agent.system_history(node="n1", seconds=60)
+        gpu_history = await agent.gpu_history(seconds=60)
+
+    assert all(row.simulated for row in gpus.rows)
+    assert memory.rows[0].values["memory"]["total_bytes"] > 0
+    assert fresh.rows[0].age_seconds < 2
+    assert health.ready
+    assert {one.role for one in health.instances} == set(ROLES)
+    assert history.source == "metrics"
+    assert history.samples
+    assert len({sample.gpu for sample in gpu_history.samples}) == 2
+
+
+async def test_refusals_name_what_is_wrong(fleet: str) -> None:
+    async with await ResourceAgent.connect(fleet) as agent:
+        with pytest.raises(RequestError) as unknown:
+            await agent.system("cpu", node="nobody")
+        with pytest.raises(RequestError) as absent:
+            await agent.gpu("power", fresh_from="nobody")
+        with pytest.raises(RequestError) as backwards:
+            await agent.system_history(
+                start=datetime(2026, 1, 2, tzinfo=UTC), end=datetime(2026, 1, 1, tzinfo=UTC)
+            )
+
+    assert (unknown.value.code, absent.value.code, backwards.value.code) == (404, 503, 400)
+    assert "nobody" in unknown.value.text
+    assert "start" in backwards.value.text
+
+
+async def test_the_cache_gives_back_what_was_put(fleet: str) -> None:
+    async with await CacheClient.connect(fleet) as client:
+        missing = await client.get("k")
+        version = await client.put(
+            "k", b"\x00value", ttl_seconds=60, tags=["a,b", "ü"], meta={"model": "x y"}
+        )
+        value = await client.get("k")
+        with pytest.raises(RequestError) as conflict:
+            await client.put("k", b"2", version="000000000000-0000000000")
+        newer = await client.put("k", b"2", version=version)
+        deleted = await client.delete("k")
+        gone = await client.get("k")
+
+    assert missing is None
+    assert value == b"\x00value"
+    assert conflict.value.code == 409
+    assert newer > version
+    assert deleted.existed
+    assert gone is None
+
+
+async def test_what_is_too_large_is_refused_before_it_is_sent(fleet: str) -> None:
+    async with await CacheClient.connect(fleet) as client:
+        with pytest.raises(ValueError, match="524288"):
+            await client.put("k", bytes(512 * 1024 + 1))
+        with pytest.raises(ValueError, match="10240"):
+            await client.get("k" * 10241)
+        with pytest.raises(ValueError, match="empty"):
+            await client.get("")
+        largest = bytes(512 * 1024)
+        await client.put("k", largest)
+
+        assert await client.get("k") == largest
+
+
+async def test_leaving_drains_every_service(nats_url: str, tmp_path: Path) -> None:
+    place = Place(
+        settings=Settings(state_dir=str(tmp_path / "state"), node="n1"),
+        identity=Identity(machine="m", folder="f", boot="b", pid=1),
+        instance="n1",
+    )
+    async with asyncio.timeout(10):
+        async with running(nats_url, ROLES, place, StopRequest()):
+            pass
+    async with await ResourceAgent.connect(nats_url) as agent:
+        with pytest.raises(RequestError) as nobody:
+            await agent.health()
+
+    assert nobody.value.code == 503
