@@ -43,6 +43,8 @@ class ServerProcess:
     async def start(self, port: int) -> None:
         """Start the server once the last one is gone; return when it takes connections.
 
+        After an error there may still be something to `stop`; another `start` does it first.
+
         Raises:
             ServerStartError: it ended, or was not ready in time.
             StateFolderBusyError: another server runs in this folder.
@@ -67,7 +69,6 @@ class ServerProcess:
             async with asyncio.timeout(READY_SECONDS):
                 await self._ready(self._guard, port)
         except TimeoutError:
-            await self.stop()
             raise self._start_error(f"was not ready after {READY_SECONDS:.0f} s") from None
 
     async def wait(self) -> int:

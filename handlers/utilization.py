@@ -125,10 +125,10 @@ class UtilizationHandler:
         means: dict[SeriesKey, float] = {}
         peaks: dict[str, float] = defaultdict(float)
         for series, window in group.series.items(now_ns):
-            mean, peak = window.mean(now_ns), window.peak(now_ns)
-            if mean is not None and peak is not None:
-                means[series] = mean
-                peaks[series[0]] = max(peaks[series[0]], peak)
+            values = window.values(now_ns)
+            if values:
+                means[series] = fmean(values)
+                peaks[series[0]] = max(peaks[series[0]], *values)
         resources = self._resources(group, means, peaks)
         bottlenecks = self._bottlenecks(group, means, resources)
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.

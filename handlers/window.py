@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable
-from statistics import fmean
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -78,25 +77,20 @@ class RollingWindow:
 
     def __init__(self, span_ns: int) -> None:
         self._span_ns = span_ns
-        self._samples: deque[tuple[int, float]] = deque(maxlen=MAX_SAMPLES)
+        self._ns: deque[int] = deque(maxlen=MAX_SAMPLES)
+        self._values: deque[float] = deque(maxlen=MAX_SAMPLES)
 
     def add(self, ns: int, value: float) -> None:
         """Add a sample; `ns` grows from call to call."""
-        self._samples.append((ns, value))
+        self._ns.append(ns)
+        self._values.append(value)
 
-    def mean(self, now_ns: int) -> float | None:
-        """The arithmetic mean, or None without samples. O(n)."""
-        self._forget(now_ns)
-        return fmean(value for _, value in self._samples) if self._samples else None
-
-    def peak(self, now_ns: int) -> float | None:
-        """The highest sample, or None without samples. O(n)."""
-        self._forget(now_ns)
-        return max((value for _, value in self._samples), default=None)
-
-    def _forget(self, now_ns: int) -> None:
-        while self._samples and self._samples[0][0] <= now_ns - self._span_ns:
-            self._samples.popleft()
+    def values(self, now_ns: int) -> list[float]:
+        """The samples of the window, the oldest first. O(n)."""
+        while self._ns and self._ns[0] <= now_ns - self._span_ns:
+            self._ns.popleft()
+            self._values.popleft()
+        return list(self._values)
 
 
 class RollingMax:

@@ -86,6 +86,16 @@ def free_port() -> int:
     return port
 
 
+@pytest.fixture
+def guard_of_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard as it works where the kernel does not kill the server of a dead guard."""
+    source = server_process.GUARD.read_text()
+    assert 'sys.platform == "linux"' in source
+    changed = tmp_path / "guard.py"
+    changed.write_text(source.replace('sys.platform == "linux"', "False"))
+    monkeypatch.setattr(server_process, "GUARD", changed)
+
+
 class Restarts:
     """An `on_restart` that can be waited for."""
 
@@ -157,6 +167,13 @@ async def test_the_same_server_object_starts_again_after_stop(binary: Path, stat
     assert not is_alive(server.server_pid)
 
 
+async def test_asks_the_server_to_stop_before_it_kills(binary: Path, state: Path) -> None:
+    async with PrivateServer(state, binary=binary):
+        pass
+
+    assert "Server Exiting" in (state / "nats" / "server.log").read_text()
+
+
 async def test_takes_the_preferred_port_where_it_is_free(binary: Path, state: Path) -> None:
     settings = ServerSettings(preferred_port=free_port())
 
@@ -188,10 +205,13 @@ async def test_tries_again_when_the_port_is_taken_between_look_and_use(
         looks.append(port)
         return len(looks) == 1 or really_free(port)
 
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_name":"stranger"}\r\n')
+        writer.close()
+
     monkeypatch.setattr(private_server, "_is_free", blind_at_first)
-    monkeypatch.setattr(server_process, "GREETING_SECONDS", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        settings = ServerSettings(preferred_port=stranger.getsockname()[1])
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as stranger:
+        settings = ServerSettings(preferred_port=stranger.sockets[0].getsockname()[1])
 
         async with PrivateServer(state, binary=binary, settings=settings) as server:
             assert server.port != settings.preferred_port
@@ -302,9 +322,7 @@ async def test_restarts_a_killed_server_on_its_port_with_its_data(
         assert await stored(server) == b"acknowledged"
 
 
-async def test_a_killed_guard_takes_its_server_along_and_both_come_back(
-    binary: Path, state: Path
-) -> None:
+async def kill_guard_and_see_both_back(binary: Path, state: Path) -> None:
     restarts = Restarts()
     async with PrivateServer(state, binary=binary, on_restart=restarts.seen.put_nowait) as server:
         await store_one(server)
@@ -316,6 +334,38 @@ async def test_a_killed_guard_takes_its_server_along_and_both_come_back(
         assert not is_alive(old)
         assert is_alive(server.server_pid)
         assert await stored(server) == b"acknowledged"
+
+
+async def test_a_killed_guard_and_its_server_come_back(binary: Path, state: Path) -> None:
+    await kill_guard_and_see_both_back(binary, state)
+
+
+@pytest.mark.usefixtures("guard_of_other_systems")
+async def test_the_server_of_a_killed_guard_is_killed_before_another_starts(
+    binary: Path, state: Path
+) -> None:
+    await kill_guard_and_see_both_back(binary, state)
+
+
+@pytest.mark.usefixtures("guard_of_other_systems")
+async def test_a_server_that_nobody_guards_keeps_its_folder_locked(
+    binary: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_process, "LOCK_SECONDS", 0.1)
+    orphan = PrivateServer(state, binary=binary)
+    await orphan.start()
+    orphan_pid = orphan.server_pid
+    monkeypatch.setattr(os, "killpg", lambda *_: None)  # nobody is left who would
+    os.kill(guard_of(orphan_pid), signal.SIGKILL)
+    await orphan.stop()
+
+    with pytest.raises(StateFolderBusyError, match=f"in use by process {orphan_pid};"):
+        await PrivateServer(state, binary=binary).start()
+
+    os.kill(orphan_pid, signal.SIGKILL)
+    monkeypatch.setattr(server_process, "LOCK_SECONDS", DEADLINE_SECONDS)
+    async with PrivateServer(state, binary=binary):
+        pass
 
 
 async def test_comes_back_when_its_port_is_free_again(
@@ -380,6 +430,7 @@ async def test_killing_us_leaves_no_server_behind(binary: Path, state: Path) -> 
     await until(lambda: not is_alive(server_pid) and not is_alive(guard_pid))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills the server then")
 async def test_killing_us_and_the_guard_leaves_no_server_behind(binary: Path, state: Path) -> None:
     with up(state, binary) as (process, server_pid):
         guard_pid = guard_of(server_pid)
@@ -388,10 +439,7 @@ async def test_killing_us_and_the_guard_leaves_no_server_behind(binary: Path, st
         os.kill(guard_pid, signal.SIGKILL)
         process.kill()
 
-    if sys.platform == "linux":
-        await until(lambda: not is_alive(server_pid))
-    else:  # nothing there kills the server, but it keeps the lock
-        os.kill(server_pid, signal.SIGKILL)
+    await until(lambda: not is_alive(server_pid))
 
 
 async def test_starts_on_the_store_of_a_killed_predecessor_at_once(

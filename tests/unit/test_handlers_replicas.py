@@ -42,6 +42,12 @@ def capacity(*values: float | None) -> Signal:
         pytest.param([waiting(0, 0)], 2, 2, id="a queue alone proves no spare room"),
         pytest.param([kv(0.1, 0.1)], 2, 2, id="room alone proves no empty queue"),
         pytest.param([waiting(0, 0), capacity(0.1, 0.1)], 2, 1, id="queue and capacity"),
+        pytest.param(
+            [waiting(*[0] * 10), capacity(*[0.72] * 10)], 10, 10, id="0.72/0.80 = 0.90, edge"
+        ),
+        pytest.param(
+            [waiting(0, 0, 0, 0), capacity(0.8, 0.8, 0.8, 0)], 4, 3, id="2.4/0.80 = 3, not 3.0…1"
+        ),
     ],
 )
 def test_the_hpa_rule(signals: list[Signal], replicas: int, desired: int) -> None:
