@@ -92,7 +92,9 @@ class ArchiveLink:
             )
         except (RequestError, ForeignAnswerError) as error:
             self._namespace.counters.restores_failed += 1
-            self._failed("restore_failed", error)
+            if not self.error:
+                log.warning("restore_failed", namespace=name, error=str(error))
+            self.error = str(error)
             return None
         self.error = ""
         return entry
@@ -114,14 +116,16 @@ class ArchiveLink:
             first, last = await self._subscriber.stream_bounds("EVICTIONS")
             if self._sync_until is None:
                 self._sync_until = last
-            # The stream is a work queue: what was worked off is no longer in it. One that never
-            # held anything says that its first and last are 0.
-            if first <= self._sync_until and last > 0:
+            # The stream is a work queue: what was worked off is no longer in it.
+            if first <= self._sync_until:
                 return
             archived.caught_up = True
             hashes = await self._listed_keys()
         except (PublishError, RequestError, ForeignAnswerError, TimeoutError) as error:
-            self._failed("archive_not_synced", error)
+            # Usual at start, when the archive is not there yet; components() tells it.
+            if not self.error:
+                log.info("archive_not_synced", namespace=self._namespace.name, error=str(error))
+            self.error = str(error)
             return
         archived.finish_sync(hashes)
         self._sync_until = None
@@ -144,8 +148,3 @@ class ArchiveLink:
             after = answer.payload[-HASH_BYTES:].hex()
             if answer.headers.get("Fleet-More") != "1" or not page:
                 return hashes
-
-    def _failed(self, event: str, error: Exception) -> None:
-        if not self.error:
-            log.warning(event, namespace=self._namespace.name, error=str(error))
-        self.error = str(error)

@@ -6,7 +6,7 @@ import structlog
 
 from cache.manifest import message
 from cache.namespace import Namespace
-from schemas.protocols import Publisher, PublishError
+from schemas.protocols import Lease, Publisher, PublishError
 
 log = structlog.get_logger()
 
@@ -15,19 +15,26 @@ LONGEST_PAUSE_SECONDS = 0.5
 
 
 class Pump:
-    """Empties the outbox of one namespace into `evicted.<namespace>`; `error` = last failure."""
+    """Empties the outbox of one namespace into `evicted.<namespace>`; `error` = last failure.
 
-    def __init__(self, namespace: Namespace, publisher: Publisher) -> None:
+    Nothing is sent once the lease is in doubt: the next owner may already have asked what the
+    archive holds, and would not learn of it.
+    """
+
+    def __init__(self, namespace: Namespace, publisher: Publisher, lease: Lease) -> None:
         self._namespace = namespace
         self._publisher = publisher
+        self._lease = lease
         self.error = ""
 
     async def run(self) -> None:
-        """Publish one at a time, for ever; several of these run side by side."""
+        """Publish one at a time while the lease is held; several of these run side by side."""
         outbox = self._namespace.outbox
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             item = await outbox.take()
+            if not self._lease.held:
+                return
             payload, headers = message(item, self._namespace)
             try:
                 await self._publisher.publish_raw(

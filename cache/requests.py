@@ -30,12 +30,14 @@ def read_key(payload: bytes) -> str:
     Raises:
         RequestError: 400, it is empty, too long or not UTF-8.
     """
+    if not 0 < len(payload) <= MAX_KEY_BYTES:
+        raise RequestError(
+            400, f"the payload is the key, of 1 to {MAX_KEY_BYTES} bytes, not {len(payload)}"
+        )
     try:
-        return _checked_key(payload.decode())
+        return payload.decode()
     except UnicodeDecodeError:
-        raise RequestError(400, "the payload must be the key in UTF-8") from None
-    except ValueError as error:
-        raise RequestError(400, f"payload: {error}") from None
+        raise RequestError(400, "the payload is the key, in UTF-8") from None
 
 
 def read_put(headers: Mapping[str, str], payload: bytes, now_ns: int) -> tuple[Entry, str | None]:

@@ -194,7 +194,7 @@ class CacheService:
             message_ids=self._message_ids,
             clock=clock,
         )
-        pump = Pump(namespace, self._bus.publisher)
+        pump = Pump(namespace, self._bus.publisher, lease)
         link = ArchiveLink(
             namespace,
             self._bus.requester,
@@ -228,8 +228,7 @@ class CacheService:
                     await self._until_over(lease)
                 finally:
                     await stop_serving()
-                    if lease.held:
-                        await self._flush(namespace)
+                    await self._flush(namespace, lease)
                     for worker in workers:
                         worker.cancel()
 
@@ -237,18 +236,16 @@ class CacheService:
         while lease.held and not self._stopping.is_set():
             await self._pause(LEASE_CHECK_SECONDS)
 
-    async def _flush(self, namespace: Namespace) -> None:
-        if self._settings.archive_on_stop:
-            namespace.evict_everything("stop")
-        try:
-            async with asyncio.timeout(self._settings.drain_timeout_seconds):
-                await namespace.outbox.drained()
-        except TimeoutError:
-            log.error(
-                "evictions_lost_at_stop",
-                namespace=namespace.name,
-                pending=namespace.outbox.pending,
-            )
+    async def _flush(self, namespace: Namespace, lease: Lease) -> None:
+        """Publish what waits; nothing of an owner that lost its lease, for another one serves."""
+        if lease.held:
+            if self._settings.archive_on_stop:
+                namespace.evict_everything("stop")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.drain_timeout_seconds):
+                    await namespace.outbox.drained()
+        if namespace.outbox.pending:
+            log.error("evictions_lost", namespace=namespace.name, pending=namespace.outbox.pending)
 
     async def _publish_metrics(self, namespace: Namespace) -> None:
         while True:

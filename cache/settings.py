@@ -77,7 +77,7 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 2.0
     drain_timeout_seconds: Annotated[
         float, Meta(gt=0, le=60, description="at stop: time to publish what is still in the outbox")
-    ] = 5.0
+    ] = 3.0
     metrics_interval_seconds: Annotated[
         float, Meta(gt=0, le=3600, description="between two CacheMetrics of a namespace")
     ] = 5.0

@@ -15,7 +15,9 @@ async def heed(awaitable: Awaitable[T]) -> T:
     """`await awaitable`, and raise CancelledError if this task was cancelled meanwhile."""
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
-    result = await awaitable
-    if task and task.cancelling() > before:
-        raise asyncio.CancelledError
-    return result
+    try:
+        return await awaitable
+    finally:
+        # Also where the answer that came together with the cancellation is an error.
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError

@@ -52,7 +52,10 @@ async def test_a_standby_serves_within_10_seconds_of_its_owners_death(
     assert value is None
 
 
-async def test_an_owner_whose_lease_is_taken_stops_serving(bus: Bus, client: Client) -> None:
+async def test_an_owner_whose_lease_is_taken_stops_serving(
+    bus: Bus, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.lease.RENEW_SECONDS", 0.1)
     async with running(bus) as service:
         await client.put("key", b"value")
         await bus.bucket("lease").put("cache.default", b"somebody else")
@@ -67,6 +70,7 @@ async def test_an_owner_whose_lease_is_taken_stops_serving(bus: Bus, client: Cli
 async def test_an_owner_in_doubt_answers_503_even_before_it_stops_serving(
     bus: Bus, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agent.bus.lease.RENEW_SECONDS", 0.1)
     monkeypatch.setattr("cache.service.LEASE_CHECK_SECONDS", 3600.0)
     async with running(bus) as service:
         await client.put("key", b"value")
