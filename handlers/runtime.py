@@ -5,7 +5,7 @@ import dataclasses
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -260,30 +260,28 @@ class HandlersRuntime:
         return watermark, found[1]
 
     async def _catch_up(self, acquired: Sequence[_Owned]) -> None:
+        """Feed the new slots from their windows up to where the live reader is, then join it."""
         start_ns = min(owned.slot.start_ns for owned in acquired)
-        reached = 0
-        first_pass = True
-        while first_pass or reached < self._live_sequence:
-            history = self._subscriber.read(
-                "METRICS",
-                start_ns=start_ns if first_pass else None,
-                start_sequence=None if first_pass else reached + 1,
-            )
-            first_pass = False
-            before = reached
-            async for delivery in history:
-                reached = delivery.sequence
-                try:
-                    message = decode(delivery)
-                except (ValueError, msgspec.DecodeError):
-                    continue
-                routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
-                for owned in acquired:
-                    self._enqueue(owned, owned.slot.feed(routed))
-            if reached == before:
-                break  # what lies between was removed from the stream
+        _, reached = await self._subscriber.stream_bounds("METRICS")
+        await self._feed(acquired, self._subscriber.read("METRICS", start_ns=start_ns))
+        while reached < self._live_sequence:
+            target = self._live_sequence
+            await self._feed(acquired, self._subscriber.read("METRICS", start_sequence=reached + 1))
+            reached = target
         # No await since the last look at the live sequence: nothing can slip in between.
         self._attached.extend(acquired)
+
+    async def _feed(
+        self, acquired: Sequence[_Owned], history: AsyncGenerator[Delivery, None]
+    ) -> None:
+        async for delivery in history:
+            try:
+                message = decode(delivery)
+            except (ValueError, msgspec.DecodeError):
+                continue
+            routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
+            for owned in acquired:
+                self._enqueue(owned, owned.slot.feed(routed))
 
     async def _hand_over(self, owned: _Owned) -> None:
         self._detach(owned)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -187,6 +187,40 @@ async def test_a_joining_process_takes_its_share(bus: Bus, nats_url: str) -> Non
 
             assert set(first._owned) & set(second._owned) == set()
             assert len(first._owned) == 2
+
+
+async def test_a_message_between_catching_up_and_joining_is_not_missed(bus: Bus) -> None:
+    class Racing:
+        """The bus, but one more message is stored whenever a reading of the stream has ended."""
+
+        late = 10
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(bus, name)
+
+        async def read(self, stream: str, **where: Any) -> AsyncGenerator[Delivery, None]:
+            async for delivery in bus.read(stream, **where):
+                yield delivery
+            if where.get("last_per_subject") is None and self.late:
+                self.late -= 1
+                before = running.counters["messages_total"]
+                await bus.publish(engine("n1", 1))
+                await until(lambda: running.counters["messages_total"] > before)
+
+    racing = Racing()
+    running = HandlersRuntime(
+        publisher=bus,
+        subscriber=racing,
+        state=bus.bucket("state"),
+        leases=BucketLeases(bus.bucket("lease"), "a"),
+        make_handlers=make_handlers,
+        slots=1,
+        members=lambda: 1,
+    )
+    async with running:
+        found = await wait_published(bus, 1)
+
+    assert found == [("n1", "10")]
 
 
 async def test_undecodable_and_misplaced_metrics_are_counted_and_the_rest_goes_on(
