@@ -21,6 +21,8 @@ from schemas.units import instant
 
 log = structlog.get_logger()
 
+FIRST_PROBE_SECONDS = 0.25
+
 
 class HealthSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How often a service looks at itself and says so."""
@@ -158,8 +160,11 @@ class Instance:
     async def _beat_for_ever(self) -> None:
         said = self._summary()
         next_beat = time.monotonic() + self._settings.heartbeat_seconds
+        pause_seconds = FIRST_PROBE_SECONDS
         while True:
-            await asyncio.sleep(self._settings.probe_seconds)
+            # Much settles right after the start: look often then, more seldom later.
+            await asyncio.sleep(min(pause_seconds, self._settings.probe_seconds))
+            pause_seconds *= 2
             await self._probe_bus()
             now = self._summary()
             if now == said and time.monotonic() < next_beat:
