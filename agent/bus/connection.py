@@ -524,7 +524,7 @@ class Bus:
         """Items of a work queue; see WorkQueue."""
         queue = self._queues.get((stream, consumer))
         if queue is None:
-            queue = PullQueue(self._client, self._js, self.names, stream, consumer)
+            queue = PullQueue(self._client, self._js, self.names, stream, consumer, self.counters)
             self._queues[stream, consumer] = queue
         return await queue.take(batch, wait_seconds)
 

@@ -5,7 +5,9 @@ soon as there is something.
 """
 
 import asyncio
+import contextlib
 import time
+from collections import Counter
 from urllib.parse import quote
 
 import msgspec
@@ -27,6 +29,7 @@ log = structlog.get_logger()
 ACK_WAIT_SECONDS = 30.0
 ACK_TIMEOUT_SECONDS = 5.0
 MAX_ACK_PENDING = 256
+CHECK_SECONDS = 5.0
 
 
 class BusWorkItem:
@@ -89,7 +92,13 @@ class PullQueue:
     """Pulls from one durable consumer through one subscription."""
 
     def __init__(
-        self, client: Client, js: JetStreamContext, names: Names, stream: str, consumer: str
+        self,
+        client: Client,
+        js: JetStreamContext,
+        names: Names,
+        stream: str,
+        consumer: str,
+        counters: Counter[str],
     ) -> None:
         self.names = names
         self._client = client
@@ -101,6 +110,10 @@ class PullQueue:
         self._pull_until = 0.0
         self._asked = 0
         self._open = False
+        self._listening = False
+        self._counters = counters
+        self._checked_at = time.monotonic()
+        self._suspect: tuple[int, int] | None = None
 
     async def _ensure_open(self) -> None:
         if self._open:
@@ -114,20 +127,21 @@ class PullQueue:
             max_deliver=-1,
         )
         await heed(self._js.add_consumer(self._stream, config=config))
-
-        async def on_message(message: Msg) -> None:
-            status = (message.headers or {}).get("Status")
-            if status is None:
-                self._asked -= 1
-                self._queue.put_nowait(message)
-            else:
-                # 404 none, 408 expired, 409 consumer gone or server shutting down, 503 nobody
-                self._pull_until = 0.0
-                if status in ("409", "503"):
-                    self._open = status == "503" and self._open
-
-        await self._client.subscribe(self._inbox, cb=on_message)
+        if not self._listening:
+            await self._client.subscribe(self._inbox, cb=self._on_message)
+            self._listening = True
         self._open = True
+
+    async def _on_message(self, message: Msg) -> None:
+        status = (message.headers or {}).get("Status")
+        if status is None:
+            self._asked -= 1
+            self._queue.put_nowait(message)
+            return
+        # 404 none, 408 expired, 409 consumer gone or server shutting down, 503 nobody there
+        self._pull_until = 0.0
+        if status == "409":
+            self._open = False
 
     async def take(self, batch: int, wait_seconds: float) -> list[BusWorkItem]:
         """Up to `batch` items, as soon as there is one; empty after `wait_seconds` without any.
@@ -154,10 +168,40 @@ class PullQueue:
             async with asyncio.timeout(wait_seconds):
                 messages.append(await self._queue.get())
         except TimeoutError:
+            await self._repair_if_stuck()
             return []
         while len(messages) < batch and not self._queue.empty():
             messages.append(self._queue.get_nowait())
         return [BusWorkItem(self, message) for message in messages]
+
+    async def _repair_if_stuck(self) -> None:
+        """Make the consumer anew when the stream holds messages it has forgotten.
+
+        A nats-server killed with -9 can come back with a consumer that takes messages for
+        acknowledged whose removal from the stream was not written yet (seen on 2.9): nobody would
+        ever get them. A new consumer delivers all that is left; what was done comes again.
+        """
+        now = time.monotonic()
+        if now - self._checked_at < CHECK_SECONDS:
+            return
+        self._checked_at = now
+        with contextlib.suppress(nats.errors.Error, OSError):
+            state = (await heed(self._js.stream_info(self._stream))).state
+            info = await heed(self._js.consumer_info(self._stream, self._consumer))
+            known = int(info.num_pending or 0) + int(info.num_ack_pending or 0)
+            delivered = int(info.delivered.consumer_seq) if info.delivered else 0
+            if state.messages <= known:
+                self._suspect = None
+                return
+            suspect, self._suspect = self._suspect, (int(state.first_seq), delivered)
+            if suspect != self._suspect:
+                return  # perhaps just between two looks: ask once more
+            log.warning("consumer_made_anew", stream=self._stream, forgotten=state.messages - known)
+            self._counters["consumers_made_anew_total"] += 1
+            self._suspect = None
+            self._open = False
+            await heed(self._js.delete_consumer(self._stream, self._consumer))
+            await self._ensure_open()
 
     async def bury(self, message: Msg, delivery: Delivery, reason: str) -> None:
         """Publish a copy to `dead.<stream>.<consumer>` and wait for its acknowledgement."""

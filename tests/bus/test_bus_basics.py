@@ -1,6 +1,8 @@
 """The bus against a real server: publish, request, serve, streams, work queues, leases."""
 
 import asyncio
+import shutil
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,7 +27,7 @@ from schemas.protocols import (
 )
 from schemas.units import instant
 from tests.support.server import NatsServer
-from tests.support.waiting import until
+from tests.support.waiting import until, until_async
 
 
 def expired(key: str) -> Expired:
@@ -425,3 +427,36 @@ def test_streams_keep_no_request_subjects() -> None:
 
     assert not [s for s in subjects if s.startswith(("api.", "cache.", "*", ">"))]
     assert Deregistered.STREAM is None
+
+
+async def test_a_message_that_the_consumer_forgot_in_a_crash_does_not_stay_for_ever(
+    nats: NatsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The state a kill -9 can leave: acknowledged for the consumer, not removed from the stream."""
+    monkeypatch.setattr("agent.bus.work.CHECK_SECONDS", 0.0)
+    async with await connect(nats.url, name="before") as bus:
+        await ensure_streams(bus)
+        await bus.publish_raw("evicted.default", b"value", message_id="1")
+        stream = next(nats.folder.glob("store/jetstream/*/streams/FLEET_EVICTIONS"))
+    nats.stop()
+    shutil.copytree(stream / "msgs", tmp_path / "msgs")
+    nats.start()
+    async with await connect(nats.url, name="meanwhile") as bus:
+        for item in await bus.take("EVICTIONS", "archiver", batch=1, wait_seconds=5):
+            await item.done()
+    nats.stop()
+    shutil.rmtree(stream / "msgs")
+    shutil.copytree(tmp_path / "msgs", stream / "msgs")
+    nats.start()
+
+    async with await connect(nats.url, name="after") as bus:
+        there = (await bus.stream_state("EVICTIONS")).messages
+
+        async def is_worked_off() -> bool:
+            for item in await bus.take("EVICTIONS", "archiver", batch=1, wait_seconds=0.1):
+                await item.done()
+            return (await bus.stream_state("EVICTIONS")).messages == 0
+
+        await until_async(is_worked_off)
+
+    assert there in (0, 1), "newer servers may notice by themselves"

@@ -1,0 +1,148 @@
+"""Chaos and soak, by `make test-long`: many kills in a row, and a day's rubbish in a minute."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from agent.bus import Bus, connect
+from schemas.api import HealthReply
+from schemas.metrics import EngineMetrics
+from schemas.protocols import PublishError, RequestError
+from schemas.units import instant
+from tests.support.evictions import evicted, manifest_headers
+from tests.support.program import Up, in_thread, running_up
+from tests.support.waiting import until_async
+
+KILLS = 10
+SEED = 2026
+NAMESPACE = "chaos"
+BACK_SECONDS = 5.0
+RESTART_SECONDS = 10.0
+HOSTILE_MESSAGES = 100_000
+SOAK_SECONDS = 60
+MAX_GROWTH_BYTES = 24 * 1024 * 1024
+
+pytestmark = [pytest.mark.long, pytest.mark.bus, pytest.mark.timeout(600)]
+
+
+async def publish_eviction(bus: Bus, number: int) -> tuple[str, bytes]:
+    """Publish until acknowledged, as the cache's outbox does."""
+    value = f"value {number} ".encode() * random.Random(number).randrange(1, 2000)
+    manifest = evicted(f"key-{number}", value, f"{number:012x}-0000000001", namespace=NAMESPACE)
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await bus.publish_raw(
+                    f"evicted.{NAMESPACE}",
+                    value,
+                    manifest_headers(manifest),
+                    message_id=f"chaos.{number}",
+                )
+            except PublishError:
+                await asyncio.sleep(0.1)
+            else:
+                return manifest.key, value
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def is_ready(bus: Bus) -> bool:
+    with contextlib.suppress(RequestError):
+        answer = await bus.request("api.health.ready", timeout_seconds=1)
+        return msgspec.json.decode(answer.payload, type=HealthReply).ready
+    return False
+
+
+async def test_ten_random_kills_lose_no_acknowledged_eviction(tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    acknowledged: dict[str, bytes] = {}
+    # A port of its own: while nothing listens on 4222, another test's server could take it.
+    start = functools.partial(Up, tmp_path / "up", server__preferred_port=free_port())
+    up = await in_thread(start)
+    url = await in_thread(lambda: up.url)
+    try:
+        async with await connect(url, name="chaos") as bus:
+            for kill in range(KILLS):
+                for number in range(kill * 50, kill * 50 + 50):
+                    key, value = await publish_eviction(bus, number)
+                    acknowledged[key] = value
+                if chance.random() < 0.5:
+                    os.kill(await in_thread(up.server_pid), signal.SIGKILL)
+                    limit = BACK_SECONDS
+                else:
+                    await in_thread(up.kill)
+                    up.ready_file.unlink(missing_ok=True)
+                    up = await in_thread(start)
+                    await in_thread(up.ready)
+                    limit = RESTART_SECONDS
+                await until_async(lambda: is_ready(bus), seconds=limit)
+
+            async def worked_off() -> bool:
+                first, last = await bus.stream_bounds("EVICTIONS")
+                return first > last
+
+            # What was in flight at a kill comes again after the 30 s it was promised to the dead.
+            await until_async(worked_off, seconds=60)
+            for key, value in acknowledged.items():
+                answer = await bus.request(
+                    f"api.archive.restore.{NAMESPACE}", key.encode(), timeout_seconds=5
+                )
+                assert answer.payload == value, f"{key} (seed {SEED})"
+    finally:
+        await in_thread(up.stop)
+
+    assert len(acknowledged) == KILLS * 50
+
+
+async def test_rubbish_and_load_leave_memory_flat(tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    families = ("metrics.host.n", "metrics.engine.n.e", "cache.default.put", "api.system.all")
+
+    with running_up(tmp_path / "up", agent__interval_seconds=0.2) as up:
+        process = psutil.Process(up.process.pid)
+        async with await connect(up.url, name="soak") as bus:
+
+            async def load(seconds: float, hostile: int) -> None:
+                started = time.monotonic()
+                sent = 0
+                while time.monotonic() - started < seconds or sent < hostile:
+                    for _ in range(200):
+                        if sent < hostile:
+                            await bus.send(chance.choice(families), chance.randbytes(200))
+                            sent += 1
+                    node = f"n{chance.randrange(100)}"
+                    await bus.publish(
+                        EngineMetrics(
+                            node=node,
+                            engine="e",
+                            pool=f"pool-{chance.randrange(20)}",
+                            model="m",
+                            observed_at=instant(time.time_ns()),
+                            requests_waiting=chance.randrange(50),
+                            requests_running=chance.randrange(64),
+                            requests_running_max=64,
+                        )
+                    )
+                    await bus.round_trip_seconds()
+
+            await load(SOAK_SECONDS / 3, HOSTILE_MESSAGES // 2)
+            before = process.memory_info().rss
+            await load(SOAK_SECONDS, HOSTILE_MESSAGES // 2)
+            after = process.memory_info().rss
+
+            assert await is_ready(bus)
+            assert after - before < MAX_GROWTH_BYTES, f"{before} to {after} bytes"
