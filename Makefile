@@ -26,7 +26,7 @@ test: setup
 
 test-long: setup
 	@$(BIN)/pytest -q -m "long" --timeout 900
-	@sh tools/test-newer-server.sh $(BIN)
+	@$(BIN)/python tools/second_server.py
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .
