@@ -52,6 +52,36 @@ EVENTS: tuple[type[Message], ...] = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class RawEvent:
+    """An event whose payload is bytes, with headers."""
+
+    name: str
+    subject: str
+    publisher: str
+    stream: str
+    text: str
+
+
+RAW_EVENTS = (
+    RawEvent(
+        "Evicted",
+        "evicted.{namespace}",
+        "cache",
+        "EVICTIONS",
+        "A cache entry on its way to the archive: payload = value, header `Fleet-Evicted` = "
+        "percent-encoded JSON of Evicted.",
+    ),
+    RawEvent(
+        "Dead",
+        "dead.{stream}.{consumer}",
+        "every service",
+        "DEAD",
+        "A message that could not be handled, as it came; headers say from where and why.",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class EndpointSpec:
     """One request subject below the root; `request` and `reply` None = raw bytes and headers."""
 
@@ -181,11 +211,22 @@ def rows() -> list[dict[str, Any]]:
         }
         for kind in EVENTS
     ]
+    events += [
+        {
+            "subject": raw.subject,
+            "kind": "event",
+            "message": f"raw: {raw.name}",
+            "who": raw.publisher,
+            "kept_in": f"FLEET_{raw.stream}",
+            "text": raw.text,
+        }
+        for raw in RAW_EVENTS
+    ]
     requests = [
         {
             "subject": spec.subject,
             "kind": "request",
-            "message": spec.reply.__name__ if spec.reply else "raw",
+            "message": _reply_name(spec),
             "who": spec.served_by,
             "kept_in": None,
             "text": spec.text,
@@ -193,6 +234,12 @@ def rows() -> list[dict[str, Any]]:
         for spec in endpoints()
     ]
     return events + requests
+
+
+def _reply_name(spec: EndpointSpec) -> str:
+    if spec.reply is not None:
+        return spec.reply.__name__
+    return "none: 503" if spec.text == NOT_BUILT else "raw"
 
 
 def asyncapi(root: str, version: str) -> dict[str, Any]:
@@ -224,6 +271,13 @@ def asyncapi(root: str, version: str) -> dict[str, Any]:
             "action": "send",
             "channel": {"$ref": f"#/channels/{name}"},
             "summary": f"Published by {event.PUBLISHER}.",
+        }
+    for raw in RAW_EVENTS:
+        channels[raw.name] = _channel(root, raw.subject, ["Raw"])
+        operations[f"publish{raw.name}"] = {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{raw.name}"},
+            "summary": f"{raw.text} Published by {raw.publisher}.",
         }
     for spec in specs:
         name = re.sub(r"[^A-Za-z0-9]+", "_", spec.subject).strip("_")

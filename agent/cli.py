@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -13,11 +15,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from agent import human
 from agent import log as logs
 from agent.assembly import Simulation
 from agent.bus import Bus, BusError, connect
 from agent.client import CacheClient
 from agent.commands import (
+    CONNECT_SECONDS,
     doctor_checks,
     print_checks,
     print_health,
@@ -90,38 +94,79 @@ def _fail(error: Exception, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
-def _load(config: Path | None, state_dir: Path | None, node: str | None = None) -> Loaded:
+def _load(
+    config: Path | None,
+    state_dir: Path | None,
+    node: str | None = None,
+    *,
+    least: Literal["info", "warning", "error"] = "error",
+) -> Loaded:
+    """Settings; logs from `least` up unless they say otherwise. Commands report errors anyway."""
     options: dict[str, tuple[str, Any]] = {}
     if state_dir is not None:
         options["state_dir"] = ("--state-dir", str(state_dir))
     if node is not None:
         options["node"] = ("--node", node)
     loaded = load(environ=os.environ, config=config, options=options)
-    logs.configure(loaded.settings.log.level, loaded.settings.log.format)
+    level = loaded.settings.log.level if "log.level" in loaded.sources else least
+    logs.configure(level, loaded.settings.log.format)
     structlog.contextvars.bind_contextvars(node=loaded.settings.node_token())
     return loaded
 
 
+def _address(text: str) -> str:
+    """`text` with a scheme; wrong usage where it is no address of a NATS server."""
+    url = text if "://" in text else f"nats://{text}"
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", url)
+    except ValueError:
+        is_address = False
+    if not is_address or parts.scheme not in ("nats", "tls"):
+        _fail(
+            ValueError(
+                f"{_hidden(text)!r} is not the address of a NATS server; write for instance "
+                "nats://127.0.0.1:4222"
+            ),
+            code=2,
+        )
+    return url
+
+
 def _found(settings: Settings, nats_url: str | None, *, quiet: bool = False) -> Found:
     found = find_bus(nats_url, os.environ, settings.state_folder())
+    found = Found(_address(found.url), found.how)
     if not quiet:
         errors.print(f"[dim]bus: {escape(_hidden(found.url))} ({escape(found.how)})[/]")
     return found
 
 
 def _hidden(url: str) -> str:
-    scheme, _, rest = url.rpartition("://")
-    return f"{scheme or 'nats'}://{rest.rsplit('@', 1)[-1]}"
+    """`url` without user and password."""
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}"
 
 
-def _with_bus(settings: Settings, found: Found, work: Callable[[Bus], Awaitable[T]]) -> T:
-    """Run `work` on a connection; every command but `watch` has a deadline."""
+def _with_bus(
+    settings: Settings,
+    found: Found,
+    work: Callable[[Bus], Awaitable[T]],
+    *,
+    limit_seconds: float | None = COMMAND_SECONDS,
+) -> T:
+    """Run `work` on a connection, within the limit."""
 
     async def run() -> T:
-        async with await connect(found.url, name="cli", root=settings.root) as bus:
-            return await work(bus)
+        async with await connect(
+            found.url, name="cli", root=settings.root, deadline_seconds=CONNECT_SECONDS
+        ) as bus:
+            async with asyncio.timeout(limit_seconds):
+                return await work(bus)
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except TimeoutError:
+        _fail(TimeoutError(f"no answer within {limit_seconds:g} s"))
 
 
 @app.command()
@@ -155,7 +200,7 @@ def up(
     from agent.up import UpOptions  # noqa: PLC0415 - the light commands must start fast
     from agent.up import up as run_up  # noqa: PLC0415
 
-    settings = _load(config, state_dir, node).settings
+    settings = _load(config, state_dir, node, least="info").settings
     if engine:
         _fail(
             ValueError(
@@ -166,7 +211,7 @@ def up(
         )
     simulation = _simulation(simulate_gpus, simulate_engines)
     options = UpOptions(
-        nats_url=nats_url,
+        nats_url=None if nats_url is None else _address(nats_url),
         nats_server=nats_server,
         ready_file=ready_file,
         for_seconds=for_,
@@ -211,7 +256,7 @@ def run(
     """Run one service against a NATS server that is already there."""
     from agent.up import run_one  # noqa: PLC0415
 
-    settings = _load(config, state_dir, node).settings
+    settings = _load(config, state_dir, node, least="info").settings
     found = _found(settings, nats_url)
     simulation = _simulation(simulate_gpus, simulate_engines)
     failure = asyncio.run(run_one(settings, found.url, role, instance, simulation, for_))
@@ -274,7 +319,7 @@ def put(
     if as_json:
         print(msgspec.json.encode({"key": key, "version": version}).decode())
     else:
-        errors.print(f"stored {len(content)} bytes as {escape(repr(key))}, version {version}")
+        errors.print(f"stored {human.size(len(content))} as {escape(repr(key))}, version {version}")
 
 
 @app.command()
@@ -292,7 +337,10 @@ def delete(
     async def work(bus: Bus) -> CacheReply:
         return await CacheClient(bus).of(namespace).delete(key)
 
-    reply = _with_bus(settings, _found(settings, nats_url), work)
+    try:
+        reply = _with_bus(settings, _found(settings, nats_url), work)
+    except ValueError as error:
+        _fail(error, code=2)
     if as_json:
         print(msgspec.json.encode(reply).decode())
     else:
@@ -314,12 +362,15 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Print what passes by on the bus, one line a message."""
-    settings = _load(config, state_dir).settings
+    settings = _load(config, state_dir, least="warning").settings
 
     async def work(bus: Bus) -> None:
         await watch_subject(bus, subject, for_seconds=for_, count=count, as_json=as_json)
 
-    _with_bus(settings, _found(settings, nats_url), work)
+    try:
+        _with_bus(settings, _found(settings, nats_url), work, limit_seconds=None)
+    except ValueError as error:
+        _fail(error, code=2)
 
 
 @app.command()
@@ -346,7 +397,7 @@ def doctor(
 ) -> None:
     """Check everything this installation needs; each failure with its remedy."""
     settings = _load(config, state_dir).settings
-    found = find_bus(nats_url, os.environ, settings.state_folder())
+    found = _found(settings, nats_url, quiet=True)
     checks = asyncio.run(doctor_checks(settings, found))
     print_checks(checks, as_json=as_json)
     raise SystemExit(0 if all(check.ok for check in checks) else 1)
@@ -384,5 +435,10 @@ def demo(
     from agent.demo import run_demo  # noqa: PLC0415
 
     logs.configure("error", "text")
-    passed = asyncio.run(run_demo(nats_server=nats_server, as_json=as_json, break_step=break_step))
+    try:
+        passed = asyncio.run(
+            run_demo(nats_server=nats_server, as_json=as_json, break_step=break_step)
+        )
+    except ValueError as error:
+        _fail(error, code=2)
     raise SystemExit(0 if passed else 1)

@@ -8,9 +8,10 @@ import time
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from agent import catalog
+from agent import catalog, human
 from agent.bus import Bus, BusError, connect
 from agent.bus.serving import VERSION
 from agent.bus.streams import STREAMS
@@ -22,13 +23,18 @@ from schemas.lifecycle import Role
 from schemas.protocols import PublishError, RequestError
 from schemas.units import SECOND_NS
 
-console = Console()
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 MIB = 1024 * 1024
 RECOMMENDED_SERVER = (2, 12, 0)
 FLOOR_SERVER = (2, 9, 0)
 LOW_DISK_BYTES = 2 * 1024 * MIB
 RATE_WINDOW_SECONDS = 60
+CONNECT_SECONDS = 3.0
+REACH_SECONDS = 5.0
+MAX_AGE_SECONDS = next(s.max_age_seconds for s in STREAMS if s.name == "METRICS")
+MAX_VALUE_CHARACTERS = 80
+COLOURS = {"ok": "green", "off": "dim", "degraded": "yellow", "failed": "red"}
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,26 +56,23 @@ async def print_health(bus: Bus, role: Role | None, *, as_json: bool) -> bool:
     if as_json:
         print(answer.payload.decode())
         return ready
-    table = Table(title=f"{health.status}, {'ready' if health.ready else 'not ready'}")
-    for column in ("role", "instance", "state", "ready", "heartbeat", "parts"):
-        table.add_column(column)
+    word = {"healthy": "green", "degraded": "yellow", "critical": "red"}[health.status]
+    console.print(f"[{word}]{health.status}[/], {'ready' if health.ready else 'not ready'}")
     for part in health.roles:
         if part.instances == 0:
-            table.add_row(part.role, "-", part.state, "no", "", part.text)
+            console.print(f"\n[bold]{part.role}[/]  [{COLOURS[part.state]}]{part.text}[/]")
     for one in health.instances:
-        parts = ", ".join(
-            f"{c.name} {c.state}" + (f" ({c.text})" if c.text else "")
-            for c in one.record.components
+        console.print(
+            f"\n[bold]{one.role}[/] {one.instance}  [{COLOURS[one.state]}]{one.state}[/], "
+            f"{'ready' if one.ready else 'not ready'}, heard {human.duration(one.age_seconds)} ago"
         )
-        table.add_row(
-            one.role,
-            one.instance,
-            one.state,
-            "yes" if one.ready else "no",
-            f"{one.age_seconds:.0f} s ago",
-            parts,
-        )
-    console.print(table)
+        for component in one.record.components:
+            console.print(
+                f"  [{COLOURS[component.state]}]{component.state:8}[/] {component.name:16} "
+                f"{escape(component.text)} "
+                f"[dim]({human.duration(one.component_age_seconds[component.name])} ago)[/]",
+                soft_wrap=True,
+            )
     return ready
 
 
@@ -77,7 +80,9 @@ async def doctor_checks(settings: Settings, found: Found) -> list[Check]:
     """Every check, also when an early one fails."""
     checks = [_check_state_folder(settings), await asyncio.to_thread(_check_binary)]
     try:
-        async with await connect(found.url, name="doctor", root=settings.root) as bus:
+        async with await connect(
+            found.url, name="doctor", root=settings.root, deadline_seconds=CONNECT_SECONDS
+        ) as bus:
             seconds = await bus.round_trip_seconds()
             version = bus.server_version
             checks.append(
@@ -85,7 +90,7 @@ async def doctor_checks(settings: Settings, found: Found) -> list[Check]:
                     name="bus",
                     ok=version >= FLOOR_SERVER,
                     text=f"nats-server {'.'.join(map(str, version))} answers in "
-                    f"{seconds * 1000:.1f} ms ({found.how})",
+                    f"{human.duration(seconds)} ({found.how})",
                     remedy=""
                     if version >= RECOMMENDED_SERVER
                     else "2.12 or newer is recommended: this one no longer gets security fixes",
@@ -93,7 +98,7 @@ async def doctor_checks(settings: Settings, found: Found) -> list[Check]:
             )
             checks += await _check_streams(bus)
             checks.append(await _check_services(bus))
-    except (BusError, TimeoutError) as error:
+    except (BusError, PublishError, RequestError, TimeoutError) as error:
         checks.append(
             Check(
                 name="bus",
@@ -114,7 +119,7 @@ def _check_state_folder(settings: Settings) -> Check:
     return Check(
         name="state folder",
         ok=free >= LOW_DISK_BYTES,
-        text=f"{folder}: {free / 1024**3:.1f} GiB free",
+        text=f"{folder}: {human.size(free)} free",
         remedy="" if free >= LOW_DISK_BYTES else "free some disk, or set --state-dir",
     )
 
@@ -140,35 +145,48 @@ async def _check_streams(bus: Bus) -> list[Check]:
         except PublishError:
             missing.append(bus.names.stream(spec.name))
             continue
-        share = state.bytes / state.max_bytes if state.max_bytes > 0 else 0.0
-        lines.append(f"{spec.name.lower()} {share:.0%}")
+        limit = f" of {human.size(state.max_bytes)}" if state.max_bytes > 0 else ""
+        lines.append(f"{spec.name.lower()} {human.size(state.bytes)}{limit}")
     checks = [
         Check(
             name="streams",
             ok=not missing,
-            text="missing: " + ", ".join(missing) if missing else "filled: " + ", ".join(lines),
+            text="missing: " + ", ".join(missing) if missing else ", ".join(lines),
             remedy="start `resource-agent up` or `run` once: it creates them" if missing else "",
         )
     ]
     if not missing:
-        checks.append(Check(name="metrics history", ok=True, text=await _reach(bus)))
+        checks.append(await _reach(bus))
     return checks
 
 
-async def _reach(bus: Bus) -> str:
+async def _reach(bus: Bus) -> Check:
     """How long FLEET_METRICS reaches at the present rate."""
     state = await bus.stream_state("METRICS")
-    start_ns = time.time_ns() - RATE_WINDOW_SECONDS * SECOND_NS
+    now_ns = time.time_ns()
     size = 0
-    async for delivery in bus.read("METRICS", start_ns=start_ns):
-        size += len(delivery.payload) + len(delivery.subject) + 30
-    if size == 0:
-        return "no metrics in the last minute"
-    seconds = state.max_bytes / (size / RATE_WINDOW_SECONDS)
-    return (
-        f"{state.max_bytes / MIB:.0f} MiB = {seconds / 3600:.1f} h at the rate of the last minute "
-        "(at most 24 h by age)"
+    deliveries = bus.read(
+        "METRICS", start_ns=now_ns - RATE_WINDOW_SECONDS * SECOND_NS, end_ns=now_ns
     )
+    try:
+        async with asyncio.timeout(REACH_SECONDS), contextlib.aclosing(deliveries):
+            async for delivery in deliveries:
+                size += len(delivery.payload) + len(delivery.subject) + 30
+    except TimeoutError:
+        return Check(
+            name="metrics history",
+            ok=False,
+            text=f"a minute of metrics could not be read in {REACH_SECONDS:g} s",
+            remedy="the server is very busy, or its disk is slow",
+        )
+    text = "no metrics in the last minute"
+    if size and state.max_bytes > 0:
+        seconds = min(state.max_bytes / (size / RATE_WINDOW_SECONDS), MAX_AGE_SECONDS)
+        text = (
+            f"{human.size(state.max_bytes)} hold {human.duration(seconds)} at the rate of the "
+            "last minute (24 h at most)"
+        )
+    return Check(name="metrics history", ok=True, text=text)
 
 
 async def _check_services(bus: Bus) -> Check:
@@ -205,14 +223,18 @@ def print_settings(loaded: Loaded, *, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(options).decode())
         return
-    table = Table()
-    for column in ("setting", "value", "from", "meaning"):
-        table.add_column(column, overflow="fold")
     for option in options:
         value = msgspec.json.encode(option.value).decode()
-        shown = value if len(value) < 40 else value[:37] + "…"
-        table.add_row(option.name, shown, option.source, option.description)
-    console.print(table)
+        shown = value if len(value) < MAX_VALUE_CHARACTERS else f"{value[:MAX_VALUE_CHARACTERS]}…"
+        source = "" if option.source == "default" else f"  [yellow]({escape(option.source)})[/]"
+        console.print(f"[bold]{option.name}[/] = {escape(shown)}{source}", soft_wrap=True)
+        console.print(f"    [dim]{escape(option.description)}[/]", soft_wrap=True)
+    console.print(
+        "\nEach is set in a file (--config settings.toml) or by a variable: "
+        f"{options[0].variable}, [dim]…[/] agent.interval_seconds is "
+        "RESOURCE_AGENT_AGENT__INTERVAL_SECONDS.",
+        soft_wrap=True,
+    )
 
 
 def print_subjects(*, asyncapi: bool, as_json: bool) -> None:
@@ -224,11 +246,13 @@ def print_subjects(*, asyncapi: bool, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(catalog.rows()).decode())
         return
-    table = Table()
-    for column in ("subject below fleet.v1", "message or reply", "by", "kept in"):
-        table.add_column(column, overflow="fold")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("subject below fleet.v1", no_wrap=True)
+    table.add_column("message or reply", no_wrap=True)
+    table.add_column("by", overflow="fold")
     for row in catalog.rows():
-        table.add_row(row["subject"], row["message"], row["who"], row["kept_in"] or "")
+        kept = f" [dim]→ {row['kept_in']}[/]" if row["kept_in"] else ""
+        table.add_row(row["subject"], row["message"], row["who"] + kept)
     console.print(table)
 
 
@@ -240,7 +264,15 @@ async def watch_subject(
     count: int | None,
     as_json: bool,
 ) -> None:
-    """Print messages on `subject` (below the root) as they pass, one line each."""
+    """Print messages on `subject` as they pass, one line each; the root may stand in front.
+
+    Raises:
+        ValueError: no such subject can exist.
+    """
+    subject = subject.removeprefix(f"{bus.names.root}.")
+    tokens = subject.split(".")
+    if not all(tokens) or any(c.isspace() for c in subject) or ">" in tokens[:-1]:
+        raise ValueError(f"{subject!r} is not a subject; write for instance 'metrics.gpu.>'")
     done = asyncio.Event()
     seen = 0
 

@@ -9,26 +9,28 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from agent import human
 from agent.bus import Bus
 from schemas.analysis import Alert
 from schemas.api import ArchiveStatus, HealthReply
 from schemas.message import Message
 from schemas.metrics import CacheMetrics, EngineMetrics, GpuMetrics, HostMetrics
-from schemas.protocols import RequestError
+from schemas.protocols import PublishError, RequestError
 from schemas.scaling import Recommendation
 from schemas.units import SECOND_NS, to_ns
 
 REFRESH_SECONDS = 1.0
 NEWEST = 6
 STALE_SECONDS = 30.0
-GIB = 1024**3
-MIB = 1024**2
+RECENT_SECONDS = 3600.0
+"""Alerts and advice of the last hour are shown at once."""
 _KINDS: tuple[type[Message], ...] = (
     HostMetrics,
     GpuMetrics,
@@ -40,14 +42,14 @@ _KINDS: tuple[type[Message], ...] = (
 
 
 class LiveView:
-    """Subscribes and redraws once a second; an async context manager."""
+    """Subscribes and redraws once a second; an async context manager.
 
-    def __init__(
-        self, bus: Bus, *, has_simulation: bool = False, console: Console | None = None
-    ) -> None:
+    While it is shown, what is written to `sys.stdout` and `sys.stderr` appears above it.
+    """
+
+    def __init__(self, bus: Bus, *, console: Console | None = None) -> None:
         self._bus = bus
-        self._has_simulation = has_simulation
-        self._console = console or Console()
+        self._live = Live(console=console, refresh_per_second=4)
         self._hosts: dict[str, HostMetrics] = {}
         self._gpus: dict[str, GpuMetrics] = {}
         self._engines: dict[str, EngineMetrics] = {}
@@ -62,6 +64,7 @@ class LiveView:
 
     async def __aenter__(self) -> Self:
         await self.subscribe()
+        self._live.start()
         self._task = asyncio.create_task(self._draw())
         return self
 
@@ -74,13 +77,25 @@ class LiveView:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._live.stop()
         for stop in self._stop:
             await stop()
 
     async def subscribe(self) -> None:
-        """Begin to collect what is shown."""
+        """Begin to collect what is shown, with what the streams hold of the last while."""
+        now_ns = time.time_ns()
         for kind in _KINDS:
-            decoder = msgspec.json.Decoder(kind)
+            decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(kind)
+            seconds = STALE_SECONDS if kind.STREAM == "METRICS" else RECENT_SECONDS
+            with contextlib.suppress(PublishError):
+                async for delivery in self._bus.read(
+                    kind.STREAM or "",
+                    subject=kind.pattern(),
+                    start_ns=now_ns - int(seconds * SECOND_NS),
+                    end_ns=now_ns,
+                ):
+                    with contextlib.suppress(msgspec.DecodeError):
+                        self.accept(decoder.decode(delivery.payload))
 
             def take(
                 _subject: str, payload: bytes, decoder: msgspec.json.Decoder[Message] = decoder
@@ -107,11 +122,10 @@ class LiveView:
                 self._advice.appendleft(message)
 
     async def _draw(self) -> None:
-        with Live(self.render(), console=self._console, refresh_per_second=4, screen=False) as live:
-            while True:
-                await asyncio.sleep(REFRESH_SECONDS)
-                await self.refresh()
-                live.update(self.render())
+        while True:
+            await self.refresh()
+            self._live.update(self.render())
+            await asyncio.sleep(REFRESH_SECONDS)
 
     async def refresh(self) -> None:
         """Ask for what is not published: health, and the archive's figures."""
@@ -143,9 +157,9 @@ class LiveView:
         )
 
     def _nodes(self) -> Table:
-        table = Table(title="Nodes", title_justify="left", expand=True)
-        for column in ("node", "CPU", "load 1m", "memory", "fullest disk", "net in/out", "age"):
-            table.add_column(column, justify="left" if column == "node" else "right")
+        table = _table(
+            "Nodes", "node", "CPU", "load 1m", "memory", "fullest disk", "net in / out", "age"
+        )
         for host in sorted(self._hosts.values(), key=lambda h: h.node)[:20]:
             cpu, memory = host.cpu, host.memory
             disks = [f.utilization_ratio for f in host.filesystems or () if f.utilization_ratio]
@@ -155,7 +169,7 @@ class LiveView:
                 host.node + (" (simulated)" if host.simulated else ""),
                 _percent(cpu.utilization_ratio if cpu else None),
                 _number(cpu.load_average_1m if cpu else None),
-                f"{_percent(memory.utilization_ratio)} of {memory.total_bytes / GIB:.0f} GiB"
+                f"{_percent(memory.utilization_ratio)} of {human.size(memory.total_bytes)}"
                 if memory
                 else "?",
                 _percent(max(disks, default=None)),
@@ -167,11 +181,9 @@ class LiveView:
     def _gpu_table(self) -> Table | Text:
         if not self._gpus:
             return Text("GPUs: none reported here (try --simulate-gpus 8xH100)", style="dim")
-        table = Table(title="GPUs", title_justify="left", expand=True)
-        for column in ("GPU", "busy", "memory", "temperature", "power", "throttled by"):
-            table.add_column(column, justify="left" if column == "GPU" else "right")
+        table = _table("GPUs", "GPU", "busy", "memory", "temp.", "power", "throttled by")
         for gpu in sorted(self._gpus.values(), key=lambda g: (g.node, g.index))[:16]:
-            name = f"{gpu.node} #{gpu.index} {gpu.name or ''}"
+            name = f"{gpu.node} #{gpu.index} {(gpu.name or '').removeprefix('NVIDIA ')}"
             table.add_row(
                 name + (" (simulated)" if gpu.simulated else ""),
                 _percent(gpu.utilization_ratio),
@@ -195,9 +207,9 @@ class LiveView:
                 "(examples/publish_metrics.py), or try --simulate-engines 4",
                 style="dim",
             )
-        table = Table(title="Engines", title_justify="left", expand=True)
-        for column in ("engine", "pool", "running", "waiting", "KV cache", "TTFT p95", "tokens/s"):
-            table.add_column(column, justify="left" if column in ("engine", "pool") else "right")
+        table = _table(
+            "Engines", "engine", "pool", "running", "waiting", "KV", "TTFT p95", "tokens/s", left=2
+        )
         for engine in sorted(fresh, key=lambda e: (e.pool, e.engine))[:16]:
             table.add_row(
                 engine.engine + (" (simulated)" if engine.simulated else ""),
@@ -216,7 +228,8 @@ class LiveView:
             colour = {"critical": "red", "warning": "yellow", "info": "dim"}[alert.severity]
             if alert.transition == "cleared":
                 colour = "green"
-            lines.append(Text(f"{alert.transition:8} {alert.text}", style=colour))
+            note = " (simulated)" if alert.simulated else ""
+            lines.append(Text(f"{alert.transition:8} {alert.text}{note}", style=colour))
         advice = []
         for one in self._advice:
             note = " (simulated)" if one.simulated else ""
@@ -232,16 +245,24 @@ class LiveView:
             hits = "no lookups yet" if cache.hit_ratio is None else f"{cache.hit_ratio:.0%} hits"
             parts.append(
                 f"Cache {cache.namespace}: {cache.entries} entries, "
-                f"{cache.used_bytes / MIB:.1f} of {cache.limit_bytes / MIB:.0f} MiB, {hits}, "
+                f"{human.size(cache.used_bytes)} of {human.size(cache.limit_bytes)}, {hits}, "
                 f"{cache.evictions_total} evicted"
             )
         if self._archive is not None:
             parts.append(
                 f"Archive: {self._archive.entries} entries, "
-                f"{self._archive.stored_bytes / MIB:.1f} MiB stored, "
+                f"{human.size(self._archive.stored_bytes)} stored, "
                 f"{self._archive.restored_total} restored"
             )
-        return Text("   ".join(parts), style="bold")
+        return Text("\n".join(parts), style="bold")
+
+
+def _table(title: str, *columns: str, left: int = 1) -> Table:
+    """An empty table whose first `left` columns are names, the others numbers."""
+    table = Table(title=title, title_justify="left", expand=True, box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
+    return table
 
 
 def _percent(ratio: float | None) -> str:
@@ -257,7 +278,7 @@ def _count(value: int | None) -> str:
 
 
 def _rate(value: float | None) -> str:
-    return "?" if value is None else f"{value / MIB:.1f} MiB/s"
+    return "?" if value is None else f"{human.size(value)}/s"
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

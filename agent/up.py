@@ -11,8 +11,10 @@ from pathlib import Path
 
 import structlog
 
+from agent import log as logs
 from agent.assembly import Place, Simulation
 from agent.bus import connect
+from agent.bus.connection import safe_url
 from agent.identity import load_identity
 from agent.live import LiveView
 from agent.nats_server import fetch_server, find_server
@@ -40,18 +42,23 @@ class UpOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reached:
-    """The server `up` works with: `url` has the password, `shown` is for people."""
+    """The server `up` works with: `url` has the password, `shown` is for people.
+
+    `arguments` is what other commands need to find it.
+    """
 
     url: str
     shown: str
     note: str = ""
+    arguments: str = ""
 
 
 @contextlib.asynccontextmanager
 async def reach_server(settings: Settings, options: UpOptions) -> AsyncIterator[Reached]:
     """The given server, or a private one that lives as long as this context."""
     if options.nats_url:
-        yield Reached(options.nats_url, options.nats_url.rsplit("@", 1)[-1])
+        shown = safe_url(options.nats_url)
+        yield Reached(options.nats_url, shown, arguments=f" --nats-url {shown}")
         return
     binary = find_server(options.nats_server)
     if binary is None:
@@ -68,7 +75,10 @@ async def reach_server(settings: Settings, options: UpOptions) -> AsyncIterator[
                 f"Port {settings.server.preferred_port} is not ours here: "
                 f"for other programs type   export NATS_URL={server.public_url}"
             )
-        yield Reached(server.url, server.public_url, note)
+        arguments = ""
+        if settings.state_dir:
+            arguments = f" --state-dir {shlex.quote(str(settings.state_folder()))}"
+        yield Reached(server.url, server.public_url, note, arguments)
 
 
 async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], None]) -> str | None:
@@ -108,11 +118,11 @@ async def _live(settings: Settings, server: Reached, options: UpOptions) -> Asyn
     if not wanted:
         yield
         return
-    async with (
-        await connect(server.url, name="live-view", root=settings.root) as bus,
-        LiveView(bus, has_simulation=options.simulation.engines is not None),
-    ):
-        yield
+    async with await connect(server.url, name="live-view", root=settings.root) as bus:
+        async with LiveView(bus):
+            logs.configure(settings.log.level, settings.log.format)  # to the stderr of the view
+            yield
+        logs.configure(settings.log.level, settings.log.format)
 
 
 @contextlib.contextmanager
@@ -132,19 +142,16 @@ def _ready_file(path: Path | None, url: str, state_dir: Path) -> Iterator[None]:
 
 def welcome(server: Reached, settings: Settings) -> str:
     """What to do next: the address, three commands to paste, how to stop."""
-    state = ""
-    if settings.state_dir:
-        state = f" --state-dir {shlex.quote(str(settings.state_folder()))}"
-    root = settings.root
+    root, found_by = settings.root, server.arguments
     lines = [
         "",
         f"  resource-agent is up on {server.shown}   (state: {settings.state_folder()})",
         *([f"\n  {server.note}"] if server.note else []),
         "",
         "  Try, in another terminal:",
-        f"    resource-agent watch{state} 'metrics.>'",
-        f"    resource-agent put{state} greeting 'hello fleet' && "
-        f"resource-agent get{state} greeting",
+        f"    resource-agent watch{found_by} 'metrics.>'",
+        f"    resource-agent put{found_by} greeting 'hello fleet' && "
+        f"resource-agent get{found_by} greeting",
         f"    nats --server {server.shown} req {root}.api.system.all ''",
         "",
         "  Stop with Ctrl-C.",

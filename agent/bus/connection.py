@@ -4,25 +4,27 @@ import asyncio
 import contextlib
 import dataclasses
 import random
+import re
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import msgspec
-import nats.aio.client
 import nats.errors
 import nats.js.api
 import nats.js.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from agent.bus.bucket import KvBucket
 from agent.bus.cancellation import heed
+from agent.bus.client import BusClient, size_on_wire
+from agent.bus.errors import BusError, raised_as
+from agent.bus.incidents import Incidents
 from agent.bus.names import Names
 from agent.bus.reader import OrderedReader, read_stream
 from agent.bus.serving import Service
@@ -48,11 +50,6 @@ PROBE_TIMEOUT_SECONDS = 5.0
 PENDING_BYTES = 8 * 1024 * 1024
 LIMIT_ERROR_CODES = frozenset({10077, 10047, 10023, 10122})
 """Server codes for no room: too many messages or bytes, no resources, no storage."""
-PERMISSION_HINT_SECONDS = 10.0
-
-
-class BusError(RuntimeError):
-    """No usable connection: wrong URL, wrong password, no JetStream. The text says what to do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,12 +64,22 @@ class StreamState:
 
 
 def safe_url(url: str) -> str:
-    """`url` without its password, for logs and messages."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
-    user = f"{parts.username}@" if parts.username else ""
+    """`url` without its password or token, for logs and messages."""
+    try:
+        parts = urlsplit(url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        # What does not parse may have its password anywhere.
+        return "the given URL, which is not one,"
+    user = f"{_user(url)}@" if _user(url) else ""
     return f"{parts.scheme}://{user}{host}{port}"
+
+
+def _user(url: str) -> str | None:
+    # A name without a password is a token, as secret as a password.
+    parts = urlsplit(url)
+    return parts.username if parts.password is not None else None
 
 
 class Bus:
@@ -88,21 +95,17 @@ class Bus:
         self.url = url
         self.name = name
         self.names = names
-        self.counters: Counter[str] = Counter()
         self.closed: asyncio.Event = asyncio.Event()
-        self.last_error = ""
         self._inbox_prefix = inbox_prefix
-        self._client = Client()
+        self._incidents = Incidents(name)
+        self._client = BusClient(self._incidents.count_bad_message)
         self._js: JetStreamContext = self._client.jetstream()
         self._closing = False
-        self._refused_login = asyncio.Event()
-        self._denied: deque[tuple[float, str]] = deque(maxlen=32)
         self._attempt = 0
         self._probe: asyncio.Task[None] | None = None
         self._readers: set[OrderedReader] = set()
         self._services: list[Service] = []
         self._queues: dict[tuple[str, str], PullQueue] = {}
-        self._logged_at: dict[str, float] = {}
         self._disconnected_at: float | None = None
 
     async def open(self, deadline_seconds: float) -> None:
@@ -111,11 +114,11 @@ class Bus:
             self._client.connect(
                 self.url,
                 name=self.name,
-                error_cb=self._on_error,
-                disconnected_cb=self._on_disconnected,
-                reconnected_cb=self._on_reconnected,
-                closed_cb=self._on_closed,
-                lame_duck_mode_cb=self._on_lame_duck,
+                error_cb=self._guarded(self._on_error),
+                disconnected_cb=self._guarded(self._on_disconnected),
+                reconnected_cb=self._guarded(self._on_reconnected),
+                closed_cb=self._guarded(self._on_closed),
+                lame_duck_mode_cb=self._guarded(self._on_lame_duck),
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.2,  # type: ignore[arg-type]  # used as seconds, any number
                 reconnect_to_server_handler=self._next_server,
@@ -128,13 +131,15 @@ class Bus:
                 inbox_prefix=self._inbox_prefix,
             )
         )
-        refused = asyncio.create_task(self._refused_login.wait())
+        refused = asyncio.create_task(self._incidents.login_refused.wait())
+        opened = False
         try:
             async with asyncio.timeout(deadline_seconds):
                 await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
                 if refused.done():
                     raise BusError(self._refusal())
                 await connecting
+            opened = True
         except TimeoutError:
             raise BusError(
                 f"no NATS server answers at {safe_url(self.url)} within {deadline_seconds:g} s "
@@ -146,15 +151,13 @@ class Bus:
             for task in (connecting, refused):
                 task.cancel()
             await asyncio.gather(connecting, refused, return_exceptions=True)
-            if not self._client.is_connected:
+            if not opened:
                 self._closing = True
-                with contextlib.suppress(Exception):
-                    await self._client.close()
+                await self._client.close()
         self._probe = asyncio.create_task(self._watch())
 
     def _refusal(self) -> str:
-        user = urlsplit(self.url).username
-        who = f"user {user!r}" if user else "no user name"
+        who = f"user {_user(self.url)!r}" if _user(self.url) else "no user name"
         return f"{safe_url(self.url)} refused the login ({who}): check user and password"
 
     async def close(self) -> None:
@@ -168,7 +171,7 @@ class Bus:
             self._probe.cancel()
         for reader in list(self._readers):
             await reader.stop()
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(nats.errors.Error, OSError):
             if self._client.is_connected:
                 await self._client.flush(timeout=2)
         await self._client.close()
@@ -183,6 +186,16 @@ class Bus:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Every loss, refusal and bad message of this connection."""
+        return self._incidents.counters
+
+    @property
+    def last_error(self) -> str:
+        """What went wrong last; empty if nothing did."""
+        return self._incidents.last_error
 
     @property
     def is_connected(self) -> bool:
@@ -204,8 +217,10 @@ class Bus:
         """Time to the server and back.
 
         Raises:
-            TimeoutError: no answer; also while disconnected.
+            TimeoutError: no answer, or not connected.
         """
+        if not self._client.is_connected:
+            raise TimeoutError("not connected")
         try:
             async with asyncio.timeout(timeout_seconds):
                 return float(await heed(self._client.rtt()))
@@ -236,13 +251,14 @@ class Bus:
         if not self._client.is_connected:
             self.counters["dropped_while_disconnected_total"] += 1
             return
+        full = self.names.absolute(subject)
         try:
-            await self._client.publish(
-                self.names.absolute(subject), payload, headers=dict(headers) if headers else None
+            await heed(
+                self._client.publish(full, payload, headers=dict(headers) if headers else None)
             )
         except (nats.errors.Error, OSError) as error:
             self.counters["dropped_while_disconnected_total"] += 1
-            self._log_seldom("publish_dropped", subject=subject, error=str(error))
+            self._incidents.log_seldom("publish_dropped", subject=subject, error=str(error))
 
     async def publish_raw(
         self,
@@ -265,9 +281,12 @@ class Bus:
         except nats.js.errors.NoStreamResponseError as error:
             raise PublishError(f"no stream keeps {full}") from error
         except nats.errors.TimeoutError as error:
-            raise PublishError(f"{full}: not acknowledged{self._permission_hint(full)}") from error
+            hint = self._incidents.permission_hint(full)
+            raise PublishError(f"{full}: not acknowledged{hint}") from error
         except (nats.errors.Error, OSError) as error:
             raise PublishError(f"{full}: {error}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise PublishError(f"{full}: somebody answers who is not a stream") from error
         if ack.duplicate:
             self.counters["duplicates_total"] += 1
 
@@ -296,11 +315,8 @@ class Bus:
     def _refuse_too_large(
         self, subject: str, payload: bytes, headers: Mapping[str, str] | None
     ) -> None:
-        # The server counts headers and payload and closes the sender for good; nats-py looks
-        # at the payload only.
-        size = len(payload)
-        if headers:
-            size += 12 + sum(len(k.encode()) + len(v.encode()) + 4 for k, v in headers.items())
+        # The server would close the connection.
+        size = size_on_wire(payload, headers or {})
         if size > self._client.max_payload > 0:
             self.counters["refused_too_large_total"] += 1
             raise PublishError(
@@ -346,7 +362,7 @@ class Bus:
         except nats.errors.NoRespondersError:
             raise RequestError(503, f"nobody serves {subject}") from None
         except nats.errors.TimeoutError:
-            hint = self._permission_hint(subject)
+            hint = self._incidents.permission_hint(subject)
             raise RequestError(
                 408, f"no answer from {subject} within {timeout_seconds:g} s{hint}"
             ) from None
@@ -362,7 +378,11 @@ class Bus:
     async def gather(
         self, subject: str, *, wait_seconds: float, payload: bytes = b""
     ) -> list[Answer]:
-        """All answers to one request on an absolute subject that arrive within `wait_seconds`."""
+        """All answers to one request on an absolute subject that arrive within `wait_seconds`.
+
+        Raises:
+            BusError: the connection is closed, or the subject is not one.
+        """
         inbox = self._client.new_inbox()
         answers: list[Answer] = []
 
@@ -370,25 +390,34 @@ class Bus:
             if (message.headers or {}).get("Status") != "503":
                 answers.append(Answer(message.data, message.headers or {}))
 
-        subscription = await self._client.subscribe(inbox, cb=collect)
-        await self._client.publish(subject, payload, reply=inbox)
-        await asyncio.sleep(wait_seconds)
-        await subscription.unsubscribe()
+        with raised_as(BusError, f"cannot ask {subject}"):
+            subscription = await self._client.subscribe(inbox, cb=collect)
+            try:
+                await heed(self._client.publish(subject, payload, reply=inbox))
+                await asyncio.sleep(wait_seconds)
+            finally:
+                await subscription.unsubscribe()
         return answers
 
     async def subscribe(
         self, subject: str, on_message: Callable[[str, bytes], None]
     ) -> Callable[[], Awaitable[None]]:
-        """Call `on_message` for each core message; a failing one is counted and skipped."""
+        """Call `on_message` for each core message; a failing one is counted and skipped.
+
+        Raises:
+            BusError: the connection is closed, or the subject is not one.
+        """
+        full = self.names.absolute(subject)
 
         async def deliver(message: Msg) -> None:
             try:
                 on_message(self.names.relative(message.subject), message.data)
             except Exception as error:
-                self.count_bad_message(message.subject, error)
+                self._incidents.count_bad_message(full, error)
 
-        subscription = await self._client.subscribe(self.names.absolute(subject), cb=deliver)
-        await self._client.flush()
+        with raised_as(BusError, f"cannot subscribe to {full}"):
+            subscription = await self._client.subscribe(full, cb=deliver)
+            await heed(self._client.settle())
 
         async def unsubscribe() -> None:
             with contextlib.suppress(nats.errors.Error):
@@ -408,6 +437,9 @@ class Bus:
         """Serve `endpoints` as the ADR-32 service `<name>`; `Service.stop` drains it.
 
         With `service`, the endpoints are added to one that already runs.
+
+        Raises:
+            BusError: the connection is closed.
         """
         if service is None:
             service = Service(
@@ -416,7 +448,7 @@ class Bus:
                 name,
                 description=description,
                 metadata=metadata or {},
-                on_bad_message=self.count_bad_message,
+                on_bad_message=self._incidents.count_bad_message,
             )
             await service.start()
             self._services.append(service)
@@ -439,7 +471,7 @@ class Bus:
             try:
                 on_delivery(delivery)
             except Exception as error:
-                self.count_bad_message(delivery.subject, error)
+                self._incidents.count_bad_message(f"{stream} {subject}", error)
 
         reader = OrderedReader(
             self._client,
@@ -505,10 +537,8 @@ class Bus:
             PublishError: there is no such stream, or the server does not answer.
         """
         name = self.names.stream(stream)
-        try:
+        with raised_as(PublishError, f"stream {name}"):
             info = await heed(self._js.stream_info(name))
-        except (nats.errors.Error, OSError) as error:
-            raise PublishError(f"stream {name}: {error or 'no answer'}") from error
         return StreamState(
             # A stream never written to says 0 and 0; empty is first > last.
             first_sequence=max(1, int(info.state.first_seq)),
@@ -524,57 +554,49 @@ class Bus:
         """Items of a work queue; see WorkQueue."""
         queue = self._queues.get((stream, consumer))
         if queue is None:
-            queue = PullQueue(self._client, self._js, self.names, stream, consumer, self.counters)
+            queue = PullQueue(
+                self._client,
+                self._js,
+                self.names,
+                stream,
+                consumer,
+                self._publish_dead,
+                self.counters,
+            )
             self._queues[stream, consumer] = queue
         return await queue.take(batch, wait_seconds)
 
+    async def _publish_dead(
+        self, subject: str, payload: bytes, headers: Mapping[str, str], message_id: str
+    ) -> None:
+        await self.publish_raw(subject, payload, headers, message_id=message_id)
+
     def bucket(self, name: str) -> KvBucket:
         """The bucket `name` (`registry` → `fleet-registry`)."""
-        return KvBucket(self._js, self.names.bucket(name))
+
+        def read_last(stream: str, subject: str) -> AsyncGenerator[Delivery, None]:
+            return self.read(stream, subject=subject, last_per_subject=True)
+
+        return KvBucket(self._js, self.names.bucket(name), read_last)
 
     @property
     def jetstream(self) -> JetStreamContext:
         """nats-py's JetStream context, for this package's own modules."""
         return self._js
 
-    def count_bad_message(self, subject: str, error: Exception) -> None:
-        """Count a message that could not be handled; log the first, then one a minute a subject."""
-        self.counters["bad_messages_total"] += 1
-        self._log_seldom("bad_message", subject=subject, error=str(error)[:300])
+    def _guarded(self, callback: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        # What leaves a callback ends nats-py's read loop or its reconnection, without a word.
+        async def call(*arguments: object) -> None:
+            try:
+                await callback(*arguments)
+            except Exception:
+                # Not logged: logging may be what failed.
+                self.counters["callback_failures_total"] += 1
 
-    def _log_seldom(self, event: str, *, subject: str, error: str) -> None:
-        now = time.monotonic()
-        key = f"{event} {subject}"
-        if now - self._logged_at.get(key, -60.0) < 60.0:
-            return
-        if len(self._logged_at) > 1000:
-            self._logged_at.clear()
-        self._logged_at[key] = now
-        log.warning(event, bus=self.name, subject=subject, error=error)
-
-    def _permission_hint(self, subject: str) -> str:
-        # A denied publish is told only to error_cb, in lower case; the requester just waits.
-        since = time.monotonic() - PERMISSION_HINT_SECONDS
-        wanted = subject.lower()
-        for at, text in reversed(self._denied):
-            if at >= since and wanted in text:
-                return f" (the server denied it to this user: {text})"
-        return ""
+        return call
 
     async def _on_error(self, error: Exception) -> None:
-        # An exception that leaves this callback would end nats-py's read loop silently.
-        with contextlib.suppress(Exception):
-            text = str(error) or type(error).__name__
-            self.last_error = text
-            lowered = text.lower()
-            if "authorization" in lowered:
-                self._refused_login.set()
-            if "permissions violation" in lowered:
-                self._denied.append((time.monotonic(), lowered))
-                self.counters["permission_denied_total"] += 1
-            if isinstance(error, nats.errors.SlowConsumerError):
-                self.counters["slow_consumer_drops_total"] += 1
-            self._log_seldom("bus_error", subject=type(error).__name__, error=text)
+        self._incidents.take_error(error)
 
     async def _on_disconnected(self) -> None:
         self.counters["disconnects_total"] += 1
@@ -585,19 +607,24 @@ class Bus:
     async def _on_reconnected(self) -> None:
         self._attempt = 0
         self.counters["reconnects_total"] += 1
-        away = time.monotonic() - (self._disconnected_at or time.monotonic())
-        log.info("bus_reconnected", bus=self.name, away_seconds=round(away, 2))
         for reader in list(self._readers):
             reader.restart_soon()
+        for queue in self._queues.values():
+            queue.ask_again_soon()
+        away = time.monotonic() - (self._disconnected_at or time.monotonic())
+        log.info("bus_reconnected", bus=self.name, away_seconds=round(away, 2))
 
     async def _on_closed(self) -> None:
+        self.closed.set()
         if not self._closing:
             log.error("bus_closed", bus=self.name, error=self.last_error)
-        self.closed.set()
 
     async def _on_lame_duck(self) -> None:
-        await asyncio.sleep(random.random())  # noqa: S311 - jitter
-        await self._client.force_reconnect()
+        # Where there is another server, go now; else stay until this one lets go of us.
+        log.info("server_lame_duck", bus=self.name, url=safe_url(self.url))
+        if len(self._client.servers) > 1:
+            await asyncio.sleep(random.random())  # noqa: S311 - jitter
+            await self._client.force_reconnect()
 
     def _next_server(self, servers: list[Any], _info: dict[str, Any]) -> tuple[Any, float]:
         # nats-py retries at a fixed pace; a fleet of agents would come back in one wave.
@@ -613,7 +640,7 @@ class Bus:
             if not self._client.is_connected:
                 continue
             try:
-                await self.round_trip_seconds()
+                await self.round_trip_seconds(PROBE_TIMEOUT_SECONDS)
             except TimeoutError:
                 self.counters["forced_reconnects_total"] += 1
                 log.warning("bus_stalled", bus=self.name, url=safe_url(self.url))
@@ -632,7 +659,7 @@ async def connect(
     Raises:
         BusError: not within the deadline, or the login was refused; the text names URL and user.
     """
-    inbox = f"_INBOX_{name.replace('.', '_')}_{random.getrandbits(48):012x}"
+    inbox = f"_INBOX_{re.sub('[^A-Za-z0-9_-]', '_', name)}_{random.getrandbits(48):012x}"
     bus = Bus(url, name, Names(root), inbox)
     await bus.open(deadline_seconds)
     return bus

@@ -20,6 +20,7 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from agent.bus.cancellation import heed
+from agent.bus.errors import raised_as
 from agent.bus.names import Names
 from schemas.protocols import Delivery, PublishError
 
@@ -90,12 +91,14 @@ class OrderedReader:
             PublishError: the stream does not exist or the server does not answer.
         """
         try:
-            if self._next is None and self._start_ns is None and not self._last_per_subject:
-                state = (await heed(self._js.stream_info(self._stream))).state
-                self._next = int(state.last_seq) + 1
-            await self._create()
-        except (nats.errors.Error, OSError) as error:
-            raise PublishError(f"cannot read stream {self._stream}: {error}") from error
+            with raised_as(PublishError, f"cannot read stream {self._stream}"):
+                if self._next is None and self._start_ns is None and not self._last_per_subject:
+                    state = (await heed(self._js.stream_info(self._stream))).state
+                    self._next = int(state.last_seq) + 1
+                await self._create()
+        except BaseException:
+            await self._leave()
+            raise
         self._watch = asyncio.create_task(self._keep_alive())
 
     async def stop(self) -> None:
@@ -130,8 +133,8 @@ class OrderedReader:
             config.deliver_policy = nats.js.api.DeliverPolicy.LAST_PER_SUBJECT
         self._expected = 1
         assert config.deliver_subject is not None  # noqa: S101 - set above
-        self._subscription = await self._client.subscribe(
-            config.deliver_subject, cb=self._callback()
+        self._subscription = await heed(
+            self._client.subscribe(config.deliver_subject, cb=self._callback())
         )
         info = await heed(self._js.add_consumer(self._stream, config=config))
         self._consumer = info.name

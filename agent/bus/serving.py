@@ -18,10 +18,12 @@ from typing import Any
 import msgspec
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from agent.bus.cancellation import heed
+from agent.bus.client import BusClient, size_on_wire
+from agent.bus.errors import BusError, raised_as
 from agent.bus.names import Names
 from schemas.protocols import Answer, Call, Endpoint, RequestError
 
@@ -46,7 +48,7 @@ class _Served:
         self.errors = 0
         self.last_error = ""
         self.busy_ns = 0
-        self.in_flight = 0
+        self.running: set[asyncio.Task[None]] = set()
         self.errors_by_code: Counter[str] = Counter()
         self._latencies_ns: deque[int] = deque(maxlen=LATENCIES_KEPT)
 
@@ -89,7 +91,7 @@ class _Served:
                 "latency_p95_seconds": quantile(0.95),
                 "latency_p99_seconds": quantile(0.99),
                 "latency_samples": len(latencies),
-                "in_flight": self.in_flight,
+                "in_flight": len(self.running),
                 "queue_depth": self.subscription.pending_msgs if self.subscription else 0,
                 "errors_by_code": dict(self.errors_by_code),
             },
@@ -100,14 +102,14 @@ class Service:
     """One ADR-32 service on one connection. Stops by draining: what was accepted is answered.
 
     A handler that answers at once is answered inline; an awaitable gets a task of its own, at
-    most 256 per service, then 429. Errors never leave as `repr`: RequestError as it says,
+    most 256 per endpoint, then 429. Errors never leave as `repr`: RequestError as it says,
     anything else as 500 in our words. Replies go to inboxes only: a requester that names a
     subject of ours as its reply address would otherwise publish there with our rights.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: BusClient,
         names: Names,
         name: str,
         *,
@@ -125,19 +127,23 @@ class Service:
         self._started_at = datetime.now(UTC)
         self._served: list[_Served] = []
         self._control: list[Subscription] = []
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Answer discovery."""
+        """Answer discovery.
+
+        Raises:
+            BusError: the connection is closed.
+        """
         answers: dict[str, Callable[[], dict[str, Any]]] = {
             "PING": lambda: {"type": _TYPE + "ping_response"},
             "INFO": self._info,
             "STATS": self._stats,
         }
-        for verb, body in answers.items():
-            for subject in (f"$SRV.{verb}", f"$SRV.{verb}.{self.name}"):
-                self._control.append(await self._answer(subject, body))
-            self._control.append(await self._answer(f"$SRV.{verb}.{self.name}.{self.id}", body))
+        with raised_as(BusError, f"cannot serve {self.name}"):
+            for verb, body in answers.items():
+                whole = f"$SRV.{verb}.{self.name}.{self.id}"
+                for subject in (f"$SRV.{verb}", f"$SRV.{verb}.{self.name}", whole):
+                    self._control.append(await self._answer(subject, body))
 
     async def _answer(self, subject: str, body: Callable[[], dict[str, Any]]) -> Subscription:
         async def answer(message: Msg) -> None:
@@ -166,21 +172,25 @@ class Service:
         }
 
     async def add(self, endpoints: Sequence[Endpoint]) -> Callable[[], Awaitable[None]]:
-        """Serve more endpoints; they are reachable when this returns.
+        """Serve more endpoints; they are reachable when this returns, or after the reconnect.
 
         Returns a function that drains just these.
+
+        Raises:
+            BusError: the connection is closed.
         """
         added: list[_Served] = []
-        for endpoint in endpoints:
-            served = _Served(
-                endpoint, self._names.absolute(endpoint.subject), endpoint.queue or self.name
-            )
-            served.subscription = await self._client.subscribe(
-                served.subject, queue=served.queue, cb=self._dispatcher(served)
-            )
-            added.append(served)
-            self._served.append(served)
-        await self._client.flush()
+        with raised_as(BusError, f"cannot serve {self.name}"):
+            for endpoint in endpoints:
+                served = _Served(
+                    endpoint, self._names.absolute(endpoint.subject), endpoint.queue or self.name
+                )
+                served.subscription = await self._client.subscribe(
+                    served.subject, queue=served.queue, cb=self._dispatcher(served)
+                )
+                added.append(served)
+                self._served.append(served)
+            await heed(self._client.settle())
 
         async def remove() -> None:
             await self._drain(added)
@@ -197,14 +207,13 @@ class Service:
                     Call(self._names.relative(message.subject), message.data, message.headers or {})
                 )
                 if not isinstance(result, Answer):
-                    if served.in_flight >= MAX_IN_FLIGHT:
+                    if len(served.running) >= MAX_IN_FLIGHT:
                         if inspect.iscoroutine(result):
                             result.close()
                         raise RequestError(429, "too many requests in flight; try again")
-                    served.in_flight += 1
                     task = asyncio.create_task(self._finish(served, message, result, started))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                    served.running.add(task)
+                    task.add_done_callback(served.running.discard)
                     return
             except Exception as error:
                 await self._fail(served, message, error, started)
@@ -219,13 +228,16 @@ class Service:
     ) -> None:
         try:
             answer = await result
+        except asyncio.CancelledError:
+            # Stopped before it was done, or what it waited for was.
+            gone = RequestError(503, "interrupted while the service was stopping; try again")
+            await self._fail(served, message, gone, started)
+            raise
         except Exception as error:
             await self._fail(served, message, error, started)
         else:
             served.finish(started, None)
             await self._reply(message, answer)
-        finally:
-            served.in_flight -= 1
 
     async def _fail(self, served: _Served, message: Msg, error: Exception, started: int) -> None:
         if not isinstance(error, RequestError):
@@ -245,8 +257,8 @@ class Service:
         if message.reply.startswith(("$", self._names.root + ".")):
             self._on_bad_message(message.subject, ValueError("reply address is not an inbox"))
             return
-        size = len(answer.payload) + sum(len(k) + len(v) + 4 for k, v in answer.headers.items())
-        if size + 64 > self._client.max_payload:
+        size = size_on_wire(answer.payload, answer.headers)
+        if size > self._client.max_payload:
             answer = Answer(
                 b"",
                 {
@@ -261,9 +273,12 @@ class Service:
             )
 
     async def stop(self) -> None:
-        """Leave discovery, take no more requests, answer those accepted (at most 5 s)."""
-        with contextlib.suppress(nats.errors.Error, OSError):
-            for subscription in self._control:
+        """Leave discovery, take no more requests, answer those accepted.
+
+        What is not done after 5 s is interrupted and answered with 503.
+        """
+        for subscription in self._control:
+            with contextlib.suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
         self._control.clear()
         await self._drain(self._served)
@@ -273,13 +288,14 @@ class Service:
         subscriptions = [s.subscription for s in served if s.subscription is not None]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
-                if self._client.is_connected:
-                    await asyncio.gather(
-                        *(subscription.drain() for subscription in subscriptions),  # type: ignore[no-untyped-call]  # nats-py
-                        return_exceptions=True,
-                    )
-                while any(s.in_flight for s in served) and self._tasks:
-                    await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-            if self._client.is_connected:
-                await self._client.flush(timeout=2)
+                await asyncio.gather(
+                    *(self._client.retire(subscription) for subscription in subscriptions),
+                    return_exceptions=True,
+                )
+                while running := [task for s in served for task in s.running]:
+                    await asyncio.wait(running)
+                with contextlib.suppress(nats.errors.Error):
+                    await heed(self._client.settle())
+        for task in (late := [task for s in served for task in s.running]):
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)

@@ -10,7 +10,8 @@ import structlog
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from agent.bus.cancellation import heed
-from agent.bus.connection import Bus, BusError
+from agent.bus.connection import Bus
+from agent.bus.errors import BusError, raised_as
 
 log = structlog.get_logger()
 
@@ -113,7 +114,7 @@ async def ensure_streams(bus: Bus, *, budget_bytes: int | None = None) -> None:
     """
     try:
         account = await heed(bus.jetstream.account_info())
-    except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
+    except (nats.errors.Error, OSError) as error:
         raise BusError(
             f"{bus.names.root}: JetStream does not answer on this server ({error or 'no reply'}); "
             "start nats-server with -js, or give this user the rights on $JS.API.>"
@@ -147,26 +148,29 @@ def _config(bus: Bus, spec: StreamSpec) -> StreamConfig:
 async def _ensure_stream(bus: Bus, spec: StreamSpec) -> None:
     wanted = _config(bus, spec)
     name = wanted.name or ""
-    try:
-        there = (await heed(bus.jetstream.stream_info(name))).config
-    except nats.js.errors.NotFoundError:
-        try:
-            await heed(bus.jetstream.add_stream(wanted))
-        except nats.js.errors.APIError as error:
-            # Another service may have created it meanwhile: then the check below decides.
+    with raised_as(BusError, f"stream {name}: the server does not answer"):
+        there = await _stream_config(bus, name)
+        if there is None:
             try:
-                there = (await heed(bus.jetstream.stream_info(name))).config
-            except nats.js.errors.Error:
-                raise BusError(
-                    f"cannot create stream {name} of {spec.max_bytes // MIB} MiB: "
-                    f"{error.description}; free disk space, raise the server's max_file_store, or "
-                    "lower the setting streams.budget_bytes"
-                ) from error
-        else:
-            return
-    except (nats.errors.Error, OSError) as error:
-        raise BusError(f"stream {name}: the server does not answer ({error})") from error
-    _compare(name, wanted, there)
+                await heed(bus.jetstream.add_stream(wanted))
+            except nats.js.errors.APIError as error:
+                # Another service may have created it meanwhile: then the check below decides.
+                there = await _stream_config(bus, name)
+                if there is None:
+                    raise BusError(
+                        f"cannot create stream {name} of {spec.max_bytes // MIB} MiB: "
+                        f"{error.description}; free disk space, raise the server's "
+                        "max_file_store, or lower the setting streams.budget_bytes"
+                    ) from error
+    if there is not None:
+        _compare(name, wanted, there)
+
+
+async def _stream_config(bus: Bus, name: str) -> StreamConfig | None:
+    try:
+        return (await heed(bus.jetstream.stream_info(name))).config
+    except nats.js.errors.NotFoundError:
+        return None
 
 
 def _compare(name: str, wanted: StreamConfig, there: StreamConfig) -> None:
@@ -190,9 +194,9 @@ def _compare(name: str, wanted: StreamConfig, there: StreamConfig) -> None:
 
 async def _ensure_bucket(bus: Bus, spec: BucketSpec) -> None:
     name = bus.names.bucket(spec.name)
-    try:
-        await heed(bus.jetstream.key_value(name))
-    except nats.js.errors.BucketNotFoundError:
+    with raised_as(BusError, f"bucket {name}: the server does not answer"):
+        if await _stream_config(bus, f"KV_{name}") is not None:
+            return
         try:
             await heed(
                 bus.jetstream.create_key_value(
@@ -200,9 +204,5 @@ async def _ensure_bucket(bus: Bus, spec: BucketSpec) -> None:
                 )
             )
         except nats.js.errors.APIError as error:
-            try:
-                await heed(bus.jetstream.key_value(name))
-            except nats.js.errors.Error:
+            if await _stream_config(bus, f"KV_{name}") is None:
                 raise BusError(f"cannot create bucket {name}: {error.description}") from error
-    except (nats.errors.Error, OSError) as error:
-        raise BusError(f"bucket {name}: the server does not answer ({error})") from error

@@ -7,7 +7,8 @@ soon as there is something.
 import asyncio
 import contextlib
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote
 
 import msgspec
@@ -17,9 +18,11 @@ import nats.js.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from agent.bus.cancellation import heed
+from agent.bus.errors import raised_as
 from agent.bus.names import Names
 from agent.bus.reader import ack_fields
 from schemas.protocols import Delivery, PublishError
@@ -29,6 +32,7 @@ log = structlog.get_logger()
 ACK_WAIT_SECONDS = 30.0
 ACK_TIMEOUT_SECONDS = 5.0
 MAX_ACK_PENDING = 256
+RETRY_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 
 
@@ -63,24 +67,18 @@ class BusWorkItem:
         Raises:
             PublishError: the server did not confirm; the message may come again.
         """
-        try:
+        with raised_as(PublishError, "not confirmed"):
             await heed(self._message.ack_sync(timeout=ACK_TIMEOUT_SECONDS))
-        except (nats.errors.Error, OSError) as error:
-            raise PublishError(f"not confirmed: {error}") from error
 
     async def retry(self, delay_seconds: float) -> None:
         """Give it back; it comes again after the delay."""
-        try:
-            await self._message.nak(delay=delay_seconds)
-        except (nats.errors.Error, OSError) as error:
-            raise PublishError(f"not given back: {error}") from error
+        with raised_as(PublishError, "not given back"):
+            await heed(self._message.nak(delay=delay_seconds))
 
     async def extend(self) -> None:
         """Restart the 30 s after which it goes to another worker."""
-        try:
-            await self._message.in_progress()
-        except (nats.errors.Error, OSError) as error:
-            raise PublishError(f"not extended: {error}") from error
+        with raised_as(PublishError, "not extended"):
+            await heed(self._message.in_progress())
 
     async def dead(self, reason: str) -> None:
         """Copy it to the dead-letter stream, with where it came from and why, then settle it."""
@@ -89,7 +87,11 @@ class BusWorkItem:
 
 
 class PullQueue:
-    """Pulls from one durable consumer through one subscription."""
+    """Pulls from one durable consumer through one subscription.
+
+    A consumer or server that went away and came back is noticed within the wait: the consumer is
+    made anew and asked again.
+    """
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class PullQueue:
         names: Names,
         stream: str,
         consumer: str,
+        publish: Callable[[str, bytes, Mapping[str, str], str], Awaitable[None]],
         counters: Counter[str],
     ) -> None:
         self.names = names
@@ -105,19 +108,74 @@ class PullQueue:
         self._js = js
         self._stream = names.stream(stream)
         self._consumer = consumer
+        self._publish = publish
         self._inbox = client.new_inbox()
-        self._queue: asyncio.Queue[Msg] = asyncio.Queue()
-        self._pull_until = 0.0
-        self._asked = 0
-        self._open = False
-        self._listening = False
+        self._subscription: Subscription | None = None
         self._counters = counters
+        self._is_sure = False
         self._checked_at = time.monotonic()
         self._suspect: tuple[int, int] | None = None
+        self._arrived: deque[Msg] = deque()
+        self._news = asyncio.Event()
+        self._pull = 0
+        self._pull_until = 0.0
+        self._asked = 0
 
-    async def _ensure_open(self) -> None:
-        if self._open:
+    async def take(self, batch: int, wait_seconds: float) -> list[BusWorkItem]:
+        """Up to `batch` items, as soon as there is one; empty after `wait_seconds` without any.
+
+        Raises:
+            PublishError: the stream does not exist or the server does not answer.
+        """
+        deadline = time.monotonic() + wait_seconds
+        with raised_as(PublishError, self._stream):
+            await self._ask(batch, deadline)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_seconds):
+                    while not self._arrived:
+                        await self._news.wait()
+                        if not self._arrived:
+                            await asyncio.sleep(RETRY_SECONDS)
+                        await self._ask(batch, deadline)
+        if not self._arrived:
+            await self._check(wait_seconds)
+        taken = min(batch, len(self._arrived))
+        return [BusWorkItem(self, self._arrived.popleft()) for _ in range(taken)]
+
+    async def _ask(self, batch: int, deadline: float) -> None:
+        self._news.clear()
+        if self._arrived:
             return
+        await self._open()
+        now = time.monotonic()
+        if self._asked > 0 and now < self._pull_until:
+            return
+        self._pull += 1
+        self._asked = batch
+        self._pull_until = deadline
+        body = {"batch": batch, "expires": int(max(deadline - now, 0.01) * 1e9)}
+        await heed(
+            self._client.publish(
+                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
+                msgspec.json.encode(body),
+                reply=f"{self._inbox}.{self._pull}",
+            )
+        )
+
+    async def _open(self) -> None:
+        if self._subscription is None:
+            await self._add_consumer()
+            self._subscription = await heed(
+                self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
+            )
+        elif not self._is_sure:
+            try:
+                await heed(self._js.consumer_info(self._stream, self._consumer))
+            except nats.js.errors.NotFoundError:
+                await self._add_consumer()
+        self._is_sure = True
+
+    async def _add_consumer(self) -> None:
         config = nats.js.api.ConsumerConfig(
             name=self._consumer,
             durable_name=self._consumer,
@@ -127,81 +185,62 @@ class PullQueue:
             max_deliver=-1,
         )
         await heed(self._js.add_consumer(self._stream, config=config))
-        if not self._listening:
-            await self._client.subscribe(self._inbox, cb=self._on_message)
-            self._listening = True
-        self._open = True
 
     async def _on_message(self, message: Msg) -> None:
         status = (message.headers or {}).get("Status")
         if status is None:
             self._asked -= 1
-            self._queue.put_nowait(message)
-            return
-        # 404 none, 408 expired, 409 consumer gone or server shutting down, 503 nobody there
+            self._arrived.append(message)
+            self._news.set()
+        elif message.subject == f"{self._inbox}.{self._pull}":
+            # 404 none, 408 expired, 409 consumer gone or server shutting down, 503 nobody there;
+            # for an earlier pull it says nothing about this one.
+            self._is_sure = self._is_sure and status not in ("409", "503")
+            self._pull_until = 0.0
+            self._news.set()
+
+    def ask_again_soon(self) -> None:
+        """The server has forgotten what it was asked."""
+        self._is_sure = False
         self._pull_until = 0.0
-        if status == "409":
-            self._open = False
+        self._news.set()
 
-    async def take(self, batch: int, wait_seconds: float) -> list[BusWorkItem]:
-        """Up to `batch` items, as soon as there is one; empty after `wait_seconds` without any.
-
-        Raises:
-            PublishError: the stream does not exist or the server does not answer.
-        """
-        try:
-            await self._ensure_open()
-            now = time.monotonic()
-            if self._queue.empty() and (self._asked <= 0 or now >= self._pull_until):
-                self._asked = batch
-                self._pull_until = now + wait_seconds
-                body = {"batch": batch, "expires": int(max(wait_seconds, 0.01) * 1e9)}
-                await self._client.publish(
-                    f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
-                    msgspec.json.encode(body),
-                    reply=self._inbox,
-                )
-        except (nats.errors.Error, OSError) as error:
-            raise PublishError(f"{self._stream}: {error}") from error
-        messages: list[Msg] = []
-        try:
-            async with asyncio.timeout(wait_seconds):
-                messages.append(await self._queue.get())
-        except TimeoutError:
-            await self._repair_if_stuck()
-            return []
-        while len(messages) < batch and not self._queue.empty():
-            messages.append(self._queue.get_nowait())
-        return [BusWorkItem(self, message) for message in messages]
-
-    async def _repair_if_stuck(self) -> None:
-        """Make the consumer anew when the stream holds messages it has forgotten.
-
-        A nats-server killed with -9 can come back with a consumer that takes messages for
-        acknowledged whose removal from the stream was not written yet (seen on 2.9): nobody would
-        ever get them. A new consumer delivers all that is left; what was done comes again.
-        """
+    async def _check(self, wait_seconds: float) -> None:
         now = time.monotonic()
-        if now - self._checked_at < CHECK_SECONDS:
+        if now - self._checked_at < CHECK_SECONDS or not self._client.is_connected:
             return
         self._checked_at = now
         with contextlib.suppress(nats.errors.Error, OSError):
-            state = (await heed(self._js.stream_info(self._stream))).state
+            async with asyncio.timeout(wait_seconds):
+                await self._repair_if_stuck()
+
+    async def _repair_if_stuck(self) -> None:
+        """Make the consumer anew when it is gone, or the stream holds what it has forgotten.
+
+        A server says nothing to who asks a consumer that was removed. And one killed with -9 can
+        come back with a consumer that takes messages for acknowledged whose removal from the
+        stream was not written yet (seen on 2.9): nobody would ever get them. A new consumer
+        delivers all that is left; what was done comes again.
+        """
+        state = (await heed(self._js.stream_info(self._stream))).state
+        try:
             info = await heed(self._js.consumer_info(self._stream, self._consumer))
-            known = int(info.num_pending or 0) + int(info.num_ack_pending or 0)
-            delivered = int(info.delivered.consumer_seq) if info.delivered else 0
-            if state.messages <= known:
-                self._suspect = None
-                return
-            suspect, self._suspect = self._suspect, (int(state.first_seq), delivered)
-            if suspect != self._suspect:
-                return  # perhaps just between two looks: ask once more
-            log.warning("consumer_made_anew", stream=self._stream, forgotten=state.messages - known)
-            self._counters["consumers_made_anew_total"] += 1
+        except nats.js.errors.NotFoundError:
+            self.ask_again_soon()
+            return
+        known = int(info.num_pending or 0) + int(info.num_ack_pending or 0)
+        if state.messages <= known:
             self._suspect = None
-            self._open = False
-            await heed(self._js.delete_consumer(self._stream, self._consumer))
-            await self._ensure_open()
+            return
+        delivered = int(info.delivered.consumer_seq) if info.delivered else 0
+        suspect, self._suspect = self._suspect, (int(state.first_seq), delivered)
+        if suspect != self._suspect:
+            return  # perhaps just between two looks: ask once more
+        log.warning("consumer_made_anew", stream=self._stream, forgotten=state.messages - known)
+        self._counters["consumers_made_anew_total"] += 1
+        self._suspect = None
+        await heed(self._js.delete_consumer(self._stream, self._consumer))
+        self.ask_again_soon()
 
     async def bury(self, message: Msg, delivery: Delivery, reason: str) -> None:
         """Publish a copy to `dead.<stream>.<consumer>` and wait for its acknowledgement."""
@@ -211,15 +250,8 @@ class PullQueue:
             "Fleet-Dead-Reason": quote(reason[:1000], safe=" "),
             "Fleet-Dead-Subject": message.subject,
             "Fleet-Dead-Sequence": str(delivery.sequence),
-            "Nats-Msg-Id": f"{self._stream}:{self._consumer}:{delivery.sequence}",
         }
-        subject = self.names.absolute(f"dead.{self._stream}.{self._consumer}")
-        try:
-            await heed(
-                self._js.publish(
-                    subject, delivery.payload, headers=headers, timeout=ACK_TIMEOUT_SECONDS
-                )
-            )
-        except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
-            raise PublishError(f"{subject}: {error}") from error
+        subject = f"dead.{self._stream}.{self._consumer}"
+        message_id = f"{self._stream}:{self._consumer}:{delivery.sequence}"
+        await self._publish(subject, delivery.payload, headers, message_id)
         log.error("message_dead", stream=self._stream, sequence=delivery.sequence, reason=reason)

@@ -67,11 +67,16 @@ class NatsServer:
         self._process.kill()
         self._process.wait(DEADLINE_SECONDS)
 
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
     def pause(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
+        """Every thread of it stands still when this returns."""
+        self.signal(signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)
 
     def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
+        self.signal(signal.SIGCONT)
 
     def stop(self) -> None:
         if self._process is None or self._process.poll() is not None:

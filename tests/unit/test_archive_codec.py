@@ -8,7 +8,7 @@ import zstandard
 from archive.codec import CodecError, compress, decompress
 
 TEXT = b'{"role": "user", "content": "the same words again and again"}\n' * 200
-NOISE = random.Random(1).randbytes(400_000)  # noqa: S311 - test data
+NOISE = random.Random(1).randbytes(400_000)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_damaged_value_leaves_only_the_memory_of_its_version() -> None:
 
 def test_totals_agree_with_the_entries_after_random_changes() -> None:
     seed = 20260101
-    chance = random.Random(seed)  # noqa: S311 - test data
+    chance = random.Random(seed)
     index = NamespaceIndex()
     model: dict[str, IndexEntry] = {}
 

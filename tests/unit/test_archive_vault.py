@@ -154,7 +154,7 @@ async def test_concurrent_versions_of_a_key_end_with_the_highest(
 ) -> None:
     seed = 7
     numbers = list(range(40))
-    random.Random(seed).shuffle(numbers)  # noqa: S311 - test data
+    random.Random(seed).shuffle(numbers)
     values = {number: f"value {number}".encode() for number in numbers}
 
     await asyncio.gather(

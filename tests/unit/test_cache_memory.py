@@ -287,7 +287,7 @@ class Model:
 
 def test_ten_thousand_random_operations_agree_with_a_reference_model() -> None:
     seed = 20240229
-    rng = random.Random(seed)  # noqa: S311 - a reproducible sequence, no secret
+    rng = random.Random(seed)
     manager, model = InMemoryKVCacheManager(1), Model(MB)
     keys = [f"key-{number}-é" for number in range(60)]
     evictions = 0
@@ -362,7 +362,7 @@ def test_24_threads_leave_counters_and_contents_consistent() -> None:
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
-        rng = random.Random(number)  # noqa: S311 - a reproducible sequence, no secret
+        rng = random.Random(number)
         start.wait()
         try:
             for _ in range(rounds):

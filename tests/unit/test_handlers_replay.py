@@ -19,7 +19,7 @@ SECONDS = 3600
 
 def recorded(seed: int = 1) -> list[Routed]:
     """An hour of two nodes, two GPUs, four engines; loads wander, values and nodes drop out."""
-    rng = random.Random(seed)  # noqa: S311 - a repeatable trace
+    rng = random.Random(seed)
     messages: list[Routed] = []
     load = 0.5
     for second in range(0, SECONDS, 5):

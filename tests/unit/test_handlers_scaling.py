@@ -269,7 +269,7 @@ def test_silence_does_not_fulfil_standing_down_advice() -> None:
 
 @pytest.mark.parametrize("signal", ["waiting", "kv", "running"])
 def test_a_noisy_signal_around_the_target_gives_no_advice(signal: str) -> None:
-    rng = random.Random(3)  # noqa: S311 - a repeatable trace
+    rng = random.Random(3)
     centre = {"waiting": 5, "kv": 0.85, "running": 51}[signal]
     steps = [
         (second, loaded(message.engine, FINE | {signal: type(centre)(centre * noise)}))

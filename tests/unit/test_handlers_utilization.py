@@ -137,7 +137,7 @@ def test_without_a_change_it_publishes_once_a_minute() -> None:
 
 @pytest.mark.parametrize("centre", [0.2, 0.5, 0.7, 0.8, 0.9, 0.95])
 def test_a_noisy_signal_at_a_threshold_does_not_flap(centre: float) -> None:
-    rng = random.Random(7)  # noqa: S311 - a repeatable trace
+    rng = random.Random(7)
     handler = UtilizationHandler(UtilizationSettings(), "node")
 
     published = 0

@@ -82,7 +82,7 @@ def test_a_flood_of_samples_is_bounded() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rolling_max_equals_the_slow_obvious_one(seed: int) -> None:
-    rng = random.Random(seed)  # noqa: S311 - a repeatable trace
+    rng = random.Random(seed)
     rolling, samples, now_ns = RollingMax(span_ns=50), [], 0
 
     for _ in range(2_000):

@@ -1,0 +1,118 @@
+"""nats-py's client, mended where one message, one late answer or one stalled server ends it.
+
+nats-py keeps saying `is_connected` after its read loop died, so each of these faults is silent.
+The overridden methods are private to nats-py; tests/bus/test_bus_traps.py shows what happens
+without them.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+from nats.protocol.parser import PERMISSIONS_ERR
+
+FLUSH_SECONDS = 5.0
+RETRY_SECONDS = 0.5
+
+
+def size_on_wire(payload: bytes, headers: Mapping[str, str]) -> int:
+    """Bytes that the server counts against `max_payload`: nats-py looks at the payload alone."""
+    if not headers:
+        return len(payload)
+    lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+    return len(payload) + len("NATS/1.0\r\n\r\n") + lines
+
+
+class BusClient(Client):
+    """A nats-py client that outlives hostile messages, stalled servers and its own mistakes."""
+
+    def __init__(self, on_bad_message: Callable[[str, Exception], None]) -> None:
+        super().__init__()
+        self._on_bad_message = on_bad_message
+
+    async def settle(self) -> None:
+        """Return once the server knows the new subscriptions; a reconnect brings them otherwise."""
+        with contextlib.suppress(nats.errors.TimeoutError, OSError):
+            if self.is_connected:
+                await self.flush(timeout=FLUSH_SECONDS)  # type: ignore[arg-type]  # any number
+
+    async def retire(self, subscription: Subscription) -> None:
+        """Take no more messages, handle those received, and never come back.
+
+        Where the server does not answer, the subscription is dropped on this side alone: left
+        in place, the next reconnect would subscribe it again.
+        """
+        try:
+            if self.is_connected:
+                await subscription.drain()  # type: ignore[no-untyped-call]
+        finally:
+            self._remove_sub(subscription._id)
+            subscription._stop_processing()
+
+    async def close(self) -> None:
+        """Close without waiting for what is unsent: on a stalled server that is for ever."""
+        self._pending.clear()
+        self._pending_data_size = 0
+        self._abort()
+        # A connect that failed on its arguments has nothing yet that could be closed.
+        if self._flush_queue is not None:
+            await super().close()
+
+    def _abort(self) -> None:
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    async def _process_msg(self, sid: int, *message: Any) -> None:  # noqa: ANN401 - nats-py's
+        # Subjects, reply addresses and headers are whatever the sender wrote: not UTF-8, cut short.
+        try:
+            await super()._process_msg(sid, *message)
+        except Exception as error:
+            subscription = self._subs.get(sid)
+            self._on_bad_message(subscription.subject if subscription else "", error)
+
+    async def _process_pong(self) -> None:
+        # Who gave up waiting left a cancelled future here, and its answer still comes.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+    async def _send_ping(self, future: "asyncio.Future[bool] | None" = None) -> None:
+        # nats-py writes it past what still waits in the buffer, so that its answer proves nothing
+        # about that: a drained subscription would be dropped before the server heard of it.
+        if self._pending and self._transport and self.is_connected:
+            self._transport.writelines(self._pending)
+            self._pending = []
+            self._pending_data_size = 0
+        await super()._send_ping(future)
+
+    async def _process_err(self, err_msg: str) -> None:
+        # nats-py closes for good on most of what a server may say, a revoked login included.
+        if PERMISSIONS_ERR in err_msg:
+            await super()._process_err(err_msg)
+            return
+        error = nats.errors.Error(f"nats: {err_msg}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
+
+    async def _connect_to_server(self, s: Any) -> None:  # noqa: ANN401 - nats-py's server
+        # A try that failed after the TCP connection was up leaves its socket open.
+        self._abort()
+        await super()._connect_to_server(s)
+
+    async def _attempt_reconnect(self) -> None:
+        # Closing the old connection waits for its unsent bytes: for ever, if the server stalls.
+        self._abort()
+        while True:
+            try:
+                await super()._attempt_reconnect()
+            except Exception as error:
+                # Garbage instead of a greeting, for example; nats-py would not try again.
+                await self._error_cb(error)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return

@@ -1,0 +1,19 @@
+"""What leaves this package when the connection fails; nats-py's own errors never do."""
+
+import contextlib
+from collections.abc import Iterator
+
+import nats.errors
+
+
+class BusError(RuntimeError):
+    """No usable connection: wrong URL, wrong password, no JetStream. The text says what to do."""
+
+
+@contextlib.contextmanager
+def raised_as(kind: type[Exception], what: str) -> Iterator[None]:
+    """Turn errors of nats-py and of the socket into `kind`, `what` in front of their text."""
+    try:
+        yield
+    except (nats.errors.Error, OSError) as error:
+        raise kind(f"{what}: {error or type(error).__name__}") from error

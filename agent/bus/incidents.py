@@ -1,0 +1,78 @@
+"""What goes wrong on one connection: counted, logged seldom, remembered for hints."""
+
+import asyncio
+import time
+from collections import Counter, deque
+
+import nats.errors
+import structlog
+
+log = structlog.get_logger()
+
+LOG_AGAIN_SECONDS = 60.0
+MAX_LOGGED_KEYS = 100
+PERMISSION_HINT_SECONDS = 10.0
+
+
+class Incidents:
+    """Counters and memory of a connection's troubles. Nothing a stranger sends can flood the log.
+
+    One line per kind and subject a minute, and at most 100 different ones.
+    """
+
+    def __init__(self, bus_name: str) -> None:
+        self.counters: Counter[str] = Counter()
+        self.last_error = ""
+        self.login_refused = asyncio.Event()
+        self._bus_name = bus_name
+        self._denied: deque[tuple[float, str]] = deque(maxlen=32)
+        self._logged_at: dict[str, float] = {}
+
+    def count_bad_message(self, subject: str, error: Exception) -> None:
+        """Count a message that could not be handled."""
+        self.counters["bad_messages_total"] += 1
+        text = f"{type(error).__name__}: {error}"
+        self.log_seldom("bad_message", subject=subject, error=text[:300])
+
+    def take_error(self, error: Exception) -> None:
+        """Sort what nats-py reports to its error callback."""
+        text = str(error) or type(error).__name__
+        self.last_error = text
+        lowered = text.lower()
+        if "authorization" in lowered:
+            self.login_refused.set()
+        if "permissions violation" in lowered:
+            self._denied.append((time.monotonic(), lowered))
+            self.counters["permission_denied_total"] += 1
+            self.log_seldom("bus_denied", subject=lowered, error=text)
+            return
+        if isinstance(error, nats.errors.SlowConsumerError):
+            self.counters["slow_consumer_drops_total"] += 1
+        self.log_seldom("bus_error", subject=type(error).__name__, error=text)
+
+    def permission_hint(self, subject: str) -> str:
+        """` (the server denied …)` where it denied something about `subject` lately, else empty.
+
+        A denied publish is told only to the error callback, in lower case; the requester waits.
+        """
+        since = time.monotonic() - PERMISSION_HINT_SECONDS
+        wanted = f'"{subject.lower()}"'
+        for at, text in reversed(self._denied):
+            if at >= since and wanted in text:
+                return f" (the server denied it to this user: {text})"
+        return ""
+
+    def log_seldom(self, event: str, *, subject: str, error: str) -> None:
+        """Log `event` about `subject` unless that was done less than a minute ago."""
+        now = time.monotonic()
+        key = f"{event} {subject}"
+        if now - self._logged_at.get(key, -LOG_AGAIN_SECONDS) < LOG_AGAIN_SECONDS:
+            return
+        if len(self._logged_at) >= MAX_LOGGED_KEYS:
+            self._logged_at = {
+                known: at for known, at in self._logged_at.items() if now - at < LOG_AGAIN_SECONDS
+            }
+            if len(self._logged_at) >= MAX_LOGGED_KEYS:
+                return
+        self._logged_at[key] = now
+        log.warning(event, bus=self._bus_name, subject=subject, error=error)

@@ -1,0 +1,25 @@
+"""Numbers as people read them. Messages and JSON keep base units."""
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(count_bytes: float) -> str:
+    """`512 bytes`, `4.0 KiB`, `1.5 MiB`; units of 1024."""
+    if abs(count_bytes) == 1:
+        return "1 byte"
+    unit = 0
+    while abs(count_bytes) >= 1024 and unit < len(_UNITS) - 1:
+        count_bytes /= 1024
+        unit += 1
+    return f"{count_bytes:.0f} bytes" if unit == 0 else f"{count_bytes:.1f} {_UNITS[unit]}"
+
+
+def duration(seconds: float) -> str:
+    """`0.8 ms`, `340 ms`, `4.2 s`, `3.5 min`, `2.1 h`, `5.0 d`."""
+    if seconds < 1:
+        milliseconds = seconds * 1000
+        return f"{milliseconds:.1f} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"
+    for limit, unit_seconds, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit_seconds:.1f} {unit}"
+    return f"{seconds / 86_400:.1f} d"

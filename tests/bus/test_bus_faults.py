@@ -1,0 +1,394 @@
+"""A server that dies, stalls, leaves or is not there: what the bus promises meanwhile and after."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+
+import psutil
+import pytest
+import structlog
+from nats.aio.msg import Msg
+
+from agent.bus import Bus, BusError, connect, ensure_streams
+from schemas.archive import Expired
+from schemas.lifecycle import Deregistered
+from schemas.protocols import Answer, Call, Endpoint, PublishError, RequestError, WorkItem
+from schemas.units import instant
+from tests.support.server import NatsServer
+from tests.support.waiting import until, until_async
+
+
+def left(instance: str) -> Deregistered:
+    return Deregistered(role="cache", instance=instance, observed_at=instant(0))
+
+
+def expired(key: str) -> Expired:
+    return Expired(namespace="default", key=key, version="1", observed_at=instant(0))
+
+
+def echo(call: Call) -> Answer:
+    return Answer(call.payload)
+
+
+@pytest.fixture
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.bus.connection.PROBE_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr("agent.bus.connection.PROBE_TIMEOUT_SECONDS", 0.2)
+
+
+# --- killed and restarted ------------------------------------------------------------------------
+
+
+async def test_everything_goes_on_within_5_s_of_a_killed_servers_return(
+    bus: Bus, nats: NatsServer
+) -> None:
+    heard: list[bytes] = []
+    followed: list[bytes] = []
+    await bus.subscribe("service.x", lambda subject, payload: heard.append(payload))
+    await bus.follow("ALERTS", lambda delivery: followed.append(delivery.payload))
+    await bus.serve("svc", [Endpoint("echo", "api.echo", echo)], description="d")
+    bucket = bus.bucket("state")
+    revision = await bucket.put("key", b"before")
+    await bus.publish_raw("evicted.default", b"before", message_id="before")
+    (before,) = await bus.take("EVICTIONS", "worker", batch=1, wait_seconds=2)
+    working = asyncio.create_task(bus.take("EVICTIONS", "worker", batch=1, wait_seconds=10))
+
+    nats.kill()
+    await until(lambda: not bus.is_connected)
+    nats.start()
+
+    async with asyncio.timeout(5):
+        await bus.publish_raw("alert.x", b"alert", message_id="alert")
+        await bus.publish_raw("evicted.default", b"after", message_id="after")
+        assert (await bus.request("api.echo", b"hi", timeout_seconds=2)).payload == b"hi"
+        await bus.send("service.x", b"core")
+        await until(lambda: heard == [b"core"])
+        await until(lambda: followed == [b"alert"])
+        # A kill may lose that the first one was given out: then it comes again.
+        taken = [before, *await working]
+        while taken[-1].delivery.payload != b"after":
+            taken += await bus.take("EVICTIONS", "worker", batch=1, wait_seconds=2)
+        for item in taken:
+            await item.done()
+        assert await bucket.update("key", b"after", revision) > revision
+    assert bus.counters["reconnects_total"] == 1
+
+
+async def test_metrics_published_while_the_server_is_away_are_dropped_and_counted(
+    bus: Bus, nats: NatsServer
+) -> None:
+    heard: list[str] = []
+    await bus.subscribe("service.>", lambda subject, payload: heard.append(subject))
+
+    nats.kill()
+    await until(lambda: not bus.is_connected)
+    for number in range(3):
+        await bus.publish(left(f"away-{number}"))
+    nats.start()
+    await until(lambda: bus.is_connected)
+    await bus.publish(left("back"))
+    await until(lambda: bool(heard))
+
+    assert heard == ["service.deregistered.cache.back"]
+    assert bus.counters["dropped_while_disconnected_total"] == 3
+
+
+async def test_a_durable_message_waits_for_the_server_and_is_stored_once(
+    bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So short that it is certainly sent more than once.
+    monkeypatch.setattr("agent.bus.connection.ACK_TRY_SECONDS", 0.1)
+
+    nats.kill()
+    await until(lambda: not bus.is_connected)
+    publishing = [
+        asyncio.create_task(bus.publish(expired(key), message_id=key)) for key in ("a", "b", "c")
+    ]
+    await asyncio.wait(publishing, timeout=0.3)
+    nats.start()
+    await asyncio.gather(*publishing)
+
+    stored = [delivery.headers["Nats-Msg-Id"] async for delivery in bus.read("EVENTS")]
+    assert sorted(stored) == ["a", "b", "c"]
+
+
+async def test_a_durable_message_is_refused_when_the_server_stays_away(
+    bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.connection.ACK_TRY_SECONDS", 0.1)
+    monkeypatch.setattr("agent.bus.connection.ACK_DEADLINE_SECONDS", 0.3)
+
+    nats.kill()
+    async with asyncio.timeout(2):
+        with pytest.raises(PublishError, match="not acknowledged"):
+            await bus.publish(expired("a"), message_id="a")
+
+
+async def test_what_does_not_fit_the_buffer_while_the_server_is_away_is_refused(
+    bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.connection.ACK_TRY_SECONDS", 0.1)
+    monkeypatch.setattr("agent.bus.connection.ACK_DEADLINE_SECONDS", 0.1)
+    value = b"x" * 900_000
+
+    nats.kill()
+    await until(lambda: not bus.is_connected)
+    outcomes = await asyncio.gather(
+        *(bus.publish_raw("evicted.x", value, message_id=str(n)) for n in range(12)),
+        return_exceptions=True,
+    )
+
+    assert {type(outcome) for outcome in outcomes} == {PublishError}
+    # 8 MiB of buffer take nine of them, which then wait in vain.
+    assert sum("outbound buffer" in str(outcome) for outcome in outcomes) == 3
+
+
+# --- stalled -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick_probes")
+async def test_a_dead_read_loop_is_noticed_and_replaced(bus: Bus, nats_url: str) -> None:
+    heard: list[bytes] = []
+    async with await connect(nats_url, name="probed") as probed, asyncio.timeout(5):
+        await probed.subscribe("service.x", lambda subject, payload: heard.append(payload))
+        reading = probed._client._reading_task
+        assert reading is not None
+
+        reading.cancel()
+        await until(lambda: probed.counters["reconnects_total"] == 1)
+        await bus.send("service.x", b"after")
+        await until(lambda: heard == [b"after"])
+
+        assert probed.counters["forced_reconnects_total"] == 1
+
+
+@pytest.mark.usefixtures("quick_probes")
+async def test_a_server_that_stands_still_is_noticed_and_used_again_when_it_moves(
+    nats: NatsServer,
+) -> None:
+    heard: list[bytes] = []
+    async with await connect(nats.url, name="probed") as probed:
+        await probed.subscribe("service.x", lambda subject, payload: heard.append(payload))
+
+        nats.pause()
+        # More than the socket takes: closing such a connection waits for ever.
+        for _ in range(12):
+            await probed.send("service.x", b"x" * 500_000)
+        await until(lambda: probed.counters["disconnects_total"] == 1)
+        nats.resume()
+
+        async with asyncio.timeout(5):
+            await until(lambda: probed.is_connected)
+            await probed.send("service.x", b"after")
+            await until(lambda: b"after" in heard)
+
+
+async def test_closing_does_not_wait_for_a_server_that_stands_still(
+    nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.serving.DRAIN_SECONDS", 0.2)
+    bus = await connect(nats.url, name="test")
+    await bus.serve("svc", [Endpoint("echo", "api.echo", echo)], description="d")
+
+    nats.pause()
+    for _ in range(8):
+        await bus.send("service.x", b"x" * 900_000)
+    # The drain's deadline, and 2 s for a last flush.
+    async with asyncio.timeout(4):
+        await bus.close()
+    nats.resume()
+
+    assert bus.closed.is_set()
+
+
+async def test_attempts_on_a_stalled_server_leave_no_sockets_open(
+    nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sockets() -> int:
+        open_now = psutil.Process().net_connections("tcp")
+        return sum(bool(one.raddr) and one.raddr.port == nats.port for one in open_now)
+
+    async with await connect(nats.url, name="test") as bus:
+        before = sockets()
+        bus._client.options["connect_timeout"] = 0.05
+
+        nats.pause()
+        await bus._client.force_reconnect()
+        await until(lambda: bus._attempt >= 5)
+        during = sockets()
+        nats.resume()
+        bus._client.options["connect_timeout"] = 2
+        await until(lambda: bus.is_connected)
+
+        assert during <= before
+        assert sockets() == before
+
+
+# --- leaving -------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_announces_its_end_is_used_until_it_ends(nats: NatsServer) -> None:
+    async with await connect(nats.url, name="test") as bus:
+        await bus.serve("svc", [Endpoint("echo", "api.echo", echo)], description="d")
+
+        with structlog.testing.capture_logs() as logged:
+            nats.signal(signal.SIGUSR2)
+            await until(lambda: "server_lame_duck" in {line["event"] for line in logged})
+        answer = await bus.request("api.echo", b"still", timeout_seconds=2)
+        nats.kill()
+        nats.start()
+        await until(lambda: bus.counters["reconnects_total"] == 1)
+        again = await bus.request("api.echo", b"again", timeout_seconds=2)
+
+        assert (answer.payload, again.payload) == (b"still", b"again")
+
+
+# --- too slow ------------------------------------------------------------------------------------
+
+
+async def test_messages_dropped_because_we_are_slow_are_counted(bus: Bus) -> None:
+    busy = asyncio.Event()
+    gate = asyncio.Event()
+
+    async def wait(message: Msg) -> None:
+        busy.set()
+        await gate.wait()
+
+    await bus._client.subscribe("fleet.v1.service.x", cb=wait, pending_msgs_limit=2)
+    await bus.send("service.x", b"handled")
+    await busy.wait()
+
+    for _ in range(2 + 3):  # two wait, three are dropped
+        await bus.send("service.x", b"")
+    await until(lambda: bus.counters["slow_consumer_drops_total"] == 3)
+    gate.set()
+
+    assert "slow consumer" in bus.last_error
+
+
+# --- two services --------------------------------------------------------------------------------
+
+
+async def test_two_services_of_one_queue_group_share_the_work(bus: Bus, nats_url: str) -> None:
+    def named(name: bytes) -> Endpoint:
+        return Endpoint("who", "api.who", lambda call: Answer(name), queue="workers")
+
+    async with await connect(nats_url, name="a") as a, await connect(nats_url, name="b") as b:
+        await a.serve("fleet-a", [named(b"a")], description="d")
+        await b.serve("fleet-b", [named(b"b")], description="d")
+
+        answers = await asyncio.gather(
+            *(bus.request("api.who", timeout_seconds=5) for _ in range(100))
+        )
+
+    shares = {name: sum(answer.payload == name for answer in answers) for name in (b"a", b"b")}
+    assert sum(shares.values()) == 100
+    # The server picks at random: fewer than 20 of 100 has a probability below 1e-9.
+    assert min(shares.values()) >= 20
+
+
+# --- only our own errors leave -------------------------------------------------------------------
+
+OURS = (PublishError, RequestError, BusError, TimeoutError)
+
+
+async def read_all(bus: Bus) -> None:
+    async for _ in bus.read("ALERTS"):
+        pass
+
+
+def every_call(bus: Bus) -> dict[str, Callable[[], Awaitable[object]]]:
+    bucket = bus.bucket("state")
+    return {
+        "publish": lambda: bus.publish(left("x")),
+        "publish durable": lambda: bus.publish(expired("x"), message_id="1"),
+        "publish_raw": lambda: bus.publish_raw("alert.x", b"", message_id="1"),
+        "send": lambda: bus.send("service.x", b""),
+        "request": lambda: bus.request("api.x", timeout_seconds=0.1),
+        "gather": lambda: bus.gather("$SRV.PING", wait_seconds=0.1),
+        "subscribe": lambda: bus.subscribe("service.x", lambda subject, payload: None),
+        "serve": lambda: bus.serve("svc", [Endpoint("e", "api.e", echo)], description="d"),
+        "follow": lambda: bus.follow("ALERTS", lambda delivery: None),
+        "read": lambda: read_all(bus),
+        "stream_state": lambda: bus.stream_state("ALERTS"),
+        "stream_bounds": lambda: bus.stream_bounds("ALERTS"),
+        "take": lambda: bus.take("EVICTIONS", "worker", batch=1, wait_seconds=0.1),
+        "bucket get": lambda: bucket.get("key"),
+        "bucket put": lambda: bucket.put("key", b""),
+        "bucket create": lambda: bucket.create("key", b""),
+        "bucket update": lambda: bucket.update("key", b"", 1),
+        "bucket delete": lambda: bucket.delete("key"),
+        "bucket items": bucket.items,
+        "round trip": lambda: bus.round_trip_seconds(0.1),
+        "ensure_streams": lambda: ensure_streams(bus),
+    }
+
+
+async def outcomes(bus: Bus) -> dict[str, object]:
+    calls = every_call(bus)
+    done = await asyncio.gather(*(call() for call in calls.values()), return_exceptions=True)
+    return dict(zip(calls, done, strict=True))
+
+
+@pytest.mark.parametrize("state", ["closed", "away", "stalled"])
+async def test_only_our_own_errors_leave_the_bus(
+    bus: Bus, nats: NatsServer, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.connection.ACK_TRY_SECONDS", 0.2)
+    monkeypatch.setattr("agent.bus.connection.ACK_DEADLINE_SECONDS", 0.2)
+    monkeypatch.setattr("agent.bus.client.FLUSH_SECONDS", 0.2)
+    bus.jetstream._timeout = 0.2
+    if state == "closed":
+        await bus.close()
+    elif state == "away":
+        nats.kill()
+        await until(lambda: not bus.is_connected)
+    else:
+        nats.pause()
+
+    found = await outcomes(bus)
+
+    nats.resume() if state == "stalled" else None
+    foreign = {name: error for name, error in found.items()
+               if isinstance(error, BaseException) and not isinstance(error, OURS)}  # fmt: skip
+    assert foreign == {}
+    nats_errors = [e for e in found.values() if type(e).__module__.startswith("nats")]
+    assert nats_errors == []
+    # What promises no acknowledgement, and what starts once the server is back.
+    fine = {name for name, outcome in found.items() if not isinstance(outcome, BaseException)}
+    assert fine <= {"publish", "send", "gather", "subscribe", "serve", "take"}
+
+
+async def test_a_work_item_settled_on_a_closed_bus_says_so_in_our_words(bus: Bus) -> None:
+    for number in range(4):
+        await bus.publish_raw("evicted.default", b"", message_id=str(number))
+    items = list(await bus.take("EVICTIONS", "worker", batch=4, wait_seconds=2))
+    await until_async(lambda: _fill(bus, items))
+    await bus.close()
+
+    for settle in (
+        items[0].done,
+        lambda: items[1].retry(0),
+        items[2].extend,
+        lambda: items[3].dead("broken"),
+    ):
+        with pytest.raises(PublishError):
+            await settle()
+
+
+async def _fill(bus: Bus, items: list[WorkItem]) -> bool:
+    if len(items) < 4:
+        items += await bus.take("EVICTIONS", "worker", batch=4, wait_seconds=0.2)
+    return len(items) == 4
+
+
+async def test_a_stream_that_is_gone_is_named(bus: Bus) -> None:
+    await bus.jetstream.delete_stream("FLEET_ALERTS")
+    subscriptions = len(bus._client._subs)
+
+    with pytest.raises(PublishError, match="no stream keeps fleet"):
+        await bus.publish_raw("alert.x", b"", message_id="1")
+    for call in (bus.stream_state("ALERTS"), bus.follow("ALERTS", print), read_all(bus)):
+        with pytest.raises(PublishError, match="FLEET_ALERTS"):
+            await call
+    assert len(bus._client._subs) == subscriptions

@@ -1,0 +1,54 @@
+"""The live view shows what the streams hold and what comes."""
+
+import io
+import time
+
+from rich.console import Console
+
+from agent.bus import Bus
+from agent.live import LiveView
+from schemas.units import instant
+from tests.support import samples
+from tests.support.waiting import until
+
+
+def drawn(view: LiveView) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(view.render())
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+async def test_the_view_shows_recent_metrics_at_once_and_new_ones_as_they_come(bus: Bus) -> None:
+    now = instant(time.time_ns())
+    view = LiveView(bus, console=Console(file=io.StringIO()))
+    await bus.publish(samples.host("n1", cpu=0.42, memory=0.5, observed_at=now))
+    await until_kept(bus)
+
+    await view.subscribe()
+    at_once = drawn(view)
+    await bus.publish(samples.host("n2", cpu=0.17, memory=0.5, observed_at=now, simulated=True))
+    await until(lambda: "n2" in drawn(view))
+
+    assert "42%" in at_once
+    assert "50% of 64.0 GiB" in at_once
+    assert "n2 (simulated)" in drawn(view)
+    assert "try --simulate-engines 4" in drawn(view)
+
+
+async def test_a_bad_message_does_not_end_the_view(bus: Bus) -> None:
+    now = instant(time.time_ns())
+    await bus.send("metrics.host.bad", b"\xff")
+    await until_kept(bus)
+    view = LiveView(bus, console=Console(file=io.StringIO()))
+
+    await view.subscribe()
+    await bus.send("metrics.host.bad", b"[]")
+    await bus.publish(samples.host("n1", observed_at=now))
+
+    await until(lambda: "n1" in drawn(view))
+    assert bus.counters["bad_messages_total"] == 1
+
+
+async def until_kept(bus: Bus) -> None:
+    while (await bus.stream_bounds("METRICS"))[1] == 0:
+        continue

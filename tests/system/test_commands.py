@@ -1,0 +1,194 @@
+"""The commands that ask a running installation, as a user types them."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.catalog import EVENTS, endpoints
+from schemas.lifecycle import ROLES
+from tests.support.program import Up, environment, resource_agent, running_up
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running_up(
+        tmp_path_factory.mktemp("up"), "--node", "n1", agent__interval_seconds=0.5
+    ) as running:
+        yield running
+
+
+def document(done: subprocess.CompletedProcess[bytes]) -> Any:
+    """The one JSON document on stdout."""
+    assert b"Traceback" not in done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_value_is_put_got_and_deleted(up: Up) -> None:
+    put = up.command("put", "greeting", "hello fleet")
+    got = up.command("get", "greeting")
+    deleted = up.command("delete", "greeting", "--json")
+    missed = up.command("get", "greeting")
+
+    assert put.returncode == 0
+    assert b"stored 11 bytes as 'greeting'" in put.stderr
+    assert f"the running `up` on {up.state_dir}".encode() in put.stderr
+    assert (got.returncode, got.stdout) == (0, b"hello fleet")
+    assert document(deleted)["existed"] is True
+    assert (missed.returncode, missed.stdout) == (1, b"")
+    assert b"no value for 'greeting' in namespace default" in missed.stderr
+
+
+def test_bytes_come_through_standard_input_unchanged(up: Up) -> None:
+    value = bytes(range(256))
+
+    up.command("put", "bytes", "-", stdin=value)
+    got = up.command("get", "bytes", "--no-restore")
+
+    assert got.stdout == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "code"),
+    [
+        (("put", "k", "v" * 524_289), "exceeds the limit of 524288 bytes", 2),
+        (("get", ""), "the key is empty", 2),
+        (("get", "k", "--namespace", "nobodys"), "nobody serves fleet.v1.cache.nobodys.get", 1),
+        (("watch", "not a subject"), "'not a subject' is not a subject", 2),
+        (("watch", "a.>.b"), "'a.>.b' is not a subject", 2),
+    ],
+    ids=["large-value", "no-key", "namespace", "blanks", "wildcard"],
+)
+def test_what_cannot_be_is_one_clear_line(
+    up: Up, arguments: tuple[str, ...], text: str, code: int
+) -> None:
+    if arguments[0] == "put":  # too long for a command line
+        done = up.command("put", "k", "-", stdin=arguments[2].encode())
+    else:
+        done = up.command(*arguments)
+
+    *_, error = done.stderr.decode().splitlines()
+    assert done.returncode == code
+    assert error.startswith("error: ")
+    assert text in error
+    assert b"Traceback" not in done.stderr
+
+
+def test_watch_prints_what_passes_and_stops_after_count(up: Up) -> None:
+    lines = up.command("watch", "metrics.host.>", "--count", 2).stdout.decode().splitlines()
+    rows = up.command("watch", "fleet.v1.metrics.host.n1", "--count", 1, "--json")
+
+    assert len(lines) == 2
+    assert all(" metrics.host.n1 {" in line for line in lines)
+    assert document(rows)["subject"] == "metrics.host.n1"
+    assert document(rows)["payload"]["node"] == "n1"
+
+
+def test_watch_stops_after_a_time(up: Up) -> None:
+    done = up.command("watch", "alert.>", "--for", 0.2)
+
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_health_says_that_all_is_ready(up: Up) -> None:
+    shown = up.command("health")
+    whole = up.command("health", "--json")
+    one = up.command("health", "--role", "cache")
+
+    text = shown.stdout.decode()
+    assert (shown.returncode, whole.returncode, one.returncode) == (0, 0, 0)
+    assert text.splitlines()[0].endswith(", ready")
+    assert all(f"{role} n1" in text for role in ROLES)
+    assert document(whole)["ready"] is True
+    assert whole.stderr == b""
+
+
+def test_health_of_nothing_is_not_ready(tmp_path: Path) -> None:
+    done = resource_agent("health", "--state-dir", tmp_path, "--nats-url", "nats://127.0.0.1:1")
+
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1].startswith("error: no NATS server answers")
+
+
+def test_doctor_finds_nothing_wrong(up: Up) -> None:
+    done = up.command("doctor", "--json")
+    shown = up.command("doctor")
+
+    checks = {check["name"]: check for check in document(done)}
+    assert done.returncode == 0, checks
+    assert list(checks) == [
+        "state folder", "nats-server", "bus", "streams", "metrics history", "services",
+    ]  # fmt: skip
+    assert f"the running `up` on {up.state_dir}" in checks["bus"]["text"]
+    assert "metrics " in checks["streams"]["text"]
+    assert " of 1.0 GiB" in shown.stdout.decode() or " MiB" in shown.stdout.decode()
+
+
+def test_doctor_says_what_to_do_where_nothing_runs(tmp_path: Path) -> None:
+    done = resource_agent(
+        "doctor", "--json", "--state-dir", tmp_path, "--nats-url", "nats://127.0.0.1:1"
+    )
+
+    failed = [check for check in document(done) if not check["ok"]]
+    assert done.returncode == 1
+    assert [check["name"] for check in failed] == ["bus"]
+    assert "resource-agent up" in failed[0]["remedy"]
+
+
+def test_settings_say_where_each_comes_from(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[cache]\nmax_memory_mb = 7\n")
+
+    done = resource_agent(
+        *("settings", "--json", "--config", file, "--state-dir", tmp_path),
+        env=environment(agent__interval_seconds=2),
+    )
+    shown = resource_agent("settings", "--config", file)
+
+    options = {option["name"]: (option["value"], option["source"]) for option in document(done)}
+    assert options["cache.max_memory_mb"] == (7, f"file {file}")
+    assert options["agent.interval_seconds"] == (
+        2.0,
+        "environment RESOURCE_AGENT_AGENT__INTERVAL_SECONDS",
+    )
+    assert options["state_dir"] == (str(tmp_path), "option --state-dir")
+    assert options["root"] == ("fleet.v1", "default")
+    assert f"cache.max_memory_mb = 7  (file {file})" in shown.stdout.decode()
+
+
+def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[cache]\nmax_memory_mb = 0\n")
+
+    done = resource_agent("settings", "--config", file)
+
+    assert done.returncode == 2
+    assert f"setting cache.max_memory_mb = 0 (file {file})" in done.stderr.decode()
+
+
+def test_subjects_list_every_event_and_endpoint() -> None:
+    rows = document(resource_agent("subjects", "--json"))
+    shown = resource_agent("subjects").stdout.decode()
+
+    names = {row["subject"] for row in rows}
+    assert {kind.SUBJECT for kind in EVENTS} <= names
+    assert {spec.subject for spec in endpoints()} <= names
+    assert {"evicted.{namespace}", "dead.{stream}.{consumer}"} <= names
+    assert all(name in shown for name in names)
+
+
+def test_the_asyncapi_document_is_whole() -> None:
+    described = document(resource_agent("subjects", "--asyncapi"))
+
+    text = json.dumps(described)
+    references = {part.split('"')[0] for part in text.split('"$ref": "#/')[1:]}
+    assert described["asyncapi"] == "3.0.0"
+    assert references
+    for reference in references:
+        place = described
+        for key in reference.split("/"):
+            assert key in place, reference
+            place = place[key]

@@ -1,0 +1,118 @@
+"""A start that cannot be: one clear line, a non-zero exit, no traceback, soon."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.program import Up, environment, resource_agent, running_up
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """An installation that runs already."""
+    with running_up(tmp_path_factory.mktemp("other"), "--node", "n1") as up:
+        yield up
+
+
+def refused(
+    tmp_path: Path, *arguments: object, code: int = 1, within: float = 10.0, **settings: object
+) -> str:
+    """The error line of an `up` that did not start."""
+    at = time.monotonic()
+    done = resource_agent(
+        "up", "--state-dir", tmp_path / "state", *arguments, env=environment(**settings)
+    )
+    said = done.stderr.decode()
+    assert done.returncode == code, said
+    assert time.monotonic() - at < within
+    assert "Traceback" not in said
+    return said[said.lower().rindex("error") :]
+
+
+def test_a_second_up_on_one_folder_is_refused(other: Up, tmp_path: Path) -> None:
+    # It waits 7 s, in case the other one was just killed and its server is still stopping.
+    said = refused(tmp_path, "--state-dir", other.state_dir, within=15)
+
+    assert f"state folder {other.state_dir} is in use by process {other.process.pid}" in said
+
+
+def test_a_wrong_password_is_refused(other: Up, tmp_path: Path) -> None:
+    host = other.url.rpartition("@")[2]
+
+    said = refused(tmp_path, "--nats-url", f"nats://local:secret@{host}")
+
+    assert f"nats://local@{host} refused the login (user 'local')" in said
+    assert "secret" not in said
+
+
+def test_a_name_that_another_installation_has_is_refused(other: Up, tmp_path: Path) -> None:
+    said = refused(tmp_path, "--nats-url", other.url, "--node", "n1")
+
+    assert "the name 'n1' (" in said
+    assert f"pid {other.process.pid}" in said
+    assert "--node" in said
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    said = refused(tmp_path, "--nats-url", "nats://local:secret@127.0.0.1:1")
+
+    assert "no NATS server answers at nats://local@127.0.0.1:1" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nats://127.0.0.1:nonsense", "http://127.0.0.1:4222", "two words", "nats://", ""],
+    ids=["no-port", "other-scheme", "no-url", "no-host", "empty"],
+)
+def test_what_is_no_address_is_wrong_usage(tmp_path: Path, url: str) -> None:
+    said = refused(tmp_path, "--nats-url", url, code=2)
+
+    assert f"{url!r} is not the address of a NATS server" in said
+
+
+def test_a_state_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file")
+
+    said = refused(tmp_path)
+
+    assert str(tmp_path / "state") in said
+
+
+def test_an_archive_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_text("a file")
+
+    said = refused(tmp_path, archive__folder=tmp_path / "archive")
+
+    assert f"archive folder {tmp_path / 'archive'} is a file" in said
+
+
+def test_a_ready_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    said = refused(tmp_path, "--ready-file", tmp_path / "nowhere" / "ready.json")
+
+    assert f"cannot write ready file {tmp_path / 'nowhere' / 'ready.json'}" in said
+
+
+def test_a_server_that_does_not_run_is_named(tmp_path: Path) -> None:
+    said = refused(tmp_path, "--nats-server", "/bin/false")
+
+    assert "/bin/false does not run" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--simulate-gpus", "many"), "'many'"),
+        (("--simulate-engines", "0"), "'0'"),
+        (("--engine", "http://127.0.0.1:8000/metrics"), "--engine"),
+        (("--for", "-1"), "--for"),
+        (("--config", "/no/such/file"), "/no/such/file"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+    said = refused(tmp_path, *arguments, code=2)
+
+    assert text in said

@@ -1,0 +1,223 @@
+"""Everything the catalog promises is served, nothing else is, and bad input harms nobody."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent import catalog
+from agent.bus import Bus, connect
+from agent.catalog import EVENTS, NOT_BUILT, EndpointSpec
+from schemas.api import HealthReply
+from schemas.lifecycle import ROLES
+from schemas.protocols import PublishError, RequestError
+from schemas.views import GPU_VIEWS, SYSTEM_VIEWS
+from tests.support.program import Up, running_up
+from tests.support.waiting import until_async
+
+NODE = "n1"
+JSON_ENDPOINTS = [spec for spec in catalog.endpoints() if spec.request is not None]
+NOT_BUILT_ENDPOINTS = [spec for spec in catalog.endpoints() if spec.text == NOT_BUILT]
+KEY_OPERATIONS = ("get", "delete", "exists", "meta")
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running_up(
+        tmp_path_factory.mktemp("up"),
+        *("--node", NODE, "--simulate-gpus", "2xH100", "--simulate-engines", "2"),
+        agent__interval_seconds=0.5,
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+async def up_bus(up: Up) -> AsyncIterator[Bus]:
+    async with await connect(up.url, name="test") as connected:
+        yield connected
+
+
+def names_of(spec: EndpointSpec) -> tuple[str, ...]:
+    """What `{name}` stands for in the subject of this endpoint."""
+    group = spec.subject.split(".")[1]
+    return tuple(
+        {"health": catalog.HEALTH, "gpu": GPU_VIEWS, "system": SYSTEM_VIEWS}.get(group, ())
+    )
+
+
+def subjects(spec: EndpointSpec, *, wildcard: str) -> set[str]:
+    """The subjects below the root at which this installation should serve it.
+
+    `wildcard` stands where the service itself takes any token.
+    """
+    subject = spec.subject
+    if subject.startswith(("api.archive.", "api.gpu.history.", "api.system.history.")):
+        subject = subject.replace("{namespace}", wildcard).replace("{node}", wildcard)
+    subject = subject.replace("{namespace}", "default").replace("{node}", NODE)
+    subject = subject.replace("{instance}", NODE)
+    return {
+        subject.replace("{name}", name).replace("{role}", role)
+        for name in names_of(spec) or ("",)
+        for role in ROLES
+    }
+
+
+def one_subject(spec: EndpointSpec) -> str:
+    return min(subjects(spec, wildcard="default" if "archive" in spec.subject else NODE))
+
+
+async def test_what_is_served_is_what_the_catalog_says(up_bus: Bus) -> None:
+    answers = await up_bus.gather("$SRV.INFO", wait_seconds=0.5)
+
+    infos = [json.loads(answer.payload) for answer in answers]
+    served = {
+        endpoint["subject"].removeprefix("fleet.v1.")
+        for info in infos
+        for endpoint in info["endpoints"]
+    }
+    promised = set().union(*(subjects(spec, wildcard="*") for spec in catalog.endpoints()))
+    assert sorted(info["name"] for info in infos) == [f"fleet-{role}" for role in sorted(ROLES)]
+    assert all(info["description"] for info in infos)
+    assert served == promised
+
+
+@pytest.mark.parametrize("spec", JSON_ENDPOINTS, ids=lambda spec: spec.subject)
+async def test_an_empty_request_is_answered_and_an_unknown_field_refused_by_name(
+    up_bus: Bus, spec: EndpointSpec
+) -> None:
+    assert spec.reply is not None
+    subject = one_subject(spec)
+
+    answer = await up_bus.request(subject, timeout_seconds=5)
+    with pytest.raises(RequestError, match="nonsense") as unknown:
+        await up_bus.request(subject, b'{"nonsense": 1}', timeout_seconds=5)
+    with pytest.raises(RequestError) as undecodable:
+        await up_bus.request(subject, b"\xff{", timeout_seconds=5)
+
+    msgspec.json.decode(answer.payload, type=spec.reply)
+    assert (unknown.value.code, undecodable.value.code) == (400, 400)
+
+
+@pytest.mark.parametrize("spec", NOT_BUILT_ENDPOINTS, ids=lambda spec: spec.subject)
+async def test_what_is_not_built_yet_says_so(up_bus: Bus, spec: EndpointSpec) -> None:
+    with pytest.raises(RequestError, match="not built yet") as refused:
+        await up_bus.request(spec.subject, timeout_seconds=5)
+
+    assert refused.value.code == 503
+
+
+@pytest.mark.parametrize("operation", KEY_OPERATIONS)
+@pytest.mark.parametrize("key", [b"", b"\xff\xfe", b"k" * 10_241], ids=["empty", "utf-8", "long"])
+async def test_a_key_that_is_none_is_refused(up_bus: Bus, operation: str, key: bytes) -> None:
+    with pytest.raises(RequestError) as refused:
+        await up_bus.request(f"cache.default.{operation}", key, timeout_seconds=5)
+
+    assert refused.value.code in (400, 413)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Fleet-Key": "%zz"},
+        {"Fleet-Key": "k", "Fleet-Ttl-Seconds": "soon"},
+        {"Fleet-Key": "k", "Fleet-Meta": "%5B1%5D"},
+        {"Fleet-Key": "k", "Fleet-Prefix-Tokens": "-1"},
+    ],
+    ids=["no-key", "bad-escape", "ttl", "meta", "tokens"],
+)
+async def test_a_put_with_wrong_headers_is_refused(up_bus: Bus, headers: dict[str, str]) -> None:
+    with pytest.raises(RequestError) as refused:
+        await up_bus.request("cache.default.put", b"value", headers, timeout_seconds=5)
+
+    assert refused.value.code == 400
+
+
+async def counters(bus: Bus, role: str) -> dict[str, float]:
+    answer = await bus.request(f"api.health.detailed.{role}.{NODE}", timeout_seconds=5)
+    (instance,) = msgspec.json.decode(answer.payload, type=HealthReply).instances
+    return instance.record.counters
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"\xff\x00 not JSON", b"[]", b'{"node": 5}', b""],
+    ids=["undecodable", "wrong-type", "wrong-field", "empty"],
+)
+async def test_bad_metrics_are_counted_and_the_handlers_live(
+    up: Up, up_bus: Bus, payload: bytes
+) -> None:
+    kinds = [kind for kind in EVENTS if kind.STREAM == "METRICS"]
+    before = (await counters(up_bus, "handlers")).get("undecodable_total", 0)
+
+    for kind in kinds:
+        await up_bus.send(kind.pattern().replace("*", "bad"), payload)
+
+    async def all_counted() -> bool:
+        now = (await counters(up_bus, "handlers")).get("undecodable_total", 0)
+        return now == before + len(kinds)
+
+    await until_async(all_counted)
+    await still_works(up_bus)
+    assert '"event": "bad_message"' in up.stderr  # the first one is logged
+
+
+async def test_bad_evictions_are_put_aside_and_the_archive_lives(up: Up, up_bus: Bus) -> None:
+    bad: list[dict[str, str]] = [
+        {},
+        {"Fleet-Evicted": "%zz"},
+        {"Fleet-Evicted": "%7B%22key%22%3A5%7D"},
+    ]
+    for number, headers in enumerate(bad):
+        await up_bus.publish_raw("evicted.default", b"?", headers, message_id=f"bad-{number}")
+
+    async def all_dead() -> bool:
+        return (await up_bus.stream_state("DEAD")).messages == len(bad)
+
+    await until_async(all_dead)
+    await still_works(up_bus)
+    assert up.stderr.count('"event": "message_dead"') == len(bad)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in EVENTS if kind.STREAM not in ("METRICS",)],
+    ids=lambda kind: kind.__name__,
+)
+async def test_bad_events_harm_nobody(up_bus: Bus, kind: Any) -> None:
+    subject = kind.pattern().replace("*", "default")
+
+    for number, payload in enumerate((b"\xff", b'{"pool": 5}')):
+        if kind.STREAM is None:
+            await up_bus.send(subject, payload)
+        else:
+            await up_bus.publish_raw(subject, payload, message_id=f"{kind.__name__}.{number}")
+
+    await still_works(up_bus)
+    for name in ("api.optimize.recommendations", "api.analysis.utilization", "api.system.history"):
+        await up_bus.request(name, timeout_seconds=5)
+
+
+async def still_works(bus: Bus) -> None:
+    """All services are ready; the cache takes and gives; metrics come."""
+    heard = asyncio.Event()
+    stop = await bus.subscribe(f"metrics.host.{NODE}", lambda *_: heard.set())
+    for role in ROLES:
+        answer = await bus.request(f"api.health.ready.{role}.{NODE}", timeout_seconds=5)
+        assert msgspec.json.decode(answer.payload, type=HealthReply).ready
+    await bus.request("cache.default.put", b"value", {"Fleet-Key": "k"}, timeout_seconds=5)
+    answer = await bus.request("cache.default.get", b"k", timeout_seconds=5)
+    assert answer.payload == b"value"
+    async with asyncio.timeout(5):
+        await heard.wait()
+    await stop()
+
+
+async def test_no_stream_takes_requests_away(bus: Bus) -> None:
+    for spec in catalog.endpoints():
+        subject = spec.subject.replace("{", "").replace("}", "")
+        with pytest.raises(PublishError, match="no stream keeps"):
+            await bus.publish_raw(subject, b"", message_id="1")

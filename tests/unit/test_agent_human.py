@@ -1,0 +1,37 @@
+"""Sizes and durations as people read them."""
+
+import pytest
+
+from agent import human
+
+
+@pytest.mark.parametrize(
+    ("count_bytes", "text"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (1023, "1023 bytes"),
+        (1024, "1.0 KiB"),
+        (1_572_864, "1.5 MiB"),
+        (85 * 1024**3, "85.0 GiB"),
+        (5 * 1024**5, "5120.0 TiB"),
+    ],
+)
+def test_a_size_has_the_unit_that_suits_it(count_bytes: int, text: str) -> None:
+    assert human.size(count_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0008, "0.8 ms"),
+        (0.34, "340 ms"),
+        (1.0, "1.0 s"),
+        (119.0, "119.0 s"),
+        (210.0, "3.5 min"),
+        (7560.0, "2.1 h"),
+        (432_000.0, "5.0 d"),
+    ],
+)
+def test_a_duration_has_the_unit_that_suits_it(seconds: float, text: str) -> None:
+    assert human.duration(seconds) == text
