@@ -34,6 +34,13 @@ class Place:
     identity: Identity
     instance: str
     simulation: Simulation = dataclasses.field(default_factory=Simulation)
+    server_room_bytes: int | None = None
+
+    @property
+    def stream_budget_bytes(self) -> int | None:
+        """Room for all streams: the setting's, or what our own server has if that is less."""
+        rooms = (self.settings.streams.budget_bytes, self.server_room_bytes)
+        return min((room for room in rooms if room is not None), default=None)
 
     @property
     def state_dir(self) -> Path:

@@ -35,5 +35,5 @@ def read_up(state_dir: Path) -> str | None:
         up = json.loads((state_dir / "up.json").read_text())
         os.kill(int(up["pid"]), 0)
         return str(up["nats_url"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None

@@ -30,7 +30,7 @@ from msgspec import Meta
 
 from agent.nats_config import ServerSettings, config_text
 from agent.nats_server import server_version
-from agent.server_process import LOCK_SECONDS, ServerProcess, ServerStartError
+from agent.server_process import ServerProcess, ServerStartError
 from agent.state_folder import (
     StateFolderError,
     lock,
@@ -38,6 +38,7 @@ from agent.state_folder import (
     write_private_json,
 )
 
+OWNER_SECONDS = 1.0  # a process that was killed lets go of its lock at once
 START_ATTEMPTS = 3  # ports are tried by this many, should one be taken between look and use
 BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 STABLE_SECONDS = 10.0  # a server that lived so long starts the back-off anew
@@ -137,7 +138,7 @@ class PrivateServer:
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._held.callback(
-            os.close, await lock(self.state_dir / "lock", wait_seconds=LOCK_SECONDS)
+            os.close, await lock(self.state_dir / "lock", wait_seconds=OWNER_SECONDS)
         )
         up_json = self.state_dir / "up.json"
         up_json.unlink(missing_ok=True)  # of a run that was killed

@@ -97,7 +97,7 @@ async def _start(stack: contextlib.AsyncExitStack, url: str, role: Role, place: 
     stack.callback(os.close, held)
     bus = await connect(url, name=name, root=place.settings.root)
     await stack.enter_async_context(bus)
-    await ensure_streams(bus, budget_bytes=place.settings.streams.budget_bytes)
+    await ensure_streams(bus, budget_bytes=place.stream_budget_bytes)
     return await stack.enter_async_context(RUN[role](bus, place))
 
 

@@ -147,7 +147,8 @@ def load(
     Raises:
         SettingsError: a file that cannot be read, an unknown key, a value out of its range.
     """
-    tree: dict[str, Any] = {}
+    # Defaults first, so that one half of a pair (warning, critical) can be set alone.
+    tree: dict[str, Any] = msgspec.to_builtins(Settings())
     sources: dict[str, str] = {}
     if config is None and environ.get(CONFIG_VARIABLE):
         config = Path(environ[CONFIG_VARIABLE])
@@ -156,11 +157,10 @@ def load(
     for name, text in sorted(environ.items()):
         if name.startswith(PREFIX) and name not in SERVER_VARIABLES:
             dotted = name.removeprefix(PREFIX).lower().replace("__", ".")
-            _put(tree, dotted, _parse(text))
-            sources[dotted] = f"environment {name}"
+            value = _parse_list(text) if dotted in _LISTS else text
+            _put(tree, sources, dotted, value, f"environment {name}")
     for dotted, (option, value) in (options or {}).items():
-        _put(tree, dotted, value)
-        sources[dotted] = f"option {option}"
+        _put(tree, sources, dotted, value, f"option {option}")
     try:
         settings = msgspec.convert(tree, type=Settings, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
@@ -176,8 +176,7 @@ def _merge_file(tree: dict[str, Any], sources: dict[str, str], path: Path) -> No
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"settings file {path} is not TOML: {error}") from error
     for dotted, value in _leaves(table):
-        _put(tree, dotted, value)
-        sources[dotted] = f"file {path}"
+        _put(tree, sources, dotted, value, f"file {path}")
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -188,23 +187,30 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
+def _put(
+    tree: dict[str, Any], sources: dict[str, str], dotted: str, value: object, source: str
+) -> None:
     *tables, key = dotted.split(".")
-    for table in tables:
+    for depth, table in enumerate(tables, 1):
         tree = tree.setdefault(table, {})
         if not isinstance(tree, dict):
-            raise SettingsError(f"{dotted}: {table} is a value, not a table")
+            above = ".".join(tables[:depth])
+            raise SettingsError(
+                f"setting {dotted} = {value!r} ({source}): {above} is not a table, "
+                f"but {tree!r} ({sources.get(above, 'defaults')})"
+            )
     tree[key] = value
+    sources[dotted] = source
 
 
-def _parse(text: str) -> object:
-    """Lists and tables as JSON, names separated by commas as a list; the rest as it is."""
-    if text[:1] in "[{" and text:
+def _parse_list(text: str) -> object:
+    """A JSON list, or names separated by commas."""
+    if text.startswith("["):
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError:
             return text
-    return text
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _explain(text: str, sources: Mapping[str, str], tree: Mapping[str, Any]) -> str:
@@ -285,3 +291,10 @@ def _type_name(kind: Any) -> str:  # noqa: ANN401 - any annotation
     if get_args(kind):
         return " | ".join("null" if a is type(None) else _type_name(a) for a in get_args(kind))
     return getattr(kind, "__name__", str(kind))
+
+
+_LISTS = frozenset(
+    option.name
+    for option in describe(Loaded(settings=Settings(), sources={}))
+    if option.type == "list"
+)

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,7 @@ class Reached:
     shown: str
     note: str = ""
     arguments: str = ""
+    room_bytes: int | None = None
 
 
 @contextlib.asynccontextmanager
@@ -78,7 +80,13 @@ async def reach_server(settings: Settings, options: UpOptions) -> AsyncIterator[
         arguments = ""
         if settings.state_dir:
             arguments = f" --state-dir {shlex.quote(str(settings.state_folder()))}"
-        yield Reached(server.url, server.public_url, note, arguments)
+        yield Reached(
+            server.url,
+            server.public_url,
+            note,
+            arguments,
+            room_bytes=server.max_file_store_bytes,
+        )
 
 
 async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], None]) -> str | None:
@@ -101,6 +109,7 @@ async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], Non
                 identity=identity,
                 instance=settings.node_token(),
                 simulation=options.simulation,
+                server_room_bytes=server.room_bytes,
             )
             async with running(server.url, ROLES, place, request):
                 with _ready_file(options.ready_file, server.url, state_dir):
@@ -143,15 +152,16 @@ def _ready_file(path: Path | None, url: str, state_dir: Path) -> Iterator[None]:
 def welcome(server: Reached, settings: Settings) -> str:
     """What to do next: the address, three commands to paste, how to stop."""
     root, found_by = settings.root, server.arguments
+    # In a fresh clone the program is not on the path, but in the virtual environment.
+    program = "resource-agent" if shutil.which("resource-agent") else sys.argv[0]
     lines = [
         "",
         f"  resource-agent is up on {server.shown}   (state: {settings.state_folder()})",
         *([f"\n  {server.note}"] if server.note else []),
         "",
         "  Try, in another terminal:",
-        f"    resource-agent watch{found_by} 'metrics.>'",
-        f"    resource-agent put{found_by} greeting 'hello fleet' && "
-        f"resource-agent get{found_by} greeting",
+        f"    {program} watch{found_by} 'metrics.>'",
+        f"    {program} put{found_by} greeting 'hello fleet' && {program} get{found_by} greeting",
         f"    nats --server {server.shown} req {root}.api.system.all ''",
         "",
         "  Stop with Ctrl-C.",

@@ -133,8 +133,8 @@ class ArchiveService:
         await self._settled.wait()
 
     def components(self) -> list[Component]:
-        """Store, lease and backlog as the last probe saw them."""
-        return list(self._components)
+        """The lease as it is now, store and backlog as the last probe saw them."""
+        return [self._component("lease", "ok", self._state), *self._components]
 
     def counters(self) -> dict[str, float]:
         """Totals of this process and sizes now, all namespaces together."""
@@ -222,7 +222,6 @@ class ArchiveService:
             backlog_error = backlog_error or "the eviction stream does not answer"
         self._components = [
             self._component("store", "failed" if store_error else "ok", store_error or room),
-            self._component("lease", "ok", self._state),
             self._component(
                 "backlog",
                 "failed" if backlog_error else "ok",

@@ -148,7 +148,7 @@ class FolderStore:
                 _write_synced(path, b"probe")
             finally:
                 path.unlink(missing_ok=True)
-            return f"{shutil.disk_usage(self.folder).free} bytes free"
+            return f"{shutil.disk_usage(self.folder).free / 2**30:.1f} GiB free"
 
         return await self._run(try_write)
 

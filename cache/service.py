@@ -16,7 +16,7 @@ from cache.endpoints import NamespaceEndpoints
 from cache.namespace import Namespace
 from cache.ownership import Ownership, OwnershipError
 from cache.pump import Pump
-from cache.settings import CacheSettings
+from cache.settings import MIB, CacheSettings
 from schemas.lifecycle import Component, ComponentState
 from schemas.metrics import CacheMetrics
 from schemas.protocols import (
@@ -291,7 +291,8 @@ class CacheService:
 
 def _outbox_state(owned: _Owned) -> tuple[ComponentState, str]:
     outbox = owned.namespace.outbox
-    fill = f"{outbox.used_bytes} of {outbox.max_bytes} bytes, {outbox.pending} not acknowledged"
+    used, room = outbox.used_bytes / MIB, outbox.max_bytes / MIB
+    fill = f"{used:.1f} of {room:.0f} MiB, {outbox.pending} not acknowledged"
     if owned.pump.error:
         return "degraded", f"{owned.pump.error}; {fill}"
     crowded = outbox.pending_bytes > CROWDED_RATIO * outbox.max_bytes

@@ -659,7 +659,10 @@ async def connect(
     Raises:
         BusError: not within the deadline, or the login was refused; the text names URL and user.
     """
-    inbox = f"_INBOX_{re.sub('[^A-Za-z0-9_-]', '_', name)}_{random.getrandbits(48):012x}"
+    # Who logs in gets an inbox that guests may not read. A guest may read only the common one.
+    inbox = "_INBOX"
+    if urlsplit(url).username:
+        inbox = f"_INBOX_{re.sub('[^A-Za-z0-9_-]', '_', name)}_{random.getrandbits(48):012x}"
     bus = Bus(url, name, Names(root), inbox)
     await bus.open(deadline_seconds)
     return bus

@@ -64,6 +64,7 @@ class OrderedReader:
         start_ns: int | None,
         last_per_subject: bool,
         counters: Counter[str],
+        on_idle: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._client = client
         self._js = js
@@ -76,6 +77,7 @@ class OrderedReader:
         self._start_ns = start_ns
         self._last_per_subject = last_per_subject
         self._counters = counters
+        self._on_idle = on_idle
         self._expected = 1
         self._subscription: Subscription | None = None
         self._consumer: str | None = None
@@ -168,6 +170,8 @@ class OrderedReader:
                 await self._client.publish(answer_to)
             elif int(headers.get("Nats-Last-Consumer", self._expected - 1)) >= self._expected:
                 self._restart.set()
+            elif self._on_idle is not None:
+                await self._on_idle()
             return
         sequence, consumer_sequence, stored_ns, pending = ack_fields(message.reply)
         if consumer_sequence != self._expected:
@@ -225,10 +229,14 @@ async def read_stream(
     Raises:
         PublishError: the stream does not exist, or the server stopped answering.
     """
-    queue: asyncio.Queue[tuple[Delivery, int]] = asyncio.Queue(maxsize=512)
+    queue: asyncio.Queue[tuple[Delivery, int] | None] = asyncio.Queue(maxsize=512)
 
     async def put(delivery: Delivery, pending: int) -> None:
         await queue.put((delivery, pending))
+
+    async def end() -> None:
+        # The server has nothing left, whatever it said was pending: that can have expired since.
+        await queue.put(None)
 
     if start_sequence is None and start_ns is None and not last_per_subject:
         start_sequence = 1
@@ -239,6 +247,7 @@ async def read_stream(
         stream,
         subject=subject,
         deliver=put,
+        on_idle=end,
         start_sequence=start_sequence,
         start_ns=start_ns,
         last_per_subject=last_per_subject,
@@ -251,9 +260,12 @@ async def read_stream(
         while True:
             try:
                 async with asyncio.timeout(READ_STALL_SECONDS):
-                    delivery, pending = await queue.get()
+                    item = await queue.get()
             except TimeoutError:
                 raise PublishError(f"reading stream {names.stream(stream)} stalled") from None
+            if item is None:
+                return
+            delivery, pending = item
             if end_ns is not None and delivery.stored_ns > end_ns:
                 return
             yield delivery

@@ -19,6 +19,9 @@ MIB = 1024 * 1024
 HOUR = 3600.0
 DAY = 24 * HOUR
 MIN_STREAM_BYTES = 8 * MIB
+BUCKET_BYTES = 16 * MIB
+STREAMS_SHARE = 0.95
+"""Of the room there is: the server counts more than the messages' bytes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,16 +94,34 @@ BUCKETS: tuple[BucketSpec, ...] = (
 def scaled(specs: tuple[StreamSpec, ...], budget_bytes: int | None) -> tuple[StreamSpec, ...]:
     """`specs` with their sizes scaled down so that their sum fits `budget_bytes`.
 
-    No stream goes below 8 MiB: with less than that everything fails at the first burst.
+    No stream goes below 8 MiB, as with less than that everything fails at the first burst; the
+    larger ones make room for that.
+
+    Raises:
+        BusError: not even 8 MiB for each fit.
     """
     total = sum(spec.max_bytes for spec in specs)
     if budget_bytes is None or total <= budget_bytes:
         return specs
-    share = budget_bytes / total
-    return tuple(
-        dataclasses.replace(spec, max_bytes=max(MIN_STREAM_BYTES, int(spec.max_bytes * share)))
-        for spec in specs
-    )
+    if budget_bytes < len(specs) * MIN_STREAM_BYTES:
+        raise BusError(
+            f"the room leaves {max(0, budget_bytes) // MIB} MiB for the streams, they need at "
+            f"least {len(specs) * MIN_STREAM_BYTES // MIB} MiB (and the buckets "
+            f"{len(BUCKETS) * BUCKET_BYTES // MIB} MiB); free disk space, raise the server's "
+            "max_file_store, or raise the setting streams.budget_bytes"
+        )
+    smallest: set[str] = set()
+    while True:
+        rest = budget_bytes - len(smallest) * MIN_STREAM_BYTES
+        share = rest / (sum(s.max_bytes for s in specs if s.name not in smallest) or 1)
+        sizes = {
+            spec.name: MIN_STREAM_BYTES if spec.name in smallest else int(spec.max_bytes * share)
+            for spec in specs
+        }
+        too_small = {name for name, size in sizes.items() if size < MIN_STREAM_BYTES}
+        if not too_small:
+            return tuple(dataclasses.replace(spec, max_bytes=sizes[spec.name]) for spec in specs)
+        smallest |= too_small
 
 
 async def ensure_streams(bus: Bus, *, budget_bytes: int | None = None) -> None:
@@ -119,12 +140,15 @@ async def ensure_streams(bus: Bus, *, budget_bytes: int | None = None) -> None:
             f"{bus.names.root}: JetStream does not answer on this server ({error or 'no reply'}); "
             "start nats-server with -js, or give this user the rights on $JS.API.>"
         ) from error
-    limit = account.limits.max_storage if account.limits else -1
+    limit = int(account.limits.max_storage or -1) if account.limits else -1
     if limit > 0:
-        quarter_free = int(limit * 0.9)
-        budget_bytes = min(budget_bytes, quarter_free) if budget_bytes else quarter_free
+        budget_bytes = min(budget_bytes or limit, limit)
+    room = "as much as its disk has" if limit <= 0 else f"{limit // MIB} MiB"
+    if budget_bytes is not None:
+        budget_bytes = int(budget_bytes * STREAMS_SHARE) - len(BUCKETS) * BUCKET_BYTES
+        room = f"{room}, {budget_bytes // MIB} MiB of it for all streams"
     for spec in scaled(STREAMS, budget_bytes):
-        await _ensure_stream(bus, spec)
+        await _ensure_stream(bus, spec, room)
     for bucket in BUCKETS:
         await _ensure_bucket(bus, bucket)
 
@@ -145,7 +169,7 @@ def _config(bus: Bus, spec: StreamSpec) -> StreamConfig:
     )
 
 
-async def _ensure_stream(bus: Bus, spec: StreamSpec) -> None:
+async def _ensure_stream(bus: Bus, spec: StreamSpec, room: str) -> None:
     wanted = _config(bus, spec)
     name = wanted.name or ""
     with raised_as(BusError, f"stream {name}: the server does not answer"):
@@ -159,8 +183,8 @@ async def _ensure_stream(bus: Bus, spec: StreamSpec) -> None:
                 if there is None:
                     raise BusError(
                         f"cannot create stream {name} of {spec.max_bytes // MIB} MiB: "
-                        f"{error.description}; free disk space, raise the server's "
-                        "max_file_store, or lower the setting streams.budget_bytes"
+                        f"{error.description} (the server offers {room}); free disk space, raise "
+                        "the server's max_file_store, or lower the setting streams.budget_bytes"
                     ) from error
     if there is not None:
         _compare(name, wanted, there)
@@ -200,7 +224,7 @@ async def _ensure_bucket(bus: Bus, spec: BucketSpec) -> None:
         try:
             await heed(
                 bus.jetstream.create_key_value(
-                    bucket=name, history=spec.history, ttl=spec.ttl_seconds, max_bytes=16 * MIB
+                    bucket=name, history=spec.history, ttl=spec.ttl_seconds, max_bytes=BUCKET_BYTES
                 )
             )
         except nats.js.errors.APIError as error:

@@ -11,9 +11,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import StreamConfig
 
+from agent.bus import connect
 from agent.nats_config import ServerSettings
 from agent.nats_server import find_server
 from agent.private_server import PrivateServer
+from schemas.protocols import Answer, Endpoint
 
 pytestmark = pytest.mark.bus
 
@@ -297,3 +299,22 @@ async def test_a_wrong_password_does_not_make_a_guest(tmp_path: Path) -> None:
         wrong = server.url.replace("local:", "local:not")
 
         assert "Authorization Violation" in await refusal(wrong)
+
+
+async def test_our_own_commands_work_as_guest(tmp_path: Path) -> None:
+    binary = find_server()
+    assert binary is not None
+    async with (
+        PrivateServer(tmp_path / "state", binary=binary) as server,
+        await connect(server.url, name="service") as service,
+        await connect(server.public_url, name="guest") as guest,
+    ):
+        await service.serve(
+            "svc",
+            [Endpoint("echo", "api.health.echo", lambda call: Answer(call.payload))],
+            description="test",
+        )
+
+        answer = await guest.request("api.health.echo", b"hello", timeout_seconds=3)
+
+    assert answer.payload == b"hello"

@@ -220,7 +220,7 @@ async def test_tries_again_when_the_port_is_taken_between_look_and_use(
 async def test_refuses_a_second_server_on_one_folder(
     binary: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(private_server, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(private_server, "OWNER_SECONDS", 0.1)
     async with PrivateServer(state, binary=binary) as first:
         with pytest.raises(StateFolderBusyError, match=f"{state} is in use by .* {os.getpid()}"):
             await PrivateServer(state, binary=binary).start()

@@ -225,5 +225,5 @@ async def test_the_probe_really_writes_and_leaves_nothing(
     with pytest.raises(StoreError, match="is full"):
         await store.probe()
 
-    assert room.endswith("bytes free")
+    assert room.endswith("GiB free")
     assert list(store.folder.iterdir()) == []
