@@ -165,11 +165,11 @@ class Instance:
             # Much settles right after the start: look often then, more seldom later.
             await asyncio.sleep(min(pause_seconds, self._settings.probe_seconds))
             pause_seconds *= 2
-            await self._probe_bus()
-            now = self._summary()
-            if now == said and time.monotonic() < next_beat:
-                continue
             try:
+                await self._probe_bus()
+                now = self._summary()
+                if now == said and time.monotonic() < next_beat:
+                    continue
                 await self._registration.beat(self.record())
             except PublishError as error:
                 log.warning("heartbeat_failed", role=self.role, error=str(error))
@@ -177,6 +177,9 @@ class Instance:
                 log.error("name_lost", role=self.role, instance=self.name, error=str(error))
                 self.lost_name.set()
                 return
+            except Exception:
+                # A part that cannot tell its state must not silence the whole service.
+                log.exception("heartbeat_failed", role=self.role)
             else:
                 said = now
                 next_beat = time.monotonic() + self._settings.heartbeat_seconds

@@ -1,6 +1,6 @@
 """NATS behind `schemas.protocols`. Nothing outside this package imports nats."""
 
-from agent.bus.connection import Bus, connect
+from agent.bus.bus import Bus, connect
 from agent.bus.errors import BusError
 from agent.bus.streams import ensure_streams
 

@@ -9,8 +9,8 @@ import nats.js.errors
 import structlog
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
+from agent.bus.bus import Bus
 from agent.bus.cancellation import heed
-from agent.bus.connection import Bus
 from agent.bus.errors import BusError, raised_as
 
 log = structlog.get_logger()

@@ -144,5 +144,6 @@ async def test_rubbish_and_load_leave_memory_flat(tmp_path: Path) -> None:
             await load(SOAK_SECONDS, HOSTILE_MESSAGES // 2)
             after = process.memory_info().rss
 
-            assert await is_ready(bus)
+            # It may be behind with the load for a moment.
+            await until_async(lambda: is_ready(bus), seconds=30)
             assert after - before < MAX_GROWTH_BYTES, f"{before} to {after} bytes"
