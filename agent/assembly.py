@@ -156,7 +156,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             leases=leases,
             make_handlers=lambda: default_handlers(settings),
             slots=settings.slots,
-            members=lambda: max(1, instance.registry.count_ready("handlers")),
+            members=lambda: max(1, instance.registry.count_live("handlers")),
             observe=store.accept,
         ) as runtime,
     ):

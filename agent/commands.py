@@ -277,6 +277,12 @@ async def watch_subject(
     seen = 0
 
     def show(name: str, payload: bytes) -> None:
+        try:
+            show_line(name, payload)
+        except OSError:  # whoever read our output has gone: `watch | head`
+            done.set()
+
+    def show_line(name: str, payload: bytes) -> None:
         nonlocal seen
         if done.is_set():
             return

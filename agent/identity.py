@@ -43,11 +43,21 @@ def load_identity(state_dir: Path) -> Identity:
     try:
         folder = path.read_text().strip()
     except FileNotFoundError:
-        folder = secrets.token_hex(8)
-        state_dir.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
-        fresh.write_text(folder + "\n")
-        fresh.replace(path)
+        folder = _write_first(path, secrets.token_hex(8))
     return Identity(
         machine=machine_name(), folder=folder, boot=secrets.token_hex(4), pid=os.getpid()
     )
+
+
+def _write_first(path: Path, folder: str) -> str:
+    """Write the folder's id, unless another process was faster; returns what is there."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_name(f"identity.{secrets.token_hex(4)}")
+    fresh.write_text(folder + "\n")
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        return path.read_text().strip()
+    finally:
+        fresh.unlink()
+    return folder

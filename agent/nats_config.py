@@ -21,14 +21,10 @@ GUEST_MAY_ASK = (
     "cache.default.meta",
     "cache.default.stats",
 )
-GUEST_MAY_ASK_NATS = (
-    "$SRV.>",
-    "$JS.API.INFO",
-    "$JS.API.STREAM.NAMES",
-    "$JS.API.STREAM.LIST",
-    "$JS.API.STREAM.INFO.*",
-)
-GUEST_MAY_NOT_READ = ("evicted.>", "evicted_part.>", "cache.>")  # users' cached values
+# Nothing of $JS.API: the server sends its answers to whatever reply subject the asker names,
+# streams and buckets included.
+GUEST_MAY_ASK_NATS = ("$SRV.>",)
+GUEST_MAY_NOT_READ = ("evicted.>", "evicted_part.>", "cache.>", "dead.>")  # users' cached values
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

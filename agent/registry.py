@@ -1,6 +1,5 @@
 """Who is there: this service's own registration, and a view of all the others."""
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -123,8 +122,8 @@ class Registration:
 
     async def deregister(self, record: InstanceRecord, reason: str) -> None:
         """Remove the record and say so; best effort, as the entry expires by itself."""
-        with contextlib.suppress(PublishError):
-            await self._bucket.delete(self.key(record))
+        with contextlib.suppress(PublishError, RevisionConflictError):
+            await self._bucket.delete(self.key(record), self._revision)
             await self._bus.publish(
                 Deregistered(
                     role=record.role,
@@ -149,7 +148,6 @@ class RegistryView:
         self._clock = clock
         self._records: dict[str, InstanceRecord] = {}
         self._unfollow: Callable[[], Awaitable[None]] | None = None
-        self.changed = asyncio.Event()
 
     async def open(self) -> None:
         """Read what is there and follow it from now on."""
@@ -168,8 +166,6 @@ class RegistryView:
             self._records.pop(key, None)
         else:
             self._records[key] = msgspec.json.decode(delivery.payload, type=InstanceRecord)
-        self.changed.set()
-        self.changed.clear()
 
     def records(self) -> Mapping[str, InstanceRecord]:
         """Records by `<role>.<instance>`."""
@@ -179,7 +175,7 @@ class RegistryView:
                 del self._records[key]
         return self._records
 
-    def count_ready(self, role: str) -> int:
+    def count_live(self, role: str) -> int:
         """How many instances of `role` are there and not stale."""
         now_ns = self._clock()
         return sum(

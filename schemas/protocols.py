@@ -253,8 +253,8 @@ class Bucket(Protocol):
     async def update(self, key: str, value: bytes, revision: int) -> int:
         """Store if the key still has `revision`; RevisionConflictError otherwise."""
 
-    async def delete(self, key: str) -> None:
-        """Remove the key; absent is fine."""
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Remove the key; absent is fine. RevisionConflictError if it has not `revision`."""
 
     async def items(self) -> Mapping[str, tuple[bytes, int]]:
         """All keys with value and revision."""

@@ -10,6 +10,9 @@ from agent.bus.cancellation import heed
 from agent.bus.errors import raised_as
 from schemas.protocols import Delivery, PublishError, RevisionConflictError
 
+WRONG_REVISION_CODES = frozenset({10071, 10164})
+"""Server codes for a compare-and-set that lost."""
+
 
 class KvBucket:
     """One JetStream bucket. Every call raises PublishError when the server does not answer."""
@@ -67,11 +70,16 @@ class KvBucket:
             except nats.js.errors.KeyWrongLastSequenceError as error:
                 raise RevisionConflictError(key) from error
 
-    async def delete(self, key: str) -> None:
-        """Remove the key; absent is fine."""
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Remove the key; absent is fine. With `revision`, only while it still has that one."""
         with raised_as(PublishError, f"bucket {self.name}"):
             kv = await self._open()
-            await heed(kv.delete(key))
+            try:
+                await heed(kv.delete(key, last=revision))
+            except nats.js.errors.APIError as error:
+                if error.err_code in WRONG_REVISION_CODES:
+                    raise RevisionConflictError(key) from error
+                raise
 
     async def items(self) -> Mapping[str, tuple[bytes, int]]:
         """All keys with value and revision."""

@@ -27,8 +27,10 @@ class BucketLease:
 
     @property
     def held(self) -> bool:
-        """True while it is certain that nobody else owns it."""
-        return not self._lost.is_set() and time.monotonic() < self._until
+        """True while it is certain that nobody else owns it; once False, it stays so."""
+        if time.monotonic() >= self._until:
+            self._lost.set()
+        return not self._lost.is_set()
 
     @property
     def fence(self) -> int:
@@ -96,7 +98,8 @@ class BucketLeases:
             except PublishError as error:
                 log.warning("lease_renewal_failed", lease=lease.name, error=str(error))
             else:
-                lease.renewed(revision, started)
+                if lease.held:
+                    lease.renewed(revision, started)
         lease.lose()
 
     async def release(self, lease: Lease) -> None:
@@ -109,8 +112,9 @@ class BucketLeases:
         was_held = lease.held
         lease.lose()
         if was_held:
-            with contextlib.suppress(PublishError):
-                await self._bucket.delete(lease.name)
+            # The revision: delayed on its way, it must not take the next owner's lease away.
+            with contextlib.suppress(PublishError, RevisionConflictError):
+                await self._bucket.delete(lease.name, lease.revision)
 
     async def close(self) -> None:
         """Give all back."""

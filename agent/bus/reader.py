@@ -126,6 +126,12 @@ class OrderedReader:
             deliver_subject=self._client.new_inbox(),
         )
         if self._next is not None:
+            last = int((await heed(self._js.stream_info(self._stream))).state.last_seq)
+            if last < self._next - 1:
+                # It was deleted and made anew: with the old number we would hear nothing.
+                log.warning("stream_made_anew", stream=self._stream, last_sequence=last)
+                self._counters["streams_made_anew_total"] += 1
+                self._next = 1
             config.deliver_policy = nats.js.api.DeliverPolicy.BY_START_SEQUENCE
             config.opt_start_seq = max(1, self._next)
         elif self._start_ns is not None:
@@ -164,7 +170,7 @@ class OrderedReader:
     async def _take(self, message: Msg) -> None:
         self._heard.set()
         headers = message.headers or {}
-        if headers.get("Status") == "100" and not message.data:
+        if not message.reply.startswith("$JS.ACK."):  # a control message, whatever headers say
             answer_to = message.reply or headers.get("Nats-Consumer-Stalled")
             if answer_to:
                 await self._client.publish(answer_to)
@@ -197,6 +203,8 @@ class OrderedReader:
             if self._heard.is_set() and not self._restart.is_set():
                 continue
             if not self._client.is_connected:
+                # Waiting for `_restart` alone would not suspend while it is set.
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             self._restart.set()
             self._counters["reader_restarts_total"] += 1

@@ -187,8 +187,8 @@ class PullQueue:
         await heed(self._js.add_consumer(self._stream, config=config))
 
     async def _on_message(self, message: Msg) -> None:
-        status = (message.headers or {}).get("Status")
-        if status is None:
+        status = (message.headers or {}).get("Status", "")
+        if message.reply.startswith("$JS.ACK."):  # work, whatever its headers say
             self._asked -= 1
             self._arrived.append(message)
             self._news.set()

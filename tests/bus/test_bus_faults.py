@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Awaitable, Callable
 
 import psutil
@@ -10,6 +11,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from agent.bus import Bus, BusError, connect, ensure_streams
+from agent.bus.lease import BucketLease, BucketLeases
 from schemas.archive import Expired
 from schemas.lifecycle import Deregistered
 from schemas.protocols import Answer, Call, Endpoint, PublishError, RequestError, WorkItem
@@ -392,3 +394,85 @@ async def test_a_stream_that_is_gone_is_named(bus: Bus) -> None:
         with pytest.raises(PublishError, match="FLEET_ALERTS"):
             await call
     assert len(bus._client._subs) == subscriptions
+
+
+async def test_a_server_that_dies_while_readers_are_renewed_does_not_freeze_the_loop(
+    bus: Bus, nats: NatsServer
+) -> None:
+    stop = await bus.follow("ALERTS", lambda delivery: None)
+    (reader,) = bus._readers
+    nats.kill()
+    await until(lambda: not bus.is_connected)
+    reader.restart_soon()
+
+    beats = 0
+    async with asyncio.timeout(5):
+        while beats < 20:  # a frozen loop would not get here again
+            await asyncio.sleep(0.01)
+            beats += 1
+    nats.start()
+    await until(lambda: bus.is_connected)
+    await stop()
+
+    assert beats == 20
+
+
+async def test_a_header_that_looks_like_flow_control_deafens_nobody(bus: Bus) -> None:
+    seen: list[bytes] = []
+    stop = await bus.follow("ALERTS", lambda delivery: seen.append(delivery.payload))
+    await bus.publish_raw("alert.n", b"", {"Status": "100"}, message_id="1")
+    await bus.publish_raw("alert.n", b"after", message_id="2")
+    await until(lambda: b"after" in seen)
+    await stop()
+    await bus.publish_raw("evicted.default", b"", {"Status": "404"}, message_id="3")
+    work = await bus.take("EVICTIONS", "archiver", batch=1, wait_seconds=2)
+
+    assert seen == [b"", b"after"]
+    assert len(work) == 1
+
+
+async def test_a_follower_hears_a_stream_that_was_made_anew(bus: Bus) -> None:
+    await bus.publish_raw("alert.n", b"old", message_id="1")
+    await bus.publish_raw("alert.n", b"older", message_id="2")
+    seen: list[bytes] = []
+    stop = await bus.follow(
+        "ALERTS", lambda delivery: seen.append(delivery.payload), start_sequence=1
+    )
+    await until(lambda: len(seen) == 2)
+    config = (await bus.jetstream.stream_info("FLEET_ALERTS")).config
+    await bus.jetstream.delete_stream("FLEET_ALERTS")
+    await bus.jetstream.add_stream(config)
+    await bus.publish_raw("alert.n", b"new", message_id="3")
+    await until(lambda: b"new" in seen)
+    await stop()
+
+    assert seen == [b"old", b"older", b"new"]
+
+
+async def test_a_lapsed_lease_never_comes_back(bus: Bus) -> None:
+    leases = BucketLeases(bus.bucket("lease"), "a")
+    lease = await leases.try_acquire("slot")
+    assert isinstance(lease, BucketLease)
+    lease._until = 0.0
+
+    lapsed = lease.held
+    lease.renewed(lease.revision, time.monotonic())
+
+    assert not lapsed
+    assert not lease.held
+    await leases.close()
+
+
+async def test_a_late_release_leaves_the_next_owner_alone(bus: Bus) -> None:
+    bucket = bus.bucket("lease")
+    ours, theirs = BucketLeases(bucket, "a"), BucketLeases(bucket, "b")
+    lease = await ours.try_acquire("slot")
+    assert lease is not None
+    await bucket.delete("slot")  # expired meanwhile, for the bucket
+    taken = await theirs.try_acquire("slot")
+    await ours.release(lease)
+    third = await BucketLeases(bucket, "c").try_acquire("slot")
+
+    assert taken is not None
+    assert third is None
+    await theirs.close()

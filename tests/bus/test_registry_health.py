@@ -445,7 +445,7 @@ async def test_a_view_opened_late_knows_who_is_there_and_counts_the_live(bus: Bu
 
     await view.open()
     await until(lambda: len(view.records()) == 3 and bus.counters["bad_messages_total"] == 1)
-    live = view.count_ready("cache"), view.count_ready("agent")
+    live = view.count_live("cache"), view.count_live("agent")
     await view.close()
 
     assert live == (2, 0)
