@@ -90,8 +90,12 @@ async def main() -> None:
     while True:
         try:
             (message,) = await work.fetch(1, timeout=5)
-            await carry_out(stream, json.loads(message.data))
-            await message.ack_sync()
+            try:
+                await carry_out(stream, json.loads(message.data))
+            except (ValueError, KeyError, TypeError):
+                await message.term()  # not advice: it would come again for ever
+            else:
+                await message.ack_sync()
         except nats.errors.TimeoutError:
             continue  # nothing new; or no answer, and then the advice comes again
 

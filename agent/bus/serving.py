@@ -103,8 +103,8 @@ class Service:
 
     A handler that answers at once is answered inline; an awaitable gets a task of its own, at
     most 256 per endpoint, then 429. Errors never leave as `repr`: RequestError as it says,
-    anything else as 500 in our words. Replies go to inboxes only: a requester that names a
-    subject of ours as its reply address would otherwise publish there with our rights.
+    anything else as 500 in our words. No reply goes to `$…` or below our own root: a requester
+    that names such a reply address would otherwise publish there with our rights.
     """
 
     def __init__(
