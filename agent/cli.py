@@ -1,6 +1,7 @@
 """The command line: arguments to settings, settings to a program, errors to one line."""
 
 import asyncio
+import functools
 import os
 import re
 import sys
@@ -218,7 +219,7 @@ def up(
         simulation=simulation,
         live=live,
     )
-    failure = asyncio.run(run_up(settings, options, say=print))
+    failure = asyncio.run(run_up(settings, options, say=functools.partial(print, flush=True)))
     if failure:
         _fail(RuntimeError(failure))
 
@@ -307,7 +308,7 @@ def put(
 ) -> None:
     """Cache a value."""
     settings = _load(config, state_dir).settings
-    content = sys.stdin.buffer.read() if value == "-" else value.encode()
+    content = sys.stdin.buffer.read() if value == "-" else os.fsencode(value)
 
     async def work(bus: Bus) -> str:
         return await CacheClient(bus).of(namespace).put(key, content, ttl_seconds=ttl)

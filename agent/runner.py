@@ -19,6 +19,7 @@ log = structlog.get_logger()
 
 START_SECONDS = 20.0
 STOP_SECONDS = 9.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
@@ -40,20 +41,21 @@ class StopRequest:
 
 @contextlib.contextmanager
 def signals(request: StopRequest) -> Iterator[None]:
-    """SIGINT and SIGTERM ask to stop; a second one ends the process at once."""
+    """SIGINT, SIGTERM and SIGHUP ask to stop; a second one ends the process at once."""
     loop = asyncio.get_running_loop()
 
     def on_signal() -> None:
         if request.event.is_set():
-            raise SystemExit(130)
+            # Not an exception: that would begin another orderly stop. The guard ends the server.
+            os._exit(130)
         request.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, on_signal)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
 
 

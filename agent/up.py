@@ -102,6 +102,9 @@ async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], Non
         identity = await asyncio.to_thread(load_identity, state_dir)
     except OSError as error:
         raise StateFolderError(f"cannot use state folder {state_dir}: {error}") from error
+    if options.ready_file is not None:
+        with contextlib.suppress(OSError):
+            options.ready_file.unlink(missing_ok=True)  # of a run that was killed
     with signals(request):
         async with reach_server(settings, options) as server:
             place = Place(
@@ -112,9 +115,9 @@ async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], Non
                 server_room_bytes=server.room_bytes,
             )
             async with running(server.url, ROLES, place, request):
+                say(welcome(server, settings))
                 with _ready_file(options.ready_file, server.url, state_dir):
                     log.info("ready", nats_url=server.shown, state_dir=str(state_dir))
-                    say(welcome(server, settings))
                     async with _live(settings, server, options):
                         await until_stopped(request, options.for_seconds)
                 log.info("stopping")

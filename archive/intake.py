@@ -101,7 +101,7 @@ class Intake:
     async def _settle(self, item: WorkItem, lease: Lease) -> None:
         try:
             if lease.held:
-                await self._handle(item)
+                await self._handle(item, lease)
             else:
                 await item.retry(0)
         except PublishError as error:
@@ -109,7 +109,7 @@ class Intake:
             self._announcer.counts[namespace_of(item.delivery)]["unconfirmed_total"] += 1
             log.warning("eviction_unconfirmed", error=str(error))
 
-    async def _handle(self, item: WorkItem) -> None:
+    async def _handle(self, item: WorkItem, lease: Lease) -> None:
         counts = self._announcer.counts[namespace_of(item.delivery)]
         try:
             manifest = read_manifest(item.delivery)
@@ -129,6 +129,10 @@ class Intake:
         if self.store_error:
             log.info("archive_store_recovered")
             self.store_error = ""
+        if not lease.held:
+            # Another owner may have read its index before this was in the store: it must hear
+            # of it too, so the item stays unsettled and comes again.
+            return
         if entry is not None:
             # Before the acknowledgement: the cache waits for this event, and a crash between
             # the two then repeats it instead of losing it.

@@ -1,7 +1,8 @@
 """The archive's endpoints: restore, keys, list, status."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 import msgspec
 import structlog
@@ -55,6 +56,7 @@ class Queries:
         self._instance = instance
         self._clock = clock
         self._is_owner = is_owner
+        self._announcing: set[asyncio.Task[None]] = set()
 
     def endpoints(self) -> list[Endpoint]:
         """Raw: restore and keys. JSON: list and status."""
@@ -97,7 +99,7 @@ class Queries:
         try:
             found = await self._vault.fetch(namespace, key, generation)
         except DamagedObjectError as error:
-            await self._announcer.damaged(error.entry, error.reason)
+            self._announce(self._announcer.damaged(error.entry, error.reason))
             raise RequestError(
                 500, f"archived object of this key is damaged: {error.reason}"
             ) from error
@@ -107,7 +109,7 @@ class Queries:
         if found is None:
             return Answer(headers={"Fleet-Status": "miss"})
         manifest, value = found
-        await self._announcer.restored(namespace, key, manifest.version, len(value))
+        self._announce(self._announcer.restored(namespace, key, manifest.version, len(value)))
         header = encode_header(msgspec.json.encode(manifest).decode())
         return Answer(value, {EVICTED_HEADER: header})
 
@@ -180,6 +182,16 @@ class Queries:
         except (PublishError, TimeoutError):
             return None
         return max(0, last - first + 1) if last else 0
+
+    async def announced(self) -> None:
+        """Return once everything that was answered is announced, or given up."""
+        await asyncio.gather(*self._announcing)
+
+    def _announce(self, saying: Coroutine[None, None, None]) -> None:
+        """Say it while the answer is on its way: nobody who restores waits for an event."""
+        task = asyncio.create_task(saying)
+        self._announcing.add(task)
+        task.add_done_callback(self._announcing.discard)
 
     def _namespace(self, call: Call) -> str:
         if not self._is_owner():

@@ -14,7 +14,7 @@ so a truncated or changed object never gives wrong bytes. Objects of format 1 st
 
 import hashlib
 import struct
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -30,8 +30,8 @@ MAX_HEADER_BYTES = 4 * 1024 * 1024
 _PREFIX = struct.Struct(">8sHI8s")
 PREFIX_BYTES = _PREFIX.size
 _CHECKED_BYTES = PREFIX_BYTES - 8
-_NEVER_SECONDS = 1000 * 365 * 86400.0
-"""A longer life is for ever: its end would lie beyond the calendar (year 9999)."""
+_LAST_NS = to_ns(datetime.max.replace(tzinfo=UTC))
+"""What ends later is for ever: that is beyond the calendar (year 9999)."""
 
 
 class ArchiveObjectError(Exception):
@@ -79,10 +79,12 @@ def expires_ns(manifest: Evicted) -> int | None:
     if manifest.tombstone:
         return None
     if manifest.expires_at is not None:
-        return to_ns(manifest.expires_at)
-    if manifest.ttl_seconds is None or manifest.ttl_seconds > _NEVER_SECONDS:
+        ns = to_ns(manifest.expires_at)
+    elif manifest.ttl_seconds is None or manifest.ttl_seconds * SECOND_NS > _LAST_NS:
         return None
-    return to_ns(manifest.evicted_at) + int(manifest.ttl_seconds * SECOND_NS)
+    else:
+        ns = to_ns(manifest.evicted_at) + int(manifest.ttl_seconds * SECOND_NS)
+    return None if ns > _LAST_NS else ns
 
 
 def encode(

@@ -185,6 +185,7 @@ class ArchiveService:
                 sweeper.cancel()
         finally:
             await stop_serving()
+            await self._queries.announced()
 
     async def _sweep_regularly(self) -> None:
         while True:

@@ -124,7 +124,8 @@ class Vault:
     ) -> tuple[Evicted, bytes] | None:
         """Manifest and value of `key`, verified; None when there is none that may be returned.
 
-        `generation` is the asker's: what is older is a miss. None = the newest known.
+        `generation` is the asker's: what is older is a miss, and stays: only manifests begin a
+        generation. None = the newest known.
 
         Raises:
             DamagedObjectError: there was one, but its object is broken or gone.
@@ -133,11 +134,9 @@ class Vault:
         index = self._indexes.get(namespace)
         if index is None:
             return None
-        if generation is not None:
-            index.saw_generation(generation)
         async with self._lock(namespace, key):
             entry = index.find(key, self._clock())
-            if entry is None:
+            if entry is None or (generation is not None and entry.generation < generation):
                 return None
             try:
                 content = await self._store.get(entry.name)

@@ -116,6 +116,8 @@ class ArchiveLink:
             first, last = await self._subscriber.stream_bounds("EVICTIONS")
             if self._sync_until is None:
                 self._sync_until = last
+            # A stream that was deleted and made anew counts from 1 again.
+            self._sync_until = min(self._sync_until, last)
             # The stream is a work queue: what was worked off is no longer in it.
             if first <= self._sync_until:
                 return

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable
 from typing import NoReturn
 
@@ -32,6 +33,7 @@ from schemas.units import SECOND_NS, instant
 
 log = structlog.get_logger()
 
+_BY_TAG = re.compile(rb'\s*\{\s*"tag"\s*:')
 _MISS = Answer(headers={"Fleet-Status": "miss"})
 
 
@@ -101,7 +103,10 @@ class NamespaceEndpoints:
         return _MISS if entry is None else _hit(entry)
 
     def put(self, call: Call) -> Answer | Awaitable[Answer]:
-        """Keep the payload under `Fleet-Key`; the answer is empty with `Fleet-Version`."""
+        """Keep the payload under `Fleet-Key`; the answer is empty with `Fleet-Version`.
+
+        503 "kept here" when the archive, which may hold an older value, cannot be told in time.
+        """
         self._check_owned()
         entry, expected_version = read_put(call.headers, call.payload, self._clock())
         if self._namespace.refuses(entry.size_bytes):
@@ -116,9 +121,12 @@ class NamespaceEndpoints:
     async def _put_durably(self, entry: Entry, expected_version: str | None) -> Answer:
         self._check_owned()
         tombstone = self._put(entry, expected_version)
-        # Without the acknowledgement the entry is kept all the same: the tombstone stays in the
-        # outbox and is tried again.
-        await self._acknowledged(tombstone)
+        if not await self._acknowledged(tombstone):
+            raise RequestError(
+                503,
+                "kept here, but the archive could not be told durably yet; it is being tried "
+                "again, and until then the older value could return after a restart",
+            )
         return Answer(headers={"Fleet-Version": entry.version})
 
     def _put(self, entry: Entry, expected_version: str | None) -> Item | None:
@@ -138,6 +146,8 @@ class NamespaceEndpoints:
     def delete(self, call: Call) -> Answer | Awaitable[Answer]:
         """Remove the key. `existed`: it was in RAM or on its way to the archive."""
         self._check_owned()
+        if _BY_TAG.match(call.payload):
+            raise RequestError(503, "delete by tag is not built yet; delete by key")
         key = read_key(call.payload)
         if self._namespace.needs_tombstone(key):
             return self._delete_durably(key)

@@ -173,15 +173,18 @@ class InMemoryKVCacheManager:
             entry = self._live(key, self._clock())
             return None if entry is None else self._take(key)
 
-    def take_all(self) -> list[Entry]:
-        """Empty the cache; returns the entries that have not expired. Statistics stay."""
+    def take_next(self) -> Entry | None:
+        """Take out the entry that would be evicted next; None when none is left but expired ones.
+
+        Those leave on the way. Statistics stay.
+        """
         with self._lock:
             now_ns = self._clock()
-            entries = [entry for entry in self._entries.values() if not entry.expired(now_ns)]
-            self._entries.clear()
-            self._policy = make_policy(self._policy_name)
-            self._used_bytes = 0
-            return entries
+            while self._entries:
+                entry = self._take(self._policy.victim())
+                if not entry.expired(now_ns):
+                    return entry
+            return None
 
     def _live(self, key: str, now_ns: int) -> Entry | None:
         entry = self._entries.get(key)

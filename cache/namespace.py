@@ -1,4 +1,4 @@
-"""One namespace as its owner keeps it: versions, generation, RAM, outbox. No I/O, no awaiting."""
+"""One namespace as its owner keeps it: versions, generation, RAM, outbox. No I/O."""
 
 import asyncio
 import dataclasses
@@ -211,10 +211,13 @@ class Namespace:
         restore.finished.set()
         return restore.answer
 
-    def evict_everything(self, reason: str) -> None:
-        """Send all of RAM to the outbox."""
-        for entry in self.memory.take_all():
-            self._evict(entry, reason)
+    async def evict_everything(self, reason: str) -> None:
+        """Send all of RAM to the outbox, as fast as that has room: none is lost."""
+        while len(self.memory):
+            await self.outbox.roomy()
+            entry = self.memory.take_next()
+            if entry is not None:
+                self._evict(entry, reason)
 
     def archive_deadline_ns(self, entry: Entry, now_ns: int) -> int | None:
         """Until when `entry`, evicted now, is kept in the archive; None: do not archive.

@@ -59,6 +59,7 @@ class Outbox:
         self._ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._shrunk = asyncio.Event()
 
     def __len__(self) -> int:
         """Values and tombstones held."""
@@ -193,6 +194,12 @@ class Outbox:
         while self.pending:
             await self._idle.wait()
 
+    async def roomy(self) -> None:
+        """Return once the largest message fits without losing one that waits."""
+        while not self.fits(0):
+            self._shrunk.clear()
+            await self._shrunk.wait()
+
     def _next(self) -> Iterator[Item]:
         for waiting in (self._tombstones, self._waiting):
             for item in waiting.values():
@@ -223,6 +230,7 @@ class Outbox:
         self._rest()
 
     def _rest(self) -> None:
+        self._shrunk.set()
         if not self._tombstones and not self._waiting:
             self._idle.set()
 

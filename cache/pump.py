@@ -28,12 +28,16 @@ class Pump:
         self.error = ""
 
     async def run(self) -> None:
-        """Publish one at a time while the lease is held; several of these run side by side."""
+        """Publish one at a time; several of these run side by side.
+
+        Returns when there is something to send and the lease is not held any more.
+        """
         outbox = self._namespace.outbox
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             item = await outbox.take()
             if not self._lease.held:
+                outbox.give_back(item)
                 return
             payload, headers = message(item, self._namespace)
             try:

@@ -50,6 +50,10 @@ def read_put(headers: Mapping[str, str], payload: bytes, now_ns: int) -> tuple[E
         raise RequestError(
             413, f"value of {len(payload)} bytes is above the limit of {INLINE_LIMIT_BYTES} bytes"
         )
+    if "Fleet-Size" in headers or "Fleet-Digest" in headers:
+        raise RequestError(
+            413, f"uploads in parts are not built yet: send values up to {INLINE_LIMIT_BYTES} bytes"
+        )
     key = _read(headers, "Fleet-Key", lambda text: _checked_key(decode_header(text)))
     if key is None:
         raise RequestError(400, "header Fleet-Key is missing")

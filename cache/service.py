@@ -35,7 +35,6 @@ from schemas.units import instant
 log = structlog.get_logger()
 
 STANDBY_POLL_SECONDS = 1.0
-LEASE_CHECK_SECONDS = 0.2
 STOP_SECONDS = 5.0
 CROWDED_RATIO = 0.8
 
@@ -219,33 +218,45 @@ class CacheService:
             self._enter(name, "owner")
             log.info("namespace_owned", namespace=name, generation=namespace.generation)
             async with asyncio.TaskGroup() as group:
+                # A pump that returned has seen the lease lost: nothing is served without pumps.
+                until_over = [
+                    group.create_task(lease.wait_lost()),
+                    group.create_task(self._until_stopping()),
+                    *(group.create_task(pump.run()) for _ in range(settings.evictions_in_flight)),
+                ]
                 workers = [
                     group.create_task(self._publish_metrics(namespace)),
                     group.create_task(link.run()),
-                    *(group.create_task(pump.run()) for _ in range(settings.evictions_in_flight)),
+                    *until_over,
                 ]
                 try:
-                    await self._until_over(lease)
+                    await asyncio.wait(until_over, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     await stop_serving()
                     await self._flush(namespace, lease)
                     for worker in workers:
                         worker.cancel()
 
-    async def _until_over(self, lease: Lease) -> None:
-        while lease.held and not self._stopping.is_set():
-            await self._pause(LEASE_CHECK_SECONDS)
+    async def _until_stopping(self) -> None:
+        await self._stopping.wait()
 
     async def _flush(self, namespace: Namespace, lease: Lease) -> None:
         """Publish what waits; nothing of an owner that lost its lease, for another one serves."""
+        archive_all = self._settings.archive_on_stop and namespace.archiving
         if lease.held:
-            if self._settings.archive_on_stop:
-                namespace.evict_everything("stop")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.drain_timeout_seconds):
+                    if archive_all:
+                        await namespace.evict_everything("stop")
                     await namespace.outbox.drained()
-        if namespace.outbox.pending:
-            log.error("evictions_lost", namespace=namespace.name, pending=namespace.outbox.pending)
+        in_ram = len(namespace.memory) if archive_all else 0
+        if namespace.outbox.pending or in_ram:
+            log.error(
+                "evictions_lost",
+                namespace=namespace.name,
+                pending=namespace.outbox.pending,
+                in_ram=in_ram,
+            )
 
     async def _publish_metrics(self, namespace: Namespace) -> None:
         while True:

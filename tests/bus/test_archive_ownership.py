@@ -168,6 +168,41 @@ async def test_an_archiver_that_lost_its_lease_stops_serving_until_it_has_it_aga
     assert service.counters()["entries"] == 2
 
 
+async def test_an_eviction_stored_after_the_lease_was_lost_is_left_to_the_next_owner(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.work.ACK_WAIT_SECONDS", 1.0)
+    heard = await Heard.on(bus, "archived.stored.>")
+    writing, may_finish = asyncio.Event(), asyncio.Event()
+    store = FailingStore(tmp_path / "archive")
+    put = store.put
+    leases: list[Any] = []
+    acquire = BucketLeases.try_acquire
+
+    async def noted(self: BucketLeases, name: str) -> object:
+        leases.append(await acquire(self, name))
+        return leases[-1]
+
+    async def slow_put(name: str, content: bytes) -> None:
+        writing.set()
+        await may_finish.wait()
+        await put(name, content)
+
+    monkeypatch.setattr(BucketLeases, "try_acquire", noted)
+    monkeypatch.setattr(store, "put", slow_put)
+    async with archiving(bus, store) as service:
+        await evict(bus, evicted())
+        await writing.wait()
+        leases[0].lose()
+        may_finish.set()
+        await heard.next(Stored)
+        counted = service.counters()
+
+    assert len(leases) > 1, "it was announced by the next owner"
+    assert heard.rest() == []
+    assert counted.get("stored_total", 0) == 0
+
+
 async def test_the_service_goes_on_after_the_server_was_killed(
     bus: Bus, nats: NatsServer, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The archive service against a real server and a real folder."""
 
+import asyncio
 import errno
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from schemas.cache import EVICTED_HEADER, Evicted, decode_header
 from schemas.lifecycle import Component
 from schemas.message import Message
 from schemas.protocols import Answer, PublishError, RequestError
+from schemas.units import instant
 from tests.support.archive_service import Heard, archiving, evict, until
 from tests.support.evictions import (
     FailingStore,
@@ -173,14 +175,16 @@ async def test_a_newer_generation_makes_everything_older_a_miss(
             await restore(bus),
             await restore(bus, generation=0),
             await restore(bus, generation=1),
-            await restore(bus),
         ]
+        await evict(bus, evicted("new", generation=1))
+        await heard.next(Stored)
+        answers.append(await restore(bus))
         keys = await bus.request("api.archive.keys.default", timeout_seconds=5)
         await service.sweep()
 
     assert [answer.payload for answer in answers] == [b"value", b"value", b"", b""]
-    assert keys == Answer(b"", {"Fleet-Generation": "1"})
-    assert list(store.folder.iterdir()) == []
+    assert keys == Answer(key_hash("new"), {"Fleet-Generation": "1"})
+    assert len(list(store.folder.iterdir())) == 1
     assert service.counters()["cleared_total"] == 1
 
 
@@ -222,6 +226,49 @@ async def test_a_poisoned_eviction_goes_to_the_dead_and_the_service_lives_on(
     assert reason in decode_header(dead[0].headers["Fleet-Dead-Reason"])
     assert service.counters()["dead_total"] == 1
     assert await is_empty(bus, "EVICTIONS")
+
+
+async def test_an_expiry_beyond_the_calendar_is_never(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    end = instant(0).replace(year=9999, month=12, day=30)
+    async with archiving(bus, store):
+        await evict(bus, evicted(evicted_at=end, expires_at=None, ttl_seconds=3e10))
+        stored = await heard.next(Stored)
+        answer = await restore(bus)
+
+    assert stored.expires_at is None
+    assert answer.payload == b"value"
+
+
+class SlowToAnnounce:
+    """A publisher whose `Restored` events wait until they may go."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.may_go = asyncio.Event()
+        self.publish_raw = bus.publish_raw
+
+    async def publish(self, message: Message, *, message_id: str | None = None) -> None:
+        if isinstance(message, Restored):
+            await self.may_go.wait()
+        await self._bus.publish(message, message_id=message_id)
+
+
+async def test_a_restore_is_answered_before_it_is_announced(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    publisher = SlowToAnnounce(bus)
+    async with archiving(bus, store, publisher=publisher):
+        await evict(bus, evicted())
+        await heard.next(Stored)
+        answer = await restore(bus)
+        announced_early = heard.rest()
+        publisher.may_go.set()
+
+    assert answer.payload == b"value"
+    assert announced_early == []
+    assert (await heard.next(Restored)).key == "k"
 
 
 async def test_a_full_disk_loses_nothing_and_recovers_by_itself(

@@ -215,6 +215,17 @@ async def test_stopping_publishes_what_waits_and_on_request_all_of_ram(
     assert found == {"a": "stop", "b": "stop", "c": "stop"}
 
 
+async def test_stopping_archives_more_than_the_outbox_holds(bus: Bus, client: Client) -> None:
+    large: dict[str, Any] = {"max_memory_mb": 32, "outbox_max_bytes": 16 * 1024 * 1024}
+    async with running(bus, **large, archive_on_stop=True, drain_timeout_seconds=20):
+        await client.clear()
+        for number in range(50):
+            await client.put(f"key-{number}", bytes(500_000))
+
+    first, last = await bus.stream_bounds("EVICTIONS")
+    assert last - first + 1 == 50
+
+
 # --- restores --------------------------------------------------------------------------------
 
 
@@ -375,6 +386,27 @@ async def test_nothing_is_restored_before_the_archive_has_worked_off_the_stream(
     assert archive.asked == 1
 
 
+async def test_a_sync_ends_although_the_stream_was_made_anew_meanwhile(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream_bounds = Bus.stream_bounds
+    looked: list[tuple[int, int]] = []
+
+    async def noted(self: Bus, stream: str) -> tuple[int, int]:
+        looked.append(await stream_bounds(self, stream))
+        return looked[-1]
+
+    monkeypatch.setattr(Bus, "stream_bounds", noted)
+    await Archive("key").serve(bus)
+    await bus.publish_raw("evicted.default", b"", message_id="left by a predecessor")
+    async with running(bus) as service:
+        await until(lambda: (1, 1) in looked)
+        await bus.jetstream.delete_stream(bus.names.stream("EVICTIONS"))
+        await ensure_streams(bus)
+
+        await synced(service)
+
+
 # --- data that must not come back ------------------------------------------------------------
 
 
@@ -481,7 +513,9 @@ async def test_a_tombstone_without_acknowledgement_is_tried_until_it_is_there(
 ) -> None:
     async with running(bus, tombstone_timeout_seconds=0.1) as service:
         await bus.jetstream.delete_stream(bus.names.stream("EVICTIONS"))
-        version = await client.put("key", b"value")
+        with pytest.raises(RequestError, match="503 kept here"):
+            await client.put("key", b"value")
+        kept = await client.meta("key")
         with pytest.raises(RequestError, match="503 deleted here"):
             await client.ask("delete", b"key")
         value = await client.get("key")
@@ -490,10 +524,12 @@ async def test_a_tombstone_without_acknowledgement_is_tried_until_it_is_there(
         await until(lambda: service.counters()["outbox_entries"] == 0)
         (found,) = await evictions(bus)
 
+    assert kept.where == "ram"
+    assert kept.version is not None
     assert value is None
     assert waiting == 1
     assert found[0].tombstone
-    assert found[0].version > version
+    assert found[0].version > kept.version
 
 
 async def test_a_restore_that_a_write_overtook_is_not_kept(bus: Bus, client: Client) -> None:

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from agent.bus import Bus, connect
+from agent.bus.lease import BucketLease
+from cache.pump import Pump
 from schemas.protocols import RequestError
 from tests.support.cache_service import Client, component, running
 from tests.support.evictions import ManualClock
@@ -71,7 +73,7 @@ async def test_an_owner_in_doubt_answers_503_even_before_it_stops_serving(
     bus: Bus, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.bus.lease.RENEW_SECONDS", 0.1)
-    monkeypatch.setattr("cache.service.LEASE_CHECK_SECONDS", 3600.0)
+    monkeypatch.setattr("agent.bus.lease.BucketLease.wait_lost", notice_nothing)
     async with running(bus) as service:
         await client.put("key", b"value")
         await bus.bucket("lease").put("cache.default", b"somebody else")
@@ -85,6 +87,25 @@ async def test_an_owner_in_doubt_answers_503_even_before_it_stops_serving(
 
     assert refused == [True] * 6
     assert still_serving
+
+
+async def notice_nothing(_lease: BucketLease) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_pump_that_ends_ends_the_ownership(
+    bus: Bus, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def see_the_lease_lost(pump: Pump) -> None:
+        await may_end.wait()
+
+    may_end = asyncio.Event()
+    monkeypatch.setattr(Pump, "run", see_the_lease_lost)
+    async with running(bus, drain_timeout_seconds=0.05) as service:
+        await client.clear()
+        may_end.set()
+
+        await until(lambda: not service.is_owner("default"), seconds=5)
 
 
 async def refuses(client: Client, operation: str, payload: bytes) -> bool:

@@ -268,3 +268,11 @@ async def test_components_tell_the_lease_the_outbox_and_the_archive(bus: Bus) ->
         "default.archive": "degraded",
     }
     assert "nobody serves" in text
+
+
+async def test_delete_by_tag_says_that_it_is_not_built(bus: Bus, client: Client) -> None:
+    async with running(bus):
+        with pytest.raises(RequestError) as refused:
+            await client.ask("delete", b'{"tag": "a"}')
+
+    assert refused.value.code == 503

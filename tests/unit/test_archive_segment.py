@@ -1,5 +1,6 @@
 """The layout of an archived object."""
 
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
 from tests.support.evictions import NOW_NS, evicted, tombstone
 
+LAST = datetime.max.replace(tzinfo=UTC)
 WIRE = Path(__file__).parent.parent / "wire"
 # Lone surrogates have no UTF-8 form, so no key can hold them.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
@@ -139,6 +141,14 @@ def test_a_value_that_is_not_its_manifests_is_refused(
             evicted(expires_at=instant(NOW_NS), ttl_seconds=9.0), NOW_NS, id="the instant decides"
         ),
         pytest.param(evicted(expires_at=None, ttl_seconds=1e300), None, id="beyond the calendar"),
+        pytest.param(
+            evicted(evicted_at=LAST, expires_at=None, ttl_seconds=1.0), None, id="just beyond it"
+        ),
+        pytest.param(
+            evicted(expires_at=LAST.replace(tzinfo=timezone(-timedelta(hours=1)))),
+            None,
+            id="an hour beyond it in UTC",
+        ),
         pytest.param(tombstone(ttl_seconds=1.0), None, id="tombstone"),
     ],
 )

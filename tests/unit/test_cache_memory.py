@@ -236,16 +236,17 @@ def test_an_expired_entry_that_makes_room_is_not_given_back() -> None:
     assert manager.get_stats()["evictions"] == 0
 
 
-def test_taking_all_gives_the_live_entries_and_keeps_the_statistics() -> None:
+def test_taking_the_next_gives_what_lives_oldest_first_and_keeps_the_statistics() -> None:
     clock = Clock()
     manager = InMemoryKVCacheManager(1, clock=clock)
     manager.set("live", b"v")
     manager.store(Entry(key="expired", value=b"v", expires_at_ns=clock.ns))
+    manager.set("other", b"v")
     manager.get("live")
 
-    taken = manager.take_all()
+    taken = [manager.take_next() for _ in range(3)]
 
-    assert [entry.key for entry in taken] == ["live"]
+    assert [entry and entry.key for entry in taken] == ["other", "live", None]
     assert (len(manager), manager.used_bytes) == (0, 0)
     assert manager.get_stats()["cache_hits"] == 1
 

@@ -357,13 +357,13 @@ def test_refusing_keeps_restores_and_returning_values_out_of_a_full_cache(clock:
     assert space.memory.peek("key-0") is None
 
 
-def test_everything_in_ram_can_be_sent_to_the_outbox(clock: Clock) -> None:
+async def test_everything_in_ram_can_be_sent_to_the_outbox(clock: Clock) -> None:
     space = namespace(clock)
     for key in "abc":
         space.put(entry(key))
     space.put(entry("not archived", ttl_seconds=0))
 
-    space.evict_everything("stop")
+    await space.evict_everything("stop")
 
     assert list(space.outbox.waiting_values()) == ["a", "b", "c"]
     assert len(space.memory) == 0

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from cache.entry import Entry
-from cache.outbox import ITEM_OVERHEAD_BYTES, Item, Outbox
+from cache.outbox import ITEM_OVERHEAD_BYTES, MAX_MESSAGE_BYTES, Item, Outbox
 
 SIZE = 10_000 + ITEM_OVERHEAD_BYTES
 
@@ -213,3 +213,19 @@ def test_room_is_kept_for_one_largest_message(waiting: int, fits: bool) -> None:
         outbox.add(value(str(number)))
 
     assert outbox.fits(0) is fits
+
+
+async def test_room_is_awaited_until_enough_is_acknowledged() -> None:
+    outbox = Outbox(MAX_MESSAGE_BYTES + SIZE)
+    for key in "ab":
+        outbox.add(value(key))
+    waiting = asyncio.create_task(outbox.roomy())
+    item = await outbox.take()
+    early = waiting.done()
+
+    outbox.acknowledge(item)
+
+    async with asyncio.timeout(5):
+        await waiting
+    assert not early
+    assert outbox.lost == 0

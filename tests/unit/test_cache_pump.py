@@ -85,3 +85,14 @@ async def test_an_owner_in_doubt_sends_nothing_more(namespace: Namespace) -> Non
 
     assert stream.ids == ["id-1"]
     assert namespace.outbox.pending == 1
+
+
+async def test_what_was_taken_in_doubt_is_given_back(namespace: Namespace) -> None:
+    lease = Lease()
+    lease.held = False
+
+    async with asyncio.timeout(5):
+        await Pump(namespace, Stream(lease, refuse=0), lease).run()
+        again = await namespace.outbox.take()
+
+    assert again.message_id == "id-1"

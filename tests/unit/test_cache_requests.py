@@ -126,3 +126,11 @@ def test_a_key_as_payload_is_taken_as_it_is(key: str) -> None:
 def test_a_payload_that_is_no_key_is_refused(payload: bytes) -> None:
     with pytest.raises(RequestError, match=r"400 .*payload"):
         read_key(payload)
+
+
+@pytest.mark.parametrize("header", ["Fleet-Size", "Fleet-Digest"])
+def test_an_upload_in_parts_is_refused_and_replaces_nothing(header: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        read_put({"Fleet-Key": "k", header: "1000000"}, b"", 0)
+
+    assert refused.value.code == 413
