@@ -14,7 +14,7 @@ from schemas.analysis import Alert, Scope, Severity
 from schemas.message import Message
 from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
 from schemas.protocols import Emit, Moment
-from schemas.units import SECOND_NS, instant, to_ns, token
+from schemas.units import SECOND_NS, instant, token
 
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics
 Transition: TypeAlias = Literal["raised", "updated", "cleared"]
@@ -103,15 +103,16 @@ class AlertsHandler:
         return ()
 
     def snapshot(self) -> bytes | None:
-        """The open alerts."""
-        return msgspec.json.encode([alert for _, alert in self._open.items()])
+        """The open alerts, each with the instant of its last sample."""
+        return msgspec.json.encode([(ns, alert) for ns, _, alert in self._open.touched()])
 
     def restore(self, snapshot: bytes) -> None:
         """Take over the open alerts."""
+        restored = msgspec.json.decode(snapshot, type=list[tuple[int, Alert]])
         for key, _ in self._open.items():
             self._open.discard(key)
-        for alert in msgspec.json.decode(snapshot, type=list[Alert]):
-            self._open.put((alert.id, alert.rule), alert, to_ns(alert.decided_at))
+        for ns, alert in restored:
+            self._open.put((alert.id, alert.rule), alert, ns)
 
     def _judge(
         self,

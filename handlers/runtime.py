@@ -5,7 +5,7 @@ import dataclasses
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -80,7 +80,13 @@ class HandlersRuntime:
     in stream order; what a handler gives out is published until acknowledged, before the
     watermark moves on. After a crash the next owner repeats from the watermark; message ids make
     the repeats duplicates. Bounded by `MAX_UNPUBLISHED`: a slot that cannot publish is given up
-    and rebuilt from its watermark.
+    and rebuilt from its watermark. Each stream has a queue of its own: one that is missing or
+    full holds up nothing but its own events. An event that can never be published is dropped.
+
+    While the stream is silent the handlers' ticks follow our clock, set right by the timestamps
+    of live messages. Before the first live message nothing sets it right, so there are no such
+    ticks: a process that starts while every node is silent finds them stale only once one of
+    them, whichever, speaks.
     """
 
     def __init__(
@@ -112,10 +118,12 @@ class HandlersRuntime:
         self._last_stored_ns = 0
         self._last_heard_ns = 0
         self._clock_offset_ns: deque[int] = deque(maxlen=64)
-        self._queue: asyncio.Queue[tuple[_Owned, Emit]] = asyncio.Queue()
+        self._queues: dict[str | None, asyncio.Queue[tuple[_Owned, Emit]]] = {}
+        self._failed_handlers: set[str] = set()
         self._unfollow: Callable[[], Awaitable[None]] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._made_anew = False
         self.started = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -125,9 +133,12 @@ class HandlersRuntime:
         self._unfollow = await self._subscriber.follow(
             "METRICS", self._on_live, start_sequence=self._live_sequence + 1
         )
-        for loop in (self._publish_loop, self._balance_loop, self._tick_loop, self._save_loop):
-            self._tasks.append(asyncio.create_task(loop(), name=f"handlers{loop.__name__}"))
+        for loop in (self._balance_loop, self._tick_loop, self._save_loop):
+            self._start(loop(), loop.__name__)
         return self
+
+    def _start(self, loop: Coroutine[None, None, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(loop, name=f"handlers{name}"))
 
     async def __aexit__(
         self,
@@ -149,20 +160,26 @@ class HandlersRuntime:
     async def _settle(self) -> None:
         try:
             async with asyncio.timeout(3.0):
-                await self._queue.join()
+                for queue in list(self._queues.values()):
+                    await queue.join()
         except TimeoutError:
-            log.warning("handlers_stop_unpublished", events=self._queue.qsize())
+            log.warning("handlers_stop_unpublished", events=self._waiting())
 
-    def _remember(self, delivery: Delivery) -> Message | None:
+    def _waiting(self) -> int:
+        return sum(queue.qsize() for queue in self._queues.values())
+
+    def _remember(self, delivery: Delivery) -> None:
+        self._last_stored_ns = max(self._last_stored_ns, delivery.stored_ns)
         try:
             message = decode(delivery)
         except (ValueError, msgspec.DecodeError):
             self.counters["undecodable_total"] += 1
-            return None
+            return
         self._observe(message, delivery.stored_ns)
-        return message
 
     def _on_live(self, delivery: Delivery) -> None:
+        if delivery.sequence <= self._live_sequence:
+            self._made_anew = True
         self._live_sequence = delivery.sequence
         self._last_stored_ns = delivery.stored_ns
         self._last_heard_ns = self._clock()
@@ -180,17 +197,26 @@ class HandlersRuntime:
 
     def _enqueue(self, owned: _Owned, emits: Iterable[Emit]) -> None:
         for emit in emits:
+            stream = emit.message.STREAM
+            queue = self._queues.get(stream)
+            if queue is None:
+                queue = self._queues[stream] = asyncio.Queue()
+                self._start(self._publish_loop(queue), f"_publish_{stream}")
             owned.unpublished += 1
-            self._queue.put_nowait((owned, emit))
+            queue.put_nowait((owned, emit))
 
-    async def _publish_loop(self) -> None:
+    async def _publish_loop(self, queue: asyncio.Queue[tuple[_Owned, Emit]]) -> None:
         while True:
-            batch = [await self._queue.get()]
-            while len(batch) < PUBLISH_BATCH and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
+            batch = [await queue.get()]
+            while len(batch) < PUBLISH_BATCH and not queue.empty():
+                batch.append(queue.get_nowait())
             await asyncio.gather(*(self._publish(owned, emit) for owned, emit in batch))
+            for owned, _ in batch:
+                owned.unpublished -= 1
+                queue.task_done()
 
     async def _publish(self, owned: _Owned, emit: Emit) -> None:
+        """Until it is acknowledged, can never be, or the slot is no longer ours."""
         while owned.lease.held and self._owned.get(owned.slot.index) is owned:
             try:
                 await self._publisher.publish(emit.message, message_id=emit.message_id)
@@ -198,16 +224,26 @@ class HandlersRuntime:
                 self.counters["publish_retries_total"] += 1
                 log.warning("event_not_published", id=emit.message_id, error=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
+            except Exception as error:
+                self.counters["unpublishable_total"] += 1
+                log.error("event_unpublishable", id=emit.message_id, error=repr(error))
+                return
             else:
                 self.counters["published_total"] += 1
-                break
-        owned.unpublished -= 1
-        self._queue.task_done()
+                return
+
+    def _handler_failed(self, handler: Handler, error: Exception) -> None:
+        self.counters["handler_failures_total"] += 1
+        if handler.name not in self._failed_handlers:
+            self._failed_handlers.add(handler.name)
+            log.error("handler_failed", handler=handler.name, error=repr(error))
 
     async def _balance_loop(self) -> None:
-        while True:
+        while not self._stopping:
+            # A stream made anew counts from 1 again: slots would take its messages for old ones.
+            made_anew, self._made_anew = self._made_anew, False
             for owned in list(self._owned.values()):
-                if not owned.lease.held or owned.unpublished > MAX_UNPUBLISHED:
+                if made_anew or not owned.lease.held or owned.unpublished > MAX_UNPUBLISHED:
                     self.counters["slots_lost_total"] += 1
                     await self._give_up(owned)
             share = math.ceil(self._slots / max(1, self._members()))
@@ -224,8 +260,17 @@ class HandlersRuntime:
 
     async def _acquire(self, wanted: int) -> None:
         acquired: list[_Owned] = []
+        try:
+            await self._acquire_into(acquired, wanted)
+        except BaseException:
+            # Held but never fed, they would be nobody's: another round, or process, starts anew.
+            for owned in acquired:
+                await self._give_up(owned)
+            raise
+
+    async def _acquire_into(self, acquired: list[_Owned], wanted: int) -> None:
         for index in range(self._slots):
-            if len(acquired) >= wanted:
+            if len(acquired) >= wanted or self._stopping:
                 break
             if index in self._owned:
                 continue
@@ -234,10 +279,10 @@ class HandlersRuntime:
                 continue
             try:
                 watermark, revision = await self._load(index)
-            except PublishError:
+            except BaseException:
                 await self._leases.release(lease)
                 raise
-            slot = Slot(index, self._slots, self._make_handlers(), watermark)
+            slot = Slot(index, self._slots, self._make_handlers(), watermark, self._handler_failed)
             owned = _Owned(slot, lease, revision, saved=watermark)
             self._owned[index] = owned
             acquired.append(owned)
@@ -248,7 +293,7 @@ class HandlersRuntime:
     async def _load(self, index: int) -> tuple[Watermark, int]:
         found = await self._state.get(f"handlers.slot.{index}")
         _, last_sequence = await self._subscriber.stream_bounds("METRICS")
-        fresh = Watermark(sequence=last_sequence, ns=self._now_ns())
+        fresh = Watermark(sequence=last_sequence, ns=self._last_stored_ns)
         if found is None:
             key = f"handlers.slot.{index}"
             return fresh, await self._state.create(key, msgspec.json.encode(fresh))
@@ -298,12 +343,14 @@ class HandlersRuntime:
         await self._leases.release(owned.lease)
 
     def _now_ns(self) -> int:
-        """Stream time now: our clock, set right by the stream's own timestamps."""
-        return self._clock() + max(self._clock_offset_ns, default=0)
+        """Stream time now: our clock, set right by the timestamps of live messages."""
+        return self._clock() + max(self._clock_offset_ns)
 
     async def _tick_loop(self) -> None:
         while True:
             await asyncio.sleep(1.0)
+            if not self._clock_offset_ns:
+                continue
             now_ns = self._now_ns() - SILENCE_NS
             if now_ns <= self._last_stored_ns:
                 continue
@@ -337,8 +384,10 @@ class HandlersRuntime:
             log.warning("watermark_not_saved", slot=owned.slot.index, error=str(error))
 
     def components(self) -> list[Component]:
-        """Slots owned and attached, and the age of the stream."""
+        """Slots owned and attached, events that wait, and loops that should not have ended."""
         owned, attached = len(self._owned), len(self._attached)
+        waiting = self._waiting()
+        ended = [] if self._stopping else [task for task in self._tasks if task.done()]
         return [
             Component(
                 name="slots",
@@ -348,8 +397,21 @@ class HandlersRuntime:
             ),
             Component(
                 name="publishing",
-                state="ok" if self._queue.qsize() < MAX_UNPUBLISHED // 10 else "degraded",
-                text=f"{self._queue.qsize()} events wait",
+                state="ok" if waiting < MAX_UNPUBLISHED // 10 else "degraded",
+                text=f"{waiting} events wait",
                 probed_at=instant(self._clock()),
             ),
+            *(
+                Component(
+                    name=task.get_name(),
+                    state="failed",
+                    text=f"loop {task.get_name()} ended: {_end_of(task)}",
+                    probed_at=instant(self._clock()),
+                )
+                for task in ended
+            ),
         ]
+
+
+def _end_of(task: asyncio.Task[None]) -> str:
+    return "cancelled" if task.cancelled() else repr(task.exception())

@@ -107,20 +107,23 @@ class ScalingHandler:
         return emits
 
     def snapshot(self) -> bytes | None:
-        """The last advice of each pool."""
-        return msgspec.json.encode([pool.last for _, pool in self._pools.items() if pool.last])
+        """The last advice of each pool, with the instant of the pool's last metrics."""
+        return msgspec.json.encode(
+            [(ns, pool.last) for ns, _, pool in self._pools.touched() if pool.last]
+        )
 
     def restore(self, snapshot: bytes) -> None:
         """Take over the last advice of each pool."""
-        pools = dict(self._pools.items())
-        for pool in pools.values():
+        restored = msgspec.json.decode(snapshot, type=list[tuple[int, _Last]])
+        pools = {name: (ns, pool) for ns, name, pool in self._pools.touched()}
+        for _, pool in pools.values():
             pool.last = None
-        for last in msgspec.json.decode(snapshot, type=list[_Last]):
-            name = last.advice.pool
-            if name not in pools:
-                pools[name] = self._new_pool()
-                self._pools.put(name, pools[name], to_ns(last.advice.decided_at))
-            pools[name].last = last
+        for ns, last in restored:
+            _, pool = pools.setdefault(last.advice.pool, (ns, self._new_pool()))
+            pool.last = last
+        self._pools = ExpiringDict(self.window_ns)
+        for name, (ns, pool) in sorted(pools.items(), key=lambda item: item[1][0]):
+            self._pools.put(name, pool, ns)
 
     def _new_pool(self) -> _Pool:
         return _Pool(

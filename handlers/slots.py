@@ -3,12 +3,16 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn, TypeVar
 
 import msgspec
 
 from schemas.message import Message
 from schemas.protocols import Emit, Handler, Moment
 from schemas.units import SECOND_NS
+
+T = TypeVar("T")
+QUIET: Sequence[Emit] = ()
 
 TICK_NS = 5 * SECOND_NS
 
@@ -46,19 +50,30 @@ class Routed:
     now: Moment
 
 
+def _raise(handler: Handler, error: Exception) -> NoReturn:
+    raise error
+
+
 class Slot:
     """The handlers that own the keys of one slot.
 
     Fed in stream order by `feed` and `advance`; both return what is to be published. Until the
     watermark is passed nothing is returned: the first messages after a take-over only rebuild the
     windows. `tick` runs on a grid of 5 s of stream time, always before the first message at or
-    after a grid point, so that a replay ticks where the live run did.
+    after a grid point, so that a replay ticks where the live run did. A handler that raises is
+    reported to `on_failure`; what it would have said is missing, the other handlers go on.
     """
 
     def __init__(
-        self, index: int, slots: int, handlers: Sequence[Handler], watermark: Watermark
+        self,
+        index: int,
+        slots: int,
+        handlers: Sequence[Handler],
+        watermark: Watermark,
+        on_failure: Callable[[Handler, Exception], None] = _raise,
     ) -> None:
         self.index = index
+        self._on_failure = on_failure
         self.handlers = tuple(handlers)
         self.window_ns = max((handler.window_ns for handler in handlers), default=0)
         self.start_ns = max(0, watermark.ns - self.window_ns)
@@ -87,7 +102,9 @@ class Slot:
         for handler in self._by_type.get(type(routed.message), ()):
             key = key_of(routed.message, handler.scope)
             if key is not None and slot_of(handler.scope, key, self._slots) == self.index:
-                given = handler.handle(routed.message, now)
+                given = self._guarded(
+                    handler, handler.handle, routed.message, now, otherwise=NOTHING
+                )
                 if not is_quiet:
                     emitted.extend(given)
         return emitted
@@ -109,7 +126,9 @@ class Slot:
             if not is_quiet:
                 self._restore()
             for handler in self.handlers:
-                given = handler.tick(Moment(at, sequence))
+                given = self._guarded(
+                    handler, handler.tick, Moment(at, sequence), otherwise=NOTHING
+                )
                 if not is_quiet:
                     emitted.extend(given)
         return emitted
@@ -121,7 +140,17 @@ class Slot:
         for handler in self.handlers:
             snapshot = self._watermark.snapshots.get(f"{handler.scope}.{handler.name}")
             if snapshot is not None:
-                handler.restore(snapshot)
+                self._guarded(handler, handler.restore, snapshot, otherwise=None)
+
+    def _guarded(
+        self, handler: Handler, method: Callable[..., T], *arguments: object, otherwise: T
+    ) -> T:
+        """What `method` of `handler` returns, `otherwise` when it raises."""
+        try:
+            return method(*arguments)
+        except Exception as error:
+            self._on_failure(handler, error)
+            return otherwise
 
     def watermark(self) -> Watermark:
         """The watermark as of now; right only while nothing the slot returned is unpublished."""
@@ -130,9 +159,11 @@ class Slot:
         self._restore()
         snapshots = {}
         for handler in self.handlers:
-            snapshot = handler.snapshot()
+            name = f"{handler.scope}.{handler.name}"
+            before = self._watermark.snapshots.get(name)
+            snapshot = self._guarded(handler, handler.snapshot, otherwise=before)
             if snapshot is not None:
-                snapshots[f"{handler.scope}.{handler.name}"] = snapshot
+                snapshots[name] = snapshot
         return Watermark(
             sequence=max(self.last_sequence, self._watermark.sequence),
             ns=max(self._last_message_ns, self._next_tick_ns - TICK_NS, self._watermark.ns),

@@ -54,6 +54,8 @@ class StaleNodesHandler:
             self._settings.stale_seconds,
             self._settings.stale_intervals * message.interval_seconds,
         )
+        # By then the node is forgotten anyway, and nanoseconds of more may not fit the snapshot.
+        limit_seconds = min(limit_seconds, self._settings.forget_seconds)
         self._seen.put(
             message.node,
             _Seen(now.ns, int(limit_seconds * SECOND_NS), message.pool, message.simulated),

@@ -6,10 +6,21 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from handlers.levels import RANK, efficiency, gpu_state, health_of, level_of, severity_of
 from handlers.settings import Thresholds, UtilizationSettings
 from handlers.window import ExpiringDict, RollingWindow
-from schemas.analysis import Bottleneck, GpuUse, Level, ResourceUse, Scope, Severity, Utilization
+from schemas.analysis import (
+    Bottleneck,
+    GpuUse,
+    Health,
+    Level,
+    ResourceUse,
+    Scope,
+    Severity,
+    Utilization,
+)
 from schemas.message import Message
 from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
 from schemas.protocols import Emit, Moment
@@ -23,6 +34,24 @@ SeriesKey: TypeAlias = tuple[Resource | Literal["gpu_power"], str | None]
 RESOURCES: tuple[Resource, ...] = ("cpu", "memory", "gpu", "gpu_memory", "kv_cache")
 
 
+class _Told(msgspec.Struct, frozen=True):
+    """What counts as a change when it differs from what was last published."""
+
+    level: Level | None
+    health: Health | None
+    bottlenecks: tuple[tuple[str, Severity, str | None], ...]
+
+
+class _Memory(msgspec.Struct, frozen=True):
+    """What does not follow from the samples of the window: hysteresis, and what was published."""
+
+    key: str
+    levels: dict[Resource, Level]
+    severities: list[tuple[SeriesKey, Severity]]
+    published: _Told | None
+    published_ns: int
+
+
 @dataclasses.dataclass(slots=True)
 class _Group:
     """What is remembered of one node, pool or the fleet."""
@@ -33,7 +62,7 @@ class _Group:
     levels: dict[Resource, Level] = dataclasses.field(default_factory=dict)
     severities: dict[SeriesKey, Severity] = dataclasses.field(default_factory=dict)
     simulated_ns: int | None = None
-    published: object = None
+    published: _Told | None = None
     published_ns: int = 0
 
 
@@ -92,11 +121,29 @@ class UtilizationHandler:
         return emits
 
     def snapshot(self) -> bytes | None:
-        """Nothing outlives the window."""
-        return None
+        """The levels and severities of each group, and what was last published of it."""
+        return msgspec.json.encode(
+            [
+                _Memory(
+                    key,
+                    group.levels,
+                    list(group.severities.items()),
+                    group.published,
+                    group.published_ns,
+                )
+                for key, group in self._groups.items()
+            ]
+        )
 
     def restore(self, snapshot: bytes) -> None:
-        """Nothing to take over."""
+        """Take them over for the groups that the replay has seen; any other is forgotten by now."""
+        groups = dict(self._groups.items())
+        for memory in msgspec.json.decode(snapshot, type=list[_Memory]):
+            group = groups.get(memory.key)
+            if group is not None:
+                group.levels = memory.levels
+                group.severities = dict(memory.severities)
+                group.published, group.published_ns = memory.published, memory.published_ns
 
     def _group_key(self, message: Metrics) -> str | None:
         if self.scope == "node":
@@ -157,20 +204,17 @@ class UtilizationHandler:
         group.published, group.published_ns = state, now_ns
         return message
 
-    def _state(self, message: Utilization, bottlenecks: list[Bottleneck]) -> object:
-        """What counts as a change."""
-        return (
-            message.level,
-            message.health,
-            frozenset(
-                (
-                    bottleneck.resource,
-                    bottleneck.severity,
-                    bottleneck.resource_id if self.scope == "node" else None,
-                )
-                for bottleneck in bottlenecks
-            ),
-        )
+    def _state(self, message: Utilization, bottlenecks: list[Bottleneck]) -> _Told:
+        kinds = {
+            (
+                bottleneck.resource,
+                bottleneck.severity,
+                bottleneck.resource_id if self.scope == "node" else None,
+            )
+            for bottleneck in bottlenecks
+        }
+        ordered = sorted(kinds, key=lambda kind: (kind[0], kind[1], kind[2] or ""))
+        return _Told(message.level, message.health, tuple(ordered))
 
     def _resources(
         self, group: _Group, means: dict[SeriesKey, float], peaks: dict[str, float]

@@ -63,6 +63,10 @@ class ExpiringDict(Generic[K, V]):
             self.expire(now_ns)
         return [(key, value) for key, (_, value) in self._entries.items()]
 
+    def touched(self) -> list[tuple[int, K, V]]:
+        """Everything with the instant of its last touch, which grows: for snapshots."""
+        return [(ns, key, value) for key, (ns, value) in self._entries.items()]
+
     def expire(self, now_ns: int) -> None:
         """Drop what is older than the time to live."""
         while self._entries:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import msgspec
 
 _FIELD = re.compile(r"\{(\w+)\}")
-_TOKEN = re.compile(r"^[A-Za-z0-9_-]+$")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +34,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         def fill(match: re.Match[str]) -> str:
             value: Any = getattr(self, match[1])
             text = str(value)
-            if not _TOKEN.match(text):
+            if not _TOKEN.fullmatch(text):
                 raise ValueError(
                     f"{type(self).__name__}.{match[1]} is {text!r}: a subject token may only "
                     "hold letters, digits, '_' and '-'"

@@ -9,14 +9,17 @@ from msgspec import Meta
 
 Token = Annotated[
     str,
-    Meta(pattern=r"^[A-Za-z0-9_-]{1,128}$", description="one NATS subject token"),
+    Meta(pattern=r"^[A-Za-z0-9_-]{1,128}$(?!\n)", description="one NATS subject token"),
 ]
 Ratio = Annotated[float, Meta(ge=0, le=1, description="share, 0 to 1")]
-Count = Annotated[int, Meta(ge=0, description="a count, never negative")]
-Seconds = Annotated[float, Meta(ge=0, description="seconds")]
-Bytes = Annotated[int, Meta(ge=0, description="bytes")]
+# The upper bounds keep sums, means and nanoseconds of what a peer sends finite.
+_MOST = 1e15
+_MOST_INT = 2**63 - 1
+Count = Annotated[int, Meta(ge=0, le=_MOST_INT, description="a count, never negative")]
+Seconds = Annotated[float, Meta(ge=0, le=_MOST, description="seconds")]
+Bytes = Annotated[int, Meta(ge=0, le=_MOST_INT, description="bytes")]
 Number = Annotated[
-    float, Meta(ge=0, description="a non-negative number; the name carries the unit")
+    float, Meta(ge=0, le=_MOST, description="a non-negative number; the name carries the unit")
 ]
 Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 instant in UTC")]
 

@@ -299,3 +299,56 @@ def test_a_message_on_anothers_subject_is_refused() -> None:
     with pytest.raises((ValueError, msgspec.DecodeError)):
         decode(wrong)
     assert CacheMetrics.SUBJECT.startswith("metrics.cache.")
+
+
+async def test_a_metrics_stream_made_anew_is_read_from_its_beginning(bus: Bus) -> None:
+    async with runtime(bus, "a") as running:
+        for number in range(15):
+            await bus.publish(engine("n1", number))
+        await wait_published(bus, 1)
+        config = (await bus.jetstream.stream_info("FLEET_METRICS")).config
+        await bus.jetstream.delete_stream("FLEET_METRICS")
+        await bus.jetstream.add_stream(config)
+        await bus.publish(engine("n2", 0))
+        await until(lambda: running.counters["slots_lost_total"] >= 4)
+        await until(lambda: len(running._attached) == 4)
+        for number in range(10):
+            await bus.publish(engine("n2", number))
+        found = await wait_published(bus, 2)
+
+    assert found == [("n1", "10"), ("n2", "10")]
+
+
+async def test_a_handler_that_fails_stops_no_other(bus: Bus) -> None:
+    class Failing(EveryTenth):
+        name = "failing"
+
+        def handle(self, message: Any, now: Moment) -> Sequence[Emit]:
+            raise OverflowError("too large")
+
+        def tick(self, now: Moment) -> Sequence[Emit]:
+            raise OverflowError("too large")
+
+    def with_failing() -> Sequence[Handler]:
+        failing = Failing()
+        failing.consumes = (EngineMetrics,)
+        return (failing, *make_handlers())  # type: ignore[arg-type]  # `scope` is a plain str here
+
+    leases = BucketLeases(bus.bucket("lease"), "a")
+    async with HandlersRuntime(
+        publisher=bus,
+        subscriber=bus,
+        state=bus.bucket("state"),
+        leases=leases,
+        make_handlers=with_failing,
+        slots=1,
+        members=lambda: 1,
+    ) as running:
+        await running.started.wait()
+        for number in range(10):
+            await bus.publish(engine("n1", number))
+        found = await wait_published(bus, 1)
+
+    await leases.close()
+    assert found == [("n1", "10")]
+    assert running.counters["handler_failures_total"] >= 10
