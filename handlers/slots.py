@@ -102,9 +102,7 @@ class Slot:
         for handler in self._by_type.get(type(routed.message), ()):
             key = key_of(routed.message, handler.scope)
             if key is not None and slot_of(handler.scope, key, self._slots) == self.index:
-                given = self._guarded(
-                    handler, handler.handle, routed.message, now, otherwise=NOTHING
-                )
+                given = self._guarded(handler, handler.handle, routed.message, now, otherwise=QUIET)
                 if not is_quiet:
                     emitted.extend(given)
         return emitted
@@ -126,9 +124,7 @@ class Slot:
             if not is_quiet:
                 self._restore()
             for handler in self.handlers:
-                given = self._guarded(
-                    handler, handler.tick, Moment(at, sequence), otherwise=NOTHING
-                )
+                given = self._guarded(handler, handler.tick, Moment(at, sequence), otherwise=QUIET)
                 if not is_quiet:
                     emitted.extend(given)
         return emitted
