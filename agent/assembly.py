@@ -108,17 +108,21 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             gpus = NvmlBackend.open(node=node, pool=pool)
         except NoGpuError as error:
             reason, is_fault = str(error), error.degraded
-    host = HostCollector(
-        node=node,
-        node_name=settings.node_name(),
-        pool=pool,
-        process_limit=settings.agent.process_limit,
+    host, query_host = (
+        HostCollector(
+            node=node,
+            node_name=settings.node_name(),
+            pool=pool,
+            process_limit=settings.agent.process_limit,
+        )
+        for _ in range(2)
     )
     service = NodeAgent(
         bus,
         settings.agent,
         node=node,
         host=host,
+        query_host=query_host,
         gpus=gpus,
         no_gpu_reason=reason,
         no_gpu_is_fault=is_fault,

@@ -1,17 +1,16 @@
 """The node agent: samples this machine, its GPUs and engines, publishes, answers for itself."""
 
 import asyncio
-import contextlib
 import functools
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 import structlog
 
+from agent.blocking import BlockingThread
 from agent.settings import AgentSettings
 from schemas.api import AgentStatus, LatestReply, Nothing, Row
 from schemas.lifecycle import Component, ComponentState
@@ -69,6 +68,7 @@ class NodeAgent:
         *,
         node: str,
         host: HostSource,
+        query_host: HostSource | None = None,
         gpus: GpuSource | None,
         no_gpu_reason: str = "",
         no_gpu_is_fault: bool = False,
@@ -80,15 +80,18 @@ class NodeAgent:
         self._settings = settings
         self._node = node
         self._host = host
+        self._query_host = query_host or host
         self._gpus = gpus
         self._no_gpu_reason = no_gpu_reason
         self._no_gpu_is_fault = no_gpu_is_fault
         self._engines = engines
         self._clock = clock
-        self._host_thread = ThreadPoolExecutor(1, thread_name_prefix="host-sampler")
-        self._gpu_thread = ThreadPoolExecutor(1, thread_name_prefix="gpu-sampler")
-        self._gpu_busy: asyncio.Future[list[GpuMetrics]] | None = None
+        self._host_thread = BlockingThread("host-sampler")
+        self._gpu_thread = BlockingThread("gpu-sampler")
+        self._gpu_busy: asyncio.Task[list[GpuMetrics]] | None = None
+        self._query_busy: asyncio.Task[HostMetrics] | None = None
         self._latest = AgentStatus()
+        self._queried: HostMetrics | None = None
         self._gpus_at_ns = 0
         self._said: set[str] = set()
         self._trouble: dict[str, str] = {}
@@ -99,6 +102,9 @@ class NodeAgent:
         if self._gpus is None:
             log.info("no_gpu", reason=self._no_gpu_reason)
         self._task = asyncio.create_task(self._run())
+        if self._query_host is not self._host:
+            # The first sample of a collector has no rates: let it be nobody's answer.
+            await self._host_thread.run(self._query_host.sample)
         return self
 
     async def wait_ready(self) -> None:
@@ -114,11 +120,11 @@ class NodeAgent:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._host_thread.shutdown(wait=False, cancel_futures=True)
-        if self._gpus is not None and self._gpu_busy is None:
-            with contextlib.suppress(RuntimeError):
-                self._gpu_thread.submit(self._gpus.close)
-        self._gpu_thread.shutdown(wait=False, cancel_futures=False)
+        for busy in (self._gpu_busy, self._query_busy):
+            if busy is not None:
+                busy.cancel()
+        self._host_thread.close()
+        self._gpu_thread.close(self._gpus.close if self._gpus is not None else lambda: None)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -148,11 +154,9 @@ class NodeAgent:
         self.counters["samples_total"] += 1
 
     async def _sample_host(self, with_processes: bool) -> HostMetrics | None:
-        loop = asyncio.get_running_loop()
         try:
-            sample = await loop.run_in_executor(
-                self._host_thread,
-                functools.partial(self._host.sample, with_processes=with_processes),
+            sample = await self._host_thread.run(
+                functools.partial(self._host.sample, with_processes=with_processes)
             )
         except Exception as error:
             # One bad sensor must not stop the others, or the next sample of this one.
@@ -168,24 +172,21 @@ class NodeAgent:
     async def _sample_gpus(self) -> list[GpuMetrics]:
         if self._gpus is None:
             return []
-        if self._gpu_busy is not None and not self._gpu_busy.done():
-            self.counters["gpu_timeouts_total"] += 1
-            return []
-        loop = asyncio.get_running_loop()
-        self._gpu_busy = loop.run_in_executor(self._gpu_thread, self._gpus.sample)
+        # One sample for all who want one meanwhile: the publisher and every query.
+        busy = self._gpu_busy
+        if busy is None or busy.done():
+            busy = self._gpu_busy = asyncio.create_task(self._gpu_thread.run(self._gpus.sample))
         try:
             async with asyncio.timeout(self._settings.gpu_timeout_seconds):
-                samples = await asyncio.shield(self._gpu_busy)
+                samples = await asyncio.shield(busy)
         except TimeoutError:
             self.counters["gpu_timeouts_total"] += 1
             self._say("gpu", f"no answer in {self._settings.gpu_timeout_seconds:g} s")
             return []
         except Exception as error:
             self.counters["gpu_failures_total"] += 1
-            self._gpu_busy = None
             self._say("gpu", str(error))
             return []
-        self._gpu_busy = None
         self._trouble.pop("gpu", None)
         self._gpus_at_ns = self._clock()
         for sample in samples:
@@ -205,12 +206,28 @@ class NodeAgent:
             log.warning("reading_failed", part=part, error=text)
 
     async def _fresh_host(self) -> HostMetrics:
-        host = self._latest.host
-        if host is None or self._clock() - to_ns(host.observed_at) > FRESH_NS:
-            host = await self._sample_host(with_processes=False)
-        if host is None:
-            raise RequestError(503, "the host could not be read; the agent's log says why")
-        return host
+        """The last sample if it is fresh, else one of the queries' own.
+
+        They have a collector of their own: rates are differences to its previous sample, that of
+        the last query, and a query must not shorten the interval of what is published.
+        """
+        hosts = [host for host in (self._latest.host, self._queried) if host is not None]
+        host = max(hosts, key=lambda one: one.observed_at, default=None)
+        if host is not None and self._clock() - to_ns(host.observed_at) <= FRESH_NS:
+            return host
+        busy = self._query_busy
+        if busy is None or busy.done():
+            busy = self._query_busy = asyncio.create_task(
+                self._host_thread.run(self._query_host.sample)
+            )
+        try:
+            self._queried = await asyncio.shield(busy)
+        except Exception as error:
+            self._say("host", str(error))
+            raise RequestError(
+                503, "the host could not be read; the agent's log says why"
+            ) from error
+        return self._queried
 
     async def _fresh_gpus(self) -> list[GpuMetrics]:
         if self._gpus is None:

@@ -1,10 +1,13 @@
 """The node agent on a real bus: cadences, fresh answers, sensors that fail or hang."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,6 +24,7 @@ from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
 from schemas.protocols import RequestError
 from tests.support.waiting import until
 
+ROOT = Path(__file__).resolve().parents[2]
 FAST = AgentSettings(interval_seconds=0.1, process_interval_seconds=1.0, gpu_timeout_seconds=0.2)
 
 
@@ -179,3 +183,68 @@ async def test_sampling_never_blocks_the_event_loop(bus: Bus) -> None:
         pass
 
     assert outcomes[0]
+
+
+async def test_queries_share_one_gpu_sample_and_take_none_from_the_publisher(bus: Bus) -> None:
+    class Counting:
+        name = "counting"
+
+        def __init__(self) -> None:
+            self.samples = 0
+            self._real = SimulatedGpus(1, node="n1")
+
+        def sample(self) -> list[GpuMetrics]:
+            self.samples += 1
+            time.sleep(0.02)  # a driver call takes its time
+            return self._real.sample()
+
+        def close(self) -> None:
+            return
+
+    gpus = Counting()
+    async with agent_on(bus, gpus=gpus, clock=lambda: time.time_ns() + 3600 * 10**9) as (agent, _):
+        before = gpus.samples
+        replies = await asyncio.gather(*(ask(bus, "api.gpu.power.n1") for _ in range(8)))
+
+    assert all(len(reply.rows) == 1 for reply in replies)
+    assert gpus.samples - before <= 3
+    assert agent.counters["gpu_timeouts_total"] == 0
+
+
+async def test_queries_do_not_shorten_the_interval_of_what_is_published(bus: Bus) -> None:
+    slow = AgentSettings(interval_seconds=1.0)
+    ahead_ns = 10**12  # every answer is older than a second
+
+    async with agent_on(
+        bus,
+        settings=slow,
+        query_host=host_collector(),
+        clock=lambda: time.time_ns() + ahead_ns,
+    ) as (_, seen):
+        await until(lambda: len(seen.hosts) == 1)
+        for _ in range(5):
+            await ask(bus, "api.system.cpu.n1")
+        await until(lambda: len(seen.hosts) == 2)
+
+    assert seen.hosts[1].interval_seconds > 0.9
+
+
+def test_a_call_that_hangs_does_not_keep_the_process_alive() -> None:
+    program = (
+        "import asyncio, threading\n"
+        "from agent.blocking import BlockingThread\n"
+        "async def main():\n"
+        "    thread = BlockingThread('hangs')\n"
+        "    hung = asyncio.create_task(thread.run(threading.Event().wait))\n"
+        "    await asyncio.sleep(0)\n"
+        "    thread.close()\n"
+        "    hung.cancel()\n"
+        "asyncio.run(main())\n"
+        "print('ended')\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=20, check=True
+    )
+
+    assert done.stdout == b"ended\n"
