@@ -152,11 +152,19 @@ def _ready_file(path: Path | None, url: str, state_dir: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def _program() -> str:
+    """How to call us again: in a fresh clone the program is only in the virtual environment."""
+    if shutil.which("resource-agent"):
+        return "resource-agent"
+    if Path(sys.argv[0]).name == "resource-agent":
+        return shlex.quote(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m agent"
+
+
 def welcome(server: Reached, settings: Settings) -> str:
     """What to do next: the address, three commands to paste, how to stop."""
     root, found_by = settings.root, server.arguments
-    # In a fresh clone the program is not on the path, but in the virtual environment.
-    program = "resource-agent" if shutil.which("resource-agent") else sys.argv[0]
+    program = _program()
     lines = [
         "",
         f"  resource-agent is up on {server.shown}   (state: {settings.state_folder()})",

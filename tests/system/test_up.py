@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import stat
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from agent.client import CacheClient, ResourceAgent
 from schemas.api import ArchiveList, HealthReply, NamespaceStats
 from schemas.lifecycle import ROLES
 from schemas.protocols import PublishError, RequestError
-from tests.support.program import Up, resource_agent, running_up
+from tests.support.program import ROOT, Up, running_up
 from tests.support.waiting import until, until_async
 
 QUICK = {
@@ -87,13 +88,20 @@ def test_the_ready_file_is_there_while_up_is_ready_and_for_counts_from_then(
 
 def test_what_up_says_can_be_pasted(tmp_path: Path) -> None:
     with running_up(tmp_path, **QUICK) as up:
-        pasted = [
-            line.strip() for line in up.stdout.splitlines() if line.startswith("    resource-agent")
-        ]
+        pasted = [line.strip() for line in up.stdout.splitlines() if "--state-dir" in line]
         password = json.loads((up.state_dir / "up.json").read_text())["password"]
         commands = [command for line in pasted for command in line.split(" && ")]
-        put, get = (shlex.split(command)[1:] for command in commands[1:])
-        done = [resource_agent(*words, env=up.env) for words in (put, get)]
+        done = [
+            subprocess.run(
+                shlex.split(command),
+                cwd=ROOT,
+                env=up.env,
+                capture_output=True,
+                timeout=20,
+                check=False,
+            )
+            for command in commands[1:]
+        ]
 
     assert len(commands) == 3
     assert [one.returncode for one in done] == [0, 0], done
