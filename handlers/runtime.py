@@ -211,8 +211,7 @@ class HandlersRuntime:
             while len(batch) < PUBLISH_BATCH and not queue.empty():
                 batch.append(queue.get_nowait())
             await asyncio.gather(*(self._publish(owned, emit) for owned, emit in batch))
-            for owned, _ in batch:
-                owned.unpublished -= 1
+            for _ in batch:
                 queue.task_done()
 
     async def _publish(self, owned: _Owned, emit: Emit) -> None:
@@ -227,10 +226,11 @@ class HandlersRuntime:
             except Exception as error:
                 self.counters["unpublishable_total"] += 1
                 log.error("event_unpublishable", id=emit.message_id, error=repr(error))
-                return
+                break
             else:
                 self.counters["published_total"] += 1
-                return
+                break
+        owned.unpublished -= 1
 
     def _handler_failed(self, handler: Handler, error: Exception) -> None:
         self.counters["handler_failures_total"] += 1

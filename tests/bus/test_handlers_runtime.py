@@ -15,7 +15,15 @@ from handlers.slots import TICK_NS, Routed, Slot, Watermark, replay, slot_of
 from schemas.archive import Expired
 from schemas.message import Message
 from schemas.metrics import CacheMetrics, EngineMetrics
-from schemas.protocols import Delivery, Emit, Handler, Moment
+from schemas.protocols import (
+    Delivery,
+    Emit,
+    Handler,
+    Moment,
+    PublishError,
+    RevisionConflictError,
+)
+from schemas.scaling import Decision
 from schemas.units import SECOND_NS, instant
 from tests.support.waiting import until, until_async
 
@@ -352,3 +360,137 @@ async def test_a_handler_that_fails_stops_no_other(bus: Bus) -> None:
     await leases.close()
     assert found == [("n1", "10")]
     assert running.counters["handler_failures_total"] >= 10
+
+
+class Faulty:
+    """The bus, with a few of its methods replaced."""
+
+    def __init__(self, bus: Any, **replaced: Any) -> None:
+        self._bus = bus
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+
+def with_faults(bus: Bus, faulty: Any, **changed: Any) -> HandlersRuntime:
+    arguments: dict[str, Any] = {
+        "publisher": faulty,
+        "subscriber": faulty,
+        "state": bus.bucket("state"),
+        "leases": BucketLeases(bus.bucket("lease"), "a"),
+        "make_handlers": make_handlers,
+        "slots": 2,
+        "members": lambda: 1,
+    }
+    return HandlersRuntime(**(arguments | changed))
+
+
+async def test_a_failed_catch_up_gives_the_slots_back_and_the_next_round_takes_them(
+    bus: Bus,
+) -> None:
+    failures = 1
+
+    async def read(stream: str, **where: Any) -> AsyncGenerator[Delivery, None]:
+        nonlocal failures
+        if "start_ns" in where and failures:
+            failures -= 1
+            raise PublishError("the server is gone")
+        async for delivery in bus.read(stream, **where):
+            yield delivery
+
+    running = with_faults(bus, Faulty(bus, read=read))
+
+    async with running:
+        await until(lambda: len(running._attached) >= 2)
+
+        assert failures == 0
+        assert set(running._owned.values()) == set(running._attached)
+
+
+@pytest.mark.parametrize(
+    "error", [PublishError("gone"), RevisionConflictError("taken")], ids=["server", "conflict"]
+)
+async def test_a_slot_whose_watermark_cannot_be_read_leaves_no_lease_behind(
+    bus: Bus, error: Exception
+) -> None:
+    state, failures = bus.bucket("state"), 1
+
+    async def get(key: str) -> tuple[bytes, int] | None:
+        nonlocal failures
+        if key == "handlers.slot.1" and failures:
+            failures -= 1
+            raise error
+        return await state.get(key)
+
+    running = with_faults(bus, bus, state=Faulty(state, get=get))
+
+    async with running:
+        await until(lambda: len(running._attached) >= 2)
+
+        assert failures == 0
+
+
+async def test_an_event_that_can_never_be_published_is_dropped_and_counted(bus: Bus) -> None:
+    async def publish(message: Message, *, message_id: str | None = None) -> None:
+        if message_id == "n1.10":
+            raise ValueError("not a subject")
+        await bus.publish(message, message_id=message_id)
+
+    async with with_faults(bus, Faulty(bus, publish=publish)) as running:
+        await until(lambda: len(running._attached) >= 2)
+        for number in range(20):
+            await bus.publish(engine("n1", number))
+        found = await wait_published(bus, 1)
+
+        assert found == [("n1", "20")]
+        assert running.counters["unpublishable_total"] == 1
+        assert all(owned.unpublished == 0 for owned in running._attached)
+
+
+async def test_a_missing_stream_holds_up_only_its_own_events(bus: Bus) -> None:
+    class Both(EveryTenth):
+        def handle(self, message: Any, now: Moment) -> Sequence[Emit]:
+            emits = list(super().handle(message, now))
+            advice = Decision(
+                verdict="expired",
+                pool="p",
+                recommendation_id="r",
+                decided_at=instant(now.ns),
+                decided_by="handlers",
+                reason="r",
+            )
+            return [*emits, *(Emit(advice, f"d.{e.message_id}") for e in emits)]
+
+    def make() -> Sequence[Handler]:
+        handler = Both()
+        handler.consumes = (EngineMetrics,)
+        return (handler,)  # type: ignore[return-value]  # `scope` is a plain str here
+
+    told: list[str | None] = []
+
+    async def publish(message: Message, *, message_id: str | None = None) -> None:
+        if message.STREAM == "EVENTS":
+            raise PublishError("no such stream")
+        told.append(message_id)
+
+    async with with_faults(bus, Faulty(bus, publish=publish), make_handlers=make) as running:
+        await until(lambda: len(running._attached) >= 2)
+        for number in range(20):
+            await bus.publish(engine("n1", number))
+        await until(lambda: len(told) == 2)
+
+        assert told == ["d.n1.10", "d.n1.20"]
+        assert sum(owned.unpublished for owned in running._attached) == 2
+        for owned in list(running._owned.values()):
+            await running._give_up(owned)
+
+
+async def test_a_loop_that_ended_is_a_failed_component(bus: Bus) -> None:
+    async with runtime(bus, "a") as running:
+        running._tasks[0].cancel()
+        await until(running._tasks[0].done)
+        failed = [part.text for part in running.components() if part.state == "failed"]
+
+    assert len(failed) == 1
+    assert "ended: cancelled" in failed[0]

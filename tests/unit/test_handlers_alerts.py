@@ -214,3 +214,16 @@ def test_a_wrong_rule_is_refused_at_start(fields: dict[str, str], text: str) -> 
 def test_a_rule_without_thresholds_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="give warning or critical"):
         msgspec.convert({"name": "r", "metric": "host.uptime_seconds"}, AlertRule)
+
+
+def test_an_alert_open_for_more_than_a_week_is_not_raised_again_after_a_restart() -> None:
+    before = AlertsHandler(AlertSettings())
+    full = host(disks={"/": 0.93})
+    raised = played(*((second, full) for second in range(0, 8 * 86400, 50)), handler=before)
+    after = AlertsHandler(AlertSettings())
+    after.restore(before.snapshot() or b"")
+
+    again = played((8 * 86400 + 5, full), handler=after)
+
+    assert len(raised) == 1
+    assert again == []

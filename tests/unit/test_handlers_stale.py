@@ -87,3 +87,12 @@ def test_a_node_gone_for_a_week_is_forgotten() -> None:
     assert handler.tick(at(week)) == []
     assert handler.handle(host(), at(week + 5)) == ()
     assert handler.tick(at(week + 10)) == []
+
+
+def test_an_absurd_interval_neither_raises_nor_spoils_the_snapshot() -> None:
+    handler = stale()
+
+    handler.handle(host(interval_seconds=1e15), at(0))
+
+    assert handler.tick(at(3600)) == []
+    stale().restore(handler.snapshot() or b"")
