@@ -138,7 +138,8 @@ def _found(settings: Settings, nats_url: str | None, *, quiet: bool = False) -> 
     found = find_bus(nats_url, os.environ, settings.state_folder())
     found = Found(_address(found.url), found.how)
     if not quiet:
-        errors.print(f"[dim]bus: {escape(_hidden(found.url))} ({escape(found.how)})[/]")
+        line = f"[dim]bus: {escape(_hidden(found.url))} ({escape(found.how)})[/]"
+        errors.print(line, soft_wrap=True)
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
+import msgspec
 import structlog
 
 from agent.blocking import BlockingThread
@@ -23,6 +24,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 FRESH_NS = SECOND_NS
+GOODBYE_SECONDS = 1.0
 
 
 class HostSource(Protocol):
@@ -120,11 +122,21 @@ class NodeAgent:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            await self._say_goodbye()
         for busy in (self._gpu_busy, self._query_busy):
             if busy is not None:
                 busy.cancel()
         self._host_thread.close()
         self._gpu_thread.close(self._gpus.close if self._gpus is not None else lambda: None)
+
+    async def _say_goodbye(self) -> None:
+        """One last sample, marked, so that nobody takes the silence for a fault."""
+        try:
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                sample = await self._host_thread.run(self._host.sample)
+                await self._publisher.publish(msgspec.structs.replace(sample, leaving=True))
+        except Exception as error:
+            log.warning("goodbye_failed", error=str(error) or type(error).__name__)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

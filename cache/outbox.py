@@ -165,6 +165,13 @@ class Outbox:
                 self._done[item.key] = item
         self._rest()
 
+    def lose(self, item: Item) -> None:
+        """No stream will ever take this value; counted in `lost`."""
+        item.sending = False
+        if self._waiting.get(item.key) is item:
+            self.drop(item.key)
+            self.lost += 1
+
     def forget_values(self) -> None:
         """Drop every value: the namespace was cleared."""
         for key in [*self._waiting, *self._done]:

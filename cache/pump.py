@@ -6,7 +6,7 @@ import structlog
 
 from cache.manifest import message
 from cache.namespace import Namespace
-from schemas.protocols import Lease, Publisher, PublishError
+from schemas.protocols import Lease, Publisher, PublishError, TooLargeError
 
 log = structlog.get_logger()
 
@@ -44,6 +44,11 @@ class Pump:
                 await self._publisher.publish_raw(
                     f"evicted.{self._namespace.name}", payload, headers, message_id=item.message_id
                 )
+            except TooLargeError as error:
+                # The server's limit was lowered since the value was accepted.
+                log.error("eviction_too_large", error=str(error))
+                outbox.lose(item)
+                continue
             except PublishError as error:
                 if not self.error:
                     log.warning("eviction_not_acknowledged", error=str(error))

@@ -18,6 +18,9 @@ from schemas.views import gpu_numbers, host_numbers
 T = TypeVar("T")
 
 DEFAULT_SECONDS = 600.0
+SCANS = 2
+"""Scans at a time, of GPUs and hosts each; the others wait. Bounds the memory they take."""
+
 _SKEW_NS = 5 * SECOND_NS
 # A rollup is stored after its minute; handlers that catch up store it later still.
 _ROLLUP_DELAY_NS = 10 * MINUTE_NS
@@ -42,6 +45,7 @@ class History:
         self._subscriber = subscriber
         self._settings = settings
         self._clock = clock
+        self._scans = asyncio.Semaphore(SCANS)
         self._gpu_decoder = msgspec.json.Decoder(GpuMetrics)
         self._host_decoder = msgspec.json.Decoder(HostMetrics)
         self._rollup_decoder = msgspec.json.Decoder(Rollup)
@@ -57,7 +61,7 @@ class History:
         node = _node(request, call)
         start_ns, end_ns = _range(request, self._clock())
         try:
-            async with asyncio.timeout(self._settings.history_timeout_seconds):
+            async with asyncio.timeout(self._settings.history_timeout_seconds), self._scans:
                 return await self._read(node, request, start_ns, end_ns)
         except TimeoutError as error:
             raise RequestError(503, "the history could not be read in time") from error

@@ -28,6 +28,7 @@ from schemas.protocols import (
     PublishError,
     RevisionConflictError,
     Subscriber,
+    TooLargeError,
 )
 from schemas.units import SECOND_NS, instant
 
@@ -219,6 +220,10 @@ class HandlersRuntime:
         while owned.lease.held and self._owned.get(owned.slot.index) is owned:
             try:
                 await self._publisher.publish(emit.message, message_id=emit.message_id)
+            except TooLargeError as error:
+                self.counters["unpublishable_total"] += 1
+                log.error("event_unpublishable", id=emit.message_id, error=str(error))
+                break
             except PublishError as error:
                 self.counters["publish_retries_total"] += 1
                 log.warning("event_not_published", id=emit.message_id, error=str(error))
@@ -297,7 +302,13 @@ class HandlersRuntime:
         if found is None:
             key = f"handlers.slot.{index}"
             return fresh, await self._state.create(key, msgspec.json.encode(fresh))
-        watermark = msgspec.json.decode(found[0], type=Watermark)
+        try:
+            watermark = msgspec.json.decode(found[0], type=Watermark)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # Without it nobody could ever own this slot again.
+            self.counters["watermarks_unreadable_total"] += 1
+            log.error("watermark_unreadable", slot=index, error=str(error))
+            return fresh, found[1]
         if watermark.sequence > last_sequence:
             # The stream was made anew and counts from 1 again: keep what outlives the window.
             log.warning("metrics_stream_made_anew", slot=index, sequence=last_sequence)

@@ -31,9 +31,10 @@ class StaleNodesHandler:
     """Raised once on the first tick after the limit, cleared by the node's next host metrics.
 
     The limit is `stale_seconds`, or `stale_intervals` of the node's own interval when that is
-    longer. `raised_at` is the instant at which the limit was passed, whatever tick saw it, so
-    every replica and every rebuild gives the alert the same id. Nodes seen and open alerts
-    outlive the window in the snapshot: a node that dies while no handler runs is still found.
+    longer; a node whose agent stopped on purpose (`leaving`) has none. `raised_at` is the instant
+    at which the limit was passed, whatever tick saw it, so every replica and every rebuild gives
+    the alert the same id. Nodes seen and open alerts outlive the window in the snapshot: a node
+    that dies while no handler runs is still found.
     """
 
     name = "stale_nodes"
@@ -55,7 +56,8 @@ class StaleNodesHandler:
             self._settings.stale_intervals * message.interval_seconds,
         )
         # By then the node is forgotten anyway, and nanoseconds of more may not fit the snapshot.
-        limit_seconds = min(limit_seconds, self._settings.forget_seconds)
+        forget_seconds = self._settings.forget_seconds
+        limit_seconds = forget_seconds if message.leaving else min(limit_seconds, forget_seconds)
         self._seen.put(
             message.node,
             _Seen(now.ns, int(limit_seconds * SECOND_NS), message.pool, message.simulated),

@@ -138,7 +138,8 @@ class HostMetrics(Message, frozen=True, kw_only=True):
     Published by each node agent every `agent.interval_seconds` (5 by default), at most once: a
     lost sample is not sent again. `processes` is the top of the process table, present only in
     the samples in which it was read (every 30 s by default). `errors` names what could not be
-    read, and why.
+    read, and why. `leaving` marks the last sample of an agent that stops: its silence afterwards
+    is no alert.
     """
 
     SUBJECT: ClassVar[str] = "metrics.host.{node}"
@@ -163,6 +164,7 @@ class HostMetrics(Message, frozen=True, kw_only=True):
     cgroup: CgroupMetrics | None = None
     processes: list[ProcessMetrics] | None = None
     errors: dict[str, str] = {}
+    leaving: bool = False
     simulated: bool = False
 
 

@@ -32,6 +32,10 @@ class StreamFullError(PublishError):
     """The stream has `discard new` and is at its limit."""
 
 
+class TooLargeError(PublishError):
+    """A publication exceeds the server's `max_payload`: sending it again is useless."""
+
+
 class RevisionConflictError(RuntimeError):
     """A compare-and-set on a bucket lost: the key has another revision."""
 

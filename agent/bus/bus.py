@@ -33,6 +33,7 @@ from schemas.protocols import (
     PublishError,
     RequestError,
     StreamFullError,
+    TooLargeError,
     WorkItem,
 )
 
@@ -104,7 +105,7 @@ class Bus(Connection):
         """Publish at most once, without acknowledgement; dropped and counted while disconnected.
 
         Raises:
-            PublishError: headers and payload together exceed the server's `max_payload`.
+            TooLargeError: headers and payload together exceed the server's `max_payload`.
         """
         self._refuse_too_large(subject, payload, headers)
         if not self._client.is_connected:
@@ -178,7 +179,7 @@ class Bus(Connection):
         size = size_on_wire(payload, headers or {})
         if size > self._client.max_payload > 0:
             self.counters["refused_too_large_total"] += 1
-            raise PublishError(
+            raise TooLargeError(
                 f"{subject}: {size} bytes with headers exceed the server's limit of "
                 f"{self._client.max_payload}"
             )
@@ -207,7 +208,7 @@ class Bus(Connection):
         """Like `request`, for a subject outside the root (`$SRV.PING`)."""
         try:
             self._refuse_too_large(subject, payload, headers)
-        except PublishError as error:
+        except TooLargeError as error:
             raise RequestError(413, str(error)) from None
         try:
             message = await heed(

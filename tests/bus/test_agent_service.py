@@ -119,6 +119,15 @@ async def test_without_a_gpu_the_answer_says_why(bus: Bus) -> None:
     assert states == {"host": "ok", "gpus": "off"}
 
 
+async def test_an_agent_that_stops_says_goodbye_with_its_last_sample(bus: Bus) -> None:
+    async with agent_on(bus) as (_, seen):
+        await until(lambda: len(seen.hosts) >= 2)
+    await until(lambda: seen.hosts[-1].leaving)
+
+    assert not any(sample.leaving for sample in seen.hosts[:-1])
+    assert seen.hosts[-1].memory is not None
+
+
 async def test_a_host_that_cannot_be_read_is_told_and_the_agent_lives(bus: Bus) -> None:
     class Broken:
         def __init__(self) -> None:

@@ -1,12 +1,15 @@
 """History, utilization and standing advice, read back from real streams."""
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import msgspec
 import pytest
 
 from agent.bus import Bus
+from handlers.history import SCANS, History
 from handlers.latest import LatestStore
 from handlers.queries import query_endpoints
 from handlers.settings import QuerySettings
@@ -14,7 +17,7 @@ from schemas.analysis import Utilization
 from schemas.api import HistoryReply, HistoryRequest, RecommendationsReply, UtilizationReply
 from schemas.message import Message
 from schemas.metrics import Rollup, Summary
-from schemas.protocols import Answer, Call, RequestError
+from schemas.protocols import Answer, Call, Delivery, RequestError
 from schemas.scaling import Decision, Execution, Recommendation
 from schemas.units import SECOND_NS, instant
 from tests.support.samples import gpu, host
@@ -402,3 +405,28 @@ async def test_no_advice_says_so(bus: Bus) -> None:
 async def test_recommendations_have_no_node(bus: Bus) -> None:
     with pytest.raises(RequestError, match="400 node: "):
         await ask(bus, "api.optimize.recommendations", {"node": "n1"})
+
+
+async def test_scans_wait_for_one_another(bus: Bus) -> None:
+    await recorded(bus, host("n1", cpu=0.25))
+    now_reading, most = 0, 0
+
+    class Watched:
+        stream_bounds = bus.stream_bounds
+
+        async def read(self, stream: str, **where: Any) -> AsyncGenerator[Delivery, None]:
+            nonlocal now_reading, most
+            now_reading += 1
+            most = max(most, now_reading)
+            try:
+                async for delivery in bus.read(stream, **where):
+                    yield delivery
+            finally:
+                now_reading -= 1
+
+    answering = History("host", Watched(), QuerySettings(), time.time_ns)  # type: ignore[arg-type]
+    call = Call("api.system.history", b"", {})
+    replies = await asyncio.gather(*(answering.answer(HistoryRequest(), call) for _ in range(8)))
+
+    assert [reply.matched for reply in replies] == [1] * 8
+    assert most == SCANS

@@ -22,6 +22,7 @@ from schemas.protocols import (
     Moment,
     PublishError,
     RevisionConflictError,
+    TooLargeError,
 )
 from schemas.scaling import Decision
 from schemas.units import SECOND_NS, instant
@@ -431,10 +432,27 @@ async def test_a_slot_whose_watermark_cannot_be_read_leaves_no_lease_behind(
         assert failures == 0
 
 
-async def test_an_event_that_can_never_be_published_is_dropped_and_counted(bus: Bus) -> None:
+async def test_a_watermark_that_does_not_decode_is_begun_anew(bus: Bus) -> None:
+    await bus.bucket("state").put("handlers.slot.0", b"\xff rubbish")
+
+    async with runtime(bus, "a", slots=1) as running:
+        for number in range(10):
+            await bus.publish(engine("n1", number))
+        found = await wait_published(bus, 1)
+
+    assert found == [("n1", "10")]
+    assert running.counters["watermarks_unreadable_total"] == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("not a subject"), TooLargeError("2 MiB")], ids=["no subject", "too large"]
+)
+async def test_an_event_that_can_never_be_published_is_dropped_and_counted(
+    bus: Bus, error: Exception
+) -> None:
     async def publish(message: Message, *, message_id: str | None = None) -> None:
         if message_id == "n1.10":
-            raise ValueError("not a subject")
+            raise error
         await bus.publish(message, message_id=message_id)
 
     async with with_faults(bus, Faulty(bus, publish=publish)) as running:

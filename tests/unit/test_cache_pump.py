@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import pytest
 
 from cache import pump as pump_module
+from cache.entry import Entry
 from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.pump import Pump
 from cache.settings import CacheSettings
 from schemas.message import Message
-from schemas.protocols import PublishError
+from schemas.protocols import PublishError, TooLargeError
 
 
 class Lease:
@@ -26,10 +27,13 @@ class Lease:
 class Stream:
     """Refuses the first messages, then takes what comes; may take the lease away."""
 
-    def __init__(self, lease: Lease, *, refuse: int, lose_lease: bool = False) -> None:
+    def __init__(
+        self, lease: Lease, *, refuse: int, lose_lease: bool = False, too_large: str = ""
+    ) -> None:
         self._lease = lease
         self._refuse = refuse
         self._lose_lease = lose_lease
+        self._too_large = too_large
         self.ids: list[str] = []
 
     async def publish(self, message: Message, *, message_id: str | None = None) -> None:
@@ -45,6 +49,8 @@ class Stream:
     ) -> None:
         self.ids.append(message_id)
         self._lease.held = not self._lose_lease
+        if message_id == self._too_large:
+            raise TooLargeError("2 MiB")
         if len(self.ids) <= self._refuse:
             raise PublishError("full")
 
@@ -96,3 +102,22 @@ async def test_what_was_taken_in_doubt_is_given_back(namespace: Namespace) -> No
         again = await namespace.outbox.take()
 
     assert again.message_id == "id-1"
+
+
+async def test_a_value_the_server_never_takes_is_counted_lost_and_holds_up_no_other(
+    namespace: Namespace,
+) -> None:
+    for key in ("huge", "small"):
+        entry = Entry(key=key, value=b"v", version="1")
+        namespace.outbox.add(
+            Item(key=key, version="1", message_id=key, evicted_at_ns=1, entry=entry)
+        )
+    stream = Stream(Lease(), refuse=0, too_large="huge")
+    pumping = asyncio.create_task(Pump(namespace, stream, Lease()).run())
+
+    async with asyncio.timeout(5):
+        await namespace.outbox.drained()
+    pumping.cancel()
+
+    assert stream.ids == ["id-1", "huge", "small"]
+    assert namespace.outbox.lost == 1

@@ -89,6 +89,33 @@ def test_a_node_gone_for_a_week_is_forgotten() -> None:
     assert handler.tick(at(week + 10)) == []
 
 
+def test_a_node_that_said_goodbye_is_not_stale() -> None:
+    handler = stale()
+    handler.handle(host(), at(0))
+    handler.handle(host(leaving=True), at(5))
+
+    assert handler.tick(at(3600)) == []
+
+
+def test_a_goodbye_outlives_the_process_and_ends_with_the_next_sample() -> None:
+    before, after = stale(), stale()
+    before.handle(host(leaving=True), at(0))
+    after.restore(before.snapshot() or b"")
+    assert after.tick(at(60)) == []
+
+    after.handle(host(), at(65))
+
+    assert transitions(list(after.tick(at(95)))) == [("raised", "n1")]
+
+
+def test_a_goodbye_clears_what_was_open() -> None:
+    handler = stale()
+    handler.handle(host(), at(0))
+    handler.tick(at(30))
+
+    assert transitions(list(handler.handle(host(leaving=True), at(40)))) == [("cleared", "n1")]
+
+
 def test_an_absurd_interval_neither_raises_nor_spoils_the_snapshot() -> None:
     handler = stale()
 
