@@ -55,6 +55,7 @@ FAILURES = (
     StateFolderError,
 )
 COMMAND_SECONDS = 10.0
+MAX_SHOWN_KEY = 80
 
 app = typer.Typer(
     name="resource-agent",
@@ -80,13 +81,17 @@ Namespace = Annotated[str, typer.Option("--namespace", "-n", help="cache namespa
 def main() -> None:
     """Entry point: a failure is one line on stderr and exit code 1, wrong usage 2."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has gone: `settings | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except SettingsError as error:
         _fail(error, code=2)
     except FAILURES as error:
         _fail(error)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def _fail(error: Exception, code: int = 1) -> NoReturn:
@@ -141,6 +146,12 @@ def _found(settings: Settings, nats_url: str | None, *, quiet: bool = False) -> 
         line = f"[dim]bus: {escape(_hidden(found.url))} ({escape(found.how)})[/]"
         errors.print(line, soft_wrap=True)
     return found
+
+
+def _quoted(key: str) -> str:
+    """`key` for a message; a long one only by its beginning."""
+    shown = key if len(key) <= MAX_SHOWN_KEY else f"{key[:MAX_SHOWN_KEY]}…"
+    return escape(repr(shown))
 
 
 def _hidden(url: str) -> str:
@@ -288,7 +299,7 @@ def get(
     except ValueError as error:
         _fail(error, code=2)
     if value is None:
-        errors.print(f"no value for {escape(repr(key))} in namespace {escape(namespace)}")
+        errors.print(f"no value for {_quoted(key)} in namespace {escape(namespace)}")
         raise SystemExit(1)
     sys.stdout.buffer.write(value)
     if sys.stdout.isatty():
@@ -321,7 +332,7 @@ def put(
     if as_json:
         print(msgspec.json.encode({"key": key, "version": version}).decode())
     else:
-        errors.print(f"stored {human.size(len(content))} as {escape(repr(key))}, version {version}")
+        errors.print(f"stored {human.size(len(content))} as {_quoted(key)}, version {version}")
 
 
 @app.command()

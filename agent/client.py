@@ -1,5 +1,6 @@
 """The typed client: `ResourceAgent` for metrics and health, `CacheClient` for the cache."""
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -186,9 +187,12 @@ class CacheClient(_Connected):
         `version` compares and sets: RequestError 409 if the entry has another one.
 
         Raises:
-            ValueError: key or value is larger than the limit; nothing was sent.
+            ValueError: key or value is larger than the limit, or no such time to live is
+                possible; nothing was sent.
         """
         _key_bytes(key)
+        if ttl_seconds is not None and not 0 <= ttl_seconds < math.inf:
+            raise ValueError(f"a time to live of {ttl_seconds:g} s: it must be finite, 0 or more")
         if len(value) > INLINE_LIMIT_BYTES:
             raise ValueError(
                 f"value of {len(value)} bytes exceeds the limit of {INLINE_LIMIT_BYTES} bytes"

@@ -8,11 +8,14 @@ A value that RAM has no more room for goes to the archive; `get` brings it back 
 import argparse
 import asyncio
 import os
+import sys
 import time
 
+from agent.bus import BusError
 from agent.client import CacheClient
 from agent.discovery import find_bus
 from agent.settings import Settings
+from schemas.protocols import RequestError
 
 PROMPT = "What is the capital of France?"
 
@@ -46,4 +49,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except (BusError, RequestError) as error:
+        sys.exit(f"error: {error}")

@@ -14,6 +14,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nats
 from nats.js.api import ConsumerConfig
@@ -78,9 +79,17 @@ async def carry_out(stream: nats.js.JetStreamContext, advice: dict[str, Any]) ->
         await say("execution.succeeded", **change)
 
 
+async def complain(error: Exception) -> None:
+    print(f"nats: {error}", file=sys.stderr)
+
+
 async def main() -> None:
-    url = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
-    client = await nats.connect(url, name="orchestrator", max_reconnect_attempts=-1)
+    url = os.environ.get("NATS_URL", "")
+    if urlsplit(url).username is None:
+        sys.exit("NATS_URL has no user: whoever acts on advice must know that it is genuine")
+    client = await nats.connect(
+        url, name="orchestrator", error_cb=complain, max_reconnect_attempts=-1
+    )
     stream = client.jetstream()
     work = await stream.pull_subscribe(
         "fleet.v1.recommendation.>",

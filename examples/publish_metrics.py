@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 from datetime import UTC, datetime
 
 import nats
@@ -31,9 +32,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+async def say(error: Exception) -> None:
+    print(f"nats: {error}", file=sys.stderr)
+
+
 async def main() -> None:
     asked = arguments()
-    client = await nats.connect(asked.url)
+    client = await nats.connect(asked.url, error_cb=say, max_reconnect_attempts=-1)
     subject = f"fleet.v1.metrics.engine.{asked.node}.{asked.engine}"
     print(f"publishing on {subject}; stop with Ctrl-C", flush=True)
     while True:
@@ -48,7 +53,8 @@ async def main() -> None:
             "requests_waiting": asked.waiting,
             "kv_cache_usage_ratio": asked.kv_cache_ratio,
         }
-        await client.publish(subject, json.dumps(metrics).encode())
+        if client.is_connected:  # a late metric would look like a new one
+            await client.publish(subject, json.dumps(metrics).encode())
         await asyncio.sleep(1)
 
 

@@ -66,6 +66,7 @@ class Connection:
 
     async def open(self, deadline_seconds: float) -> None:
         """Connect within the deadline, or raise BusError. A refused password fails at once."""
+        self._incidents.connecting = True
         connecting = asyncio.create_task(
             self._client.connect(
                 self.url,
@@ -110,6 +111,7 @@ class Connection:
             if not opened:
                 self._closing = True
                 await self._client.close()
+        self._incidents.connecting = False
         self._probe = asyncio.create_task(self._watch())
 
     def _refusal(self) -> str:

@@ -17,13 +17,15 @@ PERMISSION_HINT_SECONDS = 10.0
 class Incidents:
     """Counters and memory of a connection's troubles. Nothing a stranger sends can flood the log.
 
-    One line per kind and subject a minute, and at most 100 different ones.
+    One line per kind and subject a minute, and at most 100 different ones. Nothing is logged
+    while `connecting` for the first time: whoever connects is told by the error.
     """
 
     def __init__(self, bus_name: str) -> None:
         self.counters: Counter[str] = Counter()
         self.last_error = ""
         self.login_refused = asyncio.Event()
+        self.connecting = False
         self._bus_name = bus_name
         self._denied: deque[tuple[float, str]] = deque(maxlen=32)
         self._logged_at: dict[str, float] = {}
@@ -41,6 +43,8 @@ class Incidents:
         lowered = text.lower()
         if "authorization" in lowered:
             self.login_refused.set()
+        if self.connecting:
+            return
         if "permissions violation" in lowered:
             self._denied.append((time.monotonic(), lowered))
             self.counters["permission_denied_total"] += 1

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from agent.catalog import EVENTS, endpoints
 from schemas.lifecycle import ROLES
-from tests.support.program import Up, environment, resource_agent, running_up
+from tests.support.program import ROOT, Up, environment, resource_agent, running_up
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +56,20 @@ def test_bytes_come_through_standard_input_unchanged(up: Up) -> None:
     ("arguments", "text", "code"),
     [
         (("put", "k", "v" * 524_289), "exceeds the limit of 524288 bytes", 2),
+        (("put", "k", "v", "--ttl", "inf"), "it must be finite", 2),
         (("get", ""), "the key is empty", 2),
         (("get", "k", "--namespace", "nobodys"), "nobody serves fleet.v1.cache.nobodys.get", 1),
         (("watch", "not a subject"), "'not a subject' is not a subject", 2),
         (("watch", "a.>.b"), "'a.>.b' is not a subject", 2),
     ],
-    ids=["large-value", "no-key", "namespace", "blanks", "wildcard"],
+    ids=["large-value", "no-end", "no-key", "namespace", "blanks", "wildcard"],
 )
 def test_what_cannot_be_is_one_clear_line(
     up: Up, arguments: tuple[str, ...], text: str, code: int
 ) -> None:
-    if arguments[0] == "put":  # too long for a command line
-        done = up.command("put", "k", "-", stdin=arguments[2].encode())
+    name, key, *rest = arguments
+    if name == "put":  # too long for a command line
+        done = up.command("put", key, "-", *rest[1:], stdin=rest[0].encode())
     else:
         done = up.command(*arguments)
 
@@ -192,3 +195,49 @@ def test_the_asyncapi_document_is_whole() -> None:
         for key in reference.split("/"):
             assert key in place, reference
             place = place[key]
+
+
+CTRL_C_DURING_IMPORT = """
+import sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "agent.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+from agent.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_while_starting_leaves_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C_DURING_IMPORT],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
+@pytest.mark.parametrize("command", ["settings", "doctor"], ids=["much", "little"])
+def test_a_reader_that_goes_away_leaves_no_noise(command: str) -> None:
+    env = environment()
+    env.pop("PYTHONUNBUFFERED", None)
+    with subprocess.Popen(
+        [sys.executable, "-m", "agent", command, "--json"],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+
+    assert (process.returncode, said) == (1, b"")

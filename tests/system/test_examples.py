@@ -48,6 +48,11 @@ def example(
         process.communicate()
 
 
+def with_user(url: str) -> str:
+    """`url` with a user; a server without users takes any."""
+    return url.replace("nats://", "nats://orchestrator:secret@")
+
+
 def advice(number: int, **fields: Any) -> Recommendation:
     """Scale pool `chat` from `number` to `number + 1`."""
     now = datetime.now(UTC)
@@ -152,7 +157,7 @@ async def test_the_orchestrator_refuses(
 ) -> None:
     await publish(bus, advice(1, **fields))
 
-    with example("orchestrator", bus.url, tmp_path):
+    with example("orchestrator", with_user(bus.url), tmp_path):
         await settled(bus)
 
     (decision,) = await events(bus, Decision, Execution)
@@ -166,7 +171,7 @@ async def test_the_orchestrator_acts_on_simulated_advice_when_told_to(
 ) -> None:
     await publish(bus, advice(1, simulated=True))
 
-    with example("orchestrator", bus.url, tmp_path, "--allow-simulated"):
+    with example("orchestrator", with_user(bus.url), tmp_path, "--allow-simulated"):
         await settled(bus)
 
     *_, last = await events(bus, Decision, Execution)
@@ -179,7 +184,7 @@ async def test_the_orchestrator_reports_what_it_cannot_do(bus: Bus, tmp_path: Pa
     (tmp_path / "replicas.new").mkdir()  # where it would write
     await publish(bus, advice(1))
 
-    with example("orchestrator", bus.url, tmp_path):
+    with example("orchestrator", with_user(bus.url), tmp_path):
         await settled(bus)
 
     *_, last = await events(bus, Execution)
@@ -200,13 +205,13 @@ async def test_an_orchestrator_killed_again_and_again_loses_nothing_and_does_not
         await publish(bus, *(advice(number) for number in range(sent, sent + 3)))
         sent += 3
         before = done.total()
-        with example("orchestrator", bus.url, tmp_path) as orchestrator:
+        with example("orchestrator", with_user(bus.url), tmp_path) as orchestrator:
             async with asyncio.timeout(SECONDS):
                 while done.total() == before:  # it is in the middle of something
                     await asyncio.sleep(0)
             await asyncio.sleep(chance.uniform(0, 0.004))  # and goes on
             orchestrator.kill()
-    with example("orchestrator", bus.url, tmp_path):
+    with example("orchestrator", with_user(bus.url), tmp_path):
         await settled(bus)
 
     verdicts = Counter((d.recommendation_id, d.verdict) for d in await events(bus, Decision))
@@ -223,3 +228,19 @@ async def test_an_orchestrator_killed_again_and_again_loses_nothing_and_does_not
         (number, number + 1) for number in range(sent)
     ]
     assert json.loads((tmp_path / "replicas.json").read_text()) == {"chat": sent}
+
+
+async def test_the_orchestrator_refuses_to_act_as_nobody(bus: Bus, tmp_path: Path) -> None:
+    with example("orchestrator", bus.url, tmp_path) as orchestrator:
+        _, err = await asyncio.to_thread(orchestrator.communicate, timeout=SECONDS)
+
+    assert orchestrator.returncode == 1
+    assert b"NATS_URL has no user" in err
+
+
+async def test_without_a_server_the_cache_example_says_so(tmp_path: Path) -> None:
+    with example("cache_client", "nats://127.0.0.1:9", tmp_path) as client:
+        _, err = await asyncio.to_thread(client.communicate, timeout=SECONDS)
+
+    assert client.returncode == 1
+    assert err.startswith(b"error: no NATS server answers at nats://127.0.0.1:9")
