@@ -232,7 +232,9 @@ def print_settings(loaded: Loaded, *, as_json: bool) -> None:
     console.print(
         "\nEach is set in a file (--config settings.toml) or by a variable: "
         f"{options[0].variable}, [dim]…[/] agent.interval_seconds is "
-        "RESOURCE_AGENT_AGENT__INTERVAL_SECONDS.",
+        "RESOURCE_AGENT_AGENT__INTERVAL_SECONDS.\n"
+        "Also read: NATS_URL (the bus), NATS_SERVER_BIN (the server that `up` runs), "
+        "RESOURCE_AGENT_CONFIG (the settings file).",
         soft_wrap=True,
     )
 

@@ -86,7 +86,7 @@ class Settings(Table, frozen=True, kw_only=True):
     root: Annotated[
         str,
         Meta(
-            pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$",
             description="root of all subjects; streams and buckets are named after it",
         ),
     ] = "fleet.v1"
