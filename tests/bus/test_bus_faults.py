@@ -99,7 +99,7 @@ async def test_a_durable_message_waits_for_the_server_and_is_stored_once(
     bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So short that it is certainly sent more than once.
-    monkeypatch.setattr("agent.bus.bus.ACK_TRY_SECONDS", 0.1)
+    monkeypatch.setattr("agent.bus.publishing.ACK_TRY_SECONDS", 0.1)
 
     nats.kill()
     await until(lambda: not bus.is_connected)
@@ -117,8 +117,8 @@ async def test_a_durable_message_waits_for_the_server_and_is_stored_once(
 async def test_a_durable_message_is_refused_when_the_server_stays_away(
     bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.bus.bus.ACK_TRY_SECONDS", 0.1)
-    monkeypatch.setattr("agent.bus.bus.ACK_DEADLINE_SECONDS", 0.3)
+    monkeypatch.setattr("agent.bus.publishing.ACK_TRY_SECONDS", 0.1)
+    monkeypatch.setattr("agent.bus.publishing.ACK_DEADLINE_SECONDS", 0.3)
 
     nats.kill()
     async with asyncio.timeout(2):
@@ -129,8 +129,8 @@ async def test_a_durable_message_is_refused_when_the_server_stays_away(
 async def test_what_does_not_fit_the_buffer_while_the_server_is_away_is_refused(
     bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.bus.bus.ACK_TRY_SECONDS", 0.1)
-    monkeypatch.setattr("agent.bus.bus.ACK_DEADLINE_SECONDS", 0.1)
+    monkeypatch.setattr("agent.bus.publishing.ACK_TRY_SECONDS", 0.1)
+    monkeypatch.setattr("agent.bus.publishing.ACK_DEADLINE_SECONDS", 0.1)
     value = b"x" * 900_000
 
     nats.kill()
@@ -336,8 +336,8 @@ async def outcomes(bus: Bus) -> dict[str, object]:
 async def test_only_our_own_errors_leave_the_bus(
     bus: Bus, nats: NatsServer, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.bus.bus.ACK_TRY_SECONDS", 0.2)
-    monkeypatch.setattr("agent.bus.bus.ACK_DEADLINE_SECONDS", 0.2)
+    monkeypatch.setattr("agent.bus.publishing.ACK_TRY_SECONDS", 0.2)
+    monkeypatch.setattr("agent.bus.publishing.ACK_DEADLINE_SECONDS", 0.2)
     monkeypatch.setattr("agent.bus.client.FLUSH_SECONDS", 0.2)
     bus.jetstream._timeout = 0.2
     if state == "closed":

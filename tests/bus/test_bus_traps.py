@@ -320,7 +320,7 @@ async def test_python_alone_loses_a_cancellation_that_comes_with_the_answer() ->
 async def test_a_denied_request_and_publication_say_so(
     guarded: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.bus.bus.ACK_TRY_SECONDS", 0.3)
+    monkeypatch.setattr("agent.bus.publishing.ACK_TRY_SECONDS", 0.3)
     admin = guarded.url.replace("://", "://admin:let-me-in@")
     reader = guarded.url.replace("://", "://reader:read-only@")
     async with await connect(admin, name="admin") as owner, await connect(reader, name="r") as bus:
