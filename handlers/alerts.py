@@ -156,12 +156,16 @@ class AlertsHandler:
         now_ns: int,
     ) -> Severity | None:
         """The worst severity whose condition has held long enough."""
-        since = self._since.refresh(key, dict, now_ns)
+        holding = [s for s, threshold in thresholds.items() if rule.holds(value, threshold)]
+        if not holding:
+            self._since.discard(key)
+            return None
+        before = self._since.get(key, now_ns) or {}
+        since = {severity: before.get(severity, now_ns) for severity in holding}
+        self._since.put(key, since, now_ns)
         reached: Severity | None = None
-        for severity, threshold in thresholds.items():  # warning before critical
-            if not rule.holds(value, threshold):
-                since.pop(severity, None)
-            elif now_ns - since.setdefault(severity, now_ns) >= rule.for_ns:
+        for severity, since_ns in since.items():  # warning before critical
+            if now_ns - since_ns >= rule.for_ns:
                 reached = severity
         return reached
 

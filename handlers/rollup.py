@@ -63,10 +63,10 @@ class RollupHandler:
             return emits
         kind, source, numbers = self._describe(message)
         buckets = self._minutes.setdefault(minute_ns, {})
-        bucket = buckets.setdefault(
-            (kind, source),
-            _Bucket(message.node if self.scope == "node" else None, message.pool),
-        )
+        bucket = buckets.get((kind, source))
+        if bucket is None:
+            node = message.node if self.scope == "node" else None
+            bucket = buckets[kind, source] = _Bucket(node, message.pool)
         for name, value in numbers:
             bucket.values[name].append(value)
         bucket.simulated |= message.simulated

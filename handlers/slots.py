@@ -1,6 +1,7 @@
 """One slot: the handlers of a share of the keys, their stream time, and the watermark. Pure."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeVar
@@ -15,11 +16,13 @@ T = TypeVar("T")
 QUIET: Sequence[Emit] = ()
 
 TICK_NS = 5 * SECOND_NS
+SCOPES = ("node", "pool", "fleet")
 
 _FNV_OFFSET = 0x811C9DC5
 _FNV_PRIME = 0x01000193
 
 
+@functools.lru_cache(maxsize=1 << 17)
 def slot_of(scope: str, key: str, slots: int) -> int:
     """The slot of a key: FNV-1a (32 bit) of `<scope>.<key>` modulo `slots`.
 
@@ -48,6 +51,17 @@ class Routed:
 
     message: Message
     now: Moment
+    _places: tuple[tuple[str, int], ...] | None = None
+
+    def places(self, slots: int) -> tuple[tuple[str, int], ...]:
+        """Each scope in which it has a key, with the slot of that key; computed once for all."""
+        if self._places is None:
+            self._places = tuple(
+                (scope, slot_of(scope, key, slots))
+                for scope in SCOPES
+                if (key := key_of(self.message, scope)) is not None
+            )
+        return self._places
 
 
 def _raise(handler: Handler, error: Exception) -> NoReturn:
@@ -83,25 +97,26 @@ class Slot:
         self._restored = False
         self._last_message_ns = self.start_ns
         self._next_tick_ns = (self.start_ns // TICK_NS + 1) * TICK_NS
-        self._by_type: dict[type[Message], list[Handler]] = {}
+        self._by_type: dict[tuple[type[Message], str], list[Handler]] = {}
         for handler in handlers:
             for kind in handler.consumes:
-                self._by_type.setdefault(kind, []).append(handler)
+                self._by_type.setdefault((kind, handler.scope), []).append(handler)
 
     def feed(self, routed: Routed) -> Iterable[Emit]:
         """One message of the stream, of whatever key; messages already seen are skipped."""
         now = routed.now
         if now.sequence <= self.last_sequence:
             return ()
-        emitted = list(self._run_ticks(now.ns, now.sequence - 1))
+        emitted = self._run_ticks(now.ns, now.sequence - 1) if self._next_tick_ns <= now.ns else []
         self.last_sequence = now.sequence
         self._last_message_ns = max(self._last_message_ns, now.ns)
         is_quiet = now.sequence <= self._watermark.sequence
         if not is_quiet:
             self._restore()
-        for handler in self._by_type.get(type(routed.message), ()):
-            key = key_of(routed.message, handler.scope)
-            if key is not None and slot_of(handler.scope, key, self._slots) == self.index:
+        for scope, slot in routed.places(self._slots):
+            if slot != self.index:
+                continue
+            for handler in self._by_type.get((type(routed.message), scope), ()):
                 given = self._guarded(handler, handler.handle, routed.message, now, otherwise=QUIET)
                 if not is_quiet:
                     emitted.extend(given)

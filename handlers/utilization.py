@@ -172,10 +172,10 @@ class UtilizationHandler:
         means: dict[SeriesKey, float] = {}
         peaks: dict[str, float] = defaultdict(float)
         for series, window in group.series.items(now_ns):
-            values = window.values(now_ns)
-            if values:
-                means[series] = fmean(values)
-                peaks[series[0]] = max(peaks[series[0]], *values)
+            summary = window.mean_and_peak(now_ns)
+            if summary is not None:
+                means[series], peak = summary
+                peaks[series[0]] = max(peaks[series[0]], peak)
         resources = self._resources(group, means, peaks)
         bottlenecks = self._bottlenecks(group, means, resources)
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
@@ -220,9 +220,12 @@ class UtilizationHandler:
         self, group: _Group, means: dict[SeriesKey, float], peaks: dict[str, float]
     ) -> list[ResourceUse]:
         """The use of each measured resource: the mean of its parts' means, and their peak."""
+        by_resource = defaultdict(list)
+        for (name, _), mean in means.items():
+            by_resource[name].append(mean)
         uses = []
         for resource in RESOURCES:
-            values = [mean for (name, _), mean in means.items() if name == resource]
+            values = by_resource.get(resource)
             if not values:
                 group.levels.pop(resource, None)
                 continue
@@ -249,9 +252,10 @@ class UtilizationHandler:
             thresholds = self._thresholds.get(series[0])
             if thresholds is None:
                 continue
-            severity = severity_of(
-                mean, thresholds, group.severities.get(series), self._settings.margin_ratio
-            )
+            before = group.severities.get(series)
+            if before is None and mean < thresholds.warning_ratio:
+                continue  # nearly all of thousands
+            severity = severity_of(mean, thresholds, before, self._settings.margin_ratio)
             if severity is None:
                 continue
             severities[series] = severity

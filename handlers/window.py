@@ -1,6 +1,6 @@
 """State that forgets: an expiring map, a rolling window, and a rolling maximum."""
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -22,18 +22,20 @@ class ExpiringDict(Generic[K, V]):
     def __init__(self, ttl_ns: int, max_entries: int = MAX_ENTRIES) -> None:
         self._ttl_ns = ttl_ns
         self._max_entries = max_entries
-        self._entries: dict[K, tuple[int, V]] = {}  # in the order of the last touch
+        # In the order of the last touch. Not a dict: the first key of one whose first keys were
+        # removed is found in O(n).
+        self._entries: OrderedDict[K, tuple[int, V]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def put(self, key: K, value: V, now_ns: int) -> None:
         """Store `value` and start its life anew."""
-        self._entries.pop(key, None)
         self._entries[key] = (now_ns, value)
+        self._entries.move_to_end(key)
         self.expire(now_ns)
         if len(self._entries) > self._max_entries:
-            del self._entries[next(iter(self._entries))]
+            self._entries.popitem(last=False)
 
     def refresh(self, key: K, make: Callable[[], V], now_ns: int) -> V:
         """The value of `key`, made when it is not there; its life starts anew."""
@@ -89,12 +91,17 @@ class RollingWindow:
         self._ns.append(ns)
         self._values.append(value)
 
-    def values(self, now_ns: int) -> list[float]:
-        """The samples of the window, the oldest first. O(n)."""
+    def mean_and_peak(self, now_ns: int) -> tuple[float, float] | None:
+        """Mean and maximum of the samples of the window; None without samples. O(n)."""
+        self._expire(now_ns)
+        if not self._values:
+            return None
+        return sum(self._values) / len(self._values), max(self._values)
+
+    def _expire(self, now_ns: int) -> None:
         while self._ns and self._ns[0] <= now_ns - self._span_ns:
             self._ns.popleft()
             self._values.popleft()
-        return list(self._values)
 
 
 class RollingMax:

@@ -9,14 +9,14 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One event on the bus, sent as JSON.
 
     `SUBJECT` stands below the root (`fleet.v1` by default; the bus adds it) and names fields in
     braces, so publisher and consumer cannot disagree. `STREAM` is the stream that keeps it, named
     below the stream prefix (`METRICS` → `FLEET_METRICS`), or None for core-only messages.
     `DURABLE` says whether publishing waits for the stream's acknowledgement. Unknown fields from
-    newer peers are ignored.
+    newer peers are ignored. `gc=False`: no message is part of a cycle, and thousands are kept.
     """
 
     SUBJECT: ClassVar[str]

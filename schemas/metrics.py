@@ -8,7 +8,7 @@ from schemas.message import Message
 from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
 
 
-class CpuMetrics(msgspec.Struct, frozen=True, kw_only=True):
+class CpuMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """CPU use since the previous sample, and counters since boot."""
 
     utilization_ratio: Ratio | None
@@ -29,7 +29,7 @@ class CpuMetrics(msgspec.Struct, frozen=True, kw_only=True):
     interrupts_total: Count | None = None
 
 
-class MemoryMetrics(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Host memory. `used` is total minus available: page cache is not pressure."""
 
     total_bytes: Bytes
@@ -47,7 +47,7 @@ class MemoryMetrics(msgspec.Struct, frozen=True, kw_only=True):
     swap_out_bytes_total: Bytes | None = None
 
 
-class FilesystemMetrics(msgspec.Struct, frozen=True, kw_only=True):
+class FilesystemMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One mounted file system; the numbers are null where it did not answer in time."""
 
     mountpoint: str
@@ -59,7 +59,7 @@ class FilesystemMetrics(msgspec.Struct, frozen=True, kw_only=True):
     utilization_ratio: Ratio | None = None
 
 
-class DiskIoMetrics(msgspec.Struct, frozen=True, kw_only=True):
+class DiskIoMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One block device: counters since boot, rates since the previous sample."""
 
     device: str
@@ -75,7 +75,7 @@ class DiskIoMetrics(msgspec.Struct, frozen=True, kw_only=True):
     busy_ratio: Ratio | None = None
 
 
-class NetworkMetrics(msgspec.Struct, frozen=True, kw_only=True):
+class NetworkMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One network interface: counters since boot, rates since the previous sample."""
 
     interface: str
@@ -95,7 +95,7 @@ class NetworkMetrics(msgspec.Struct, frozen=True, kw_only=True):
     speed_bits_per_second: Number | None = None
 
 
-class PressureMetrics(msgspec.Struct, frozen=True, kw_only=True):
+class PressureMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Linux pressure stall information: share of the last 10 s and 60 s in which tasks waited.
 
     `some`: at least one task waited; `full`: all did. Totals count since boot.
@@ -111,7 +111,7 @@ class PressureMetrics(msgspec.Struct, frozen=True, kw_only=True):
     full_seconds_total: Seconds | None = None
 
 
-class CgroupMetrics(msgspec.Struct, frozen=True, kw_only=True):
+class CgroupMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The limits of the control group this agent runs in; null = unlimited or unknown."""
 
     version: Literal[1, 2]
@@ -122,7 +122,7 @@ class CgroupMetrics(msgspec.Struct, frozen=True, kw_only=True):
     cpu_throttled_seconds_total: Seconds | None = None
 
 
-class ProcessMetrics(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One process; `cpu_cores` is CPU seconds per second, so 2.0 = two cores busy."""
 
     pid: Count
@@ -168,7 +168,7 @@ class HostMetrics(Message, frozen=True, kw_only=True):
     simulated: bool = False
 
 
-class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
+class GpuProcess(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One process that holds GPU memory."""
 
     pid: Count
@@ -286,7 +286,7 @@ class CacheMetrics(Message, frozen=True, kw_only=True):
     simulated: bool = False
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class Summary(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One metric over one minute; `p95` is the nearest-rank 95th percentile."""
 
     min: float

@@ -1,5 +1,6 @@
 """Types with their unit and range, said once, and the two clocks' conversions."""
 
+import functools
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,7 @@ def to_ns(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def token(name: str) -> str:
     """`name` as one subject token, at most 64 characters.
 

@@ -141,5 +141,5 @@ def _measured(numbers: Iterable[tuple[str, float | None]]) -> dict[str, float]:
 
 
 def _highest(parts: Iterable[msgspec.Struct] | None, field: str) -> float | None:
-    values = [getattr(part, field) for part in parts or ()]
-    return max((value for value in values if value is not None), default=None)
+    values = [value for part in parts or () if (value := getattr(part, field)) is not None]
+    return max(values) if values else None

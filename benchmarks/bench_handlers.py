@@ -1,0 +1,186 @@
+"""What the handlers cost per message, and how that grows with the fleet.
+
+`python -m benchmarks.bench_handlers`: ten minutes of a made-up fleet (each node: one host with
+eight file systems and disks, every 5 s; `--gpus` GPUs and one engine beside it), encoded as on
+the bus, then decoded and fed to every handler of all eight slots as the service does it. CPU time
+of this process, without the bus; medians of `--runs`.
+"""
+
+import argparse
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from handlers import default_handlers
+from handlers.runtime import decode
+from handlers.settings import HandlersSettings
+from handlers.slots import Routed, Slot, Watermark
+from schemas.message import Message
+from schemas.metrics import (
+    CpuMetrics,
+    DiskIoMetrics,
+    EngineMetrics,
+    FilesystemMetrics,
+    GpuMetrics,
+    HostMetrics,
+    MemoryMetrics,
+    NetworkMetrics,
+)
+from schemas.protocols import Delivery, Moment
+from schemas.units import SECOND_NS, instant
+
+START_NS = 1_800_000_000 * SECOND_NS
+GIB = 1024**3
+
+
+def host(node: str, ns: int, rng: random.Random) -> HostMetrics:
+    """A machine with 64 cores, eight file systems, disks and interfaces."""
+    load = rng.random()
+    return HostMetrics(
+        node=node,
+        node_name=node,
+        pool=f"pool-{int(node[-5:]) % 20}",
+        observed_at=instant(ns),
+        interval_seconds=5.0,
+        cpu=CpuMetrics(
+            utilization_ratio=load, per_core_utilization_ratio=[load] * 64, logical_cores=64
+        ),
+        memory=MemoryMetrics(
+            total_bytes=512 * GIB,
+            available_bytes=256 * GIB,
+            used_bytes=256 * GIB,
+            free_bytes=128 * GIB,
+            utilization_ratio=0.5,
+        ),
+        filesystems=[
+            FilesystemMetrics(
+                mountpoint=f"/data{i}", device=f"/dev/sd{i}", fstype="ext4", utilization_ratio=0.5
+            )
+            for i in range(8)
+        ],
+        disks=[
+            DiskIoMetrics(
+                device=f"sd{i}",
+                read_bytes_total=1,
+                write_bytes_total=1,
+                reads_total=1,
+                writes_total=1,
+                busy_ratio=load,
+            )
+            for i in range(8)
+        ],
+        network=[
+            NetworkMetrics(
+                interface=f"eth{i}",
+                received_bytes_total=1,
+                sent_bytes_total=1,
+                received_packets_total=1,
+                sent_packets_total=1,
+                receive_errors_total=0,
+                send_errors_total=0,
+                receive_drops_total=0,
+                send_drops_total=0,
+            )
+            for i in range(8)
+        ],
+    )
+
+
+def gpu(node: str, index: int, ns: int, rng: random.Random) -> GpuMetrics:
+    """A busy GPU."""
+    return GpuMetrics(
+        node=node,
+        gpu=f"GPU-{index}",
+        uuid=f"GPU-{node}-{index}",
+        index=index,
+        pool=f"pool-{int(node[-5:]) % 20}",
+        observed_at=instant(ns),
+        interval_seconds=5.0,
+        utilization_ratio=rng.random(),
+        memory_utilization_ratio=0.8,
+        temperature_celsius=70.0,
+        temperature_slowdown_celsius=87.0,
+        power_watts=500.0,
+        power_limit_watts=700.0,
+        energy_joules_total=ns / SECOND_NS,
+    )
+
+
+def engine(node: str, ns: int, rng: random.Random) -> EngineMetrics:
+    """An engine under changing load."""
+    return EngineMetrics(
+        node=node,
+        engine="vllm-0",
+        pool=f"pool-{int(node[-5:]) % 20}",
+        model="m",
+        observed_at=instant(ns),
+        requests_running=rng.randrange(64),
+        requests_running_max=64,
+        requests_waiting=rng.randrange(4),
+        kv_cache_usage_ratio=rng.random(),
+    )
+
+
+def stream(nodes: int, gpus: int, count: int) -> Iterator[Delivery]:
+    """The first `count` messages of such a fleet, nodes spread evenly over each 5 s."""
+    rng = random.Random(1)  # noqa: S311 - a made-up load
+    sequence = 0
+    for period in itertools.count():
+        for number in range(nodes):
+            ns = START_NS + period * 5 * SECOND_NS + number * 5 * SECOND_NS // nodes
+            node = f"node-{number:05}"
+            samples: list[Message] = [host(node, ns, rng)]
+            if gpus:
+                samples += [gpu(node, index, ns, rng) for index in range(gpus)]
+                samples.append(engine(node, ns, rng))
+            for sample in samples:
+                sequence += 1
+                payload = msgspec.json.encode(sample)
+                yield Delivery(sample.subject(), payload, {}, sequence, ns)
+                if sequence >= count:
+                    return
+
+
+def one_run(deliveries: list[Delivery]) -> float:
+    """CPU microseconds per message."""
+    settings = HandlersSettings()
+    slots = [
+        Slot(index, settings.slots, default_handlers(settings), Watermark(sequence=0, ns=START_NS))
+        for index in range(settings.slots)
+    ]
+    half = len(deliveries) // 2
+    started = 0.0
+    for index, delivery in enumerate(deliveries):
+        if index == half:  # the windows are filled by the first half
+            started = time.process_time()
+        routed = Routed(decode(delivery), Moment(delivery.stored_ns, delivery.sequence))
+        for slot in slots:
+            for _ in slot.feed(routed):
+                pass
+    return (time.process_time() - started) / (len(deliveries) - half) * 1e6
+
+
+def main(runs: int = 3, gpus: int = 0, most: int = 40_000) -> None:
+    """Print CPU per message for 100, 1,000 and 10,000 nodes."""
+    print(f"handlers: CPU per message, {gpus} GPUs a node, medians of {runs} runs")
+    for nodes in (100, 1_000, 10_000):
+        per_period = nodes * (1 + (gpus + 1 if gpus else 0))
+        # At least four periods of 5 s, so that every node is seen again.
+        deliveries = list(stream(nodes, gpus, max(most, 4 * per_period)))
+        values = [one_run(deliveries) for _ in range(runs)]
+        print(
+            f"  {nodes:6,} nodes  {statistics.median(values):6.1f} µs  "
+            f"({min(values):.1f} to {max(values):.1f}; {len(deliveries):,} messages)"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs a node, and then one engine")
+    asked = parser.parse_args()
+    main(asked.runs, asked.gpus)
