@@ -1,9 +1,9 @@
 """What the handlers cost per message, and how that grows with the fleet.
 
-`python -m benchmarks.bench_handlers`: ten minutes of a made-up fleet (each node: one host with
-eight file systems and disks, every 5 s; `--gpus` GPUs and one engine beside it), encoded as on
-the bus, then decoded and fed to every handler of all eight slots as the service does it. CPU time
-of this process, without the bus; medians of `--runs`.
+`python -m benchmarks.bench_handlers`: a made-up fleet (each node every 5 s: one host with 32 cores
+and four file systems, disks and interfaces; with `--gpus` so many GPUs and one engine), encoded as
+on the bus, then decoded and fed to every handler of all eight slots as the service does it. CPU
+time of this process, without the bus; medians of `--runs`.
 """
 
 import argparse
@@ -35,10 +35,12 @@ from schemas.units import SECOND_NS, instant
 
 START_NS = 1_800_000_000 * SECOND_NS
 GIB = 1024**3
+CORES = 32
+PARTS = 4
 
 
 def host(node: str, ns: int, rng: random.Random) -> HostMetrics:
-    """A machine with 64 cores, eight file systems, disks and interfaces."""
+    """A machine with 32 cores and four file systems, disks and interfaces."""
     load = rng.random()
     return HostMetrics(
         node=node,
@@ -47,7 +49,7 @@ def host(node: str, ns: int, rng: random.Random) -> HostMetrics:
         observed_at=instant(ns),
         interval_seconds=5.0,
         cpu=CpuMetrics(
-            utilization_ratio=load, per_core_utilization_ratio=[load] * 64, logical_cores=64
+            utilization_ratio=load, per_core_utilization_ratio=[load] * CORES, logical_cores=CORES
         ),
         memory=MemoryMetrics(
             total_bytes=512 * GIB,
@@ -60,7 +62,7 @@ def host(node: str, ns: int, rng: random.Random) -> HostMetrics:
             FilesystemMetrics(
                 mountpoint=f"/data{i}", device=f"/dev/sd{i}", fstype="ext4", utilization_ratio=0.5
             )
-            for i in range(8)
+            for i in range(PARTS)
         ],
         disks=[
             DiskIoMetrics(
@@ -71,7 +73,7 @@ def host(node: str, ns: int, rng: random.Random) -> HostMetrics:
                 writes_total=1,
                 busy_ratio=load,
             )
-            for i in range(8)
+            for i in range(PARTS)
         ],
         network=[
             NetworkMetrics(
@@ -85,7 +87,7 @@ def host(node: str, ns: int, rng: random.Random) -> HostMetrics:
                 receive_drops_total=0,
                 send_drops_total=0,
             )
-            for i in range(8)
+            for i in range(PARTS)
         ],
     )
 
@@ -173,8 +175,9 @@ def main(runs: int = 3, gpus: int = 0, most: int = 40_000) -> None:
         deliveries = list(stream(nodes, gpus, max(most, 4 * per_period)))
         values = [one_run(deliveries) for _ in range(runs)]
         print(
-            f"  {nodes:6,} nodes  {statistics.median(values):6.1f} µs  "
-            f"({min(values):.1f} to {max(values):.1f}; {len(deliveries):,} messages)"
+            f"  {nodes:6,} nodes  {statistics.median(values):6.1f} µs  ({min(values):.1f} to "
+            f"{max(values):.1f}; {len(deliveries):,} messages of "
+            f"{statistics.fmean(len(d.payload) for d in deliveries):,.0f} bytes)"
         )
 
 

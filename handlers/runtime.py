@@ -35,7 +35,7 @@ from schemas.units import SECOND_NS, instant
 log = structlog.get_logger()
 
 BALANCE_SECONDS = 1.0
-SAVE_SECONDS = 2.0
+SAVE_SECONDS = 5.0
 SILENCE_NS = 2 * SECOND_NS
 PUBLISH_BATCH = 64
 MAX_UNPUBLISHED = 50_000

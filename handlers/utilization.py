@@ -167,7 +167,7 @@ class UtilizationHandler:
         )
 
     def _judge(self, key: str, group: _Group, now_ns: int) -> Utilization | None:
-        if not group.nodes.items(now_ns):
+        if group.nodes.is_empty(now_ns):
             return None
         means: dict[SeriesKey, float] = {}
         peaks: dict[str, float] = defaultdict(float)
@@ -179,7 +179,7 @@ class UtilizationHandler:
         resources = self._resources(group, means, peaks)
         bottlenecks = self._bottlenecks(group, means, resources)
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
-        scarce = "gpu" if group.gpus.items(now_ns) else "cpu"
+        scarce = "cpu" if group.gpus.is_empty(now_ns) else "gpu"
         use = next((use for use in resources if use.resource == scarce), None)
         simulated_ns = group.simulated_ns
         message = Utilization(

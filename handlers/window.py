@@ -52,6 +52,11 @@ class ExpiringDict(Generic[K, V]):
             return None
         return entry[1]
 
+    def is_empty(self, now_ns: int) -> bool:
+        """Whether nothing is remembered at `now_ns`."""
+        self.expire(now_ns)
+        return not self._entries
+
     def discard(self, key: K) -> None:
         """Forget `key` now; absent is fine."""
         self._entries.pop(key, None)
