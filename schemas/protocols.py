@@ -40,8 +40,7 @@ class RevisionConflictError(RuntimeError):
     """A compare-and-set on a bucket lost: the key has another revision."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, gc=False):
     """A request as it reaches an endpoint. `subject` stands below the root."""
 
     subject: str
@@ -49,12 +48,11 @@ class Call:
     headers: Mapping[str, str]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """A reply: payload and headers."""
 
     payload: bytes = b""
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
 HandleCall: TypeAlias = Callable[[Call], "Answer | Awaitable[Answer]"]
@@ -155,8 +153,7 @@ class Requester(Protocol):
         """
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """One message read from a stream; `subject` below the root, `stored_ns` the stream's clock."""
 
     subject: str
@@ -289,16 +286,14 @@ class Leases(Protocol):
         """Give it back, so that others need not wait."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(msgspec.Struct, frozen=True, gc=False):
     """Stream time: the timestamp of a message (or of a tick) and the last sequence seen."""
 
     ns: int
     sequence: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(msgspec.Struct, frozen=True, gc=False):
     """A message a handler gives out, with its id: the same from every replica and every replay."""
 
     message: Message

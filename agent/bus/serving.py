@@ -268,9 +268,7 @@ class Service:
                 },
             )
         with contextlib.suppress(nats.errors.Error, OSError):
-            await self._client.publish(
-                message.reply, answer.payload, headers=dict(answer.headers) or None
-            )
+            await self._client.answer(message.reply, answer.payload, answer.headers)
 
     async def stop(self) -> None:
         """Leave discovery, take no more requests, answer those accepted.

@@ -122,6 +122,18 @@ async def test_an_answer_over_the_limit_is_replaced_by_the_way_to_a_smaller_one(
     assert bus.counters["disconnects_total"] == 0
 
 
+async def test_a_header_of_an_answer_cannot_become_another_one(bus: Bus) -> None:
+    def speak(_call: Call) -> Answer:
+        return Answer(b"payload", {"A": "1\r\nNats-Service-Error: no", "B": "2\rC: 3"})
+
+    await bus.serve("svc", [Endpoint("speak", "api.speak", speak)], description="d")
+
+    answer = await bus.request("api.speak", timeout_seconds=2)
+
+    assert answer.payload == b"payload"
+    assert answer.headers.keys() == {"A", "B"}
+
+
 # --- callbacks -----------------------------------------------------------------------------------
 
 
