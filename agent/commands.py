@@ -20,6 +20,7 @@ from agent.nats_server import find_server, server_version
 from agent.settings import Loaded, Settings, describe
 from schemas.api import HealthReply
 from schemas.lifecycle import Role
+from schemas.message import UNDECODABLE
 from schemas.protocols import PublishError, RequestError
 from schemas.units import SECOND_NS
 
@@ -292,7 +293,7 @@ async def watch_subject(
         if as_json:
             try:
                 body = msgspec.json.decode(payload)
-            except msgspec.DecodeError:
+            except UNDECODABLE:
                 body = text
             print(msgspec.json.encode({"subject": name, "payload": body}).decode(), flush=True)
         else:

@@ -20,7 +20,7 @@ from agent import human
 from agent.bus import Bus
 from schemas.analysis import Alert
 from schemas.api import ArchiveStatus, HealthReply
-from schemas.message import Message
+from schemas.message import UNDECODABLE, Message
 from schemas.metrics import CacheMetrics, EngineMetrics, GpuMetrics, HostMetrics
 from schemas.protocols import PublishError, RequestError
 from schemas.scaling import Recommendation
@@ -95,7 +95,7 @@ class LiveView:
                     start_ns=now_ns - int(seconds * SECOND_NS),
                     end_ns=now_ns,
                 ):
-                    with contextlib.suppress(msgspec.DecodeError):
+                    with contextlib.suppress(*UNDECODABLE):
                         self.accept(decoder.decode(delivery.payload))
 
             def take(
@@ -134,10 +134,10 @@ class LiveView:
 
     async def refresh(self) -> None:
         """Ask for what is not published: health, and the archive's figures."""
-        with contextlib.suppress(RequestError, msgspec.DecodeError):
+        with contextlib.suppress(RequestError, *UNDECODABLE):
             answer = await self._bus.request("api.health.basic", timeout_seconds=1)
             self._health = msgspec.json.decode(answer.payload, type=HealthReply)
-        with contextlib.suppress(RequestError, msgspec.DecodeError):
+        with contextlib.suppress(RequestError, *UNDECODABLE):
             answer = await self._bus.request("api.archive.status.default", timeout_seconds=1)
             self._archive = msgspec.json.decode(answer.payload, type=ArchiveStatus)
 

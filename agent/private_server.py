@@ -37,6 +37,7 @@ from agent.state_folder import (
     write_private,
     write_private_json,
 )
+from schemas.message import UNDECODABLE
 
 OWNER_SECONDS = 1.0  # a process that was killed lets go of its lock at once
 START_ATTEMPTS = 3  # ports are tried by this many, should one be taken between look and use
@@ -250,7 +251,7 @@ def _read_kept(path: Path) -> Kept | None:
         return msgspec.json.decode(path.read_bytes(), type=Kept)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:  # a new port and password do no harm
+    except UNDECODABLE as error:  # a new port and password do no harm
         _log.warning("server_json_ignored", path=str(path), reason=str(error))
         return None
 

@@ -8,6 +8,7 @@ import structlog
 
 from agent.bus import Bus
 from schemas.lifecycle import Deregistered, Heartbeat, InstanceRecord, Registered
+from schemas.message import UNDECODABLE
 from schemas.protocols import Delivery, PublishError, RevisionConflictError
 from schemas.units import SECOND_NS, instant, to_ns
 
@@ -86,7 +87,7 @@ class Registration:
     def _refuse_if_taken(self, record: InstanceRecord, value: bytes) -> None:
         try:
             there = msgspec.json.decode(value, type=InstanceRecord)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             return
         same_place = (there.machine, there.identity) == (record.machine, record.identity)
         if same_place or is_stale(there, self._clock()):

@@ -11,6 +11,7 @@ from archive.settings import ArchiveSettings
 from archive.store import StoreError
 from archive.vault import Vault
 from schemas.cache import EVICTED_HEADER, Evicted, decode_header
+from schemas.message import UNDECODABLE
 from schemas.protocols import Delivery, Lease, PublishError, WorkItem, WorkQueue
 
 log = structlog.get_logger()
@@ -34,7 +35,7 @@ def read_manifest(delivery: Delivery) -> Evicted:
         raise ValueError(f"no header {EVICTED_HEADER}")
     try:
         manifest = _decode_manifest(decode_header(header))
-    except ValueError as error:  # msgspec's errors are ValueErrors too
+    except (ValueError, *UNDECODABLE) as error:
         raise ValueError(f"header {EVICTED_HEADER}: {error}") from error
     namespace = namespace_of(delivery)
     if manifest.namespace != namespace:

@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from archive import codec
 from schemas.cache import Evicted
+from schemas.message import UNDECODABLE
 from schemas.units import SECOND_NS, Bytes, Instant, to_ns
 
 MAGIC = b"FLEETARC"
@@ -133,7 +134,7 @@ def decode_header(start: bytes, object_bytes: int) -> ObjectHeader:
         raise ArchiveObjectError("checksum of the header is wrong")
     try:
         header = _decode_header(header_json)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise ArchiveObjectError(f"header cannot be decoded: {error}") from error
     if object_bytes != offset + header.payload_bytes:
         raise ArchiveObjectError(

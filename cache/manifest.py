@@ -8,6 +8,7 @@ from cache.entry import Entry
 from cache.namespace import Namespace
 from cache.outbox import Item
 from schemas.cache import EVICTED_HEADER, INLINE_LIMIT_BYTES, Evicted, decode_header, encode_header
+from schemas.message import UNDECODABLE
 from schemas.protocols import Answer
 from schemas.units import SECOND_NS, instant, to_ns
 
@@ -76,7 +77,7 @@ def restored_entry(
         return None
     try:
         manifest = _decode(decode_header(answer.headers.get(EVICTED_HEADER, "")))
-    except ValueError as error:  # msgspec's errors are ValueErrors too
+    except (ValueError, *UNDECODABLE) as error:
         raise ForeignAnswerError(f"header {EVICTED_HEADER}: {error}") from error
     if (manifest.namespace, manifest.key) != (namespace, key) or manifest.tombstone:
         raise ForeignAnswerError("another entry than asked for")

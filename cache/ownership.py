@@ -2,6 +2,7 @@
 
 import msgspec
 
+from schemas.message import UNDECODABLE
 from schemas.protocols import Bucket, RevisionConflictError
 
 TRIES = 5
@@ -75,7 +76,7 @@ class Ownership:
         value, self._revision = found
         try:
             return msgspec.json.decode(value, type=_Record)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise OwnershipError(f"the record {self._key} is unreadable: {error}") from error
 
     async def _write(self, record: _Record) -> bool:

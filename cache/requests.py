@@ -10,6 +10,7 @@ import msgspec
 from cache.entry import Entry
 from cache.settings import TEN_YEARS_SECONDS
 from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, decode_header
+from schemas.message import UNDECODABLE
 from schemas.protocols import RequestError
 from schemas.units import SECOND_NS
 
@@ -88,7 +89,7 @@ def _read(headers: Mapping[str, str], name: str, parse: Callable[[str], T]) -> T
         return None
     try:
         return parse(text)
-    except ValueError as error:  # msgspec's errors are ValueErrors too
+    except (ValueError, *UNDECODABLE) as error:
         raise RequestError(400, f"header {name}: {error}") from None
 
 

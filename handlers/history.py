@@ -10,6 +10,7 @@ import msgspec
 from handlers.rollup import MINUTE_NS
 from handlers.settings import QuerySettings
 from schemas.api import HistoryReply, HistoryRequest, HistorySample
+from schemas.message import UNDECODABLE
 from schemas.metrics import GpuMetrics, HostMetrics, Rollup
 from schemas.protocols import Call, Clock, Delivery, PublishError, RequestError, Subscriber
 from schemas.units import SECOND_NS, instant, to_ns
@@ -210,7 +211,7 @@ def _decoded(
     """The samples that decode. A foreign message in the stream must not hide the others."""
     samples = []
     for delivery in deliveries:
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        with contextlib.suppress(*UNDECODABLE):
             samples.append(decode(delivery.payload))
     return samples
 

@@ -1,6 +1,7 @@
 """Runs the handlers on the metrics stream: slots by lease, watermarks, publishing."""
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import time
@@ -14,7 +15,7 @@ import structlog
 
 from handlers.slots import Routed, Slot, Watermark
 from schemas.lifecycle import Component
-from schemas.message import Message
+from schemas.message import UNDECODABLE, Message
 from schemas.metrics import CacheMetrics, EngineMetrics, GpuMetrics, HostMetrics
 from schemas.protocols import (
     Bucket,
@@ -139,7 +140,13 @@ class HandlersRuntime:
         return self
 
     def _start(self, loop: Coroutine[None, None, None], name: str) -> None:
-        self._tasks.append(asyncio.create_task(loop, name=f"handlers{name}"))
+        task = asyncio.create_task(loop, name=f"handlers{name}")
+        task.add_done_callback(self._on_ended)
+        self._tasks.append(task)
+
+    def _on_ended(self, task: asyncio.Task[None]) -> None:
+        if not self._stopping:
+            log.error("loop_ended", loop=task.get_name(), reason=_end_of(task))
 
     async def __aexit__(
         self,
@@ -173,7 +180,7 @@ class HandlersRuntime:
         self._last_stored_ns = max(self._last_stored_ns, delivery.stored_ns)
         try:
             message = decode(delivery)
-        except (ValueError, msgspec.DecodeError):
+        except (ValueError, *UNDECODABLE):
             self.counters["undecodable_total"] += 1
             return
         self._observe(message, delivery.stored_ns)
@@ -188,7 +195,7 @@ class HandlersRuntime:
         self.counters["messages_total"] += 1
         try:
             message = decode(delivery)
-        except (ValueError, msgspec.DecodeError):
+        except (ValueError, *UNDECODABLE):
             self.counters["undecodable_total"] += 1
             raise
         self._observe(message, delivery.stored_ns)
@@ -257,8 +264,10 @@ class HandlersRuntime:
                 await self._hand_over(owned)
             try:
                 await self._acquire(share - len(self._owned))
-            except (PublishError, RevisionConflictError) as error:
-                log.warning("slots_not_acquired", error=str(error))
+            except Exception as error:
+                # Whatever it was: without this loop nobody handles anything any more.
+                self.counters["slots_not_acquired_total"] += 1
+                log.warning("slots_not_acquired", error=repr(error))
             if self._owned:
                 self.started.set()
             await asyncio.sleep(BALANCE_SECONDS)
@@ -304,7 +313,7 @@ class HandlersRuntime:
             return fresh, await self._state.create(key, msgspec.json.encode(fresh))
         try:
             watermark = msgspec.json.decode(found[0], type=Watermark)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             # Without it nobody could ever own this slot again.
             self.counters["watermarks_unreadable_total"] += 1
             log.error("watermark_unreadable", slot=index, error=str(error))
@@ -330,14 +339,15 @@ class HandlersRuntime:
     async def _feed(
         self, acquired: Sequence[_Owned], history: AsyncGenerator[Delivery, None]
     ) -> None:
-        async for delivery in history:
-            try:
-                message = decode(delivery)
-            except (ValueError, msgspec.DecodeError):
-                continue
-            routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
-            for owned in acquired:
-                self._enqueue(owned, owned.slot.feed(routed))
+        async with contextlib.aclosing(history):
+            async for delivery in history:
+                try:
+                    message = decode(delivery)
+                except (ValueError, *UNDECODABLE):
+                    continue
+                routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
+                for owned in acquired:
+                    self._enqueue(owned, owned.slot.feed(routed))
 
     async def _hand_over(self, owned: _Owned) -> None:
         self._detach(owned)

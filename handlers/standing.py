@@ -10,7 +10,7 @@ import msgspec
 from handlers.settings import QuerySettings
 from schemas.analysis import Utilization
 from schemas.api import Filter, RecommendationsReply, UtilizationReply
-from schemas.message import Message
+from schemas.message import UNDECODABLE, Message
 from schemas.protocols import Call, Clock, PublishError, RequestError, Subscriber
 from schemas.scaling import Decision, Execution, Recommendation
 from schemas.units import instant, to_ns
@@ -93,7 +93,7 @@ class Standing:
                 contextlib.aclosing(deliveries),
             ):
                 async for delivery in deliveries:
-                    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    with contextlib.suppress(*UNDECODABLE):
                         yield decoder.decode(delivery.payload)
         except (TimeoutError, PublishError) as error:
             raise RequestError(503, "the stream could not be read now") from error

@@ -9,6 +9,10 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 
 
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding a stranger's bytes raises: of another shape, not UTF-8, nested too deeply."""
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One event on the bus, sent as JSON.
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from schemas.message import Message
+from schemas.message import UNDECODABLE, Message
 
 RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 
@@ -94,7 +94,7 @@ def json_endpoint(
     def run(call: Call) -> "Answer | Awaitable[Answer]":
         try:
             request = decoder.decode(call.payload.strip() or b"{}")
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             raise RequestError(400, f"bad request for {name}: {error}") from error
         result = handle(request, call)
         if isinstance(result, msgspec.Struct):

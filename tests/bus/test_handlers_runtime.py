@@ -432,6 +432,23 @@ async def test_a_slot_whose_watermark_cannot_be_read_leaves_no_lease_behind(
         assert failures == 0
 
 
+@pytest.mark.parametrize("is_last", [True, False], ids=["last", "hidden"])
+async def test_a_start_on_a_stream_with_rubbish_succeeds(bus: Bus, is_last: bool) -> None:
+    async with runtime(bus, "a", slots=1):
+        await bus.publish(engine("n1", 0))
+    for payload in (b"\xff", b'{"node":"\xff"}', b'{"a":' * 2000):
+        await bus.publish_raw("metrics.engine.n1.e", payload, message_id=str(len(payload)))
+    if not is_last:
+        await bus.publish(engine("n1", 1))
+
+    async with runtime(bus, "b", slots=1):
+        for number in range(9 if is_last else 8):
+            await bus.publish(engine("n1", number))
+        found = await wait_published(bus, 1)
+
+    assert found == [("n1", "10")]
+
+
 async def test_a_watermark_that_does_not_decode_is_begun_anew(bus: Bus) -> None:
     await bus.bucket("state").put("handlers.slot.0", b"\xff rubbish")
 

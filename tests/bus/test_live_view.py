@@ -3,6 +3,7 @@
 import io
 import time
 
+import pytest
 from rich.console import Console
 
 from agent.bus import Bus
@@ -35,14 +36,19 @@ async def test_the_view_shows_recent_metrics_at_once_and_new_ones_as_they_come(b
     assert "try --simulate-engines 4" in drawn(view)
 
 
-async def test_a_bad_message_does_not_end_the_view(bus: Bus) -> None:
+@pytest.mark.parametrize(
+    "payload", [b"\xff", b'{"node":"\xff"}', b'{"a":' * 2000], ids=["bytes", "text", "nested"]
+)
+async def test_a_bad_message_does_not_end_the_view(bus: Bus, payload: bytes) -> None:
     now = instant(time.time_ns())
-    await bus.send("metrics.host.bad", b"\xff")
+    await bus.publish_raw("alert.raised.warning.node.n1.r", payload, message_id="bad")
+    await bus.publish_raw("recommendation.scale_up.p", payload, message_id="bad")
+    await bus.send("metrics.host.bad", payload)
     await until_kept(bus)
     view = LiveView(bus, console=Console(file=io.StringIO()))
 
     await view.subscribe()
-    await bus.send("metrics.host.bad", b"[]")
+    await bus.send("metrics.host.bad", payload)
     await bus.publish(samples.host("n1", observed_at=now))
 
     await until(lambda: "n1" in drawn(view))

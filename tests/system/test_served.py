@@ -21,6 +21,8 @@ from tests.support.waiting import until_async
 NODE = "n1"
 JSON_ENDPOINTS = [spec for spec in catalog.endpoints() if spec.request is not None]
 NOT_BUILT_ENDPOINTS = [spec for spec in catalog.endpoints() if spec.text == NOT_BUILT]
+NESTED = b'{"a":' * 2000
+"""Deeper than the decoder goes: a RecursionError, unlike all else that does not decode."""
 KEY_OPERATIONS = ("get", "delete", "exists", "meta")
 
 
@@ -144,8 +146,8 @@ async def counters(bus: Bus, role: str) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"\xff\x00 not JSON", b"[]", b'{"node": 5}', b""],
-    ids=["undecodable", "wrong-type", "wrong-field", "empty"],
+    [b"\xff\x00 not JSON", b"[]", b'{"node": 5}', b"", NESTED],
+    ids=["undecodable", "wrong-type", "wrong-field", "empty", "nested"],
 )
 async def test_bad_metrics_are_counted_and_the_handlers_live(
     up: Up, up_bus: Bus, payload: bytes
@@ -170,6 +172,7 @@ async def test_bad_evictions_are_put_aside_and_the_archive_lives(up: Up, up_bus:
         {},
         {"Fleet-Evicted": "%zz"},
         {"Fleet-Evicted": "%7B%22key%22%3A5%7D"},
+        {"Fleet-Evicted": NESTED.decode()},
     ]
     for number, headers in enumerate(bad):
         await up_bus.publish_raw("evicted.default", b"?", headers, message_id=f"bad-{number}")
@@ -190,7 +193,7 @@ async def test_bad_evictions_are_put_aside_and_the_archive_lives(up: Up, up_bus:
 async def test_bad_events_harm_nobody(up_bus: Bus, kind: Any) -> None:
     subject = kind.pattern().replace("*", "default")
 
-    for number, payload in enumerate((b"\xff", b'{"pool": 5}')):
+    for number, payload in enumerate((b"\xff", b'{"pool": 5}', NESTED)):
         if kind.STREAM is None:
             await up_bus.send(subject, payload)
         else:
