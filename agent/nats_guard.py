@@ -3,7 +3,7 @@
 Run as `python -I -S nats_guard.py BINARY CONFIG LOCK_FD`, in a session of its own. It
 starts the server as its child, prints one line `{"pid": ...}`, and then waits for one of
 two things. End of file on stdin means that the parent closed the pipe or died, in
-whatever way: the server is stopped (TERM, after 5 seconds KILL) and the exit code is 0.
+whatever way: the server is stopped (TERM, after 3 seconds KILL) and the exit code is 0.
 Or the server died: the exit code is `SERVER_DIED`.
 
 LOCK_FD is a locked file descriptor that the server inherits too: the lock is free again
@@ -19,7 +19,7 @@ import subprocess
 import sys
 
 SERVER_DIED = 3
-STOP_SECONDS = 5.0
+STOP_SECONDS = 3.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

@@ -155,8 +155,10 @@ class PrivateServer:
             try:
                 await self._process.start(self.port)
                 break
-            except ServerStartError:
-                if attempts_left == 0 or _is_free(self.port):
+            except ServerStartError as error:
+                # Who took the port may have left again.
+                was_taken = "address already in use" in str(error) or not _is_free(self.port)
+                if attempts_left == 0 or not was_taken:
                     raise
         write_private_json(
             self._folder / "server.json",

@@ -5,12 +5,13 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
 
 import structlog
 
 from agent.assembly import RUN, Place
-from agent.bus import BusError, connect, ensure_streams
+from agent.bus import Bus, BusError, connect, ensure_streams
 from agent.instance import Instance
 from agent.state_folder import lock
 from schemas.lifecycle import Role
@@ -19,7 +20,8 @@ from schemas.protocols import PublishError
 log = structlog.get_logger()
 
 START_SECONDS = 20.0
-STOP_SECONDS = 9.0
+STOP_SECONDS = 6.0  # after this the server, if it is ours, is stopped: 10 s in all
+PROBE_SECONDS = 1.0
 GC_THRESHOLD = 50_000
 """Containers made before Python's cycle collector looks. Its default of 700 suits programs that
 make cycles; ours keep many objects for long, and handling a message took a quarter longer."""
@@ -32,10 +34,33 @@ class StopRequest:
     def __init__(self) -> None:
         self.event = asyncio.Event()
         self.failure: str | None = None
+        self._starting: asyncio.Task[Any] | None = None
 
     def stop(self) -> None:
         """Stop, all is well."""
         self.event.set()
+        if self._starting is not None:
+            self._starting.cancel()
+
+    @contextlib.contextmanager
+    def ends_start(self) -> Iterator[Callable[[], None]]:
+        """A stop cancels what is done here, and leaves it without an error.
+
+        It does so until the function given is called: from then on `event` is watched.
+        """
+        self._starting = asyncio.current_task()
+
+        def started() -> None:
+            self._starting = None
+
+        try:
+            yield started
+        except asyncio.CancelledError:
+            if self._starting is None or not self.event.is_set():
+                raise
+            self._starting.uncancel()
+        finally:
+            self._starting = None
 
     def fail(self, reason: str) -> None:
         """Stop, because of `reason`."""
@@ -94,7 +119,7 @@ async def running(
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
-            await _stop(stack)
+            await _stop(stack, [instance.bus for instance in instances.values()])
 
 
 async def _start(stack: contextlib.AsyncExitStack, url: str, role: Role, place: Place) -> Instance:
@@ -108,12 +133,28 @@ async def _start(stack: contextlib.AsyncExitStack, url: str, role: Role, place: 
     return await stack.enter_async_context(RUN[role](bus, place))
 
 
-async def _stop(stack: contextlib.AsyncExitStack) -> None:
+async def _stop(stack: contextlib.AsyncExitStack, buses: Sequence[Bus]) -> None:
+    """Drain; what waits for a server that does not answer is cut off."""
+
+    async def cut_off() -> None:
+        answers = await asyncio.gather(*(_answers(bus) for bus in buses))
+        if all(answers):
+            await asyncio.sleep(STOP_SECONDS)
+        log.error("stop_without_drain", reason="the server does not answer, or not in time")
+        await asyncio.gather(*(bus.abandon() for bus in buses))
+
+    cutting = asyncio.create_task(cut_off())
     try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await stack.aclose()
-    except TimeoutError:
-        log.error("stop_deadline_passed", seconds=STOP_SECONDS)
+        await stack.aclose()
+    finally:
+        cutting.cancel()
+
+
+async def _answers(bus: Bus) -> bool:
+    with contextlib.suppress(TimeoutError):
+        await bus.round_trip_seconds(PROBE_SECONDS)
+        return True
+    return False
 
 
 async def _watch(instance: Instance, request: StopRequest) -> None:

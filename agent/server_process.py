@@ -13,10 +13,12 @@ import structlog
 from agent.state_folder import POLL_SECONDS, lock
 
 GUARD = Path(__file__).with_name("nats_guard.py")
-LOCK_SECONDS = 7.0  # the guard of a process that was killed gives its server 5 s to stop
-STOP_SECONDS = 7.0
+LOCK_SECONDS = 7.0  # the guard of a process that was killed gives its server 3 s to stop
+STOP_SECONDS = 5.0
 READY_SECONDS = 60.0  # after a crash the server reads its whole store before it listens
 GREETING_SECONDS = 1.0
+LOOK_SECONDS = 5.0
+HANG_SECONDS = 20.0
 
 _log = structlog.get_logger(service="nats_server")
 
@@ -35,6 +37,7 @@ class ServerProcess:
     def __init__(self, binary: Path, folder: Path, *, name: str) -> None:
         """Prepare to run `binary`; `name` is the server_name in its configuration."""
         self.pid = 0
+        self._port = 0
         self._binary = binary
         self._folder = folder
         self._name = name
@@ -50,6 +53,7 @@ class ServerProcess:
             StateFolderBusyError: another server runs in this folder.
         """
         await self.stop()
+        self._port = port
         lock_fd = await lock(self._folder / "lock", wait_seconds=LOCK_SECONDS)
         try:
             self._keep_last_logs()
@@ -72,9 +76,24 @@ class ServerProcess:
             raise self._start_error(f"was not ready after {READY_SECONDS:.0f} s") from None
 
     async def wait(self) -> int:
-        """Wait for the guard's end and return its exit code; call it after `start`."""
-        assert self._guard is not None  # noqa: S101
-        return await self._guard.wait()
+        """Wait for the guard's end and return its exit code; call it after `start`.
+
+        A server that greets nobody for `HANG_SECONDS` is killed: one that hangs (2.9 does when
+        its disk was full) does not come back by itself.
+        """
+        guard = self._guard
+        assert guard is not None  # noqa: S101
+        loop = asyncio.get_running_loop()
+        greeted_at = loop.time()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    return await guard.wait()
+            if await self._greets(self._port):
+                greeted_at = loop.time()
+            elif loop.time() - greeted_at > HANG_SECONDS:
+                _log.error("server_hangs", after_seconds=HANG_SECONDS)
+                self._kill(guard)
 
     async def stop(self) -> None:
         """Return when the guard is gone; its server then is too, or was sent SIGKILL."""
@@ -90,10 +109,13 @@ class ServerProcess:
             _log.error("guard_killed", after_seconds=STOP_SECONDS)
         # The guard's group outlives it as long as the server does: that catches a server
         # whose guard was killed, and never a stranger who got the same process id.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(guard.pid, signal.SIGKILL)
+        self._kill(guard)
         await guard.wait()
         self._guard = None
+
+    def _kill(self, guard: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(guard.pid, signal.SIGKILL)
 
     async def _ready(self, guard: asyncio.subprocess.Process, port: int) -> None:
         assert guard.stdout is not None  # noqa: S101 - we asked for a pipe

@@ -105,7 +105,7 @@ async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], Non
     if options.ready_file is not None:
         with contextlib.suppress(OSError):
             options.ready_file.unlink(missing_ok=True)  # of a run that was killed
-    with signals(request):
+    with signals(request), request.ends_start() as started:
         async with reach_server(settings, options) as server:
             place = Place(
                 settings=settings,
@@ -115,6 +115,7 @@ async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], Non
                 server_room_bytes=server.room_bytes,
             )
             async with running(server.url, ROLES, place, request):
+                started()
                 say(welcome(server, settings))
                 with _ready_file(options.ready_file, server.url, state_dir):
                     log.info("ready", nats_url=server.shown, state_dir=str(state_dir))
@@ -202,8 +203,9 @@ async def run_one(
         instance=token(instance) if instance else settings.node_token(),
         simulation=simulation,
     )
-    with signals(request):
+    with signals(request), request.ends_start() as started:
         async with running(url, (role,), place, request):
+            started()
             await until_stopped(request, for_seconds)
             log.info("stopping")
     return request.failure

@@ -81,10 +81,17 @@ class BusClient(Client):
             await self._flush_pending()
 
     async def close(self) -> None:
-        """Close without waiting for what is unsent: on a stalled server that is for ever."""
+        """Close without waiting for what is unsent: on a stalled server that is for ever.
+
+        Whoever waits for an answer is told at once; nats-py would let them wait.
+        """
         self._pending.clear()
         self._pending_data_size = 0
         self._abort()
+        for waiting in (*self._resp_map.values(), *self._pongs):
+            if not waiting.done():
+                waiting.set_exception(nats.errors.ConnectionClosedError())
+                waiting.exception()  # looked at, should nobody wait any more
         # A connect that failed on its arguments has nothing yet that could be closed.
         if self._flush_queue is not None:
             await super().close()

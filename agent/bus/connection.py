@@ -130,6 +130,13 @@ class Connection:
                 await self._client.flush(timeout=2)
         await self._client.close()
 
+    async def abandon(self) -> None:
+        """Close at once: whoever waits for the server is told that it is gone."""
+        self._closing = True
+        if self._probe:
+            self._probe.cancel()
+        await self._client.close()
+
     def came_back(self) -> None:
         """The server was away and is there again; what it forgot is to be made anew."""
 

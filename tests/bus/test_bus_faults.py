@@ -203,6 +203,24 @@ async def test_closing_does_not_wait_for_a_server_that_stands_still(
     assert bus.closed.is_set()
 
 
+async def test_an_abandoned_bus_lets_nobody_wait(bus: Bus) -> None:
+    asked = asyncio.Event()
+
+    async def never(_call: Call) -> Answer:
+        asked.set()
+        await asyncio.Event().wait()
+        return Answer()
+
+    await bus.serve("svc", [Endpoint("never", "api.never", never)], description="d")
+    waiting = asyncio.create_task(bus.request("api.never", timeout_seconds=60))
+    async with asyncio.timeout(5):
+        await asked.wait()
+
+        await bus.abandon()
+        with pytest.raises(RequestError, match="connection closed"):
+            await waiting
+
+
 async def test_attempts_on_a_stalled_server_leave_no_sockets_open(
     nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -405,6 +405,23 @@ async def test_stops_a_server_that_hangs(
     await until(lambda: not is_alive(server.server_pid))
 
 
+async def test_a_server_that_hangs_is_killed_and_comes_back(
+    binary: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("LOOK_SECONDS", 0.05), ("HANG_SECONDS", 0.2), ("GREETING_SECONDS", 0.2)):
+        monkeypatch.setattr(server_process, name, seconds)
+    restarts = Restarts()
+    async with PrivateServer(state, binary=binary, on_restart=restarts.seen.put_nowait) as server:
+        await store_one(server)
+        hanging = server.server_pid
+
+        os.kill(hanging, signal.SIGSTOP)
+        await restarts.next()
+
+        assert not is_alive(hanging)
+        assert await stored(server) == b"acknowledged"
+
+
 @contextmanager
 def up(state: Path, binary: Path) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     """Another process that runs a server on the folder, and that server's pid."""

@@ -125,6 +125,35 @@ def test_a_signal_drains_and_exits_0(tmp_path: Path, number: signal.Signals) -> 
     assert "Traceback" not in up.stderr
 
 
+def test_a_server_that_hangs_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    with running_up(tmp_path, **QUICK) as up:
+        server = up.server_pid()
+        os.kill(server, signal.SIGSTOP)
+        at = time.monotonic()
+        code = up.stop()
+
+    assert code == 0, up.stderr
+    assert time.monotonic() - at < 10
+    assert not runs(server)
+    assert "stop_without_drain" in up.stderr
+    assert "Traceback" not in up.stderr
+
+
+def test_ctrl_c_while_starting_stops_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        up = Up(tmp_path, "--nats-url", f"nats://127.0.0.1:{silent.getsockname()[1]}")
+        silent.settimeout(20)
+        connection, _ = silent.accept()
+        at = time.monotonic()
+        code = up.stop()
+        connection.close()
+
+    assert code == 0
+    assert time.monotonic() - at < 3
+    assert "Traceback" not in up.stderr
+    assert "error" not in up.stderr
+
+
 async def test_what_was_kept_is_there_after_kill_9_and_a_restart(tmp_path: Path) -> None:
     with running_up(tmp_path, "--node", "n1", **QUICK) as up:
         server = up.server_pid()
