@@ -35,6 +35,7 @@ CONNECT_SECONDS = 3.0
 REACH_SECONDS = 5.0
 MAX_AGE_SECONDS = next(s.max_age_seconds for s in STREAMS if s.name == "METRICS")
 MAX_VALUE_CHARACTERS = 80
+DENIED = "the server denied it"
 COLOURS = {"ok": "green", "off": "dim", "degraded": "yellow", "failed": "red"}
 
 
@@ -70,7 +71,7 @@ async def print_health(bus: Bus, role: Role | None, *, as_json: bool) -> bool:
         for component in one.record.components:
             console.print(
                 f"  [{COLOURS[component.state]}]{component.state:8}[/] {component.name:16} "
-                f"{escape(component.text)} "
+                f"{escape(human.printable(component.text))} "
                 f"[dim]({human.duration(one.component_age_seconds[component.name])} ago)[/]",
                 soft_wrap=True,
             )
@@ -143,7 +144,17 @@ async def _check_streams(bus: Bus) -> list[Check]:
     for spec in STREAMS:
         try:
             state = await bus.stream_state(spec.name)
-        except PublishError:
+        except PublishError as error:
+            if DENIED in str(error):
+                return [
+                    Check(
+                        name="streams",
+                        ok=False,
+                        text="the server does not let this user look at the streams",
+                        remedy="use an address with a password: `up.json` in the state folder has "
+                        "the private server's",
+                    )
+                ]
             missing.append(bus.names.stream(spec.name))
             continue
         limit = f" of {human.size(state.max_bytes)}" if state.max_bytes > 0 else ""
@@ -297,7 +308,8 @@ async def watch_subject(
                 body = text
             print(msgspec.json.encode({"subject": name, "payload": body}).decode(), flush=True)
         else:
-            sys.stdout.write(f"{time.strftime('%H:%M:%S')} {name} {text}\n")
+            line = human.printable(f"{name} {text}")
+            sys.stdout.write(f"{time.strftime('%H:%M:%S')} {line}\n")
             sys.stdout.flush()
         seen += 1
         if count is not None and seen >= count:

@@ -21,9 +21,15 @@ def find_bus(option: str | None, environ: Mapping[str, str], state_dir: Path) ->
     """The address to use; nothing is connected."""
     if option:
         return Found(option, "option --nats-url")
-    if environ.get("NATS_URL"):
-        return Found(environ["NATS_URL"], "environment NATS_URL")
     running = read_up(state_dir)
+    if environ.get("NATS_URL"):
+        url = environ["NATS_URL"]
+        if running is not None and url.removeprefix("nats://") == running.rpartition("@")[2]:
+            # The address that `up` shows to everybody; whoever can read its file has the password.
+            return Found(
+                running, f"environment NATS_URL, password of the running `up` on {state_dir}"
+            )
+        return Found(url, "environment NATS_URL")
     if running is not None:
         return Found(running, f"the running `up` on {state_dir}")
     return Found(DEFAULT_URL, "default address; no `up` runs on this state folder")

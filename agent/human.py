@@ -1,5 +1,7 @@
 """Numbers as people read them. Messages and JSON keep base units."""
 
+import unicodedata
+
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -23,3 +25,16 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit_seconds:.1f} {unit}"
     return f"{seconds / 86_400:.1f} d"
+
+
+def printable(text: str) -> str:
+    """`text` fit for a terminal: control and direction characters as their escapes.
+
+    What passes by on the bus is written by strangers; a terminal would obey it.
+    """
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        else char
+        for char in text
+    )

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +30,13 @@ from schemas.units import SECOND_NS, to_ns
 REFRESH_SECONDS = 1.0
 ASK_SECONDS = 5.0
 NEWEST = 6
+LOW_HEIGHT = 45
+LINES_BESIDE_NODES = 20
+NO_GPUS = "GPUs: none reported here (try --simulate-gpus 8xH100)"
+NO_ENGINES = (
+    "Engines: none. Publish EngineMetrics on metrics.engine.<node>.<engine> "
+    "(examples/publish_metrics.py), or try --simulate-engines 4"
+)
 STALE_SECONDS = 30.0
 RECENT_SECONDS = 3600.0
 """Alerts and advice of the last hour are shown at once."""
@@ -142,13 +150,16 @@ class LiveView:
             self._archive = msgspec.json.decode(answer.payload, type=ArchiveStatus)
 
     def render(self) -> Group:
-        """The whole picture."""
+        """The whole picture; on a low terminal GPUs and engines are a line each."""
+        height = self._live.console.height
+        is_low = height < LOW_HEIGHT
+        nodes = max(1, (height - LINES_BESIDE_NODES) // 2) if is_low else 20
         return Group(
             self._headline(),
-            self._nodes(),
-            self._gpu_table(),
-            self._engine_table(),
-            self._events(),
+            self._nodes(nodes),
+            self._gpu_line() if is_low else self._gpu_table(),
+            self._engine_line() if is_low else self._engine_table(),
+            self._events(NEWEST // 3 if is_low else NEWEST),
             self._storage(),
         )
 
@@ -161,11 +172,11 @@ class LiveView:
             (f"   {self._messages} messages seen   {time.strftime('%H:%M:%S')}", "dim"),
         )
 
-    def _nodes(self) -> Table:
+    def _nodes(self, most: int) -> Table:
         table = _table(
             "Nodes", "node", "CPU", "load 1m", "memory", "fullest disk", "net in / out", "age"
         )
-        for host in sorted(self._hosts.values(), key=lambda h: h.node)[:20]:
+        for host in sorted(self._hosts.values(), key=lambda h: h.node)[:most]:
             cpu, memory = host.cpu, host.memory
             disks = [f.utilization_ratio for f in host.filesystems or () if f.utilization_ratio]
             received = _sum(n.received_bytes_per_second for n in host.network or ())
@@ -181,11 +192,28 @@ class LiveView:
                 f"{_rate(received)} / {_rate(sent)}",
                 _age(host),
             )
+        if len(self._hosts) > most:
+            table.add_row(f"… and {len(self._hosts) - most} more")
         return table
+
+    def _gpu_line(self) -> Text:
+        if not self._gpus:
+            return Text(NO_GPUS, style="dim")
+        gpus = self._gpus.values()
+        busy = [g.utilization_ratio for g in gpus if g.utilization_ratio is not None]
+        heat = [g.temperature_celsius for g in gpus if g.temperature_celsius is not None]
+        power = _sum(g.power_watts for g in gpus)
+        note = " (simulated)" if any(g.simulated for g in gpus) else ""
+        return Text(
+            f"GPUs{note}: {len(gpus)}, busy {_percent(_mean(busy))} on average, "
+            f"{_percent(max(busy, default=None))} at most, hottest "
+            + (f"{max(heat):.0f} °C" if heat else "?")
+            + ("" if power is None else f", {power:,.0f} W")
+        )
 
     def _gpu_table(self) -> Table | Text:
         if not self._gpus:
-            return Text("GPUs: none reported here (try --simulate-gpus 8xH100)", style="dim")
+            return Text(NO_GPUS, style="dim")
         table = _table("GPUs", "GPU", "busy", "memory", "temp.", "power", "throttled by")
         for gpu in sorted(self._gpus.values(), key=lambda g: (g.node, g.index))[:16]:
             name = f"{gpu.node} #{gpu.index} {(gpu.name or '').removeprefix('NVIDIA ')}"
@@ -199,19 +227,31 @@ class LiveView:
             )
         return table
 
-    def _engine_table(self) -> Table | Text:
+    def _fresh_engines(self) -> list[EngineMetrics]:
         now_ns = time.time_ns()
-        fresh = [
+        return [
             e
             for e in self._engines.values()
             if now_ns - to_ns(e.observed_at) < STALE_SECONDS * SECOND_NS
         ]
+
+    def _engine_line(self) -> Text:
+        fresh = self._fresh_engines()
         if not fresh:
-            return Text(
-                "Engines: none. Publish EngineMetrics on metrics.engine.<node>.<engine> "
-                "(examples/publish_metrics.py), or try --simulate-engines 4",
-                style="dim",
-            )
+            return Text(NO_ENGINES, style="dim")
+        note = " (simulated)" if any(e.simulated for e in fresh) else ""
+        used = [e.kv_cache_usage_ratio for e in fresh if e.kv_cache_usage_ratio is not None]
+        return Text(
+            f"Engines{note}: {len(fresh)}, "
+            f"{sum(e.requests_running or 0 for e in fresh)} running, "
+            f"{sum(e.requests_waiting or 0 for e in fresh)} waiting, "
+            f"fullest KV cache {_percent(max(used, default=None))}"
+        )
+
+    def _engine_table(self) -> Table | Text:
+        fresh = self._fresh_engines()
+        if not fresh:
+            return Text(NO_ENGINES, style="dim")
         table = _table(
             "Engines", "engine", "pool", "running", "waiting", "KV", "TTFT p95", "tokens/s", left=2
         )
@@ -227,18 +267,19 @@ class LiveView:
             )
         return table
 
-    def _events(self) -> Group:
+    def _events(self, most: int) -> Group:
         lines = []
-        for alert in self._alerts:
+        for alert in itertools.islice(self._alerts, most):
             colour = {"critical": "red", "warning": "yellow", "info": "dim"}[alert.severity]
             if alert.transition == "cleared":
                 colour = "green"
             note = " (simulated)" if alert.simulated else ""
-            lines.append(Text(f"{alert.transition:8} {alert.text}{note}", style=colour))
+            text = human.printable(alert.text)
+            lines.append(_line(f"{alert.transition:8} {text}{note}", colour))
         advice = []
-        for one in self._advice:
+        for one in itertools.islice(self._advice, most):
             note = " (simulated)" if one.simulated else ""
-            advice.append(Text(f"{one.action:10} {one.text}{note}", style="cyan"))
+            advice.append(_line(f"{one.action:10} {human.printable(one.text)}{note}", "cyan"))
         return Group(
             Panel(Group(*lines) if lines else Text("none", style="dim"), title="Newest alerts"),
             Panel(Group(*advice) if advice else Text("none", style="dim"), title="Newest advice"),
@@ -268,6 +309,14 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < left else "right", overflow="fold")
     return table
+
+
+def _line(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _percent(ratio: float | None) -> str:

@@ -49,7 +49,9 @@ def read_put(headers: Mapping[str, str], payload: bytes, now_ns: int) -> tuple[E
     """
     if len(payload) > INLINE_LIMIT_BYTES:
         raise RequestError(
-            413, f"value of {len(payload)} bytes is above the limit of {INLINE_LIMIT_BYTES} bytes"
+            413,
+            f"value of {len(payload)} bytes is above the limit of {INLINE_LIMIT_BYTES} bytes; "
+            "uploads in parts are not built yet: split it",
         )
     if "Fleet-Size" in headers or "Fleet-Digest" in headers:
         raise RequestError(

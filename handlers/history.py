@@ -31,8 +31,8 @@ class History:
     """Reads a time range of one kind of metrics.
 
     From the raw metrics where they reach back to its start, else (or when they are more than
-    `history_scan_bytes`) from the rollups, whose values are summaries of a minute. Thinned
-    evenly to the request's limit.
+    `history_scan_bytes`) from the rollups, whose values are summaries of a minute. Thinned to
+    the request's limit, each node or GPU evenly.
     """
 
     def __init__(
@@ -81,7 +81,8 @@ class History:
             raw = await self._scan("METRICS", subject, start_ns, end_ns)
             if raw is not None:
                 matched = len(raw)
-                samples = _decoded(_thinned(raw, request.limit), self._raw_sample)
+                thinned = _thinned(raw, request.limit, lambda delivery: delivery.subject)
+                samples = _decoded(thinned, self._raw_sample)
                 return _reply(source, start_ns, end_ns, samples, matched)
         source = "rollups"
         subject = f"rollup.{self._kind}.{node if node and self._kind == 'host' else '*'}"
@@ -101,8 +102,8 @@ class History:
             and node in {None, sample.node}
             and request.gpu in {None, sample.gpu}
         ]
-        thinned = _thinned(samples, request.limit)
-        return _reply(source, start_ns, end_ns, thinned, len(samples))
+        kept = _thinned(samples, request.limit, lambda sample: f"{sample.node}.{sample.gpu}")
+        return _reply(source, start_ns, end_ns, kept, len(samples))
 
     async def _raw_reaches(self, start_ns: int) -> bool:
         """Whether the raw metrics go back to `start_ns`, or as far as the rollups do."""
@@ -196,13 +197,30 @@ def _range(request: HistoryRequest, now_ns: int) -> tuple[int, int]:
     return max(0, start_ns), end_ns
 
 
-def _thinned(items: Sequence[T], limit: int) -> Sequence[T]:
-    """At most `limit` items, evenly spaced; the first and the last stay."""
+def _thinned(items: Sequence[T], limit: int, series_of: Callable[[T], str]) -> Sequence[T]:
+    """At most `limit` items, in order: of each series its share, evenly spaced.
+
+    The first and the last of a series stay; of a share of one, the last. Where there are more
+    series than the limit, only the first ones have a share.
+    """
     if len(items) <= limit:
         return items
-    if limit == 1:
-        return items[-1:]
-    return [items[i * (len(items) - 1) // (limit - 1)] for i in range(limit)]
+    series: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        series.setdefault(series_of(item), []).append(index)
+    share, more = divmod(limit, len(series))
+    kept: list[int] = []
+    for number, indexes in enumerate(series.values()):
+        kept += _spaced(indexes, share + (number < more))
+    return [items[index] for index in sorted(kept)]
+
+
+def _spaced(items: Sequence[T], count: int) -> Sequence[T]:
+    if len(items) <= count:
+        return items
+    if count <= 1:
+        return items[len(items) - count :]
+    return [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
 
 
 def _decoded(

@@ -220,7 +220,7 @@ class Bus(PublishingConnection):
             try:
                 on_delivery(delivery)
             except Exception as error:
-                self._incidents.count_bad_message(f"{stream} {subject}", error)
+                self._incidents.count_bad_message(delivery.subject, error)
 
         reader = OrderedReader(
             self._client,
@@ -286,8 +286,12 @@ class Bus(PublishingConnection):
             PublishError: there is no such stream, or the server does not answer.
         """
         name = self.names.stream(stream)
-        with raised_as(PublishError, f"stream {name}"):
-            info = await heed(self._js.stream_info(name))
+        try:
+            with raised_as(PublishError, f"stream {name}"):
+                info = await heed(self._js.stream_info(name))
+        except PublishError as error:
+            hint = self._incidents.permission_hint(f"$JS.API.STREAM.INFO.{name}")
+            raise PublishError(f"{error}{hint}") from error
         return StreamState(
             # A stream never written to says 0 and 0; empty is first > last.
             first_sequence=max(1, int(info.state.first_seq)),
@@ -310,7 +314,7 @@ class Bus(PublishingConnection):
                 stream,
                 consumer,
                 self._publish_dead,
-                self.counters,
+                self._incidents,
             )
             self._queues[stream, consumer] = queue
         return await queue.take(batch, wait_seconds)

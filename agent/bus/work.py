@@ -7,7 +7,7 @@ soon as there is something.
 import asyncio
 import contextlib
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote
 
@@ -23,6 +23,7 @@ from nats.js import JetStreamContext
 
 from agent.bus.cancellation import heed
 from agent.bus.errors import raised_as
+from agent.bus.incidents import Incidents
 from agent.bus.names import Names
 from agent.bus.reader import ack_fields
 from schemas.protocols import Delivery, PublishError
@@ -101,7 +102,7 @@ class PullQueue:
         stream: str,
         consumer: str,
         publish: Callable[[str, bytes, Mapping[str, str], str], Awaitable[None]],
-        counters: Counter[str],
+        incidents: Incidents,
     ) -> None:
         self.names = names
         self._client = client
@@ -111,7 +112,8 @@ class PullQueue:
         self._publish = publish
         self._inbox = client.new_inbox()
         self._subscription: Subscription | None = None
-        self._counters = counters
+        self._incidents = incidents
+        self._counters = incidents.counters
         self._is_sure = False
         self._checked_at = time.monotonic()
         self._suspect: tuple[int, int] | None = None
@@ -254,4 +256,5 @@ class PullQueue:
         subject = f"dead.{self._stream}.{self._consumer}"
         message_id = f"{self._stream}:{self._consumer}:{delivery.sequence}"
         await self._publish(subject, delivery.payload, headers, message_id)
-        log.error("message_dead", stream=self._stream, sequence=delivery.sequence, reason=reason)
+        self._counters["dead_letters_total"] += 1
+        self._incidents.log_seldom("message_dead", subject=message.subject, error=reason)

@@ -11,7 +11,14 @@ import structlog
 from nats.aio.msg import Msg
 
 from agent.bus import Bus, BusError, connect, ensure_streams
-from agent.bus.lease import BucketLease, BucketLeases
+from agent.bus.lease import (
+    LEASE_SECONDS,
+    RENEW_SECONDS,
+    SAFETY_SECONDS,
+    BucketLease,
+    BucketLeases,
+)
+from agent.bus.streams import BUCKETS
 from schemas.archive import Expired
 from schemas.lifecycle import Deregistered
 from schemas.protocols import Answer, Call, Endpoint, PublishError, RequestError, WorkItem
@@ -465,6 +472,35 @@ async def test_a_follower_hears_a_stream_that_was_made_anew(bus: Bus) -> None:
     await stop()
 
     assert seen == [b"old", b"older", b"new"]
+
+
+async def test_who_cannot_renew_a_lease_lets_go_before_it_expires(
+    nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.lease.LEASE_SECONDS", 2.0)
+    monkeypatch.setattr("agent.bus.lease.RENEW_SECONDS", 0.2)
+    async with await connect(nats.url, name="test") as bus:
+        await ensure_streams(bus)
+        leases = BucketLeases(bus.bucket("lease"), "a")
+        lease = await leases.try_acquire("slot")
+        assert isinstance(lease, BucketLease)
+        first = lease.revision
+        await until(lambda: lease.revision > first)  # renewed at least once
+
+        nats.kill()
+        async with asyncio.timeout(2.0):
+            await lease.wait_lost()
+
+        assert not lease.held
+        for renewal in leases._renewals.values():
+            renewal.cancel()
+
+
+def test_a_lease_lasts_as_long_as_its_bucket_keeps_it() -> None:
+    (ttl_seconds,) = [bucket.ttl_seconds for bucket in BUCKETS if bucket.name == "lease"]
+
+    assert ttl_seconds == LEASE_SECONDS
+    assert LEASE_SECONDS - SAFETY_SECONDS > 2 * RENEW_SECONDS
 
 
 async def test_a_lapsed_lease_never_comes_back(bus: Bus) -> None:

@@ -128,6 +128,26 @@ async def test_more_than_the_limit_is_thinned_evenly(bus: Bus) -> None:
     assert [s.values["cpu_utilization_ratio"] for s in reply.samples] == [0.0, 0.33, 0.66, 0.99]
 
 
+@pytest.mark.parametrize(
+    ("limit", "each"),
+    [(32, [4] * 8), (12, [2, 2, 2, 2, 1, 1, 1, 1]), (3, [1, 1, 1, 0, 0, 0, 0, 0])],
+)
+async def test_every_gpu_keeps_its_share_of_a_thinned_history(
+    bus: Bus, limit: int, each: list[int]
+) -> None:
+    rounds = range(20)
+    await recorded(
+        bus, *(gpu(f"g{i}", power_watts=float(number)) for number in rounds for i in range(8))
+    )
+
+    reply = await history(bus, "api.gpu.history", HistoryRequest(limit=limit))
+
+    watts = [[s.values["power_watts"] for s in reply.samples if s.gpu == f"g{i}"] for i in range(8)]
+    assert [len(one) for one in watts] == each
+    assert {one[-1] for one in watts if one} == {19.0}
+    assert [s.at for s in reply.samples] == sorted(s.at for s in reply.samples)
+
+
 async def test_a_range_is_cut_at_both_ends(bus: Bus) -> None:
     await recorded(bus, host("before"))
     start_ns = time.time_ns()

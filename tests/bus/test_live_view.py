@@ -58,3 +58,24 @@ async def test_a_bad_message_does_not_end_the_view(bus: Bus, payload: bytes) -> 
 async def until_kept(bus: Bus) -> None:
     while (await bus.stream_bounds("METRICS"))[1] == 0:
         continue
+
+
+async def test_a_low_terminal_shows_alerts_advice_and_cache_too(bus: Bus) -> None:
+    now = instant(time.time_ns())
+    view = LiveView(bus, console=Console(file=io.StringIO(), width=80, height=24))
+    for node in range(30):
+        view.accept(samples.host(f"n{node}", cpu=0.4, memory=0.5, observed_at=now))
+        view.accept(samples.gpu("g0", f"n{node}", utilization_ratio=0.5, temperature_celsius=70))
+        view.accept(samples.engine("e0", f"n{node}", waiting=3, running=2, observed_at=now))
+
+    console = Console(file=io.StringIO(), width=80, height=24)
+    console.print(view.render())
+    lines = str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]
+
+    assert len(lines) <= 24
+    text = "\n".join(lines)
+    assert "GPUs: 30, busy 50% on average" in text
+    assert "Engines: 30, 60 running, 90 waiting" in text
+    assert "… and 28" in text
+    assert "Newest alerts" in text
+    assert "Newest advice" in text

@@ -34,6 +34,24 @@ def test_the_option_beats_the_environment_beats_the_running_up_beats_the_default
     assert "--nats-url" in option.how
 
 
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("nats://127.0.0.1:4222", "nats://local:secret@127.0.0.1:4222"),
+        ("127.0.0.1:4222", "nats://local:secret@127.0.0.1:4222"),
+        ("nats://127.0.0.1:4223", "nats://127.0.0.1:4223"),
+        ("nats://guest:x@127.0.0.1:4222", "nats://guest:x@127.0.0.1:4222"),
+    ],
+    ids=["its address", "without scheme", "another port", "another user"],
+)
+def test_the_address_that_the_running_up_shows_gets_its_password(
+    tmp_path: Path, given: str, taken: str
+) -> None:
+    write_up(tmp_path, {"nats_url": "nats://local:secret@127.0.0.1:4222", "pid": os.getpid()})
+
+    assert find_bus(None, {"NATS_URL": given}, tmp_path).url == taken
+
+
 @pytest.mark.parametrize("empty", [None, ""])
 def test_what_is_empty_is_not_given(tmp_path: Path, empty: str | None) -> None:
     assert find_bus(empty, {"NATS_URL": ""}, tmp_path).url == DEFAULT_URL

@@ -35,3 +35,17 @@ def test_a_size_has_the_unit_that_suits_it(count_bytes: int, text: str) -> None:
 )
 def test_a_duration_has_the_unit_that_suits_it(seconds: float, text: str) -> None:
     assert human.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("20 °C, Zürich, 日本", "20 °C, Zürich, 日本"),
+        ("\x1b]0;pwn\x07", "\\x1b]0;pwn\\x07"),
+        ("a\u202eb\x9bc", "a\\u202eb\\x9bc"),
+        ("two\nlines", "two\\nlines"),
+    ],
+    ids=["text", "escape", "direction", "line"],
+)
+def test_a_stranger_cannot_command_the_terminal(text: str, shown: str) -> None:
+    assert human.printable(text) == shown
