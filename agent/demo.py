@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 
 from agent.assembly import Place, Simulation
 from agent.bus import BusError
@@ -22,6 +23,7 @@ from agent.nats_server import ServerNotFoundError, fetch_server, find_server
 from agent.server_process import ServerStartError
 from agent.settings import Settings
 from agent.state_folder import StateFolderError
+from agent.up import program
 from schemas.protocols import PublishError, RequestError
 
 STEP_SECONDS = 12.0
@@ -181,7 +183,7 @@ def _print_ending(console: Console, report: DemoReport) -> None:
     if report.ok:
         console.print(
             f"\n[green]All {len(report.steps)} steps happened[/], {report.seconds:.1f} s with "
-            "start and stop. Next: [bold]resource-agent up[/]\n"
+            f"start and stop. Next: [bold]{escape(program())} up[/]\n"
         )
     else:
         console.print(f"\n[red]The demo failed at step {report.steps[-1].name}.[/]\n")

@@ -105,6 +105,10 @@ async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], Non
     if options.ready_file is not None:
         with contextlib.suppress(OSError):
             options.ready_file.unlink(missing_ok=True)  # of a run that was killed
+        if not options.ready_file.absolute().parent.is_dir():
+            raise StateFolderError(
+                f"cannot write ready file {options.ready_file}: there is no such folder"
+            )
     with signals(request), request.ends_start() as started:
         async with reach_server(settings, options) as server:
             place = Place(
@@ -153,7 +157,7 @@ def _ready_file(path: Path | None, url: str, state_dir: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _program() -> str:
+def program() -> str:
     """How to call us again: in a fresh clone the program is only in the virtual environment."""
     if shutil.which("resource-agent"):
         return "resource-agent"
@@ -165,15 +169,15 @@ def _program() -> str:
 def welcome(server: Reached, settings: Settings) -> str:
     """What to do next: the address, three commands to paste, how to stop."""
     root, found_by = settings.root, server.arguments
-    program = _program()
+    name = program()
     lines = [
         "",
         f"  resource-agent is up on {server.shown}   (state: {settings.state_folder()})",
         *([f"\n  {server.note}"] if server.note else []),
         "",
         "  Try, in another terminal:",
-        f"    {program} watch{found_by} 'metrics.>'",
-        f"    {program} put{found_by} greeting 'hello fleet' && {program} get{found_by} greeting",
+        f"    {name} watch{found_by} 'metrics.>'",
+        f"    {name} put{found_by} greeting 'hello fleet' && {name} get{found_by} greeting",
         f"    nats --server {server.shown} req {root}.api.system.all ''",
         "",
         "  Stop with Ctrl-C.",
