@@ -17,7 +17,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def refused(
-    tmp_path: Path, *arguments: object, code: int = 1, within: float = 10.0, **settings: object
+    tmp_path: Path, *arguments: object, code: int = 1, within: float = 15.0, **settings: object
 ) -> str:
     """The error line of an `up` that did not start."""
     at = time.monotonic()
@@ -34,7 +34,7 @@ def refused(
 
 def test_a_second_up_on_one_folder_is_refused(other: Up, tmp_path: Path) -> None:
     # It waits 7 s, in case the other one was just killed and its server is still stopping.
-    said = refused(tmp_path, "--state-dir", other.state_dir, within=15)
+    said = refused(tmp_path, "--state-dir", other.state_dir, within=20)
 
     assert f"state folder {other.state_dir} is in use by process {other.process.pid}" in said
 
