@@ -1,14 +1,26 @@
-"""Runs every benchmark of this folder, one after the other."""
+"""Runs every benchmark of this folder, one after the other: `make bench`."""
 
 import asyncio
 
-from benchmarks import bench_advice, bench_ready
+from benchmarks import (
+    bench_advice,
+    bench_cache,
+    bench_handlers,
+    bench_load,
+    bench_queries,
+    bench_ready,
+)
+from benchmarks.rounds import ROUNDS
 
 
 def main() -> None:
     """Run all."""
     bench_ready.main()
     asyncio.run(bench_advice.measure(pools=200, runs=5))
+    asyncio.run(bench_queries.measure(requests=300, runs=5))
+    bench_handlers.main()
+    asyncio.run(bench_load.measure(nodes=10_000, seconds=30.0))
+    asyncio.run(bench_cache.measure(ROUNDS))
 
 
 if __name__ == "__main__":
