@@ -4,6 +4,7 @@ import asyncio
 
 from benchmarks import (
     bench_advice,
+    bench_agent,
     bench_cache,
     bench_handlers,
     bench_load,
@@ -21,6 +22,7 @@ def main() -> None:
     bench_handlers.main()
     asyncio.run(bench_load.measure(nodes=10_000, seconds=30.0))
     asyncio.run(bench_cache.measure(ROUNDS))
+    asyncio.run(bench_agent.measure(bench_agent.find_exporter(), seconds=120))
 
 
 if __name__ == "__main__":

@@ -54,14 +54,16 @@ async def python(*arguments: str, **settings: str) -> AsyncIterator[asyncio.subp
 
 
 @contextlib.asynccontextmanager
-async def service(bus: Bus, role: Role, **settings: str) -> AsyncIterator[int]:
+async def service(
+    bus: Bus, role: Role, instance: str = "bench", **settings: str
+) -> AsyncIterator[int]:
     """`resource-agent run <role>` on the server of `bus`, ready; gives its process id.
 
     Raises:
         TimeoutError: it is not ready in time.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = ("-m", "agent", "run", role, "--nats-url", bus.url, "--instance", "bench")
+        command = ("-m", "agent", "run", role, "--nats-url", bus.url, "--instance", instance)
         async with python(*command, "--state-dir", folder, **settings) as process:
             async with asyncio.timeout(READY_SECONDS):
                 while not await _is_ready(bus, role):
