@@ -13,7 +13,7 @@ from agent.bus import Bus
 from agent.bus.lease import BucketLeases
 from agent.identity import Identity
 from agent.instance import HealthSettings, Instance
-from agent.settings import Settings
+from agent.settings import Settings, SettingsError
 from agent.state_folder import StateFolderError
 from schemas.lifecycle import Role
 
@@ -80,10 +80,21 @@ async def _leases(bus: Bus, role: Role, place: Place) -> AsyncIterator[BucketLea
         await leases.close()
 
 
+def _host_root(settings: Settings) -> Path:
+    root = Path(settings.agent.host_root)
+    if root != Path("/") and not (root / "proc" / "stat").exists():
+        raise SettingsError(
+            f"setting agent.host_root = {str(root)!r}: there is no {root / 'proc' / 'stat'}; "
+            f"mount the host's / there with all that is below it, like `-v /:{root}:ro,rslave`"
+        )
+    return root
+
+
 @contextlib.asynccontextmanager
 async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     """The node agent."""
-    from agent.collectors.gpu import NoGpuError, NvmlBackend  # noqa: PLC0415 - see above
+    from agent.collectors.filesystems import FilesystemProbe  # noqa: PLC0415 - see above
+    from agent.collectors.gpu import NoGpuError, NvmlBackend  # noqa: PLC0415
     from agent.collectors.host import HostCollector  # noqa: PLC0415
     from agent.collectors.simulated_engines import (  # noqa: PLC0415
         SimulatedEngines,
@@ -108,12 +119,17 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             gpus = NvmlBackend.open(node=node, pool=pool)
         except NoGpuError as error:
             reason, is_fault = str(error), error.degraded
+    root = _host_root(settings)
+    # One for both collectors: a mount that hangs may cost one thread, not two.
+    filesystems = FilesystemProbe(settings.agent.filesystems, root=root)
     host, query_host = (
         HostCollector(
             node=node,
             node_name=settings.node_name(),
             pool=pool,
             process_limit=settings.agent.process_limit,
+            root=root,
+            filesystems=filesystems,
         )
         for _ in range(2)
     )

@@ -1,6 +1,7 @@
 """The node agent: samples this machine, its GPUs and engines, publishes, answers for itself."""
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections import Counter
@@ -91,6 +92,7 @@ class NodeAgent:
         self._host_thread = BlockingThread("host-sampler")
         self._gpu_thread = BlockingThread("gpu-sampler")
         self._gpu_busy: asyncio.Task[list[GpuMetrics]] | None = None
+        self._host_busy: asyncio.Task[HostMetrics] | None = None
         self._query_busy: asyncio.Task[HostMetrics] | None = None
         self._latest = AgentStatus()
         self._queried: HostMetrics | None = None
@@ -106,7 +108,9 @@ class NodeAgent:
         self._task = asyncio.create_task(self._run())
         if self._query_host is not self._host:
             # The first sample of a collector has no rates: let it be nobody's answer.
-            await self._host_thread.run(self._query_host.sample)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.host_timeout_seconds):
+                    await self._host_thread.run(self._query_host.sample)
         return self
 
     async def wait_ready(self) -> None:
@@ -123,7 +127,7 @@ class NodeAgent:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             await self._say_goodbye()
-        for busy in (self._gpu_busy, self._query_busy):
+        for busy in (self._gpu_busy, self._host_busy, self._query_busy):
             if busy is not None:
                 busy.cancel()
         self._host_thread.close()
@@ -166,10 +170,23 @@ class NodeAgent:
         self.counters["samples_total"] += 1
 
     async def _sample_host(self, with_processes: bool) -> HostMetrics | None:
-        try:
-            sample = await self._host_thread.run(
-                functools.partial(self._host.sample, with_processes=with_processes)
+        if self._host_busy is None or self._host_busy.done():
+            self._host_busy = asyncio.create_task(
+                self._host_thread.run(
+                    functools.partial(self._host.sample, with_processes=with_processes)
+                )
             )
+        elif "host" in self._trouble:
+            # It hangs since an earlier round: waiting again would slow down the GPUs' samples.
+            self.counters["host_timeouts_total"] += 1
+            return None
+        try:
+            async with asyncio.timeout(self._settings.host_timeout_seconds):
+                sample = await asyncio.shield(self._host_busy)
+        except TimeoutError:
+            self.counters["host_timeouts_total"] += 1
+            self._say("host", f"no sample in {self._settings.host_timeout_seconds:g} s")
+            return None
         except Exception as error:
             # One bad sensor must not stop the others, or the next sample of this one.
             self.counters["host_failures_total"] += 1
@@ -233,7 +250,10 @@ class NodeAgent:
                 self._host_thread.run(self._query_host.sample)
             )
         try:
-            self._queried = await asyncio.shield(busy)
+            async with asyncio.timeout(self._settings.host_timeout_seconds):
+                self._queried = await asyncio.shield(busy)
+        except TimeoutError:
+            raise RequestError(503, "the host does not answer in time") from None
         except Exception as error:
             self._say("host", str(error))
             raise RequestError(

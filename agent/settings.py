@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from agent.collectors.filesystems import FilesystemsSettings
 from agent.nats_config import ServerSettings
 from archive.settings import ArchiveSettings
 from cache.settings import CacheSettings
@@ -44,6 +45,20 @@ class AgentSettings(Table, frozen=True, kw_only=True):
     gpu_timeout_seconds: Annotated[
         float, Meta(gt=0, le=60, description="a driver call that takes longer counts as failed")
     ] = 5.0
+    host_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="a sample of the host that takes longer is missed")
+    ] = 10.0
+    host_root: Annotated[
+        str,
+        Meta(
+            pattern="^/",
+            description="folder that has the host's /, with its /proc and /sys: for instance /host "
+            "in a container that has it mounted there (read-only, rslave)",
+        ),
+    ] = "/"
+    filesystems: Annotated[FilesystemsSettings, Meta(description="file systems")] = (
+        FilesystemsSettings()
+    )
 
 
 class HealthTable(Table, frozen=True, kw_only=True):

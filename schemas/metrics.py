@@ -1,15 +1,19 @@
 """What machines, GPUs, engines and caches measure. Base units; null means not measured."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
+from msgspec import Meta
 
 from schemas.message import Message
 from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
 
 
 class CpuMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """CPU use since the previous sample, and counters since boot."""
+    """CPU use since the previous sample, and counters since boot.
+
+    The frequency is the mean over all cores, at most 30 s old.
+    """
 
     utilization_ratio: Ratio | None
     per_core_utilization_ratio: list[Ratio]
@@ -57,6 +61,14 @@ class FilesystemMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     used_bytes: Bytes | None = None
     free_bytes: Bytes | None = None
     utilization_ratio: Ratio | None = None
+    inodes_count: Annotated[
+        Count | None,
+        Meta(description="statvfs `f_files`; null where their number is not fixed (btrfs, NFS)"),
+    ] = None
+    inodes_free_count: Annotated[Count | None, Meta(description="statvfs `f_ffree`")] = None
+    is_read_only: Annotated[
+        bool | None, Meta(description="mounted `ro`, as ext4 does after an error")
+    ] = None
 
 
 class DiskIoMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -112,14 +124,101 @@ class PressureMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class CgroupMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The limits of the control group this agent runs in; null = unlimited or unknown."""
+    """The control group this agent runs in (a container, a systemd unit), cgroup v1 or v2.
+
+    A limit is the tightest of the group's own and of those ancestors that can be seen; null =
+    unlimited, or the controller is off. The machine's own numbers stand beside it in `cpu` and
+    `memory`. Rates are since the previous sample, totals since the group was made.
+    """
 
     version: Literal[1, 2]
-    memory_limit_bytes: Bytes | None = None
-    memory_used_bytes: Bytes | None = None
-    cpu_limit_cores: Number | None = None
-    cpu_throttled_periods_total: Count | None = None
-    cpu_throttled_seconds_total: Seconds | None = None
+    group: Annotated[
+        str | None,
+        Meta(description="path in `/proc/self/cgroup`; `/` in a container that sees only itself"),
+    ] = None
+    memory_limit_bytes: Annotated[
+        Bytes | None,
+        Meta(description="v2 `memory.max`, v1 `hierarchical_memory_limit`: above it, OOM kill"),
+    ] = None
+    memory_high_bytes: Annotated[
+        Bytes | None, Meta(description="v2 `memory.high`: above it, slowed down; v1 has none")
+    ] = None
+    memory_used_bytes: Annotated[
+        Bytes | None,
+        Meta(description="working set as the kubelet has it: current minus inactive file pages"),
+    ] = None
+    memory_current_bytes: Annotated[
+        Bytes | None,
+        Meta(description="page cache included: v2 `memory.current`, v1 `memory.usage_in_bytes`"),
+    ] = None
+    memory_peak_bytes: Annotated[
+        Bytes | None,
+        Meta(
+            description="highest current: v2 `memory.peak` (5.19), v1 `memory.max_usage_in_bytes`"
+        ),
+    ] = None
+    memory_utilization_ratio: Annotated[
+        Ratio | None,
+        Meta(description="working set by limit, the highest of the group and its ancestors"),
+    ] = None
+    memory_limit_hits_total: Annotated[
+        Count | None,
+        Meta(description="times the limit was reached: v2 `max` in `memory.events`, v1 `failcnt`"),
+    ] = None
+    oom_kills_total: Annotated[
+        Count | None,
+        Meta(description="`oom_kill` in v2 `memory.events` (descendants too), v1 `oom_control`"),
+    ] = None
+    swap_limit_bytes: Annotated[
+        Bytes | None,
+        Meta(description="v2 `memory.swap.max`; v1: limit of memory and swap minus that of memory"),
+    ] = None
+    swap_used_bytes: Annotated[
+        Bytes | None, Meta(description="v2 `memory.swap.current`, v1 `total_swap`")
+    ] = None
+    cpu_limit_cores: Annotated[
+        Number | None, Meta(description="quota by period: v2 `cpu.max`, v1 `cpu.cfs_quota_us`")
+    ] = None
+    cpu_weight: Annotated[
+        Count | None, Meta(description="v2 `cpu.weight`, 1 to 10,000; 100 is the default")
+    ] = None
+    cpu_shares: Annotated[
+        Count | None, Meta(description="v1 `cpu.shares`; 1024 is the default")
+    ] = None
+    cpu_usage_seconds_total: Annotated[
+        Seconds | None, Meta(description="v2 `usage_usec` in `cpu.stat`, v1 `cpuacct.usage`")
+    ] = None
+    cpu_used_cores: Annotated[
+        Number | None, Meta(description="CPU seconds per second, to compare with the limit")
+    ] = None
+    cpu_periods_total: Annotated[
+        Count | None,
+        Meta(description="`nr_periods` in `cpu.stat` of the group that has the tightest quota"),
+    ] = None
+    cpu_throttled_periods_total: Annotated[
+        Count | None, Meta(description="of these, in which the quota ran out: `nr_throttled`")
+    ] = None
+    cpu_throttled_seconds_total: Annotated[
+        Seconds | None,
+        Meta(description="summed over CPUs: v2 `throttled_usec`, v1 `throttled_time`"),
+    ] = None
+    cpu_throttled_periods_ratio: Annotated[
+        Ratio | None, Meta(description="share of the periods in which the quota ran out")
+    ] = None
+    cpu_throttled_seconds_per_second: Annotated[
+        Number | None, Meta(description="summed over CPUs, so it may exceed 1")
+    ] = None
+    cpuset_cpus: Annotated[
+        str | None, Meta(description="CPUs the group may run on, like `0-3,8`")
+    ] = None
+    cpuset_cores: Annotated[Count | None, Meta(description="how many these are")] = None
+    tasks_count: Annotated[
+        Count | None, Meta(description="processes and threads: `pids.current`")
+    ] = None
+    tasks_limit: Annotated[Count | None, Meta(description="`pids.max`")] = None
+    pressure: Annotated[
+        list[PressureMetrics] | None, Meta(description="the group's own; v2 and hybrid only")
+    ] = None
 
 
 class ProcessMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):

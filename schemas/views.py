@@ -129,6 +129,12 @@ def host_numbers(metrics: HostMetrics) -> dict[str, float]:
         ),
         ("network_max_sent_bytes_per_second", _highest(metrics.network, "sent_bytes_per_second")),
     ]
+    if metrics.cgroup is not None:
+        numbers += [
+            ("cgroup_memory_utilization_ratio", metrics.cgroup.memory_utilization_ratio),
+            ("cgroup_cpu_used_cores", metrics.cgroup.cpu_used_cores),
+            ("cgroup_cpu_throttled_periods_ratio", metrics.cgroup.cpu_throttled_periods_ratio),
+        ]
     numbers += [
         (f"pressure_{pressure.resource}_some_60s_ratio", pressure.some_60s_ratio)
         for pressure in metrics.pressure or ()

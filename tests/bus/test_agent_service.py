@@ -177,6 +177,43 @@ async def test_a_gpu_driver_that_hangs_costs_only_the_gpu_samples(bus: Bus) -> N
     assert agent.counters["gpu_timeouts_total"] >= 1
 
 
+async def test_a_host_reading_that_hangs_costs_only_host_samples_until_it_ends(bus: Bus) -> None:
+    release = threading.Event()
+
+    class Hanging:
+        def __init__(self) -> None:
+            self.calls = 0
+            self._real = host_collector()
+
+        def sample(self, *, with_processes: bool = False) -> HostMetrics:
+            self.calls += 1
+            release.wait(10)
+            return self._real.sample()
+
+    host = Hanging()
+    settings = msgspec.structs.replace(FAST, host_timeout_seconds=0.5)
+    gpus = SimulatedGpus(1, node="n1")
+    async with agent_on(bus, host=host, gpus=gpus, settings=settings) as (agent, seen):
+        await until(lambda: len(seen.gpus) >= 1)
+        async with asyncio.timeout(1.5):  # four rounds of 0.1 s that do not wait for the host
+            await until(lambda: len(seen.gpus) >= 5)
+        calls, hosts = host.calls, len(seen.hosts)
+        states = {part.name: (part.state, part.text) for part in agent.components()}
+        with pytest.raises(RequestError, match="503") as refused:
+            await ask(bus, "api.system.all.n1")
+        release.set()
+        await until(lambda: len(seen.hosts) >= 1)
+        healed = {part.name: part.state for part in agent.components()}
+
+    assert (calls, hosts) == (1, 0)
+    # The one that hung, the question's, the goodbye, and what was published: none piled up.
+    assert host.calls <= 3 + len(seen.hosts)
+    assert states["host"] == ("failed", "no sample in 0.5 s")
+    assert "does not answer in time" in str(refused.value)
+    assert healed["host"] == "ok"
+    assert agent.counters["host_timeouts_total"] >= 2
+
+
 async def test_sampling_never_blocks_the_event_loop(bus: Bus) -> None:
     freed_by_the_loop = threading.Event()
     outcomes: list[bool] = []

@@ -102,6 +102,13 @@ def test_a_server_that_does_not_run_is_named(tmp_path: Path) -> None:
     assert "/bin/false does not run" in said
 
 
+def test_a_host_root_without_a_host_in_it_is_named(tmp_path: Path) -> None:
+    said = refused(tmp_path, code=2, agent__host_root=tmp_path)
+
+    assert f"there is no {tmp_path / 'proc' / 'stat'}" in said
+    assert f"`-v /:{tmp_path}:ro,rslave`" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -1,4 +1,6 @@
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -11,8 +13,10 @@ import psutil
 import pytest
 
 from agent.collectors import host as host_module
-from agent.collectors.filesystems import UsageProbe
+from agent.collectors.cgroup import CgroupReader
+from agent.collectors.filesystems import FilesystemProbe, FilesystemsSettings
 from agent.collectors.host import HostCollector
+from agent.collectors.mounts import Mount
 from schemas.metrics import HostMetrics
 from schemas.units import instant
 
@@ -33,19 +37,13 @@ class Disk(NamedTuple):
     busy_time: int = 0
 
 
-class Partition(NamedTuple):
-    device: str
-    mountpoint: str
-    fstype: str
-
-
 def collector(**arguments: Any) -> HostCollector:
     settings: dict[str, Any] = {
         "node": "n1",
         "node_name": "node one",
         "pool": "p1",
         "process_limit": 5,
-        "filesystems": UsageProbe(timeout_seconds=30),
+        "filesystems": FilesystemProbe(FilesystemsSettings(timeout_seconds=30)),
     }
     return HostCollector(**(settings | arguments))
 
@@ -89,14 +87,29 @@ def test_the_first_sample_has_no_rates_and_no_utilization() -> None:
     assert all(link.sent_bytes_per_second is None for link in sample.network or [])
 
 
-def test_processes_and_connections_come_only_when_asked_for() -> None:
+def test_processes_come_only_when_asked_for() -> None:
     source = collector()
 
     plain, full = source.sample(), source.sample(with_processes=True)
 
-    assert (plain.processes, plain.connections_count) == (None, None)
+    assert plain.processes is None
     assert full.processes is not None
-    assert full.connections_count is not None
+
+
+@linux_only
+def test_connections_are_as_many_as_the_kernel_lists() -> None:
+    with socket.socket() as listening, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        udp.bind(("::1", 0))
+
+        count = collector().sample().connections_count
+
+        tables = [Path("/proc/net", name) for name in ("tcp", "tcp6", "udp", "udp6")]
+        listed = sum(len(table.read_text().splitlines()) - 1 for table in tables)
+    assert count is not None
+    assert count >= 2
+    assert count == pytest.approx(listed, abs=20)  # other programs connect meanwhile
 
 
 @linux_only
@@ -185,9 +198,13 @@ def test_the_root_file_system_is_there() -> None:
     assert root.total_bytes == expected.f_blocks * expected.f_frsize
 
 
-def test_a_dead_mount_costs_only_its_own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    mounts = [Partition("/dev/sda1", "/", "ext4"), Partition("nas:/m", "/no/such/mount", "nfs4")]
-    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
+@linux_only
+def test_a_mount_that_fails_costs_only_its_own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = [
+        Mount("/dev/sda1", "/", "ext4", "8:1"),
+        Mount("nas:/m", "/no/such/mount", "nfs4", "0:44"),
+    ]
+    monkeypatch.setattr(HostCollector, "_mounted", lambda _: mounts)
 
     sample = collector().sample()
 
@@ -201,7 +218,7 @@ def test_rates_and_utilization_span_the_time_between_two_samples(
 ) -> None:
     clock = Clock()
     source = collector(monotonic=clock)
-    monkeypatch.setattr(host_module, "_whole_disks", list)
+    monkeypatch.setattr(host_module, "_whole_disks", lambda names, _: list(names))
     _counters(monkeypatch, Times(10, 10, 10), {"sda": Disk(read_bytes=1000, busy_time=500)})
     source.sample()
     clock.seconds += 5.0
@@ -220,7 +237,7 @@ def test_rates_and_utilization_span_the_time_between_two_samples(
 def test_after_a_counter_reset_one_sample_has_no_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     source = collector(monotonic=clock)
-    monkeypatch.setattr(host_module, "_whole_disks", list)
+    monkeypatch.setattr(host_module, "_whole_disks", lambda names, _: list(names))
     samples = []
     for times, read_bytes in [
         (Times(10, 10, 10), 5000), (Times(1, 1, 1), 100), (Times(2, 1, 4), 600)
@@ -256,14 +273,16 @@ def _cpu_times(monkeypatch: pytest.MonkeyPatch, times: Times) -> None:
             ["memory.swap_total_bytes", "memory.swap_utilization_ratio"],
             id="swap",
         ),
-        pytest.param("disk_partitions", "filesystems", ["filesystems"], id="file systems"),
+        pytest.param("HostCollector._mounted", "filesystems", ["filesystems"], id="file systems"),
+        pytest.param("read_pressure", "pressure", ["pressure"], id="pressure"),
+        pytest.param("CgroupReader.read", "cgroup", ["cgroup"], id="control group"),
         pytest.param("disk_io_counters", "disks", ["disks"], id="disks"),
         pytest.param("net_io_counters", "network", ["network"], id="network"),
         pytest.param("net_if_stats", "network.is_up", [], id="links"),
         pytest.param(
-            "net_connections", "connections_count", ["connections_count"], id="connections"
+            "_socket_counts", "connections_count", ["connections_count"], id="connections"
         ),
-        pytest.param("process_iter", "processes", ["processes"], id="processes"),
+        pytest.param("read_processes", "processes", ["processes"], id="processes"),
         pytest.param(
             "cpu_stats",
             "cpu.context_switches_total",
@@ -282,7 +301,8 @@ def test_a_failing_reading_costs_only_its_own_field(
     monkeypatch: pytest.MonkeyPatch, call: str, error: str, missing: list[str]
 ) -> None:
     source = collector()
-    monkeypatch.setattr(psutil, call, broken)
+    owner = psutil if hasattr(psutil, call) else host_module
+    monkeypatch.setattr(f"{owner.__name__}.{call}", broken)
 
     sample = source.sample(with_processes=True)
 
@@ -324,6 +344,20 @@ def test_an_unknown_frequency_is_null_and_no_error(
     assert sample.errors == {}
 
 
+def test_the_frequency_is_read_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    source = collector(monotonic=clock)
+    megahertz = iter([1000.0, 2000.0, 3000.0])
+    monkeypatch.setattr(psutil, "cpu_freq", lambda: _Frequency(next(megahertz), 0, 0))
+    hertz = []
+    for seconds in (0.0, 29.0, 1.0):
+        clock.seconds += seconds
+        sample = source.sample()
+        hertz.append(sample.cpu and sample.cpu.frequency_hertz)
+
+    assert hertz == [1e9, 1e9, 2e9]
+
+
 class _Frequency(NamedTuple):
     current: float
     min: float
@@ -347,13 +381,14 @@ def burner() -> Iterator["subprocess.Popen[str]"]:
         process.kill()
 
 
+@linux_only
 def test_the_busiest_processes_lead_the_table(burner: "subprocess.Popen[str]") -> None:
     source = collector(process_limit=20)
-    source.processes()
+    source.sample(with_processes=True)
     assert burner.stdout is not None
     assert burner.stdout.readline() == "burned\n"
 
-    table = source.processes()
+    table = source.sample(with_processes=True).processes or []
 
     (row,) = [row for row in table if row.pid == burner.pid]
     assert row.cpu_cores is not None
@@ -365,36 +400,11 @@ def test_the_busiest_processes_lead_the_table(burner: "subprocess.Popen[str]") -
     assert use == sorted(use, reverse=True)
 
 
+@linux_only
 def test_the_table_is_no_longer_than_its_limit() -> None:
-    assert len(collector(process_limit=2).processes()) == 2
+    sample = collector(process_limit=2).sample(with_processes=True)
 
-
-def test_the_first_table_has_no_cpu_use_and_is_sorted_by_memory() -> None:
-    table = collector(process_limit=4).processes()
-
-    assert [row.cpu_cores for row in table] == [None] * len(table)
-    sizes = [row.memory_rss_bytes or 0 for row in table]
-    assert sizes == sorted(sizes, reverse=True)
-
-
-def test_a_reused_pid_is_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    source = collector(monotonic=clock)
-    monkeypatch.setattr(psutil, "process_iter", lambda _: [_process(7, 100.0, user=50.0)])
-    source.processes()
-    clock.seconds += 10.0
-    monkeypatch.setattr(
-        psutil,
-        "process_iter",
-        lambda _: [_process(7, 200.0, user=60.0), _process(8, 100.0, user=None)],
-    )
-
-    table = source.processes()
-
-    assert [(row.pid, row.cpu_cores, row.memory_rss_bytes) for row in table] == [
-        (7, None, None),
-        (8, None, None),
-    ]
+    assert len(sample.processes or []) == 2
 
 
 class _Used(NamedTuple):
@@ -407,11 +417,22 @@ class _Process(NamedTuple):
     info: dict[str, object]
 
 
-def _process(pid: int, created: float, *, user: float | None) -> _Process:
-    """A row as psutil gives it; what may not be read is None."""
-    times = None if user is None else _Used(user, 0.0)
-    info = {"name": "x", "create_time": created, "cpu_times": times}
-    return _Process(pid, {"memory_info": None, "num_threads": None} | info)
+def test_where_there_is_no_proc_the_process_table_is_psutils(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unknown = dict.fromkeys(["name", "create_time", "cpu_times", "memory_info", "num_threads"])
+    used = {"name": "x", "create_time": 5.0, "cpu_times": _Used(2.0, 1.0), "num_threads": 3}
+    rows = [_Process(7, unknown), _Process(8, unknown | used)]
+    monkeypatch.setattr(host_module, "_IS_LINUX", False)
+    monkeypatch.setattr(psutil, "process_iter", lambda _: rows)
+    monkeypatch.setattr(psutil, "net_connections", lambda _: [1, 2])
+
+    sample = collector().sample(with_processes=True)
+
+    assert sample.connections_count == 2
+    assert [(row.pid, row.name, row.threads) for row in sample.processes or []] == [
+        (7, "unknown", None), (8, "x", 3)
+    ]  # fmt: skip
 
 
 class MacMemory(NamedTuple):
@@ -431,8 +452,8 @@ def test_what_another_platform_does_not_tell_is_null_and_no_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(host_module, "_IS_LINUX", False)
-    monkeypatch.setattr(host_module, "read_pressure", lambda: None)
-    monkeypatch.setattr(host_module, "read_cgroup", lambda: None)
+    monkeypatch.setattr(host_module, "read_pressure", lambda _: None)
+    monkeypatch.setattr(CgroupReader, "read", lambda *_: None)
     monkeypatch.delattr(psutil, "cpu_freq", raising=False)
     monkeypatch.setattr(psutil, "virtual_memory", MacMemory)
     monkeypatch.setattr(psutil, "disk_io_counters", lambda **_: {"disk0": MacDisk()})
@@ -461,3 +482,38 @@ def test_instants_come_from_the_given_clock() -> None:
     assert sample.uptime_seconds == pytest.approx(
         (sample.observed_at - sample.boot_at).total_seconds()
     )
+
+
+@pytest.fixture
+def host_root(tmp_path: Path) -> Iterator[Path]:
+    """Another machine's root: this one's /proc with other figures, as `/host` in a container."""
+    proc = tmp_path / "proc"
+    for name in ("stat", "meminfo", "vmstat", "diskstats", "cpuinfo", "net/dev", "net/sockstat"):
+        (proc / name).parent.mkdir(parents=True, exist_ok=True)
+        (proc / name).write_bytes(Path("/proc", name).read_bytes())
+    stat = (proc / "stat").read_text()
+    (proc / "stat").write_text(re.sub(r"btime \d+", "btime 1700000000", stat))
+    (proc / "loadavg").write_text("64.00 32.00 16.00 3/4711 99\n")
+    (proc / "1").mkdir()
+    (proc / "1" / "mountinfo").write_text("27 1 8:1 / / rw - xfs /dev/mapper/host rw\n")
+    (proc / "1" / "stat").write_text(f"1 (the-host-init) S {'0 ' * 48}0\n")
+    (tmp_path / "sys" / "block" / "nvme7n1").mkdir(parents=True)
+    (proc / "diskstats").write_text("259 0 nvme7n1 1 0 8 1 1 0 16 1 0 1 2 0 0 0 0\n")
+    yield tmp_path
+    psutil.PROCFS_PATH = "/proc"
+
+
+@linux_only
+def test_in_a_container_the_hosts_own_files_are_read(host_root: Path) -> None:
+    sample = collector(root=host_root, filesystems=FilesystemProbe(root=host_root)).sample(
+        with_processes=True
+    )
+
+    assert sample.errors == {}
+    assert sample.boot_at == instant(1_700_000_000 * 10**9)
+    assert sample.cpu is not None
+    assert sample.cpu.load_average_1m == 64.0
+    assert [disk.device for disk in sample.disks or []] == ["nvme7n1"]
+    assert [one.device for one in sample.filesystems or []] == ["/dev/mapper/host"]
+    assert [row.name for row in sample.processes or []] == ["the-host-init"]
+    assert sample.pressure is None

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from schemas.metrics import DiskIoMetrics, PressureMetrics
+from schemas.metrics import CgroupMetrics, DiskIoMetrics, PressureMetrics
 from schemas.views import (
     GPU_VIEWS,
     SYSTEM_VIEWS,
@@ -60,10 +60,12 @@ def test_of_several_devices_the_highest_counts_and_unknown_ones_do_not() -> None
             DiskIoMetrics(device="a", busy_ratio=0.3, **counters),
             DiskIoMetrics(device="b", **counters),
         ],
+        cgroup=CgroupMetrics(version=2, memory_utilization_ratio=0.9),
     )
 
     assert host_numbers(sample) == {
         "filesystem_max_utilization_ratio": 0.7,
         "disk_max_busy_ratio": 0.3,
         "pressure_io_some_60s_ratio": 0.2,
+        "cgroup_memory_utilization_ratio": 0.9,
     }
