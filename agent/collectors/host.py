@@ -1,4 +1,4 @@
-"""This machine, by psutil: CPU, memory, disks, network and processes (the one psutil module)."""
+"""This machine: CPU, memory, disks, network, processes, by psutil (its one module) and /proc."""
 
 import os
 import sys
