@@ -6,8 +6,9 @@ arrives together with the result; the task then runs on as if nobody had cancell
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
+AGAIN_SECONDS = 0.1
 T = TypeVar("T")
 
 
@@ -21,3 +22,12 @@ async def heed(awaitable: Awaitable[T]) -> T:
         # Also where the answer that came together with the cancellation is an error.
         if task and task.cancelling() > before:
             raise asyncio.CancelledError
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Return once the tasks have ended, cancelled as often as that takes."""
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=AGAIN_SECONDS)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,7 +14,7 @@ import nats.errors
 import structlog
 from nats.js import JetStreamContext
 
-from agent.bus.cancellation import heed
+from agent.bus.cancellation import end, heed
 from agent.bus.client import BusClient
 from agent.bus.errors import BusError
 from agent.bus.incidents import Incidents
@@ -105,9 +105,7 @@ class Connection:
         except (nats.errors.Error, OSError, ValueError) as error:
             raise BusError(f"cannot connect to {safe_url(self.url)}: {error}") from error
         finally:
-            for task in (connecting, refused):
-                task.cancel()
-            await asyncio.gather(connecting, refused, return_exceptions=True)
+            await end(connecting, refused)
             if not opened:
                 self._closing = True
                 await self._client.close()
