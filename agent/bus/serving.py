@@ -121,6 +121,7 @@ class Service:
         self.id = secrets.token_hex(11)
         self._client = client
         self._names = names
+        self._closed_to_replies = ("$", f"{names.root}.")
         self._description = description
         self._metadata = dict(metadata)
         self._on_bad_message = on_bad_message
@@ -254,8 +255,10 @@ class Service:
     async def _reply(self, message: Msg, answer: Answer) -> None:
         if not message.reply:
             return
-        if message.reply.startswith(("$", self._names.root + ".")):
+        if message.reply.startswith(self._closed_to_replies):
             self._on_bad_message(message.subject, ValueError("reply address is not an inbox"))
+            return
+        if self._client.answer(message.reply, answer.payload, answer.headers):
             return
         size = size_on_wire(answer.payload, answer.headers)
         if size > self._client.max_payload:
@@ -268,7 +271,9 @@ class Service:
                 },
             )
         with contextlib.suppress(nats.errors.Error, OSError):
-            await self._client.answer(message.reply, answer.payload, answer.headers)
+            await self._client.publish(
+                message.reply, answer.payload, headers=dict(answer.headers) or None
+            )
 
     async def stop(self) -> None:
         """Leave discovery, take no more requests, answer those accepted.
