@@ -90,9 +90,12 @@ class AlertsHandler:
             thresholds = rule.thresholds(message)
             if thresholds is None:
                 continue
+            mildest = next(iter(thresholds.values()))
             for part, value in rule.metric.read(message):
                 if value is None:
                     continue
+                if not (self._open or self._since or rule.holds(value, mildest)):
+                    continue  # nothing here is bad, or was: nearly always
                 alert = self._judge(rule, message, part, float(value), thresholds, now)
                 if alert is not None:
                     emits.append(_emit(alert, now))

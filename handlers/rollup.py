@@ -54,15 +54,19 @@ class RollupHandler:
         self._minutes: dict[int, dict[tuple[Kind, str], _Bucket]] = {}
         self._joules: ExpiringDict[tuple[str, str], float] = ExpiringDict(2 * MINUTE_NS)
         self._done_ns = 0
+        self._next_ns = 0  # when the oldest minute's grace is over
 
     def handle(self, message: HostMetrics | GpuMetrics | EngineMetrics, now: Moment) -> list[Emit]:
         """Give out the minutes that are over, then add the sample to its own."""
-        emits = list(self.tick(now))
+        emits = list(self.tick(now)) if now.ns >= self._next_ns else []
         minute_ns = now.ns // MINUTE_NS * MINUTE_NS
         if minute_ns < self._done_ns or (self.scope == "pool" and message.pool is None):
             return emits
         kind, source, numbers = self._describe(message)
-        buckets = self._minutes.setdefault(minute_ns, {})
+        buckets = self._minutes.get(minute_ns)
+        if buckets is None:
+            buckets = self._minutes[minute_ns] = {}
+            self._next_ns = min(self._minutes) + MINUTE_NS + self._grace_ns
         bucket = buckets.get((kind, source))
         if bucket is None:
             node = message.node if self.scope == "node" else None
@@ -87,6 +91,7 @@ class RollupHandler:
                 message = _rollup(kind, source, minute_ns, bucket)
                 if message.metrics or message.energy_joules is not None:
                     emits.append(Emit(message, f"rollup.{kind}.{source}.{minute_ns}"))
+        self._next_ns = min(self._minutes, default=0) + MINUTE_NS + self._grace_ns
         return emits
 
     def snapshot(self) -> bytes | None:

@@ -31,11 +31,13 @@ class ExpiringDict(Generic[K, V]):
 
     def put(self, key: K, value: V, now_ns: int) -> None:
         """Store `value` and start its life anew."""
-        self._entries[key] = (now_ns, value)
-        self._entries.move_to_end(key)
-        self.expire(now_ns)
-        if len(self._entries) > self._max_entries:
-            self._entries.popitem(last=False)
+        entries = self._entries
+        entries[key] = (now_ns, value)
+        entries.move_to_end(key)
+        if now_ns - entries[next(iter(entries))][0] >= self._ttl_ns:
+            self.expire(now_ns)
+        if len(entries) > self._max_entries:
+            entries.popitem(last=False)
 
     def refresh(self, key: K, make: Callable[[], V], now_ns: int) -> V:
         """The value of `key`, made when it is not there; its life starts anew."""
