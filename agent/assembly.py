@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
+from agent.blocking import BlockingThread
 from agent.bus import Bus
 from agent.bus.lease import BucketLeases
 from agent.identity import Identity
@@ -16,6 +17,8 @@ from agent.instance import HealthSettings, Instance
 from agent.settings import Settings, SettingsError
 from agent.state_folder import StateFolderError
 from schemas.lifecycle import Role
+
+STORE_THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -222,7 +225,8 @@ async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     from archive.store import FolderStore, StoreError  # noqa: PLC0415
 
     settings = place.settings.archive
-    folder = place.archive_folder
+    threads = [BlockingThread(f"archive-store-{number}") for number in range(STORE_THREADS)]
+    store = FolderStore(place.archive_folder, threads)
     async with (
         _instance(bus, "archive", place) as instance,
         _leases(bus, "archive", place) as leases,
@@ -231,7 +235,7 @@ async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         parts = ArchiveBus(
             publisher=bus, subscriber=bus, queue=bus, leases=leases, serve=instance.serve
         )
-        service = ArchiveService(parts, FolderStore(folder), settings, place.instance, time.time_ns)
+        service = ArchiveService(parts, store, settings, place.instance, time.time_ns)
         instance.watch(service.components, service.counters)
         try:
             await stack.enter_async_context(service)

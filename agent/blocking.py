@@ -2,12 +2,20 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(slots=True)
+class _Call:
+    work: Callable[[], Any] | None
+    loop: asyncio.AbstractEventLoop | None = None
+    future: "asyncio.Future[Any] | None" = None
 
 
 class BlockingThread:
@@ -18,33 +26,41 @@ class BlockingThread:
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Any, Any] | None] = (
-            queue.SimpleQueue()
-        )
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
 
-    async def run(self, call: Callable[[], T]) -> T:
-        """What `call` returns or raises."""
+    async def run(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises; given up while it still waits, it never runs."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._calls.put((call, loop, future))
-        return await future
+        call = _Call(work, loop, future)
+        self._calls.put(call)
+        try:
+            return await future
+        finally:
+            # Behind a call that hangs, those given up must not pile up with all they hold.
+            call.work = None
 
     def close(self, last: Callable[[], object] = lambda: None) -> None:
         """End the thread after what it was given, and after `last`; does not wait."""
-        self._calls.put((last, None, None))
+        self._calls.put(_Call(last))
         self._calls.put(None)
 
-    def _work(self) -> None:
-        while (item := self._calls.get()) is not None:
-            call, loop, future = item
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            work = call.work
+            if work is None:
+                continue
+            outcome, error = None, None
             try:
-                outcome, error = call(), None
+                outcome = work()
             except Exception as raised:
-                outcome, error = None, raised
-            if loop is not None:
+                error = raised
+            if call.loop is not None and call.future is not None:
                 with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                    loop.call_soon_threadsafe(_settle, future, outcome, error)
+                    call.loop.call_soon_threadsafe(_settle, call.future, outcome, error)
+            # Not until the next call comes: a value may be large.
+            del call, work, outcome, error
 
 
 def _settle(future: "asyncio.Future[Any]", outcome: object, error: Exception | None) -> None:

@@ -9,11 +9,11 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from archive.segment import PREFIX_BYTES, ArchiveObjectError, payload_offset
+from schemas.protocols import BlockingCalls
 
 T = TypeVar("T")
 
@@ -21,8 +21,24 @@ OBJECT_SUFFIX = ".object"
 TEMPORARY_SUFFIX = ".tmp"
 DAMAGED_SUFFIX = ".damaged"
 HEAD_BYTES = 4096
-THREADS = 4
+CALL_SECONDS = 30.0
 _NAME = re.compile(r"[0-9a-f]{64}")
+
+
+def check_name(name: str) -> str:
+    """`name`, which can reach nothing but an object.
+
+    Raises:
+        ValueError: it is not 64 hexadecimal digits.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not an object name")
+    return name
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` can be an object's name."""
+    return _NAME.fullmatch(text) is not None
 
 
 class StoreError(Exception):
@@ -79,14 +95,15 @@ class FolderStore:
 
     A write goes to a temporary file in the same folder, is synced, renamed, and the folder is
     synced: after `put` returns, the object survives a power cut. Names are hashes, checked here
-    too, so that nothing outside the folder can be reached. Blocking calls run in four threads of
-    their own: a disk that hangs does not hold up anything else.
+    too, so that nothing outside the folder can be reached. Each call has 30 s. Calls for one
+    object run in one of `threads`, in order, so one that comes back after its time was over
+    cannot undo a later one; `close` ends the threads.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: Sequence[BlockingCalls]) -> None:
         self.folder = folder
         self.description = f"folder {folder}"
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="archive-store")
+        self._threads = threads
 
     async def open(self) -> None:
         """Create the folder (mode 0700) where it is missing, and try to write to it."""
@@ -95,12 +112,13 @@ class FolderStore:
 
     async def close(self) -> None:
         """End the threads; calls under way finish."""
-        self._threads.shutdown(wait=False)
+        for thread in self._threads:
+            thread.close()
 
     async def put(self, name: str, content: bytes) -> None:
         """Store durably; nothing of it is visible when it fails."""
         target = self._path(name)
-        await self._run(lambda: self._write(target, content))
+        await self._run(lambda: self._write(target, content), name)
 
     async def get(self, name: str) -> bytes | None:
         """The whole object, or None."""
@@ -113,12 +131,12 @@ class FolderStore:
                 self.folder.stat()  # an archive that was unmounted is a failure, not a miss
                 return None
 
-        return await self._run(read)
+        return await self._run(read, name)
 
     async def delete(self, name: str) -> None:
         """Remove; absent is fine."""
         path = self._path(name)
-        await self._run(lambda: path.unlink(missing_ok=True))
+        await self._run(lambda: path.unlink(missing_ok=True), name)
 
     async def quarantine(self, name: str) -> None:
         """Rename to `<name>.damaged`, for an operator to look at."""
@@ -128,7 +146,7 @@ class FolderStore:
             with contextlib.suppress(FileNotFoundError):
                 path.replace(path.with_suffix(DAMAGED_SUFFIX))
 
-        await self._run(rename)
+        await self._run(rename, name)
 
     async def names(self) -> list[str]:
         """All objects; temporary files of interrupted writes are removed."""
@@ -152,16 +170,21 @@ class FolderStore:
 
         return await self._run(try_write)
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _run(self, work: Callable[[], T], name: str = "00") -> T:
+        thread = self._threads[int(name[:2], 16) % len(self._threads)]
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            async with asyncio.timeout(CALL_SECONDS):
+                return await thread.run(work)
+        except TimeoutError as error:
+            raise StoreError(
+                f"archive {self.description} did not answer within {CALL_SECONDS:g} s: "
+                "is its disk or network mount hanging?"
+            ) from error
         except OSError as error:
             raise StoreError(self._explain(error)) from error
 
     def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not an object name")
-        return self.folder / f"{name}{OBJECT_SUFFIX}"
+        return self.folder / f"{check_name(name)}{OBJECT_SUFFIX}"
 
     def _write(self, target: Path, content: bytes) -> None:
         temporary = target.with_suffix(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
@@ -182,7 +205,7 @@ class FolderStore:
                 if file.name.endswith(TEMPORARY_SUFFIX):
                     Path(file.path).unlink(missing_ok=True)
                 name, _, suffix = file.name.partition(".")
-                if f".{suffix}" == OBJECT_SUFFIX and _NAME.fullmatch(name):
+                if f".{suffix}" == OBJECT_SUFFIX and is_name(name):
                     names.append(name)
         return names
 

@@ -8,6 +8,7 @@ import msgspec
 
 from schemas.message import UNDECODABLE, Message
 
+T = TypeVar("T")
 RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 
 
@@ -343,3 +344,13 @@ class Clock(Protocol):
 
     def __call__(self) -> int:
         """Nanoseconds since the Unix epoch."""
+
+
+class BlockingCalls(Protocol):
+    """Runs calls that may never return, in order, outside the event loop."""
+
+    async def run(self, work: Callable[[], T], /) -> T:
+        """What `work` returns or raises; given up while it still waits, it never runs."""
+
+    def close(self) -> None:
+        """End after what was given; does not wait."""

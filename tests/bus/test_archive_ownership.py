@@ -10,7 +10,7 @@ import pytest
 
 from agent.bus import Bus
 from agent.bus.lease import BucketLeases
-from archive.store import FolderStore, StoreError
+from archive.store import StoreError
 from schemas.archive import Stored
 from schemas.protocols import RequestError
 from tests.support.archive_service import DEADLINE_SECONDS, Heard, archiving, evict, until
@@ -226,7 +226,7 @@ async def test_a_folder_that_cannot_be_used_fails_at_start_with_what_to_do(
     (tmp_path / "archive").write_text("a file")
 
     with pytest.raises(StoreError, match="is a file"):
-        async with archiving(bus, FolderStore(tmp_path / "archive")):
+        async with archiving(bus, tmp_path / "archive"):
             pass
 
 

@@ -12,11 +12,11 @@ from agent.bus import Bus
 from agent.bus.lease import BucketLeases
 from archive.service import ArchiveBus, ArchiveService
 from archive.settings import ArchiveSettings
-from archive.store import FolderStore
+from archive.store import ObjectStore
 from schemas.cache import Evicted
 from schemas.message import Message
 from schemas.protocols import Publisher
-from tests.support.evictions import ManualClock, manifest_headers
+from tests.support.evictions import ManualClock, folder_store, manifest_headers
 
 M = TypeVar("M", bound=Message)
 DEADLINE_SECONDS = 10.0
@@ -26,7 +26,7 @@ FAST = {"retry_seconds": 0.05, "standby_poll_seconds": 0.05, "probe_interval_sec
 @contextlib.asynccontextmanager
 async def archiving(
     bus: Bus,
-    store: FolderStore | Path,
+    store: ObjectStore | Path,
     *,
     clock: ManualClock | None = None,
     instance: str = "a1",
@@ -44,7 +44,7 @@ async def archiving(
             leases=leases,
             serve=served.add,
         ),
-        FolderStore(store) if isinstance(store, Path) else store,
+        folder_store(store) if isinstance(store, Path) else store,
         msgspec.convert({**FAST, **settings}, ArchiveSettings),
         instance,
         clock or ManualClock(),

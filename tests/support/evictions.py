@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from agent.blocking import BlockingThread
 from archive.store import FolderStore
 from schemas.cache import EVICTED_HEADER, Evicted, encode_header
 from schemas.units import SECOND_NS, instant
@@ -27,11 +28,16 @@ class ManualClock:
         self.ns += int(seconds * SECOND_NS)
 
 
+def folder_store(folder: Path) -> FolderStore:
+    """A store as the program builds it, with fewer threads."""
+    return FolderStore(folder, [BlockingThread("store-1"), BlockingThread("store-2")])
+
+
 class FailingStore(FolderStore):
     """Fails writes with `write_errno` and reads with `read_errno` while they are set."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+        super().__init__(folder, [BlockingThread("store")])
         self.write_errno: int | None = None
         self.read_errno: int | None = None
 

@@ -1,11 +1,13 @@
 """Objects in a local folder."""
 
+import asyncio
 import errno
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from archive import segment
 from archive.index import object_name
 from archive.store import HEAD_BYTES, FolderStore, StoreError
 from schemas.units import instant
-from tests.support.evictions import NOW_NS, FailingStore, evicted
+from tests.support.evictions import NOW_NS, FailingStore, evicted, folder_store
 
 NAME = "ab" * 32
 REPOSITORY = Path(__file__).parents[2]
@@ -23,26 +25,49 @@ REPOSITORY = Path(__file__).parents[2]
 WRITE_AND_HANG_BEFORE_SYNC = """
 import asyncio, os, sys, time
 from pathlib import Path
-from archive.store import FolderStore
+from tests.support.evictions import folder_store
 
 def hang(descriptor):
     print("written", flush=True)
     time.sleep(60)
 
 os.fsync = hang
-asyncio.run(FolderStore(Path(sys.argv[1])).put("ab" * 32, b"x" * 100_000))
+asyncio.run(folder_store(Path(sys.argv[1])).put("ab" * 32, b"x" * 100_000))
 """
 
 WRITE_BEYOND_LIMIT = """
 import asyncio, resource, sys
 from pathlib import Path
-from archive.store import FolderStore, StoreError
+from archive.store import StoreError
+from tests.support.evictions import folder_store
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
-    asyncio.run(FolderStore(Path(sys.argv[1])).put("ab" * 32, b"x" * 100_000))
+    asyncio.run(folder_store(Path(sys.argv[1])).put("ab" * 32, b"x" * 100_000))
 except StoreError as error:
     print(error)
+"""
+
+
+HANG_IN_EACH_WRITE = """
+import asyncio, os, sys, threading
+from pathlib import Path
+import archive.store
+from archive.store import StoreError
+from tests.support.evictions import folder_store
+
+os.fsync = lambda _descriptor: threading.Event().wait()
+archive.store.CALL_SECONDS = 0.2
+
+async def main():
+    store = folder_store(Path(sys.argv[1]))
+    try:
+        await store.open()
+    except StoreError as error:
+        print(error)
+    await store.close()
+
+asyncio.run(main())
 """
 
 
@@ -206,7 +231,7 @@ async def test_a_folder_that_is_gone_is_a_failure_and_not_a_miss(store: FolderSt
 
 async def test_a_file_in_the_folders_place_is_refused_at_start(tmp_path: Path) -> None:
     (tmp_path / "archive").write_text("a file")
-    folder = FolderStore(tmp_path / "archive")
+    folder = folder_store(tmp_path / "archive")
 
     with pytest.raises(StoreError, match="is a file"):
         await folder.open()
@@ -227,3 +252,36 @@ async def test_the_probe_really_writes_and_leaves_nothing(
 
     assert room.endswith("GiB free")
     assert list(store.folder.iterdir()) == []
+
+
+async def test_a_disk_that_hangs_is_named_and_does_not_hold_up_the_end_of_the_process(
+    tmp_path: Path,
+) -> None:
+    with python(HANG_IN_EACH_WRITE, tmp_path / "archive") as hanging:
+        said, _ = hanging.communicate(timeout=20)
+
+    assert "did not answer within 0.2 s: is its disk or network mount hanging?" in said
+    assert hanging.returncode == 0
+
+
+async def test_calls_given_up_behind_one_that_hangs_never_happen(
+    store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, may_go_on = threading.Event(), threading.Event()
+
+    def hang(_descriptor: int) -> None:
+        hanging.set()
+        may_go_on.wait()
+
+    monkeypatch.setattr("archive.store.CALL_SECONDS", 0.05)
+    monkeypatch.setattr(os, "fsync", hang)
+    first = asyncio.create_task(store.put(NAME, b"first"))
+    await asyncio.to_thread(hanging.wait)
+    with pytest.raises(StoreError, match="did not answer"):
+        await store.put(NAME, b"given up")
+    with pytest.raises(StoreError, match="did not answer"):
+        await first
+    monkeypatch.undo()
+    may_go_on.set()
+
+    assert await store.get(NAME) == b"first"
