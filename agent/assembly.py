@@ -18,8 +18,6 @@ from agent.settings import Settings, SettingsError
 from agent.state_folder import StateFolderError
 from schemas.lifecycle import Role
 
-STORE_THREADS = 4
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Simulation:
@@ -49,12 +47,6 @@ class Place:
     def state_dir(self) -> Path:
         """The state folder."""
         return self.settings.state_folder()
-
-    @property
-    def archive_folder(self) -> Path:
-        """Where the archive keeps its objects."""
-        folder = self.settings.archive.folder
-        return Path(folder).expanduser() if folder else self.state_dir / "archive"
 
 
 def _instance(bus: Bus, role: Role, place: Place) -> Instance:
@@ -218,15 +210,37 @@ async def run_cache(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             yield instance
 
 
+async def check_archive_store(settings: Settings) -> tuple[bool, str]:
+    """Whether this user, on this machine, can write the archive's store; and what it says."""
+    from archive.store import StoreError  # noqa: PLC0415
+    from archive.stores import make_store  # noqa: PLC0415
+
+    folder = settings.archive_folder()
+    if settings.archive.bucket_and_prefix is None and not folder.exists():
+        return True, f"folder {folder} will be made"
+    store = make_store(settings.archive, folder, BlockingThread)
+    try:
+        await store.open()
+        return True, f"{store.description}: {await store.probe()}"
+    except StoreError as error:
+        return False, str(error)
+    finally:
+        await store.close()
+
+
 @contextlib.asynccontextmanager
 async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
-    """The archive, in a local folder."""
-    from archive.service import ArchiveBus, ArchiveService  # noqa: PLC0415
-    from archive.store import FolderStore, StoreError  # noqa: PLC0415
+    """The archive, in a local folder or in S3.
 
-    settings = place.settings.archive
-    threads = [BlockingThread(f"archive-store-{number}") for number in range(STORE_THREADS)]
-    store = FolderStore(place.archive_folder, threads)
+    A store that fails is reported by health and tried again; settings that cannot be right are
+    refused.
+    """
+    from archive.service import ArchiveBus, ArchiveService  # noqa: PLC0415
+    from archive.store import StoreError  # noqa: PLC0415
+    from archive.stores import make_store  # noqa: PLC0415
+
+    settings = place.settings
+    store = make_store(settings.archive, settings.archive_folder(), BlockingThread)
     async with (
         _instance(bus, "archive", place) as instance,
         _leases(bus, "archive", place) as leases,
@@ -235,12 +249,19 @@ async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         parts = ArchiveBus(
             publisher=bus, subscriber=bus, queue=bus, leases=leases, serve=instance.serve
         )
-        service = ArchiveService(parts, store, settings, place.instance, time.time_ns)
+        service = ArchiveService(
+            parts,
+            store,
+            settings.archive,
+            place.instance,
+            time.time_ns,
+            namespaces=settings.cache.namespaces,
+        )
         instance.watch(service.components, service.counters)
         try:
             await stack.enter_async_context(service)
         except StoreError as error:
-            raise StateFolderError(f"archive: {error}") from error
+            raise StateFolderError(str(error)) from error
         await service.wait_ready()
         await instance.ready()
         yield instance

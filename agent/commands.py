@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agent import catalog, human
+from agent.assembly import check_archive_store
 from agent.bus import Bus, BusError, connect
 from agent.bus.serving import VERSION
 from agent.bus.streams import STREAMS
@@ -80,7 +81,11 @@ async def print_health(bus: Bus, role: Role | None, *, as_json: bool) -> bool:
 
 async def doctor_checks(settings: Settings, found: Found) -> list[Check]:
     """Every check, also when an early one fails."""
-    checks = [_check_state_folder(settings), await asyncio.to_thread(_check_binary)]
+    checks = [
+        _check_state_folder(settings),
+        await asyncio.to_thread(_check_binary),
+        await _check_archive_store(settings),
+    ]
     try:
         async with await connect(
             found.url, name="doctor", root=settings.root, deadline_seconds=CONNECT_SECONDS
@@ -123,6 +128,16 @@ def _check_state_folder(settings: Settings) -> Check:
         ok=free >= LOW_DISK_BYTES,
         text=f"{folder}: {human.size(free)} free",
         remedy="" if free >= LOW_DISK_BYTES else "free some disk, or set --state-dir",
+    )
+
+
+async def _check_archive_store(settings: Settings) -> Check:
+    ok, text = await check_archive_store(settings)
+    return Check(
+        name="archive store",
+        ok=ok,
+        text=text,
+        remedy="" if ok else "then run doctor again; a running archive goes on by itself",
     )
 
 

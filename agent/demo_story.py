@@ -352,7 +352,7 @@ class Story:
         return msgspec.json.decode(answer.payload, type=kind)
 
     def _object_files(self) -> list[Path]:
-        return list(self.place.archive_folder.glob("*.object"))
+        return list(self.place.settings.archive_folder().glob("*.object"))
 
 
 STEPS: Mapping[str, tuple[Callable[[Story], Awaitable[Seen]], str]] = {

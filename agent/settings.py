@@ -126,6 +126,11 @@ class Settings(Table, frozen=True, kw_only=True):
         base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
         return Path(base).expanduser() / "resource-agent"
 
+    def archive_folder(self) -> Path:
+        """Where the archive keeps its objects, unless in S3."""
+        folder = self.archive.folder
+        return Path(folder).expanduser() if folder else self.state_folder() / "archive"
+
     def node_token(self) -> str:
         """This machine's name as a subject token."""
         return token(self.node_name())

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 
 import msgspec
 import structlog
@@ -47,6 +47,7 @@ class Queries:
         subscriber: Subscriber,
         instance: str,
         clock: Clock,
+        namespaces: Collection[str],
         is_owner: Callable[[], bool],
     ) -> None:
         self._vault = vault
@@ -55,6 +56,7 @@ class Queries:
         self._subscriber = subscriber
         self._instance = instance
         self._clock = clock
+        self._namespaces = frozenset(namespaces)
         self._is_owner = is_owner
         self._announcing: set[asyncio.Task[None]] = set()
 
@@ -154,8 +156,14 @@ class Queries:
         return ArchiveList(entries=entries, more=len(entries) < len(found))
 
     async def status(self, _request: Request, call: Call) -> ArchiveStatus:
-        """What the namespace holds; entries not yet swept are counted."""
+        """What the namespace holds; entries not yet swept are counted.
+
+        404 where the cache does not serve it here and nothing of it was ever archived.
+        """
         namespace = self._namespace(call)
+        known = (self._namespaces, self._vault.namespaces, self._announcer.counts)
+        if not any(namespace in names for names in known):
+            raise RequestError(404, f"the archive knows no namespace {namespace}")
         index = self._vault.index(namespace)
         counts: Counter[str] = self._announcer.counts.get(namespace, Counter())
         return ArchiveStatus(

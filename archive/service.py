@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +30,8 @@ from schemas.units import instant
 log = structlog.get_logger()
 
 LEASE = "archive"
+READY_SECONDS = 10.0
+"""Who starts services need not wait longer for a store that is slow to read, or fails slowly."""
 Serve = Callable[[Sequence[Endpoint]], Awaitable[Callable[[], Awaitable[None]]]]
 """Serves endpoints and returns what drains them again."""
 
@@ -52,7 +54,8 @@ class ArchiveService:
     store, serves the endpoints and works; the others try every `standby_poll_seconds` to take
     over. Guarantees: an acknowledged eviction is durable in the store, superseded, expired or in
     FLEET_DEAD; a value past its expiry, of an older generation, or with a wrong digest is never
-    returned. Leaving finishes what is in flight, within `drain_seconds`; the rest comes again.
+    returned. `namespaces` are those the cache serves; they have a status before anything of them
+    comes. Leaving finishes what is in flight, within `drain_seconds`; the rest comes again.
     """
 
     name = "archive"
@@ -64,6 +67,8 @@ class ArchiveService:
         settings: ArchiveSettings,
         instance: str,
         clock: Clock,
+        *,
+        namespaces: Collection[str] = (),
     ) -> None:
         self._bus = bus
         self._store = store
@@ -79,6 +84,7 @@ class ArchiveService:
             bus.subscriber,
             instance,
             clock,
+            namespaces,
             is_owner=lambda: self._lease is not None and self._lease.held,
         )
         self._lease: Lease | None = None
@@ -129,12 +135,19 @@ class ArchiveService:
         return self._state == "active"
 
     async def wait_ready(self) -> None:
-        """Return once this archiver serves, or knows that another one does."""
-        await self._settled.wait()
+        """Return once this archiver serves, or it is clear that it cannot yet.
+
+        Another one may own the store, it may fail, or its index may take long to read: health
+        says which, evictions wait in their stream, and it serves as soon as it can.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_SECONDS):
+                await self._settled.wait()
 
     def components(self) -> list[Component]:
         """The lease as it is now, store and backlog as the last probe saw them."""
-        return [self._component("lease", "ok", self._state), *self._components]
+        lease: ComponentState = "ok" if self._state in ("active", "standby") else "degraded"
+        return [self._component("lease", lease, self._state), *self._components]
 
     def counters(self) -> dict[str, float]:
         """Totals of this process and sizes now, all namespaces together."""
@@ -160,8 +173,10 @@ class ArchiveService:
                 await self._own(lease)
                 self._load_error = ""
             except StoreError as error:
+                if str(error) != self._load_error:
+                    log.error("archive_index_not_loaded", error=str(error))
                 self._load_error = str(error)
-                log.error("archive_index_not_loaded", error=str(error))
+                self._settled.set()
             finally:
                 self._lease = None
                 self._state = "starting"

@@ -1,17 +1,88 @@
 """Settings of the archive service."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
+
+FOLDER = "folder"
+_S3_URL = re.compile(
+    r"s3://([A-Za-z0-9][A-Za-z0-9._-]{2,62})((?:/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*)/?"
+)
+
+
+class S3Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to reach S3. Credentials come from where every AWS tool looks, never from here."""
+
+    endpoint_url: Annotated[
+        str, Meta(description="`https://host:port` of a server that is not AWS; empty = AWS")
+    ] = ""
+    region: Annotated[
+        str,
+        Meta(description="region of the bucket; empty = AWS_DEFAULT_REGION or the profile's"),
+    ] = ""
+    profile: Annotated[
+        str, Meta(description="profile in the AWS files; empty = AWS_PROFILE or `default`")
+    ] = ""
+    addressing: Annotated[
+        Literal["auto", "path", "virtual"],
+        Meta(
+            description="bucket in the path or in the host name; auto = path with an endpoint_url"
+        ),
+    ] = "auto"
+    ca_bundle: Annotated[
+        str,
+        Meta(description="file of certificates to trust; empty = AWS_CA_BUNDLE or the system's"),
+    ] = ""
+    connections: Annotated[
+        int, Meta(ge=1, le=256, description="requests at once; more wait their turn")
+    ] = 16
+    attempts: Annotated[
+        int, Meta(ge=1, le=10, description="tries of one request before it counts as failed")
+    ] = 4
+    connect_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="longest wait for a connection, each try")
+    ] = 3.0
+    read_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=300, description="longest wait for the next bytes, each try")
+    ] = 10.0
+    deadline_seconds: Annotated[
+        float, Meta(gt=0, le=600, description="longest time of one request, all tries together")
+    ] = 20.0
+
+    def __post_init__(self) -> None:
+        if self.endpoint_url:
+            _check_endpoint(self.endpoint_url)
+
+
+def _check_endpoint(url: str) -> None:
+    # The value is not in the texts: it may hold a password.
+    try:
+        parts = urlsplit(url)
+        is_whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError("endpoint_url must be http://host:port or https://host:port")
+    if "@" in parts.netloc:
+        raise ValueError("endpoint_url must not hold a user or password: use the AWS variables")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("endpoint_url must end after the port: the bucket stands in archive.store")
 
 
 class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where evicted entries are kept, and how."""
 
+    store: Annotated[
+        str,
+        Meta(description="`folder`, or `s3://bucket/prefix`; a prefix belongs to one installation"),
+    ] = FOLDER
     folder: Annotated[
         str, Meta(description="folder of the archive; empty = `archive` in the state folder")
     ] = ""
+    s3: Annotated[S3Settings, Meta(description="S3")] = S3Settings()
     in_flight: Annotated[
         int, Meta(ge=1, le=256, description="evictions handled at once; each holds its value")
     ] = 16
@@ -47,6 +118,17 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         float, Meta(gt=0, description="longest wait at stop for evictions in flight")
     ] = 5.0
 
+    @property
+    def bucket_and_prefix(self) -> tuple[str, str] | None:
+        """Bucket and prefix in S3, the prefix empty or with a slash at its end; None = a folder."""
+        found = _S3_URL.fullmatch(self.store)
+        return (found[1], f"{found[2]}/".lstrip("/")) if found else None
+
     def __post_init__(self) -> None:
+        if self.store != FOLDER and self.bucket_and_prefix is None:
+            raise ValueError(
+                "archive.store must be `folder` or `s3://bucket/prefix` (bucket: 3 to 63 letters, "
+                "digits, dots, hyphens; prefix: none, or names of letters, digits and . _ = -)"
+            )
         if self.retry_max_seconds < self.retry_seconds:
             raise ValueError("retry_max_seconds must not be shorter than retry_seconds")

@@ -19,6 +19,7 @@ ALLOWED = {
 }
 EXTRA = {
     "archive/codec.py": {"zstandard"},
+    "archive/s3.py": {"aioboto3", "aiobotocore", "aiohttp", "botocore"},
     "agent/assembly.py": {"handlers", "cache", "archive"},
     "agent/settings.py": {"handlers.settings", "cache.settings", "archive.settings"},
     "agent/bus/": {"nats"},

@@ -230,23 +230,46 @@ async def test_a_folder_that_cannot_be_used_fails_at_start_with_what_to_do(
             pass
 
 
-async def test_a_folder_that_cannot_be_listed_is_tried_again(
+async def test_a_store_that_cannot_be_read_at_start_is_tried_again(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FailingStore(tmp_path / "archive")
     names = store.names
-    tries = 0
 
-    async def fail_twice() -> list[str]:
-        nonlocal tries
-        tries += 1
-        if tries <= 2:
-            raise StoreError("folder is away")
-        return await names()
+    async def fail() -> list[str]:
+        raise StoreError("folder is away")
 
-    monkeypatch.setattr(store, "names", fail_twice)
+    monkeypatch.setattr(store, "names", fail)
 
     async with archiving(bus, store) as service:
-        assert service.is_active
+        await until(lambda: [c.state for c in service.components()][:2] == ["degraded", "failed"])
+        lease, shown, _ = service.components()
+        was_active = service.is_active
+        monkeypatch.setattr(store, "names", names)
+        await until(lambda: service.is_active)
+        await until(lambda: service.components()[1].state == "ok")
 
-    assert tries == 3
+    assert not was_active
+    assert (lease.name, shown.name, shown.text) == ("lease", "store", "folder is away")
+
+
+async def test_a_store_that_is_slow_to_read_holds_up_nobodys_start(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FailingStore(tmp_path / "archive")
+    names = store.names
+    may_go_on = asyncio.Event()
+
+    async def slow() -> list[str]:
+        await may_go_on.wait()
+        return await names()
+
+    monkeypatch.setattr("archive.service.READY_SECONDS", 0.1)
+    monkeypatch.setattr(store, "names", slow)
+
+    async with archiving(bus, store) as service:
+        was_active = service.is_active
+        may_go_on.set()
+        await until(lambda: service.is_active)
+
+    assert not was_active

@@ -427,7 +427,6 @@ async def test_the_status_counts_what_is_there_and_what_happened(
         await heard.next(Stored)
         await restore(bus, "a")
         found = await status(bus)
-        elsewhere = await status(bus, "elsewhere")
         lease = await component(service, "lease", "ok")
         backlog = await component(service, "backlog", "ok")
 
@@ -437,9 +436,23 @@ async def test_the_status_counts_what_is_there_and_what_happened(
     assert found.stored_bytes == sum(path.stat().st_size for path in store.folder.iterdir())
     assert (found.restored_total, found.superseded_total, found.dead_total) == (1, 1, 0)
     assert found.pending is not None
-    assert (elsewhere.entries, elsewhere.stored_total) == (0, 0)
     assert lease.text == "active"
     assert backlog.text.endswith("evictions wait")
+
+
+async def test_a_namespace_that_nobody_knows_has_no_status(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    async with archiving(bus, store):
+        served_here = await status(bus)
+        with pytest.raises(RequestError, match="the archive knows no namespace other") as unknown:
+            await status(bus, "other")
+        await evict(bus, evicted(namespace="other"))
+        await heard.next(Stored)
+        seen = await status(bus, "other")
+
+    assert unknown.value.code == 404
+    assert (served_here.entries, seen.entries) == (0, 1)
 
 
 async def test_no_more_evictions_are_in_memory_than_allowed(

@@ -48,6 +48,7 @@ async def archiving(
         msgspec.convert({**FAST, **settings}, ArchiveSettings),
         instance,
         clock or ManualClock(),
+        namespaces=("default",),
     )
     try:
         async with service:

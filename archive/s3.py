@@ -1,0 +1,312 @@
+"""Objects in a bucket of S3, or of a server like it; the only module that imports aioboto3."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aioboto3
+import aiohttp
+from aiobotocore.config import AioConfig
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+)
+from botocore.handlers import add_expect_header
+from botocore.parsers import ResponseParserError
+
+from archive.s3_failures import failure
+from archive.segment import ArchiveObjectError, payload_offset
+from archive.settings import S3Settings
+from archive.store import HEAD_BYTES, StoredHead, StoreError, check_name, is_name
+
+T = TypeVar("T")
+
+TRIAL_WRITE_SECONDS = 60.0
+"""Between two trial writes while all is well: each costs as much as a thousand reads."""
+MAX_DETAIL_CHARACTERS = 300
+NO_NAME = "0" * 64
+"""Asked for by probes; no SHA-256 is known that ends so."""
+_BROKEN_BODY = (aiohttp.ClientError, HTTPClientError, IncompleteReadError)
+_FAILURES = (OSError, ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError)
+
+
+class S3Store:
+    """Objects below a prefix of a bucket: `objects/<name>`, damaged ones in `damaged/<name>`.
+
+    An object is visible only when it is whole, and durable when a put is answered: S3's own
+    guarantees. Each upload is signed with its SHA-256, which every server compares with what it
+    received; the newer checksum trailers are left out, because servers other than AWS refuse
+    them or store them as part of the object. What is read carries its own digests.
+
+    At most `connections` requests run at once, the others wait; each has one deadline for all
+    its tries. Failures are StoreErrors with the remedy. After refused credentials the next
+    `probe` reads them anew, so that new ones need no restart.
+    """
+
+    def __init__(self, bucket: str, prefix: str, settings: S3Settings) -> None:
+        self._bucket = bucket
+        self._prefix = prefix
+        self._objects = f"{prefix}objects/"
+        self._settings = settings
+        self._endpoint = settings.endpoint_url or "AWS"
+        self.description = f"s3://{bucket}/{prefix} at {self._endpoint}"
+        self._slots = asyncio.Semaphore(settings.connections)
+        self._connecting = asyncio.Lock()
+        self._client: Any = None
+        self._closing = contextlib.AsyncExitStack()
+        self._must_reconnect = False
+        self._trial_due_seconds = 0.0
+
+    async def open(self) -> None:
+        """Read settings and credentials; the server itself is not asked yet.
+
+        Raises:
+            StoreError: a setting cannot be used. Credentials that are not there may come later.
+        """
+        try:
+            await self._connect()
+        except StoreError:
+            if not self._must_reconnect:
+                raise
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._closing.aclose()
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Store durably; an object of that name is replaced."""
+        key = self._key(name)
+        await self._ask(lambda s3: s3.put_object(Bucket=self._bucket, Key=key, Body=content))
+
+    async def get(self, name: str) -> bytes | None:
+        """The whole object, or None."""
+        found = await self._read(name)
+        return None if found is None else found[0]
+
+    async def delete(self, name: str) -> None:
+        """Remove; absent is fine."""
+        await self._delete(self._key(name))
+
+    async def quarantine(self, name: str) -> None:
+        """Move to `damaged/<name>`, for an operator to look at."""
+        source = {"Bucket": self._bucket, "Key": self._key(name)}
+        target = f"{self._prefix}damaged/{name}"
+        copied = await self._ask(
+            lambda s3: _unless_absent(
+                s3.copy_object(Bucket=self._bucket, Key=target, CopySource=source)
+            )
+        )
+        if copied is not None:
+            await self._delete(source["Key"])
+
+    async def names(self) -> list[str]:
+        """All objects; an interrupted upload leaves nothing to remove."""
+        asked = {"Bucket": self._bucket, "Prefix": self._objects}
+        names: list[str] = []
+        while True:
+            page = await self._ask(lambda s3: s3.list_objects_v2(**asked))
+            found = (item["Key"].removeprefix(self._objects) for item in page.get("Contents", ()))
+            names += filter(is_name, found)
+            if not page.get("IsTruncated"):
+                return names
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
+    async def heads(self, names: Sequence[str]) -> list[StoredHead]:
+        """The beginnings of `names`, without those that have vanished."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._head(name)) for name in names]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [head for head in (task.result() for task in tasks) if head is not None]
+
+    async def probe(self) -> str:
+        """Ask for an object; once a minute, and after a failure, write and delete one instead."""
+        if self._must_reconnect:
+            await self._reconnect()
+        began = time.monotonic()
+        if began < self._trial_due_seconds:
+            await self._read(NO_NAME)
+        else:
+            self._trial_due_seconds = 0.0
+            await self._try_write()
+            self._trial_due_seconds = began + TRIAL_WRITE_SECONDS
+        return f"answers in {time.monotonic() - began:.3f} s"
+
+    async def _try_write(self) -> None:
+        key = f"{self._prefix}probe"
+        await self._ask(lambda s3: s3.put_object(Bucket=self._bucket, Key=key, Body=b"probe"))
+        await self._delete(key)
+
+    async def _delete(self, key: str) -> None:
+        await self._ask(lambda s3: _unless_absent(s3.delete_object(Bucket=self._bucket, Key=key)))
+
+    async def _head(self, name: str) -> StoredHead | None:
+        found = await self._read(name, HEAD_BYTES)
+        if found is not None:
+            with contextlib.suppress(ArchiveObjectError):
+                header_bytes = payload_offset(found[0])
+                if len(found[0]) < header_bytes:
+                    found = await self._read(name, header_bytes)
+        return None if found is None else StoredHead(name, found[1], found[0])
+
+    async def _read(self, name: str, first_bytes: int | None = None) -> tuple[bytes, int] | None:
+        """Content and size of the object, or only its first bytes."""
+        asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(name)}
+        if first_bytes is not None:
+            asked["Range"] = f"bytes=0-{first_bytes - 1}"
+
+        async def read(s3: Any) -> tuple[bytes, int] | None:  # noqa: ANN401 - botocore's client
+            for attempt in range(1, self._settings.attempts + 1):
+                try:
+                    answer = await _unless_absent(s3.get_object(**asked))
+                except ClientError as error:
+                    if _code(error) == "InvalidRange":  # an empty object has no first byte
+                        return b"", 0
+                    raise
+                if answer is None:
+                    return None
+                try:
+                    async with answer["Body"] as body:
+                        content = await body.read()
+                except _BROKEN_BODY:
+                    # botocore tries again until an answer begins, but not when it breaks off.
+                    if attempt == self._settings.attempts:
+                        raise
+                    continue
+                # `bytes 0-4095/70000`, where the server did as it was asked.
+                total = answer.get("ContentRange", "").rpartition("/")[2]
+                return content, int(total) if total.isdigit() else len(content)
+            return None
+
+        return await self._ask(read)
+
+    async def _ask(self, request: Callable[[Any], Awaitable[T]]) -> T:
+        async with self._slots:
+            async with self._connecting:
+                if self._client is None:
+                    await self._connect()
+            try:
+                async with asyncio.timeout(self._settings.deadline_seconds):
+                    return await request(self._client)
+            except _FAILURES as error:
+                raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StoreError:
+        detail = str(error)
+        names = [kind.__name__ for kind in type(error).__mro__]
+        if isinstance(error, ClientError):
+            names = [_code(error)]
+            detail = _detail(error)
+        meaning = failure(names)
+        if meaning.credentials:
+            self._must_reconnect = True
+        self._trial_due_seconds = 0.0
+        text = meaning.text.format(
+            bucket=self._bucket,
+            endpoint=self._endpoint,
+            deadline=f"{self._settings.deadline_seconds:g}",
+            detail=detail[:MAX_DETAIL_CHARACTERS],
+        )
+        return StoreError(f"archive {self.description}: {text}")
+
+    async def _reconnect(self) -> None:
+        """Read the credentials anew, once nothing runs on the old connections."""
+        async with contextlib.AsyncExitStack() as slots:
+            for _ in range(self._settings.connections):
+                await slots.enter_async_context(self._slots)
+            await self._connect()
+
+    async def _connect(self) -> None:
+        settings = self._settings
+        stack = contextlib.AsyncExitStack()
+        try:
+            async with asyncio.timeout(settings.deadline_seconds):
+                session = aioboto3.Session(
+                    profile_name=settings.profile or None, region_name=settings.region or None
+                )
+                # Any region will do for a server that has none; AWS's own is found by the bucket.
+                region = session.region_name or "us-east-1"
+                client = await stack.enter_async_context(
+                    session.client(
+                        "s3",
+                        region_name=region,
+                        endpoint_url=settings.endpoint_url or None,
+                        verify=settings.ca_bundle or None,
+                        config=_config(settings),
+                    )
+                )
+        except (OSError, BotoCoreError, ValueError) as error:
+            raise self._failed(error) from error
+        # It would cost each upload a round trip, and hangs with servers that do not answer it.
+        client.meta.events.unregister("before-call.s3", add_expect_header)
+        old, self._closing, self._client = self._closing, stack, client
+        self._must_reconnect = False
+        await old.aclose()
+
+    def _key(self, name: str) -> str:
+        return f"{self._objects}{check_name(name)}"
+
+
+async def _unless_absent(call: Awaitable[T]) -> T | None:
+    """What `call` returns, or None where there is no such object.
+
+    Only S3's own word counts: a 404 of whatever else answers there is a failure, not a miss.
+    """
+    try:
+        return await call
+    except ClientError as error:
+        if _code(error) == "NoSuchKey":
+            return None
+        raise
+
+
+def _config(settings: S3Settings) -> AioConfig:
+    if settings.ca_bundle and not Path(settings.ca_bundle).is_file():
+        raise StoreError(f"archive.s3.ca_bundle: there is no file {settings.ca_bundle}")
+    addressing = settings.addressing
+    if addressing == "auto" and settings.endpoint_url:
+        addressing = "path"
+    return AioConfig(
+        retries={"mode": "adaptive", "total_max_attempts": settings.attempts},
+        max_pool_connections=settings.connections,
+        connect_timeout=settings.connect_timeout_seconds,
+        read_timeout=settings.read_timeout_seconds,
+        tcp_keepalive=True,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": addressing, "payload_signing_enabled": True},
+    )
+
+
+def _code(error: ClientError) -> str:
+    """S3's code, or the HTTP status where there is none."""
+    code = error.response.get("Error", {}).get("Code")
+    return str(code or _response(error).get("HTTPStatusCode"))
+
+
+def _response(error: ClientError) -> dict[str, Any]:
+    return dict(error.response.get("ResponseMetadata", {}))
+
+
+def _detail(error: ClientError) -> str:
+    """The code and what the server says beside it; for a wrong clock or region, how wrong."""
+    code = _code(error)
+    about = error.response.get("Error", {})
+    headers = _response(error).get("HTTPHeaders", {})
+    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
+        return code  # the rest repeats the key and the signed text
+    if code in ("RequestTimeTooSkewed", "RequestExpired"):
+        with contextlib.suppress(KeyError, ValueError):
+            ahead = time.time() - parsedate_to_datetime(headers["date"]).timestamp()
+            return f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
+    region = about.get("Region") or headers.get("x-amz-bucket-region")
+    if region:
+        return f"it is in {region}"
+    return ": ".join(filter(None, (code, about.get("Message"))))

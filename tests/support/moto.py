@@ -1,0 +1,93 @@
+"""moto's S3 server in a process of its own, whose objects outlive it."""
+
+import http.client
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import boto3
+
+DEADLINE_SECONDS = 20.0
+LOOK_SECONDS = 0.01
+PAGE_KEYS = 7
+"""Small, so that a handful of objects is listed in pages."""
+ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
+SECRET_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": "/nonexistent",
+    "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
+}
+
+
+class MotoServer:
+    """One server; `start` after `kill` keeps the port, and all that was recorded until then."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it; returns when it serves what it served before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / "moto.log"
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "moto.server", "-p", str(self.port)],
+                stdout=out,
+                stderr=out,
+                env={
+                    **os.environ,
+                    "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE_KEYS),
+                    "MOTO_ENABLE_RECORDING": "1",
+                    "MOTO_RECORDER_FILEPATH": str(self.folder / "recording"),
+                },
+            )
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while (found := re.search(r"Running on http://[\d.]+:(\d+)", log.read_text())) is None:
+            assert self._process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(LOOK_SECONDS)
+        self.port = int(found[1])
+        if (self.folder / "recording").exists():
+            self._post("/moto-api/recorder/replay-recording")
+
+    def kill(self) -> None:
+        """SIGKILL; all its RAM is gone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(DEADLINE_SECONDS)
+
+    def make_bucket(self, name: str) -> str:
+        make_bucket(self.url, name)
+        return name
+
+    def _post(self, path: str) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection.request("POST", path)
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+def make_bucket(endpoint_url: str, name: str) -> None:
+    """Create a bucket with the credentials above."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+    )
+    client.create_bucket(Bucket=name)
+    client.close()

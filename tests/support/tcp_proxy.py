@@ -1,0 +1,108 @@
+"""A TCP proxy that refuses, cuts or stalls connections on command."""
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Self
+
+
+class TcpProxy:
+    """Passes bytes on to `port` of this machine; an async context manager.
+
+    `is_refusing`: new connections are closed at once. `answer_limit_bytes`: each connection is
+    cut after so many bytes of answers. `stalls`: nothing is passed on while it is set.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self.is_refusing = False
+        self.answer_limit_bytes: int | None = None
+        self.connections = 0
+        self._may_pass = asyncio.Event()
+        self._may_pass.set()
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._server is not None
+        self._may_pass.set()
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def refuse(self) -> None:
+        """The server is away: open connections break, new ones too."""
+        self.is_refusing = True
+        self.cut()
+
+    def accept(self) -> None:
+        """It is back."""
+        self.is_refusing = False
+
+    def stall(self) -> None:
+        """Nothing comes through, and nothing says so."""
+        self._may_pass.clear()
+
+    def go_on(self) -> None:
+        """What waited comes through."""
+        self._may_pass.set()
+
+    def cut(self) -> None:
+        """Break every open connection."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        pair = {writer}
+        try:
+            with contextlib.suppress(OSError):
+                if not self.is_refusing:
+                    target_reader, target = await asyncio.open_connection("127.0.0.1", self._target)
+                    pair.add(target)
+                    self._writers.add(target)
+                    await asyncio.gather(
+                        self._pass(reader, target, None),
+                        self._pass(target_reader, writer, self.answer_limit_bytes),
+                    )
+        finally:
+            for one in pair:
+                one.transport.abort()
+            self._writers -= pair
+            self._tasks.discard(task)
+
+    async def _pass(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, limit: int | None
+    ) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                await self._may_pass.wait()
+                if limit is not None and passed + len(data) > limit:
+                    sink.write(data[: limit - passed])
+                    await sink.drain()
+                    break
+                passed += len(data)
+                sink.write(data)
+                await sink.drain()
+        sink.close()
