@@ -51,6 +51,9 @@ _FORBIDDEN = Failure(
     "s3:PutObject and s3:DeleteObject below the prefix"
 )
 _SERVER_FAULT = Failure("the server failed ({detail}): its log says why")
+_CHANGED = Failure(
+    "the server did not get what was sent ({detail}): a proxy or the network changed it"
+)
 _NOT_S3 = Failure(
     "what answers is not S3 ({detail}): is {endpoint} the S3 port and not a web console, and is "
     "the proxy before it well?"
@@ -84,6 +87,8 @@ _BY_NAME = {
     "TooManyRequests": _THROTTLED,
     "429": _THROTTLED,
     "503": _THROTTLED,
+    "XAmzContentSHA256Mismatch": _CHANGED,
+    "BadDigest": _CHANGED,
     "QuotaExceeded": _FULL,
     "InsufficientStorage": _FULL,
     "XMinioStorageFull": _FULL,

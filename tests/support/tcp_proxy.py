@@ -1,4 +1,4 @@
-"""A TCP proxy that refuses, cuts or stalls connections on command."""
+"""A TCP proxy that refuses or cuts connections on command."""
 
 import asyncio
 import contextlib
@@ -10,16 +10,13 @@ class TcpProxy:
     """Passes bytes on to `port` of this machine; an async context manager.
 
     `is_refusing`: new connections are closed at once. `answer_limit_bytes`: each connection is
-    cut after so many bytes of answers. `stalls`: nothing is passed on while it is set.
+    cut after so many bytes of answers.
     """
 
     def __init__(self, port: int) -> None:
         self._target = port
         self.is_refusing = False
         self.answer_limit_bytes: int | None = None
-        self.connections = 0
-        self._may_pass = asyncio.Event()
-        self._may_pass.set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -40,7 +37,6 @@ class TcpProxy:
         trace: TracebackType | None,
     ) -> None:
         assert self._server is not None
-        self._may_pass.set()
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -55,21 +51,12 @@ class TcpProxy:
         """It is back."""
         self.is_refusing = False
 
-    def stall(self) -> None:
-        """Nothing comes through, and nothing says so."""
-        self._may_pass.clear()
-
-    def go_on(self) -> None:
-        """What waited comes through."""
-        self._may_pass.set()
-
     def cut(self) -> None:
         """Break every open connection."""
         for writer in self._writers:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -97,7 +84,6 @@ class TcpProxy:
         passed = 0
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
-                await self._may_pass.wait()
                 if limit is not None and passed + len(data) > limit:
                     sink.write(data[: limit - passed])
                     await sink.drain()

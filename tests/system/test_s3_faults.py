@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime
-import os
+import hashlib
+import ipaddress
 import socket
 import ssl
 import time
@@ -32,6 +34,43 @@ EMPTY_LIST = http(200, b"<ListBucketResult/>")
 def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tls:
+    """A server's side of TLS, and the file that a client must trust."""
+
+    server: ssl.SSLContext
+    ca_bundle: str
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Tls:
+    """With a certificate for 127.0.0.1, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    file = tmp_path / "server.pem"
+    file.write_bytes(private + certificate.public_bytes(pem))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(file)
+    return Tls(server, str(file))
 
 
 @contextlib.asynccontextmanager
@@ -103,6 +142,11 @@ def closed_port() -> int:
             s3_error(400, "ExpiredToken"), "credentials have expired: renew them", id="expired"
         ),
         pytest.param(
+            s3_error(400, "XAmzContentSHA256Mismatch"),
+            "the server did not get what was sent (XAmzContentSHA256Mismatch",
+            id="changed on the way",
+        ),
+        pytest.param(
             s3_error(503, "SlowDown", "Reduce your rate"),
             "asks to slow down (SlowDown: Reduce your rate)",
             id="throttled",
@@ -128,16 +172,23 @@ def closed_port() -> int:
 )
 async def test_each_refusal_is_named_with_its_remedy(answer: Answer, said: str) -> None:
     async with S3Double(lambda *_: answer) as server, s3(server.url) as store:
-        for call in (store.put(NAME, CONTENT), store.get(NAME), store.names(), store.probe()):
-            with pytest.raises(StoreError) as caught:
-                await call
+        with pytest.raises(StoreError) as caught:
+            await store.get(NAME)
 
-            text = str(caught.value)
-            assert said in text
-            assert text.startswith(f"archive s3://bucket/prefix/ at {server.url}: ")
-            assert SECRET_KEY not in text
-            assert ACCESS_KEY not in text
-            assert len(text) < 700
+    text = str(caught.value)
+    assert said in text
+    assert text.startswith(f"archive s3://bucket/prefix/ at {server.url}: ")
+    assert SECRET_KEY not in text
+    assert ACCESS_KEY not in text
+    assert len(text) < 700
+
+
+async def test_every_call_names_what_is_refused() -> None:
+    async with S3Double(lambda *_: s3_error(404, "NoSuchBucket")) as server, s3(server.url) as s:
+        calls = [s.put(NAME, CONTENT), s.get(NAME), s.delete(NAME), s.quarantine(NAME)]
+        for call in [*calls, s.names(), s.heads([NAME, "cd" * 32]), s.probe()]:
+            with pytest.raises(StoreError, match="bucket bucket does not exist"):
+                await call
 
 
 async def test_what_is_not_s3_is_named() -> None:
@@ -226,21 +277,24 @@ async def test_no_more_requests_run_at_once_than_connections() -> None:
     assert server.most_at_once == 3
 
 
-async def test_an_upload_is_whole_and_signed_with_its_digest_without_trailers() -> None:
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["http", "https"])
+async def test_an_upload_is_whole_and_signed_with_its_digest_without_trailers(
+    tls: Tls, is_encrypted: bool
+) -> None:
     seen: list[dict[str, str]] = []
 
     def note(_method: str, _path: str, headers: dict[str, str]) -> Answer:
         seen.append(headers)
         return http(200)
 
-    async with S3Double(note) as server, s3(server.url) as store:
+    async with (
+        S3Double(note, tls.server if is_encrypted else None) as server,
+        s3(server.url, ca_bundle=tls.ca_bundle) as store,
+    ):
         await store.put(NAME, b"value")
 
     (headers,) = seen
-    # sha256(b"value")
-    assert headers["x-amz-content-sha256"] == (
-        "cd42404d52ad55ccfa9aca4adc828aa5800ad9d385a0671fbcbf724118320619"
-    )
+    assert headers["x-amz-content-sha256"] == hashlib.sha256(b"value").hexdigest()
     assert headers["content-length"] == "5"
     assert not [name for name in headers if "checksum" in name or "trailer" in name]
     assert server.requests == [f"PUT /bucket/prefix/objects/{NAME}"]
@@ -314,44 +368,11 @@ async def test_a_setting_that_cannot_be_is_refused_at_start(
             pass
 
 
-async def test_tls_is_checked_against_the_bundle(tmp_path: Path) -> None:
-    certificate, key = make_certificate(tmp_path)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(certificate, key)
-    async with S3Double(lambda *_: MISSING, tls) as server:
+async def test_tls_is_checked_against_the_bundle(tls: Tls) -> None:
+    async with S3Double(lambda *_: MISSING, tls.server) as server:
         async with s3(server.url) as store:
             with pytest.raises(StoreError, match=r"TLS with .* failed .*is archive.s3.ca_bundle"):
                 await store.get(NAME)
 
-        async with s3(server.url, ca_bundle=str(certificate)) as store:
+        async with s3(server.url, ca_bundle=tls.ca_bundle) as store:
             assert await store.get(NAME) is None
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1, signed by itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    address = x509.DNSName("127.0.0.1")
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    files = folder / "certificate.pem", folder / "key.pem"
-    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    os.chmod(files[1], 0o600)
-    return files
