@@ -174,10 +174,11 @@ async def test_each_refusal_is_named_with_its_remedy(answer: Answer, said: str) 
     async with S3Double(lambda *_: answer) as server, s3(server.url) as store:
         with pytest.raises(StoreError) as caught:
             await store.get(NAME)
+        place = f"s3://bucket/prefix/ at {server.url}"
 
     text = str(caught.value)
     assert said in text
-    assert text.startswith(f"archive s3://bucket/prefix/ at {server.url}: ")
+    assert text.startswith(f"archive {place}: ")
     assert SECRET_KEY not in text
     assert ACCESS_KEY not in text
     assert len(text) < 700
@@ -263,6 +264,15 @@ async def test_a_body_that_always_breaks_off_is_a_failure_and_never_a_shorter_va
         for call in (store.get(NAME), store.heads([NAME, "cd" * 32])):
             with pytest.raises(StoreError, match="the connection broke off"):
                 await call
+
+
+async def test_other_programs_objects_are_not_listed() -> None:
+    keys = (f"prefix/objects/{name}" for name in (NAME, "README", f"{NAME}.part", f"x/{NAME}"))
+    contents = "".join(f"<Contents><Key>{key}</Key></Contents>" for key in keys)
+    page = http(200, f"<ListBucketResult>{contents}</ListBucketResult>".encode())
+
+    async with S3Double(lambda *_: page) as server, s3(server.url) as store:
+        assert await store.names() == [NAME]
 
 
 async def test_no_more_requests_run_at_once_than_connections() -> None:
