@@ -281,7 +281,7 @@ def _config(settings: S3Settings) -> AioConfig:
         tcp_keepalive=True,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": addressing, "payload_signing_enabled": True},
+        s3={"addressing_style": addressing},
     )
 
 

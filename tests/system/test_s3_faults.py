@@ -275,16 +275,29 @@ async def test_other_programs_objects_are_not_listed() -> None:
         assert await store.names() == [NAME]
 
 
-async def test_no_more_requests_run_at_once_than_connections() -> None:
+async def test_few_requests_run_at_once_and_waiting_costs_none_its_deadline() -> None:
     async def soon(*_: object) -> Answer:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         return MISSING
 
-    async with S3Double(soon) as server, s3(server.url, connections=3) as store:
-        await store.heads([f"{number:064x}" for number in range(20)])
+    async with (
+        S3Double(soon) as server,
+        s3(server.url, connections=3, deadline_seconds=0.5) as store,
+    ):
+        # 60 / 3 x 0.05 s = 1 s
+        await store.heads([f"{number:064x}" for number in range(60)])
 
-    assert len(server.requests) == 20
+    assert len(server.requests) == 60
     assert server.most_at_once == 3
+
+
+async def test_a_server_that_is_not_aws_is_asked_by_path() -> None:
+    async with S3Double(lambda *_: MISSING) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        async with s3(url) as store:
+            await store.get(NAME)
+
+    assert server.requests == [f"GET /bucket/prefix/objects/{NAME}"]
 
 
 @pytest.mark.parametrize("is_encrypted", [False, True], ids=["http", "https"])

@@ -257,11 +257,16 @@ async def test_the_probe_really_writes_and_leaves_nothing(
 async def test_a_disk_that_hangs_is_named_and_does_not_hold_up_the_end_of_the_process(
     tmp_path: Path,
 ) -> None:
-    with python(HANG_IN_EACH_WRITE, tmp_path / "archive") as hanging:
-        said, _ = hanging.communicate(timeout=20)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", HANG_IN_EACH_WRITE, str(tmp_path / "archive")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        timeout=20,
+    )
 
-    assert "did not answer within 0.2 s: is its disk or network mount hanging?" in said
-    assert hanging.returncode == 0
+    assert b"did not answer within 0.2 s: is its disk or network mount hanging?" in done.stdout
+    assert done.returncode == 0
 
 
 async def test_calls_given_up_behind_one_that_hangs_never_happen(
