@@ -123,7 +123,8 @@ def test_doctor_finds_nothing_wrong(up: Up) -> None:
     checks = {check["name"]: check for check in document(done)}
     assert done.returncode == 0, checks
     assert list(checks) == [
-        "state folder", "nats-server", "bus", "streams", "metrics history", "services",
+        "state folder", "nats-server", "archive store", "bus", "streams", "metrics history",
+        "services",
     ]  # fmt: skip
     assert f"the running `up` on {up.state_dir}" in checks["bus"]["text"]
     assert "metrics " in checks["streams"]["text"]
