@@ -30,7 +30,7 @@ from agent.commands import (
     print_subjects,
     watch_subject,
 )
-from agent.discovery import Found, find_bus
+from agent.discovery import Found, find_bus, with_password
 from agent.nats_config import ServerTooOldError
 from agent.nats_server import ServerNotFoundError
 from agent.registry import NameTakenError
@@ -69,6 +69,10 @@ errors = Console(stderr=True)
 NatsUrl = Annotated[
     str | None, typer.Option("--nats-url", help="NATS server; else NATS_URL, the running `up`, …")
 ]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option("--nats-password-file", help="file with the password for nats://user@host"),
+]
 StateDir = Annotated[
     Path | None, typer.Option("--state-dir", help="folder for everything that is kept")
 ]
@@ -105,6 +109,7 @@ def _load(
     state_dir: Path | None,
     node: str | None = None,
     *,
+    password_file: Path | None = None,
     least: Literal["info", "warning", "error"] = "error",
 ) -> Loaded:
     """Settings; logs from `least` up unless they say otherwise. Commands report errors anyway."""
@@ -113,6 +118,8 @@ def _load(
         options["state_dir"] = ("--state-dir", str(state_dir))
     if node is not None:
         options["node"] = ("--node", node)
+    if password_file is not None:
+        options["nats.password_file"] = ("--nats-password-file", str(password_file))
     loaded = load(environ=os.environ, config=config, options=options)
     level = loaded.settings.log.level if "log.level" in loaded.sources else least
     logs.configure(level, loaded.settings.log.format)
@@ -141,11 +148,19 @@ def _address(text: str) -> str:
 
 def _found(settings: Settings, nats_url: str | None, *, quiet: bool = False) -> Found:
     found = find_bus(nats_url, os.environ, settings.state_folder())
-    found = Found(_address(found.url), found.how)
+    found = Found(_with_password(settings, _address(found.url)), found.how)
     if not quiet:
         line = f"[dim]bus: {escape(_hidden(found.url))} ({escape(found.how)})[/]"
         errors.print(line, soft_wrap=True)
     return found
+
+
+def _with_password(settings: Settings, url: str) -> str:
+    path = settings.nats.password_file
+    try:
+        return with_password(url, path)
+    except ValueError as error:
+        raise SettingsError(f"setting nats.password_file = {path!r}: {error}") from error
 
 
 def _quoted(key: str) -> str:
@@ -185,6 +200,7 @@ def _with_bus(
 @app.command()
 def up(
     nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
     node: Node = None,
@@ -213,7 +229,7 @@ def up(
     from agent.up import UpOptions  # noqa: PLC0415 - the light commands must start fast
     from agent.up import up as run_up  # noqa: PLC0415
 
-    settings = _load(config, state_dir, node, least="info").settings
+    settings = _load(config, state_dir, node, password_file=password_file, least="info").settings
     if engine:
         _fail(
             ValueError(
@@ -224,7 +240,7 @@ def up(
         )
     simulation = _simulation(simulate_gpus, simulate_engines)
     options = UpOptions(
-        nats_url=None if nats_url is None else _address(nats_url),
+        nats_url=None if nats_url is None else _with_password(settings, _address(nats_url)),
         nats_server=nats_server,
         ready_file=ready_file,
         for_seconds=for_,
@@ -254,6 +270,7 @@ def _simulation(gpus: str | None, engines: str | None) -> Simulation:
 def run(
     role: Annotated[Role, typer.Argument(help="agent, handlers, cache or archive")],
     nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
     node: Node = None,
@@ -269,7 +286,7 @@ def run(
     """Run one service against a NATS server that is already there."""
     from agent.up import run_one  # noqa: PLC0415
 
-    settings = _load(config, state_dir, node, least="info").settings
+    settings = _load(config, state_dir, node, password_file=password_file, least="info").settings
     found = _found(settings, nats_url)
     simulation = _simulation(simulate_gpus, simulate_engines)
     failure = asyncio.run(run_one(settings, found.url, role, instance, simulation, for_))
@@ -281,6 +298,7 @@ def run(
 def get(
     key: str,
     nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
     namespace: Namespace = "default",
@@ -289,7 +307,7 @@ def get(
     ] = True,
 ) -> None:
     """Print a cached value; exit code 1 when there is none."""
-    settings = _load(config, state_dir).settings
+    settings = _load(config, state_dir, password_file=password_file).settings
 
     async def work(bus: Bus) -> bytes | None:
         return await CacheClient(bus).of(namespace).get(key, restore=restore)
@@ -312,6 +330,7 @@ def put(
     key: str,
     value: Annotated[str, typer.Argument(help="the value; - reads standard input")],
     nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
     namespace: Namespace = "default",
@@ -319,7 +338,7 @@ def put(
     as_json: AsJson = False,
 ) -> None:
     """Cache a value."""
-    settings = _load(config, state_dir).settings
+    settings = _load(config, state_dir, password_file=password_file).settings
     content = sys.stdin.buffer.read() if value == "-" else os.fsencode(value)
 
     async def work(bus: Bus) -> str:
@@ -339,13 +358,14 @@ def put(
 def delete(
     key: str,
     nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
     namespace: Namespace = "default",
     as_json: AsJson = False,
 ) -> None:
     """Remove a value from the cache and its archive."""
-    settings = _load(config, state_dir).settings
+    settings = _load(config, state_dir, password_file=password_file).settings
 
     async def work(bus: Bus) -> CacheReply:
         return await CacheClient(bus).of(namespace).delete(key)
@@ -366,6 +386,7 @@ def watch(
         str, typer.Argument(help="subject below the root, like metrics.gpu.> ; default all")
     ] = ">",
     nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
     for_: Annotated[
@@ -375,7 +396,7 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Print what passes by on the bus, one line a message."""
-    settings = _load(config, state_dir, least="warning").settings
+    settings = _load(config, state_dir, password_file=password_file, least="warning").settings
 
     async def work(bus: Bus) -> None:
         await watch_subject(bus, subject, for_seconds=for_, count=count, as_json=as_json)
@@ -389,27 +410,37 @@ def watch(
 @app.command()
 def health(
     role: Annotated[Role | None, typer.Option(help="only this role decides")] = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="ask this node's own instance, which answers of itself")
+    ] = False,
     nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the installation's health; exit code 0 when ready, 1 when not. For probes."""
-    settings = _load(config, state_dir).settings
+    settings = _load(config, state_dir, password_file=password_file).settings
+    if here and role is None:
+        _fail(ValueError("--here needs --role: a node may have one instance of each"), code=2)
+    instance = settings.node_token() if here else None
     found = _found(settings, nats_url, quiet=as_json)
-    ready = _with_bus(settings, found, lambda bus: print_health(bus, role, as_json=as_json))
+    ready = _with_bus(
+        settings, found, lambda bus: print_health(bus, role, instance, as_json=as_json)
+    )
     raise SystemExit(0 if ready else 1)
 
 
 @app.command()
 def doctor(
     nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Check everything this installation needs; each failure with its remedy."""
-    settings = _load(config, state_dir).settings
+    settings = _load(config, state_dir, password_file=password_file).settings
     found = _found(settings, nats_url, quiet=True)
     checks = asyncio.run(doctor_checks(settings, found))
     print_checks(checks, as_json=as_json)

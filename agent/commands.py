@@ -49,9 +49,15 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
-async def print_health(bus: Bus, role: Role | None, *, as_json: bool) -> bool:
-    """Print the installation's health; True when ready (of `role`, when given)."""
-    answer = await bus.request("api.health.detailed", timeout_seconds=5)
+async def print_health(bus: Bus, role: Role | None, instance: str | None, *, as_json: bool) -> bool:
+    """Print the installation's health; True when ready (of `role`, when given).
+
+    With an `instance` of the role (a token), that one answers, of itself alone.
+    """
+    subject = "api.health.detailed"
+    if instance is not None:
+        subject = f"{subject}.{role}.{instance}"
+    answer = await bus.request(subject, timeout_seconds=5)
     health = msgspec.json.decode(answer.payload, type=HealthReply)
     ready = health.ready
     if role is not None:

@@ -1,10 +1,11 @@
-"""Finds the bus: option, NATS_URL, the running `up`, 127.0.0.1:4222."""
+"""Finds the bus: option, NATS_URL, the running `up`, 127.0.0.1:4222; and its password."""
 
 import dataclasses
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 
@@ -43,3 +44,28 @@ def read_up(state_dir: Path) -> str | None:
         return str(up["nats_url"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
+
+
+def with_password(url: str, password_file: str) -> str:
+    """`url`, where it names a user without a password, with the one in the file; "" = no file.
+
+    The file holds nothing but the password; a newline at its end does not count.
+
+    Raises:
+        ValueError: the file has no password, or the address no user.
+    """
+    parts = urlsplit(url)
+    if not password_file or parts.password is not None:
+        return url
+    if not parts.username:
+        raise ValueError("the server's address has no user; write nats://user@host:4222")
+    try:
+        password = Path(password_file).expanduser().read_text().rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ValueError("is not text") from None
+    if not password:
+        raise ValueError("is empty")
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username}:{quote(password, safe='')}@{host}").geturl()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """`machine` names the host to people; `folder` is random and stays with the state folder."""
@@ -22,7 +24,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 def machine_name() -> str:
     """Host name and a digest of the machine's own id: `gpu-17 (machine 3f9a1c02)`."""
     raw = ""
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+    # A container has no machine id, and a new network address at each start, but its host's boot.
+    for path in (*MACHINE_IDS, "/proc/sys/kernel/random/boot_id"):
         try:
             raw = Path(path).read_text().strip()
         except OSError:

@@ -75,6 +75,18 @@ class HealthTable(Table, frozen=True, kw_only=True):
     ] = ROLES
 
 
+class NatsSettings(Table, frozen=True, kw_only=True):
+    """How to log in to a NATS server of your own."""
+
+    password_file: Annotated[
+        str,
+        Meta(
+            description="file with the password, where the server's address has a user without "
+            "one (nats://user@host:4222); empty: such a name is a token"
+        ),
+    ] = ""
+
+
 class StreamsSettings(Table, frozen=True, kw_only=True):
     """The streams on the server."""
 
@@ -113,6 +125,7 @@ class Settings(Table, frozen=True, kw_only=True):
     agent: Annotated[AgentSettings, Meta(description="node agent")] = AgentSettings()
     health: Annotated[HealthTable, Meta(description="health")] = HealthTable()
     server: Annotated[ServerSettings, Meta(description="private nats-server")] = ServerSettings()
+    nats: Annotated[NatsSettings, Meta(description="your own NATS server")] = NatsSettings()
     streams: Annotated[StreamsSettings, Meta(description="streams")] = StreamsSettings()
     handlers: Annotated[HandlersSettings, Meta(description="handlers")] = HandlersSettings()
     cache: Annotated[CacheSettings, Meta(description="cache")] = CacheSettings()

@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-import random
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -14,6 +11,7 @@ from nats.js import JetStreamContext
 
 from agent.bus.bucket import KvBucket
 from agent.bus.cancellation import heed
+from agent.bus.connection import Login
 from agent.bus.errors import BusError, raised_as
 from agent.bus.names import Names
 from agent.bus.publishing import PublishingConnection
@@ -29,6 +27,7 @@ from schemas.protocols import (
     TooLargeError,
     WorkItem,
 )
+from schemas.units import token
 
 START_DEADLINE_SECONDS = 5.0
 
@@ -350,10 +349,9 @@ async def connect(
     Raises:
         BusError: not within the deadline, or the login was refused; the text names URL and user.
     """
-    # Who logs in gets an inbox that guests may not read. A guest may read only the common one.
-    inbox = "_INBOX"
-    if urlsplit(url).username:
-        inbox = f"_INBOX_{re.sub('[^A-Za-z0-9_-]', '_', name)}_{random.getrandbits(48):012x}"
+    # Who logs in gets an inbox that nobody else may hear. A guest may hear only the common one.
+    user = Login.of(url).user
+    inbox = f"_INBOX.{token(user)}" if user else "_INBOX"
     bus = Bus(url, name, Names(root), inbox)
     await bus.open(deadline_seconds)
     return bus

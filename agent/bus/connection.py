@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import nats.errors
 import structlog
@@ -35,14 +36,28 @@ def safe_url(url: str) -> str:
     except ValueError:
         # What does not parse may have its password anywhere.
         return "the given URL, which is not one,"
-    user = f"{_user(url)}@" if _user(url) else ""
+    # A name without a password is a token, as secret as a password.
+    user = f"{parts.username}@" if parts.password is not None else ""
     return f"{parts.scheme}://{user}{host}{port}"
 
 
-def _user(url: str) -> str | None:
-    # A name without a password is a token, as secret as a password.
-    parts = urlsplit(url)
-    return parts.username if parts.password is not None else None
+@dataclasses.dataclass(frozen=True, slots=True)
+class Login:
+    """Who an address logs in as: user and password, or a token, or nobody; no longer quoted."""
+
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """What `url` says."""
+        parts = urlsplit(url)
+        if parts.username is None:
+            return cls()
+        if parts.password is None:
+            return cls(token=unquote(parts.username))
+        return cls(user=unquote(parts.username), password=unquote(parts.password))
 
 
 class Connection:
@@ -66,6 +81,7 @@ class Connection:
 
     async def open(self, deadline_seconds: float) -> None:
         """Connect within the deadline, or raise BusError. A refused password fails at once."""
+        login = Login.of(self.url)
         self._incidents.connecting = True
         connecting = asyncio.create_task(
             self._client.connect(
@@ -86,6 +102,10 @@ class Connection:
                 pending_size=PENDING_BYTES,
                 flush_timeout=5,
                 inbox_prefix=self._inbox_prefix,
+                # nats-py would send the address's own parts still quoted.
+                user=login.user,
+                password=login.password,
+                token=login.token,
             )
         )
         refused = asyncio.create_task(self._incidents.login_refused.wait())
@@ -113,7 +133,8 @@ class Connection:
         self._probe = asyncio.create_task(self._watch())
 
     def _refusal(self) -> str:
-        who = f"user {_user(self.url)!r}" if _user(self.url) else "no user name"
+        user = Login.of(self.url).user
+        who = f"user {user!r}" if user else "no user name"
         return f"{safe_url(self.url)} refused the login ({who}): check user and password"
 
     async def close(self) -> None:
@@ -158,6 +179,10 @@ class Connection:
     def last_error(self) -> str:
         """What went wrong last; empty if nothing did."""
         return self._incidents.last_error
+
+    def denial(self, subject: str) -> str:
+        """In which words the server denied us something about `subject` lately; else empty."""
+        return self._incidents.permission_hint(subject)
 
     @property
     def is_connected(self) -> bool:

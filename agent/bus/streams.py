@@ -1,6 +1,7 @@
 """The streams and buckets of the installation, created at start and checked ever after."""
 
 import dataclasses
+from collections.abc import Awaitable
 from typing import Any
 
 import nats.errors
@@ -175,19 +176,40 @@ async def _ensure_stream(bus: Bus, spec: StreamSpec, room: str) -> None:
     with raised_as(BusError, f"stream {name}: the server does not answer"):
         there = await _stream_config(bus, name)
         if there is None:
-            try:
-                await heed(bus.jetstream.add_stream(wanted))
-            except nats.js.errors.APIError as error:
+            refused = await _create(bus, name, bus.jetstream.add_stream(wanted))
+            if refused:
                 # Another service may have created it meanwhile: then the check below decides.
                 there = await _stream_config(bus, name)
                 if there is None:
                     raise BusError(
-                        f"cannot create stream {name} of {spec.max_bytes // MIB} MiB: "
-                        f"{error.description} (the server offers {room}); free disk space, raise "
+                        f"cannot create stream {name} of {spec.max_bytes // MIB} MiB: {refused} "
+                        f"(the server offers {room}); free disk space, raise "
                         "the server's max_file_store, or lower the setting streams.budget_bytes"
-                    ) from error
+                    )
     if there is not None:
         _compare(name, wanted, there)
+
+
+async def _create(bus: Bus, stream: str, creation: Awaitable[object]) -> str:
+    """Create a stream; returns the server's reason where it did not.
+
+    Raises:
+        BusError: this user may not, and nobody else has done it meanwhile.
+    """
+    try:
+        await heed(creation)
+    except nats.js.errors.APIError as error:
+        return error.description or str(error)
+    except nats.errors.TimeoutError as error:
+        if not bus.denial(f"$JS.API.STREAM.CREATE.{stream}"):
+            raise
+        if await _stream_config(bus, stream) is None:
+            raise BusError(
+                f"{stream} is not there, and this user may not create it: start a service first "
+                f"whose user may, such as `handlers` in deploy/nats.conf"
+            ) from error
+        return "this user may not"
+    return ""
 
 
 async def _stream_config(bus: Bus, name: str) -> StreamConfig | None:
@@ -221,12 +243,12 @@ async def _ensure_bucket(bus: Bus, spec: BucketSpec) -> None:
     with raised_as(BusError, f"bucket {name}: the server does not answer"):
         if await _stream_config(bus, f"KV_{name}") is not None:
             return
-        try:
-            await heed(
-                bus.jetstream.create_key_value(
-                    bucket=name, history=spec.history, ttl=spec.ttl_seconds, max_bytes=BUCKET_BYTES
-                )
-            )
-        except nats.js.errors.APIError as error:
-            if await _stream_config(bus, f"KV_{name}") is None:
-                raise BusError(f"cannot create bucket {name}: {error.description}") from error
+        refused = await _create(
+            bus,
+            f"KV_{name}",
+            bus.jetstream.create_key_value(
+                bucket=name, history=spec.history, ttl=spec.ttl_seconds, max_bytes=BUCKET_BYTES
+            ),
+        )
+        if refused and await _stream_config(bus, f"KV_{name}") is None:
+            raise BusError(f"cannot create bucket {name}: {refused}")

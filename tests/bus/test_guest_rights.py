@@ -107,8 +107,8 @@ async def test_a_guest_reads_all_events_but_cached_values(pair: tuple[Guest, Cli
         f"{ROOT}.cache.>",
         f"{ROOT}.cache.default.get",
         f"{ROOT}.dead.>",
-        "_INBOX_cache_1.>",
-        "_INBOX_cache_1.abc",
+        "_INBOX.local.>",
+        "_INBOX.local.abc",
         "$KV.>",
         "$JS.ACK.>",
         "$JS.API.>",
@@ -203,7 +203,7 @@ async def test_a_guest_forges_no_event_and_commands_nothing(
 @pytest.mark.parametrize(
     "subject",
     [
-        "_INBOX_cache_1.abc",
+        "_INBOX.local.abc",
         "_INBOX.abc",
         "$KV.fleet-config.a",
         "$JS.ACK.FLEET.c.1.1.1.1.0",
@@ -227,6 +227,21 @@ async def test_a_guest_touches_neither_replies_nor_streams(
     await until(lambda: guest.refused, guest.client)
 
     assert "permissions violation for publish" in guest.refused[0]
+
+
+@pytest.mark.parametrize("subject", ["_INBOX.>", "_INBOX.*.answer"])
+async def test_a_guest_who_hears_the_common_inbox_hears_no_answer_to_local(
+    subject: str, pair: tuple[Guest, Client]
+) -> None:
+    guest, local = pair
+    received = await guest.subscribed(subject)
+
+    for inbox in ("local", "other"):
+        await local.publish(f"_INBOX.{inbox}.answer", b"")
+    await settle(local)
+    await until(lambda: "_INBOX.other.answer" in received, guest.client)
+
+    assert received == ["_INBOX.other.answer"]
 
 
 async def test_a_guest_sees_which_services_there_are(pair: tuple[Guest, Client]) -> None:

@@ -21,6 +21,7 @@ class NatsServer:
         self._jetstream = jetstream
         self._process: subprocess.Popen[bytes] | None = None
         self.port = -1
+        self.options: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -44,7 +45,7 @@ class NatsServer:
         self._process = subprocess.Popen(
             [
                 str(binary), "-c", str(config), "-a", "127.0.0.1", "-p", str(self.port),
-                "--ports_file_dir", str(self.folder),
+                "--ports_file_dir", str(self.folder), *self.options,
             ],
             stdout=log, stderr=log,
         )  # fmt: skip

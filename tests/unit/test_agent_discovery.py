@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.discovery import DEFAULT_URL, find_bus
+from agent.bus.connection import Login
+from agent.discovery import DEFAULT_URL, find_bus, with_password
 
 
 def write_up(folder: Path, content: object) -> None:
@@ -81,3 +82,77 @@ def test_a_file_of_no_use_is_as_good_as_none(tmp_path: Path, content: object) ->
     write_up(tmp_path, content)
 
     assert find_bus(None, {}, tmp_path).url == DEFAULT_URL
+
+
+@pytest.mark.parametrize(
+    ("content", "password"),
+    [
+        pytest.param("5ecret", "5ecret", id="plain"),
+        pytest.param("5ecret\n", "5ecret", id="newline"),
+        pytest.param("5ecret\r\n", "5ecret", id="windows"),
+        pytest.param("a:b@c/d?e#f%g h é", "a:b@c/d?e#f%g h é", id="special"),
+        pytest.param(" 5ecret ", " 5ecret ", id="spaces are part of it"),
+    ],
+)
+def test_a_password_file_completes_an_address_that_names_a_user(
+    tmp_path: Path, content: str, password: str
+) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(content.encode())
+
+    url = with_password("nats://agent@host:4222", str(file))
+
+    assert Login.of(url) == Login(user="agent", password=password)
+    assert url.endswith("@host:4222")
+
+
+@pytest.mark.parametrize("url", ["nats://agent:own@host:4222", "nats://local:@host:4222"])
+def test_an_address_with_a_password_needs_no_file(url: str) -> None:
+    assert with_password(url, "/no/such/file") == url
+
+
+@pytest.mark.parametrize("url", ["nats://host:4222", "nats://token@host:4222", "tls://[::1]:4222"])
+def test_without_a_password_file_the_address_stays_as_it_is(url: str) -> None:
+    assert with_password(url, "") == url
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        pytest.param(None, "cannot be read: No such file or directory", id="missing"),
+        pytest.param(b"", "is empty", id="empty"),
+        pytest.param(b"\n", "is empty", id="only a newline"),
+        pytest.param(b"\xff\xfe", "is not text", id="binary"),
+    ],
+)
+def test_a_password_file_without_a_password_is_refused(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+
+    with pytest.raises(ValueError, match=reason):
+        with_password("nats://agent@host", str(file))
+
+
+def test_a_folder_is_no_password_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+        with_password("nats://agent@host", str(tmp_path))
+
+
+def test_a_password_file_for_an_address_without_a_user_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no user; write nats://user@host:4222"):
+        with_password("nats://host:4222", "/run/secrets/password")
+
+
+@pytest.mark.parametrize(
+    ("url", "login"),
+    [
+        pytest.param("nats://h", Login(), id="nobody"),
+        pytest.param("nats://t%40ken@h", Login(token="t@ken"), id="token"),
+        pytest.param("nats://a%2Fb:c%25@h", Login(user="a/b", password="c%"), id="quoted"),
+    ],
+)
+def test_an_address_says_who_logs_in(url: str, login: Login) -> None:
+    assert Login.of(url) == login

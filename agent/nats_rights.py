@@ -1,0 +1,208 @@
+"""Who may publish and hear what on the bus: every user of a private or a deployed nats-server."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from agent.bus.names import Names
+from agent.bus.streams import BUCKETS, STREAMS
+from schemas.lifecycle import ROLES, Role
+from schemas.views import GPU_VIEWS, SYSTEM_VIEWS
+
+HARMLESS_REQUESTS = (
+    "api.health.>",
+    "api.gpu.>",
+    "api.system.>",
+    "api.analysis.>",
+    "cache.default.get",
+    "cache.default.put",
+    "cache.default.exists",
+    "cache.default.meta",
+    "cache.default.stats",
+)
+CACHED_VALUES = ("evicted.>", "evicted_part.>", "cache.>", "dead.>")
+"""Subjects that carry users' cached values: only those who handle them may hear them."""
+
+DECISIONS = ("decision.accepted.>", "decision.rejected.>")
+PUBLISHED_BY: Mapping[Role, tuple[str, ...]] = {
+    "agent": ("metrics.host.>", "metrics.gpu.>", "metrics.engine.>"),
+    "handlers": (
+        "rollup.>",
+        "analysis.>",
+        "forecast.>",
+        "alert.>",
+        "insight.>",
+        "recommendation.>",
+        "decision.superseded.>",
+        "decision.expired.>",
+        "execution.requested.>",
+    ),
+    "cache": ("metrics.cache.>", "cache_event.>", "evicted.>", "evicted_part.>"),
+    "archive": ("archived.>",),
+}
+SERVED_BY: Mapping[Role, tuple[str, ...]] = {
+    "agent": (
+        *(f"api.gpu.{view}.*" for view in GPU_VIEWS),
+        *(f"api.system.{view}.*" for view in SYSTEM_VIEWS),
+    ),
+    "handlers": (
+        "api.gpu.*",
+        "api.gpu.history.*",
+        "api.system.*",
+        "api.system.history.*",
+        "api.analysis.*",
+        "api.optimize.*",
+    ),
+    "cache": ("api.lmcache.>", "cache.>"),
+    "archive": ("api.archive.>",),
+}
+STREAMS_READ_BY: Mapping[Role, tuple[str, ...]] = {
+    "agent": (),
+    "handlers": ("METRICS", "ROLLUPS", "RECOMMENDATIONS"),
+    "cache": ("EVENTS",),
+    "archive": (),
+}
+BUCKETS_FOLLOWED = ("registry", "config")
+"""Every service hears who is there and what is to be done; all read the whole of a bucket."""
+BUCKETS_OF: Mapping[Role, tuple[str, ...]] = {
+    "agent": ("registry",),
+    "handlers": ("registry", "lease", "state"),
+    "cache": ("registry", "lease", "state"),
+    "archive": ("registry", "lease"),
+}
+"""Where a role writes the keys that begin with its name."""
+MAKES_STREAMS: Role = "handlers"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rights:
+    """Subjects that a user may publish and subscribe to; what is hidden wins.
+
+    `hidden` entries may name a queue group after a space, as nats-server has it.
+    """
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    hidden: tuple[str, ...] = ()
+
+
+def guest_rights(names: Names) -> Rights:
+    """Without a password on a private server: reads events, asks harmless endpoints.
+
+    Nothing of `$JS.API`: the server sends its answers to whatever reply subject the asker names,
+    streams and buckets included.
+    """
+    return Rights(
+        publish=(*map(names.absolute, HARMLESS_REQUESTS), "$SRV.>"),
+        subscribe=(f"{names.root}.>", "_INBOX.>"),
+        hidden=(
+            *map(names.absolute, CACHED_VALUES),
+            inbox("local"),
+            # in no queue group, where a guest would take requests away
+            f"{names.root}.> >",
+        ),
+    )
+
+
+def deployed_rights(names: Names) -> dict[str, Rights]:
+    """The users of `deploy/nats.conf`: one for each role, and three for people and programs."""
+    guest = guest_rights(names)
+    hidden = tuple(subject for subject in guest.hidden if subject != inbox("local"))
+
+    def reader(name: str, *more: str) -> Rights:
+        return Rights((*guest.publish, *more), (f"{names.root}.>", inbox(name)), hidden)
+
+    advice = names.stream("RECOMMENDATIONS")
+    return {
+        **{role: _service(names, role) for role in ROLES},
+        "observer": reader("observer"),
+        "orchestrator": reader(
+            "orchestrator",
+            names.absolute("api.optimize.>"),
+            *map(names.absolute, (*DECISIONS, "execution.>")),
+            "$JS.API.STREAM.NAMES",
+            f"$JS.API.STREAM.INFO.{advice}",
+            *_consume(advice, "*"),
+        ),
+        "operator": Rights(
+            publish=(
+                *map(names.absolute, ("api.>", "cache.>", *DECISIONS)),
+                f"$KV.{names.bucket('config')}.>",
+                "$SRV.>",
+                "$JS.API.>",
+                "$JS.ACK.>",
+                "$JS.FC.>",
+            ),
+            subscribe=(f"{names.root}.>", "$SRV.>", "$JS.EVENT.>", inbox("operator")),
+        ),
+    }
+
+
+def inbox(user: str) -> str:
+    """Where this user's answers arrive; nobody else may listen there."""
+    return f"_INBOX.{user}.>"
+
+
+def _service(names: Names, role: Role) -> Rights:
+    streams = [names.stream(spec.name) for spec in STREAMS]
+    streams += [f"KV_{names.bucket(spec.name)}" for spec in BUCKETS]
+    publish = [
+        *(names.absolute(f"service.*.{role}.*"), names.absolute("api.health.>")),
+        *map(names.absolute, PUBLISHED_BY[role]),
+        "_INBOX.>",  # answers
+        "$JS.API.INFO",
+        *(f"$JS.API.STREAM.INFO.{stream}" for stream in streams),
+    ]
+    for bucket in dict.fromkeys((*BUCKETS_FOLLOWED, *BUCKETS_OF[role])):
+        publish.append(f"$JS.API.STREAM.MSG.GET.KV_{names.bucket(bucket)}")
+    for bucket in BUCKETS_FOLLOWED:
+        publish += _follow(f"KV_{names.bucket(bucket)}")
+    for bucket in BUCKETS_OF[role]:
+        own = f"$KV.{names.bucket(bucket)}.{role}"
+        publish += [own, f"{own}.>"]
+    for stream in STREAMS_READ_BY[role]:
+        publish += _follow(names.stream(stream))
+    if role == MAKES_STREAMS:
+        publish += [f"$JS.API.STREAM.CREATE.{stream}" for stream in streams]
+    if role == "cache":
+        publish += map(names.absolute, ("api.archive.restore.*", "api.archive.keys.*"))
+    if role == "archive":
+        evictions = names.stream("EVICTIONS")
+        publish += [
+            *_consume(evictions, "archiver"),
+            f"$JS.API.CONSUMER.DELETE.{evictions}.archiver",  # to make it anew
+            names.absolute(f"dead.{evictions}.archiver"),
+        ]
+    name = f"fleet-{role}"
+    subscribe = (
+        *map(names.absolute, SERVED_BY[role]),
+        *(names.absolute("api.health.*"), names.absolute(f"api.health.*.{role}.*")),
+        *("$SRV.*", f"$SRV.*.{name}", f"$SRV.*.{name}.*"),
+        inbox(role),
+    )
+    return Rights(tuple(publish), subscribe)
+
+
+def _follow(stream: str) -> Iterable[str]:
+    """Read a stream in order by consumers of one's own, which only their makers know."""
+    return (
+        f"$JS.API.CONSUMER.CREATE.{stream}",
+        f"$JS.API.CONSUMER.DELETE.{stream}.*",
+        *_with_domain("FC", f"{stream}.>"),
+    )
+
+
+def _consume(stream: str, consumer: str) -> Iterable[str]:
+    """Work a durable consumer: make it, with a filter too, pull, acknowledge."""
+    return (
+        f"$JS.API.CONSUMER.CREATE.{stream}.{consumer}",
+        f"$JS.API.CONSUMER.CREATE.{stream}.{consumer}.>",
+        f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{consumer}",
+        f"$JS.API.CONSUMER.INFO.{stream}.{consumer}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}",
+        *_with_domain("ACK", f"{stream}.{consumer}.>"),
+    )
+
+
+def _with_domain(kind: str, rest: str) -> Iterable[str]:
+    """Since nats-server 2.15 the domain and the account stand in front of the stream (ADR-15)."""
+    return (f"$JS.{kind}.{rest}", f"$JS.{kind}.*.*.{rest}")
