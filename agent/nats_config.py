@@ -145,11 +145,12 @@ def _guest(guest: str, root: str) -> str:
 
 
 def _permissions(rights: Rights, *, indent: int) -> str:
-    hidden = f", deny: {_list(rights.hidden, indent + 2)}" if rights.hidden else ""
+    # "subject queue": any subject, in any queue group
+    deny = "" if rights.may_join_queues else ', deny: ["> >"]'
     lines = [
         "{",
         f"  publish: {{ allow: {_list(rights.publish, indent + 2)} }}",
-        f"  subscribe: {{ allow: {_list(rights.subscribe, indent + 2)}{hidden} }}",
+        f"  subscribe: {{ allow: {_list(rights.subscribe, indent + 2)}{deny} }}",
         "}",
     ]
     return f"\n{' ' * indent}".join(lines)

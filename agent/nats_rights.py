@@ -19,8 +19,24 @@ HARMLESS_REQUESTS = (
     "cache.default.meta",
     "cache.default.stats",
 )
-CACHED_VALUES = ("evicted.>", "evicted_part.>", "cache.>", "dead.>")
-"""Subjects that carry users' cached values: only those who handle them may hear them."""
+EVENTS_FOR_ALL = (
+    "metrics.>",
+    "rollup.>",
+    "alert.>",
+    "insight.>",
+    "analysis.>",
+    "forecast.>",
+    "recommendation.>",
+    "decision.>",
+    "execution.>",
+    "service.>",
+    "cache_event.>",
+    "archived.>",
+)
+"""Named one by one, because what is left out must be out of reach: nats-servers before 2.11.17 and
+2.12.15 let a subscription like `fleet.v1.*.default` past a list of what is denied. Left out are
+requests and what carries users' cached values: `api`, `cache`, `evicted`, `evicted_part`, `dead`.
+"""
 
 DECISIONS = ("decision.accepted.>", "decision.rejected.>")
 PUBLISHED_BY: Mapping[Role, tuple[str, ...]] = {
@@ -75,14 +91,11 @@ MAKES_STREAMS: Role = "handlers"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rights:
-    """Subjects that a user may publish and subscribe to; what is hidden wins.
-
-    `hidden` entries may name a queue group after a space, as nats-server has it.
-    """
+    """Subjects that a user may publish and subscribe to."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-    hidden: tuple[str, ...] = ()
+    may_join_queues: bool = True
 
 
 def guest_rights(names: Names) -> Rights:
@@ -91,32 +104,17 @@ def guest_rights(names: Names) -> Rights:
     Nothing of `$JS.API`: the server sends its answers to whatever reply subject the asker names,
     streams and buckets included.
     """
-    return Rights(
-        publish=(*map(names.absolute, HARMLESS_REQUESTS), "$SRV.>"),
-        subscribe=(f"{names.root}.>", "_INBOX.>"),
-        hidden=(
-            *map(names.absolute, CACHED_VALUES),
-            inbox("local"),
-            # in no queue group, where a guest would take requests away
-            f"{names.root}.> >",
-        ),
-    )
+    return _reader(names, "_INBOX.>")
 
 
 def deployed_rights(names: Names) -> dict[str, Rights]:
     """The users of `deploy/nats.conf`: one for each role, and three for people and programs."""
-    guest = guest_rights(names)
-    hidden = tuple(subject for subject in guest.hidden if subject != inbox("local"))
-
-    def reader(name: str, *more: str) -> Rights:
-        return Rights((*guest.publish, *more), (f"{names.root}.>", inbox(name)), hidden)
-
     advice = names.stream("RECOMMENDATIONS")
-    return {
-        **{role: _service(names, role) for role in ROLES},
-        "observer": reader("observer"),
-        "orchestrator": reader(
-            "orchestrator",
+    rights = {
+        "observer": _reader(names, inbox("observer")),
+        "orchestrator": _reader(
+            names,
+            inbox("orchestrator"),
             names.absolute("api.optimize.>"),
             *map(names.absolute, (*DECISIONS, "execution.>")),
             "$JS.API.STREAM.NAMES",
@@ -135,20 +133,31 @@ def deployed_rights(names: Names) -> dict[str, Rights]:
             subscribe=(f"{names.root}.>", "$SRV.>", "$JS.EVENT.>", inbox("operator")),
         ),
     }
+    inboxes = ("_INBOX.>", *map(inbox, (*ROLES, *rights)))
+    return {**{role: _service(names, role, inboxes) for role in ROLES}, **rights}
 
 
 def inbox(user: str) -> str:
     """Where this user's answers arrive; nobody else may listen there."""
-    return f"_INBOX.{user}.>"
+    return f"_INBOX_{user}.>"
 
 
-def _service(names: Names, role: Role) -> Rights:
+def _reader(names: Names, answers: str, *more: str) -> Rights:
+    """Read events, ask what is harmless, take no request away by joining a queue group."""
+    return Rights(
+        publish=(*map(names.absolute, HARMLESS_REQUESTS), "$SRV.>", *more),
+        subscribe=(*map(names.absolute, EVENTS_FOR_ALL), answers),
+        may_join_queues=False,
+    )
+
+
+def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
     streams = [names.stream(spec.name) for spec in STREAMS]
     streams += [f"KV_{names.bucket(spec.name)}" for spec in BUCKETS]
     publish = [
         *(names.absolute(f"service.*.{role}.*"), names.absolute("api.health.>")),
         *map(names.absolute, PUBLISHED_BY[role]),
-        "_INBOX.>",  # answers
+        *inboxes,  # answers
         "$JS.API.INFO",
         *(f"$JS.API.STREAM.INFO.{stream}" for stream in streams),
     ]

@@ -153,7 +153,7 @@ class Bus(PublishingConnection):
         """Call `on_message` for each core message; a failing one is counted and skipped.
 
         Raises:
-            BusError: the connection is closed, or the subject is not one.
+            BusError: the connection is closed, the subject is not one, or the server denies it.
         """
         full = self.names.absolute(subject)
 
@@ -166,6 +166,10 @@ class Bus(PublishingConnection):
         with raised_as(BusError, f"cannot subscribe to {full}"):
             subscription = await self._client.subscribe(full, cb=deliver)
             await heed(self._client.settle())
+        denial = self.denial(full)
+        if "subscription" in denial:
+            await subscription.unsubscribe()
+            raise BusError(f"cannot subscribe to {full}{denial}")
 
         async def unsubscribe() -> None:
             with contextlib.suppress(nats.errors.Error):
@@ -351,7 +355,7 @@ async def connect(
     """
     # Who logs in gets an inbox that nobody else may hear. A guest may hear only the common one.
     user = Login.of(url).user
-    inbox = f"_INBOX.{token(user)}" if user else "_INBOX"
+    inbox = f"_INBOX_{token(user)}" if user else "_INBOX"
     bus = Bus(url, name, Names(root), inbox)
     await bus.open(deadline_seconds)
     return bus

@@ -28,7 +28,7 @@ class User:
         self._refused: list[str] = []
 
     async def connect(self, url: str) -> None:
-        await self.client.connect(url, error_cb=self._note, inbox_prefix=f"_INBOX.{self.name}")
+        await self.client.connect(url, error_cb=self._note, inbox_prefix=f"_INBOX_{self.name}")
 
     async def _note(self, error: Exception) -> None:
         self._refused.append(str(error))
@@ -198,22 +198,28 @@ async def test_streams_and_buckets_are_for_those_who_work_with_them(user: User) 
 
 @each_user(*USERS)
 async def test_nobody_hears_the_answers_to_others_or_everything(user: User) -> None:
-    foreign = [f"_INBOX.{name}.>" for name in USERS if name != user.name]
+    foreign = [f"_INBOX_{name}.>" for name in USERS if name != user.name]
     everything = (">", "_INBOX.>", "_INBOX.*.*", "$JS.>", "$JS.API.>", "$KV.>", "$SYS.>")
 
     assert await user.may_subscribe(*foreign, *everything) == set()
-    assert await user.may_subscribe(f"_INBOX.{user.name}.>") == {f"_INBOX.{user.name}.>"}
+    assert await user.may_subscribe(f"_INBOX_{user.name}.>") == {f"_INBOX_{user.name}.>"}
 
 
 @each_user("observer", "orchestrator")
-async def test_who_reads_events_hears_no_cached_value_and_takes_no_request(user: User) -> None:
-    cached = [f"fleet.v1.{s}" for s in ("evicted.>", "evicted_part.>", "cache.>", "dead.>")]
+async def test_who_reads_events_hears_no_request_and_no_cached_value(user: User) -> None:
+    subjects = {example(event.SUBJECT) for event in catalog.EVENTS}
+    hidden = ("evicted.>", "evicted_part.>", "cache.>", "dead.>", "api.>", ">", "*.default")
 
-    heard = await user.may_subscribe("fleet.v1.>", "fleet.v1.alert.>", *cached)
-    await user.client.subscribe("fleet.v1.api.health.ready", queue="health")
+    heard = await user.may_subscribe(*subjects, *(f"fleet.v1.{subject}" for subject in hidden))
 
-    assert heard == {"fleet.v1.>", "fleet.v1.alert.>"}
-    assert await user.refused() == {"fleet.v1.api.health.ready"}
+    assert heard == subjects
+
+
+@each_user("observer", "orchestrator")
+async def test_who_reads_events_takes_none_away_from_a_queue_group(user: User) -> None:
+    await user.client.subscribe("fleet.v1.alert.>", queue="pagers")
+
+    assert await user.refused() == {"fleet.v1.alert.>"}
 
 
 @each_user(*PEOPLE)

@@ -10,8 +10,9 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from agent.bus import connect
+from agent.bus import BusError, connect
 from agent.nats_config import ServerSettings
+from agent.nats_rights import EVENTS_FOR_ALL
 from agent.nats_server import find_server
 from agent.private_server import PrivateServer
 from schemas.protocols import Answer, Endpoint
@@ -82,18 +83,14 @@ async def until(condition: Callable[[], object], client: Client) -> None:
         await client.flush()
 
 
-async def test_a_guest_reads_all_events_but_cached_values(pair: tuple[Guest, Client]) -> None:
+@pytest.mark.parametrize("subject", EVENTS_FOR_ALL)
+async def test_a_guest_reads_every_kind_of_event(subject: str, pair: tuple[Guest, Client]) -> None:
     guest, local = pair
-    received = await guest.subscribed(f"{ROOT}.>")
-    hidden = ("evicted.default", "evicted_part.default.e.0", "cache.default.put")
-    open_ = ("metrics.host.a", "alert.raised.info.node.a.r", "cache_event.cleared.default", "last")
+    received = await guest.subscribed(f"{ROOT}.{subject}")
 
-    for subject in (*hidden, *open_):
-        await local.publish(f"{ROOT}.{subject}", b"")
-    await settle(local)
-    await until(lambda: f"{ROOT}.last" in received, guest.client)
+    await local.publish(f"{ROOT}.{subject.replace('>', 'a.b')}", b"")
+    await until(lambda: received, guest.client)
 
-    assert received == [f"{ROOT}.{subject}" for subject in open_]
     assert guest.refused == []
 
 
@@ -102,13 +99,17 @@ async def test_a_guest_reads_all_events_but_cached_values(pair: tuple[Guest, Cli
     [
         ">",
         "*.v1.>",
+        f"{ROOT}.>",
+        f"{ROOT}.*.default",  # nats-server 2.9 lets it past a list of what is denied
+        f"{ROOT}.*.*.get",
+        f"{ROOT}.api.>",
         f"{ROOT}.evicted.>",
         f"{ROOT}.evicted_part.>",
         f"{ROOT}.cache.>",
         f"{ROOT}.cache.default.get",
         f"{ROOT}.dead.>",
-        "_INBOX.local.>",
-        "_INBOX.local.abc",
+        "_INBOX_local.>",
+        "_INBOX_local.abc",
         "$KV.>",
         "$JS.ACK.>",
         "$JS.API.>",
@@ -126,20 +127,16 @@ async def test_a_guest_may_not_subscribe(subject: str, pair: tuple[Guest, Client
     assert "permissions violation for subscription" in guest.refused[0]
 
 
-@pytest.mark.parametrize(
-    "subject", [f"{ROOT}.>", f"{ROOT}.api.>", f"{ROOT}.api.*.root", f"{ROOT}.api.health.root"]
-)
-async def test_a_guest_takes_no_request_away_from_a_queue_group(
-    subject: str, pair: tuple[Guest, Client]
-) -> None:
+async def test_a_guest_takes_no_advice_away_from_a_queue_group(pair: tuple[Guest, Client]) -> None:
     guest, local = pair
-    received = await guest.subscribed(subject, queue="health")
+    subject = f"{ROOT}.recommendation.scale_up.chat"
+    received = await guest.subscribed(subject, queue="orchestrators")
 
-    await local.publish(f"{ROOT}.api.health.root", b"")
+    await local.publish(subject, b"")
     await settle(local)
     await until(lambda: guest.refused, guest.client)
 
-    assert 'using queue "health"' in guest.refused[0]
+    assert 'using queue "orchestrators"' in guest.refused[0]
     assert received == []
 
 
@@ -203,7 +200,7 @@ async def test_a_guest_forges_no_event_and_commands_nothing(
 @pytest.mark.parametrize(
     "subject",
     [
-        "_INBOX.local.abc",
+        "_INBOX_local.abc",
         "_INBOX.abc",
         "$KV.fleet-config.a",
         "$JS.ACK.FLEET.c.1.1.1.1.0",
@@ -227,21 +224,6 @@ async def test_a_guest_touches_neither_replies_nor_streams(
     await until(lambda: guest.refused, guest.client)
 
     assert "permissions violation for publish" in guest.refused[0]
-
-
-@pytest.mark.parametrize("subject", ["_INBOX.>", "_INBOX.*.answer"])
-async def test_a_guest_who_hears_the_common_inbox_hears_no_answer_to_local(
-    subject: str, pair: tuple[Guest, Client]
-) -> None:
-    guest, local = pair
-    received = await guest.subscribed(subject)
-
-    for inbox in ("local", "other"):
-        await local.publish(f"_INBOX.{inbox}.answer", b"")
-    await settle(local)
-    await until(lambda: "_INBOX.other.answer" in received, guest.client)
-
-    assert received == ["_INBOX.other.answer"]
 
 
 async def test_a_guest_sees_which_services_there_are(pair: tuple[Guest, Client]) -> None:
@@ -328,3 +310,15 @@ async def test_our_own_commands_work_as_guest(tmp_path: Path) -> None:
         answer = await guest.request("api.health.echo", b"hello", timeout_seconds=3)
 
     assert answer.payload == b"hello"
+
+
+async def test_a_guest_is_told_at_once_what_it_may_not_watch(tmp_path: Path) -> None:
+    binary = find_server()
+    assert binary is not None
+    async with (
+        PrivateServer(tmp_path / "state", binary=binary) as server,
+        await connect(server.public_url, name="guest") as guest,
+    ):
+        with pytest.raises(BusError, match=r"subscribe to fleet\.v1\.> .*denied it to this user"):
+            await guest.subscribe(">", lambda *_: None)
+        await guest.subscribe("metrics.>", lambda *_: None)

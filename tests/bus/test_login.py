@@ -50,7 +50,7 @@ async def test_a_quoted_token_logs_in_and_is_in_no_message(tmp_path: Path) -> No
 
 async def test_a_user_needs_no_inbox_but_its_own(tmp_path: Path) -> None:
     rights = (
-        'permissions: { publish: ">", subscribe: ["fleet.v1.api.>", "$SRV.>", "_INBOX.agent.>"] }'
+        'permissions: { publish: ">", subscribe: ["fleet.v1.api.>", "$SRV.>", "_INBOX_agent.>"] }'
     )
     server = started(tmp_path / "nats", f"users: [{{ user: agent, password: p, {rights} }}]")
     echo = Endpoint("echo", "api.echo", lambda call: Answer(call.payload))
