@@ -85,10 +85,14 @@ async def complain(error: Exception) -> None:
 
 async def main() -> None:
     url = os.environ.get("NATS_URL", "")
-    if urlsplit(url).username is None:
+    if (user := urlsplit(url).username) is None:
         sys.exit("NATS_URL has no user: whoever acts on advice must know that it is genuine")
     client = await nats.connect(
-        url, name="orchestrator", error_cb=complain, max_reconnect_attempts=-1
+        url,
+        name="orchestrator",
+        error_cb=complain,
+        max_reconnect_attempts=-1,
+        inbox_prefix=f"_INBOX_{user}",  # nobody else may listen there
     )
     stream = client.jetstream()
     work = await stream.pull_subscribe(

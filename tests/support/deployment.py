@@ -55,8 +55,10 @@ class DeployedServer(NatsServer):
         shutil.copy(self.secrets / "passwords.conf", folder)
         self.options = ("-sd", str(folder / "store"), "-m", "-1")
 
-    def log(self) -> str:
-        return (self.folder / "server.log").read_text()
+    def refused_users(self) -> set[str]:
+        """Users that tried what they may not do."""
+        log = (self.folder / "server.log").read_text()
+        return set(re.findall(r'Violation - User "(\w+)"', log))
 
     def url_of(self, user: str) -> str:
         password = (self.secrets / user).read_text()

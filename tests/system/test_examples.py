@@ -4,10 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,9 @@ from nats.js.errors import NotFoundError
 
 from agent.bus import Bus
 from schemas.metrics import EngineMetrics
-from schemas.scaling import Decision, Evidence, Execution, Recommendation
+from schemas.scaling import Decision, Execution, Recommendation
 from tests.support.cache_service import running as running_cache
-from tests.support.program import ROOT, environment
+from tests.support.examples import advice, example
 
 SECONDS = 20.0
 LOOK_SECONDS = 0.01
@@ -29,51 +26,9 @@ ACK_WAIT_SECONDS = 0.3
 KILLS = 10
 
 
-@contextlib.contextmanager
-def example(
-    name: str, nats_url: str, folder: Path, *arguments: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """`examples/<name>.py`, working in `folder`, ended in the end."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "examples" / f"{name}.py"), *arguments],
-        cwd=folder,
-        env={**environment(), "NATS_URL": nats_url},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def with_user(url: str) -> str:
     """`url` with a user; a server without users takes any."""
     return url.replace("nats://", "nats://orchestrator:secret@")
-
-
-def advice(number: int, **fields: Any) -> Recommendation:
-    """Scale pool `chat` from `number` to `number + 1`."""
-    now = datetime.now(UTC)
-    name = f"chat.scale_up.{number}"
-    values: dict[str, Any] = {
-        "action": "scale_up",
-        "pool": "chat",
-        "recommendation_id": name,
-        "idempotency_key": name,
-        "decided_at": now,
-        "expires_at": now + timedelta(minutes=10),
-        "replicas_from": number,
-        "replicas_to": number + 1,
-        "reason": "requests_waiting",
-        "text": "more",
-        "evidence": [Evidence(signal="requests_waiting", value=40.0, threshold=5.0)],
-        "confidence_ratio": 1.0,
-        "risk": "low",
-        "effective_after_seconds": 120.0,
-    }
-    return Recommendation(**{**values, **fields})
 
 
 async def publish(bus: Bus, *advices: Recommendation) -> None:

@@ -1,0 +1,243 @@
+"""Each `nats …` line of the documentation, sent as the NATS command line sends it."""
+
+import asyncio
+import re
+import shlex
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Annotated, Literal
+
+import msgspec
+import pytest
+from msgspec import Meta
+
+from agent.bus import connect
+from schemas.lifecycle import ROLES
+from tests.support.nats_command_line import CommandLine
+from tests.support.program import ROOT, Up, running_up
+
+pytestmark = pytest.mark.bus
+
+NODE = "n1"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+OPTIONS = ("--server", "--inbox-prefix")
+Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+$", min_length=1)]
+Version = Annotated[str, Meta(pattern=r"^\d+\.\d+\.\d+$")]
+
+
+class MicroEndpoint(msgspec.Struct, kw_only=True):
+    """What the command line wants of an endpoint's statistics (ADR-32), or it says nothing."""
+
+    name: Name
+    subject: Annotated[str, Meta(min_length=1)]
+    num_requests: int
+    num_errors: int
+    last_error: str
+    processing_time: int
+    average_processing_time: int
+    queue_group: str = ""
+
+
+class MicroStats(msgspec.Struct, kw_only=True):
+    type: Literal["io.nats.micro.v1.stats_response"]
+    name: Name
+    id: Annotated[str, Meta(min_length=1)]
+    version: Version
+    started: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")]
+    endpoints: list[MicroEndpoint]
+    metadata: dict[str, str] | None = None
+
+
+class MicroInfoEndpoint(msgspec.Struct, kw_only=True):
+    name: Name
+    subject: Annotated[str, Meta(min_length=1)]
+    metadata: dict[str, str] | None = None
+    queue_group: str = ""
+
+
+class MicroInfo(msgspec.Struct, kw_only=True):
+    type: Literal["io.nats.micro.v1.info_response"]
+    name: Name
+    id: Annotated[str, Meta(min_length=1)]
+    version: Version
+    description: str
+    endpoints: list[MicroInfoEndpoint]
+    metadata: dict[str, str] | None = None
+
+
+Play = Callable[[CommandLine, Up], Awaitable[None]]
+
+
+def sub(subject: str, example: str) -> Play:
+    """What it listens to arrives: a message on the example subject, published as `local`."""
+
+    async def play(nats: CommandLine, up: Up) -> None:
+        await nats.sub(subject)
+        assert await nats.settle() == ""
+        async with await connect(up.url, name="test") as bus:
+            await bus.send(example, b"{}")
+        async with asyncio.timeout(10):
+            while (await nats.next()).subject != f"fleet.v1.{example}":
+                pass
+
+    return play
+
+
+def req(subject: str, body: str = "") -> Play:
+    async def play(nats: CommandLine, _up: Up) -> None:
+        answer = await nats.req(subject, body)
+        assert "Nats-Service-Error" not in answer.headers
+        assert [row["node"] for row in answer.json()["rows"]] == [NODE]
+
+    return play
+
+
+async def micro_ls(nats: CommandLine, _up: Up) -> None:
+    infos = [msgspec.json.decode(a.payload, type=MicroInfo) for a in await nats.micro_ls()]
+    assert sorted(info.name for info in infos) == [f"fleet-{role}" for role in sorted(ROLES)]
+
+
+async def micro_stats(nats: CommandLine, _up: Up) -> None:
+    (answer,) = await nats.micro_stats("fleet-cache")
+    stats = msgspec.json.decode(answer.payload, type=MicroStats)
+    assert stats.name == "fleet-cache"
+    data = {e["name"]: e["data"] for e in answer.json()["endpoints"]}
+    assert "latency_p99_seconds" in data["cache_get_default"]
+
+
+async def micro_info(nats: CommandLine, _up: Up) -> None:
+    info, stats = await nats.micro_info("fleet-cache")
+    assert msgspec.json.decode(info.payload, type=MicroInfo).name == "fleet-cache"
+    assert msgspec.json.decode(stats.payload, type=MicroStats).name == "fleet-cache"
+
+
+async def stream_ls(nats: CommandLine, _up: Up) -> None:
+    answer = await nats.stream_ls()
+    names = {stream["config"]["name"] for stream in answer.json()["streams"]}
+    assert {"FLEET_METRICS", "FLEET_EVICTIONS", "KV_fleet-registry"} <= names
+
+
+def sub_all(subject: str, example: str) -> Play:
+    """What was published before comes, from the stream."""
+
+    async def play(nats: CommandLine, up: Up) -> None:
+        async with await connect(up.url, name="test") as bus:
+            await bus.publish_raw(example, b'{"old": 1}', message_id=example)
+        messages = await nats.sub_all(subject)
+        assert [m.error for m in messages if m.error] == []
+        assert [m for m in messages if m.payload == b'{"old": 1}']
+
+    return play
+
+
+ALERT = "alert.raised.info.node.n1.test"
+ADVICE = "recommendation.scale_up.chat"
+GPU = "metrics.gpu.n9.g0"
+FOR_ALL: dict[str, Play] = {
+    "sub fleet.v1.alert.>": sub("fleet.v1.alert.>", ALERT),
+    "sub fleet.v1.metrics.gpu.>": sub("fleet.v1.metrics.gpu.>", GPU),
+    "req fleet.v1.api.system.memory ''": req("fleet.v1.api.system.memory"),
+    "req fleet.v1.api.system.all ''": req("fleet.v1.api.system.all"),
+    "micro ls": micro_ls,
+    "micro info fleet-cache": micro_info,
+    "micro stats fleet-cache": micro_stats,
+}
+WITH_PASSWORD: dict[str, Play] = {
+    "stream ls": stream_ls,
+    "sub SUBJECT --all": sub_all("fleet.v1.metrics.gpu.>", GPU),
+    "sub fleet.v1.alert.> --all": sub_all("fleet.v1.alert.>", ALERT),
+    "sub fleet.v1.recommendation.> --all": sub_all("fleet.v1.recommendation.>", ADVICE),
+}
+
+
+def documented() -> Iterator[str]:
+    """Every command of the documentation as the tables above write it."""
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            for text in re.findall(r"(?:^ {4}|^\$ |`)nats ([a-z-][^`]*)", line):
+                yield plain(shlex.split(text, comments=True))
+
+
+def plain(words: list[str]) -> str:
+    """Without the options of the connection, and only an empty body in quotes."""
+    while words[0] in OPTIONS:
+        words = words[2:]
+    return " ".join(word or "''" for word in words)
+
+
+def test_every_line_of_the_documentation_is_played() -> None:
+    commands = set(documented())
+    contexts = {command for command in commands if command.startswith("context save")}
+
+    assert commands - contexts == {*FOR_ALL, *WITH_PASSWORD}
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running_up(tmp_path_factory.mktemp("up"), "--node", NODE) as running:
+        yield running
+
+
+def guest(up: Up) -> CommandLine:
+    return CommandLine(f"nats://{up.url.rpartition('@')[2]}")
+
+
+def local(up: Up) -> CommandLine:
+    return CommandLine(up.url, inbox_prefix="_INBOX_local")
+
+
+@pytest.mark.parametrize("command", FOR_ALL)
+async def test_a_guest_may(up: Up, command: str) -> None:
+    async with guest(up) as nats:
+        await FOR_ALL[command](nats, up)
+
+
+@pytest.mark.parametrize("command", [*FOR_ALL, *WITH_PASSWORD])
+async def test_local_may(up: Up, command: str) -> None:
+    async with local(up) as nats:
+        await (FOR_ALL | WITH_PASSWORD)[command](nats, up)
+
+
+async def test_local_may_also_with_the_common_inbox(up: Up) -> None:
+    async with CommandLine(up.url) as nats:
+        await stream_ls(nats, up)
+
+
+@pytest.mark.parametrize("command", WITH_PASSWORD)
+async def test_a_guest_is_refused_by_name_and_stays_connected(up: Up, command: str) -> None:
+    async with guest(up) as nats:
+        if command == "stream ls":
+            refused = (await nats.stream_ls()).error
+        else:
+            (answer,) = await nats.sub_all("fleet.v1.alert.>")
+            refused = answer.error
+        still = await nats.req("fleet.v1.api.health.live", "")
+
+    assert re.search(r'Permissions Violation for Publish to "\$JS\.API\.STREAM\.\w+"', refused)
+    assert still.json()["live"] is True
+
+
+async def test_a_guest_is_told_that_it_may_not_hear_everything(up: Up) -> None:
+    async with guest(up) as nats:
+        await nats.sub("fleet.v1.>")
+
+        assert 'Permissions Violation for Subscription to "fleet.v1.>"' in await nats.settle()
+
+
+def test_the_welcome_names_a_line_that_is_played(up: Up) -> None:
+    (line,) = [line for line in up.stdout.splitlines() if " nats " in line]
+
+    program, *words = shlex.split(line)
+
+    assert program == "nats"
+    assert words[:2] == ["--server", f"nats://{up.url.rpartition('@')[2]}"]
+    assert plain(words) in FOR_ALL
+
+
+def test_contexts_of_the_deployment_name_the_users_own_inbox() -> None:
+    contexts = [command for command in documented() if command.startswith("context save")]
+
+    assert contexts
+    for context in contexts:
+        user = context.split()[2]
+        assert f"--user {user} --password $(cat deploy/secrets/{user})" in context
+        assert f"--inbox-prefix _INBOX_{user} --select" in context
