@@ -90,6 +90,7 @@ class Deployment:
             "127.0.0.1:4222": f"127.0.0.1:{self.server.port}",
             "/run/secrets/nats_": f"{self.server.secrets}/",
             "/var/lib/resource-agent": str(state),
+            "/host": "/",
         }
         given: Mapping[str, str] = {
             **image_environment(),
