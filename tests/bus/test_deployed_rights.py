@@ -158,6 +158,9 @@ JETSTREAM = {
     "take evictions": "$JS.API.CONSUMER.MSG.NEXT.FLEET_EVICTIONS.archiver",
     "settle evictions": "$JS.ACK.FLEET_EVICTIONS.archiver.1.1.1.1.0",
     "settle evictions (2.15)": "$JS.ACK._.hash.FLEET_EVICTIONS.archiver.1.1.1.1.0",
+    "let metrics flow": "$JS.FC.FLEET_METRICS.consumer.1",
+    "let metrics flow (2.15)": "$JS.FC._.hash.FLEET_METRICS.consumer.1",
+    "let the registry flow": "$JS.FC.KV_fleet-registry.consumer.1",
     "read dead letters": "$JS.API.STREAM.MSG.GET.FLEET_DEAD",
     "read a cached value": "$JS.API.DIRECT.GET.FLEET_EVICTION_PARTS",
     "read the registry": "$JS.API.STREAM.MSG.GET.KV_fleet-registry",
@@ -170,15 +173,18 @@ JETSTREAM = {
     "ask the system": "$SYS.REQ.SERVER.PING",
 }
 MAY = {
-    "agent": {"read the registry", "write an agent's record"},
+    "agent": {"read the registry", "let the registry flow", "write an agent's record"},
     "handlers": {
-        *("make a stream", "read metrics", "read the registry", "read the state"),
-        "write a slot's state",
+        *("make a stream", "read metrics", "let metrics flow", "let metrics flow (2.15)"),
+        *("read the registry", "let the registry flow", "read the state", "write a slot's state"),
     },
-    "cache": {"read events", "read the registry", "read the state", "write the cache's lease"},
+    "cache": {
+        *("read events", "read the registry", "let the registry flow", "read the state"),
+        "write the cache's lease",
+    },
     "archive": {
         *("take evictions", "settle evictions", "settle evictions (2.15)"),
-        "read the registry",
+        *("read the registry", "let the registry flow"),
     },
     "observer": set[str](),
     "orchestrator": {"read advice"},
