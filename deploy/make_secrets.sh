@@ -27,7 +27,7 @@ cat >s3.json <<END
 {"identities": [{
   "name": "archive",
   "credentials": [{"accessKey": "$(cat s3_access_key)", "secretKey": "$(cat s3_secret_key)"}],
-  "actions": ["Read:fleet-archive", "Write:fleet-archive", "List:fleet-archive", "Tagging:fleet-archive"]
+  "actions": ["Read:fleet-archive", "Write:fleet-archive", "List:fleet-archive"]
 }]}
 END
 

@@ -1,5 +1,6 @@
 """The files of the deployment: valid, hardened, without secrets, and what they name is there."""
 
+import json
 import re
 import subprocess
 import sys
@@ -83,6 +84,31 @@ def test_each_service_logs_in_as_itself_by_a_secret_file(name: str) -> None:
     assert re.fullmatch(rf"nats://{name}@[a-z0-9.]+:4222", environment["NATS_URL"])
     assert environment["RESOURCE_AGENT_NATS__PASSWORD_FILE"] == f"/run/secrets/nats_{name}"
     assert f"nats_{name}" in OURS[name]["secrets"]
+
+
+def test_the_archive_logs_in_to_a_bucket_that_the_store_makes(tmp_path: Path) -> None:
+    secrets = make_secrets(tmp_path)
+    (identity,) = json.loads((secrets / "s3.json").read_text())["identities"]
+    keys = (secrets / "aws_credentials").read_text()
+
+    environment = OURS["archive"]["environment"]
+    bucket = environment["RESOURCE_AGENT_ARCHIVE__STORE"].removeprefix("s3://")
+    assert f"-bucket={bucket}" in SERVICES["s3"]["command"]
+    assert {action.partition(":")[2] for action in identity["actions"]} == {bucket}
+    (credentials,) = identity["credentials"]
+    assert f"aws_access_key_id = {credentials['accessKey']}\n" in keys
+    assert f"aws_secret_access_key = {credentials['secretKey']}\n" in keys
+    assert environment["AWS_SHARED_CREDENTIALS_FILE"] == "/run/secrets/aws_credentials"
+    assert "-s3.config=/run/secrets/s3_identities" in SERVICES["s3"]["command"]
+
+
+def test_only_the_archive_reaches_the_store() -> None:
+    near = {name for name, service in SERVICES.items() if "storage" in service.get("networks", ())}
+
+    assert near == {"s3", "archive"}
+    assert SERVICES["s3"]["networks"] == ["storage"]
+    assert compose()["networks"]["storage"]["internal"] is True
+    assert "ports" not in SERVICES["s3"]
 
 
 def test_the_agent_sees_the_host() -> None:

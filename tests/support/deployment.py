@@ -72,10 +72,12 @@ class Deployment:
         self,
         folder: Path,
         server: DeployedServer,
+        s3_url: str,
         changed: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self.folder = folder
         self.server = server
+        self._s3_url = s3_url
         self._changed = changed or {}
         self.services = {
             name: service for name, service in compose()["services"].items() if "build" in service
@@ -88,7 +90,9 @@ class Deployment:
         here = {
             "nats:4222": f"127.0.0.1:{self.server.port}",
             "127.0.0.1:4222": f"127.0.0.1:{self.server.port}",
+            "http://s3:8333": self._s3_url,
             "/run/secrets/nats_": f"{self.server.secrets}/",
+            "/run/secrets/aws_": f"{self.server.secrets}/aws_",
             "/var/lib/resource-agent": str(state),
             "/host": "/",
         }

@@ -12,6 +12,7 @@ from agent.client import CacheClient
 from schemas.lifecycle import ROLES
 from tests.support.deployment import DeployedServer, Deployment
 from tests.support.examples import advice, example
+from tests.support.moto import MotoServer
 from tests.support.nats_command_line import CommandLine
 from tests.support.program import resource_agent
 from tests.support.waiting import until, until_async
@@ -26,8 +27,11 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     folder = tmp_path_factory.mktemp("compose")
     server = DeployedServer(folder / "nats")
     server.start()
+    s3 = MotoServer(folder / "s3")
+    s3.start()
+    s3.make_bucket("fleet-archive")
     small_cache = {"RESOURCE_AGENT_CACHE__MAX_MEMORY_MB": "1"}
-    deployment = Deployment(folder, server, changed={"cache": small_cache})
+    deployment = Deployment(folder, server, s3.url, changed={"cache": small_cache})
     try:
         # In the order of `depends_on`: handlers first, then the rest at once.
         deployment.start("handlers")
@@ -38,6 +42,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     finally:
         deployment.stop()
         server.stop()
+        s3.kill()
 
 
 @pytest.mark.parametrize("name", ["agent", "cache", "archive"])
@@ -164,7 +169,7 @@ def test_an_agent_before_all_others_says_who_must_start_first(
     server = DeployedServer(folder / "nats")
     server.start()
     try:
-        code, said = refused(Deployment(folder, server))
+        code, said = refused(Deployment(folder, server, "http://127.0.0.1:1"))
     finally:
         server.stop()
 
