@@ -16,6 +16,20 @@ PAGE_KEYS = 7
 """Small, so that a handful of objects is listed in pages."""
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
 SECRET_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+SERVER = """
+import sys, threading
+from moto.moto_api._internal.recorder.models import Recorder
+from moto.server import main
+
+record, turns = Recorder._record_request, threading.Lock()
+
+def one_at_a_time(*arguments):  # moto's threads would write into each other's lines
+    with turns:
+        record(*arguments)
+
+Recorder._record_request = one_at_a_time
+main(sys.argv[1:])
+"""
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,
     "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -32,6 +46,7 @@ class MotoServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = 0
+        self._recording = folder / "recording"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -41,17 +56,22 @@ class MotoServer:
     def start(self) -> None:
         """Start it; returns when it serves what it served before."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        is_restart = self._recording.exists()
+        if is_restart:
+            # Who was killed in the middle of a line had not answered yet.
+            whole, end, _ = self._recording.read_bytes().rpartition(b"\n")
+            self._recording.write_bytes(whole + end)
         log = self.folder / "moto.log"
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "-p", str(self.port)],
+                [sys.executable, "-c", SERVER, "-p", str(self.port)],
                 stdout=out,
                 stderr=out,
                 env={
                     **os.environ,
                     "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE_KEYS),
                     "MOTO_ENABLE_RECORDING": "1",
-                    "MOTO_RECORDER_FILEPATH": str(self.folder / "recording"),
+                    "MOTO_RECORDER_FILEPATH": str(self._recording),
                 },
             )
         deadline = time.monotonic() + DEADLINE_SECONDS
@@ -60,7 +80,7 @@ class MotoServer:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(LOOK_SECONDS)
         self.port = int(found[1])
-        if (self.folder / "recording").exists():
+        if is_restart:
             self._post("/moto-api/recorder/replay-recording")
 
     def kill(self) -> None:
