@@ -119,7 +119,7 @@ jetstream {{
 authorization {{
   users: [
     {{ user: local, password: {_quoted(password)} }}
-    {_guest(settings.guest, root)}
+    {_guest(settings.guest, root, version)}
   ]
 }}
 """
@@ -135,18 +135,19 @@ def deployed_config_text(names: Names) -> str:
     return f"{DEPLOYED_HEAD}authorization {{\n  users: [\n{users}\n  ]\n}}\n"
 
 
-def _guest(guest: str, root: str) -> str:
+def _guest(guest: str, root: str, version: tuple[int, int, int]) -> str:
     if guest == "off":
         return ""
     if guest == "all":
         return "{ user: guest }"
-    rights = guest_rights(Names(root))
+    rights = guest_rights(Names(root), version)
     return f"{{ user: guest, permissions: {_permissions(rights, indent=4)} }}"
 
 
 def _permissions(rights: Rights, *, indent: int) -> str:
     # "subject queue": any subject, in any queue group
-    deny = "" if rights.may_join_queues else ', deny: ["> >"]'
+    denied = (*rights.never_heard, *(() if rights.may_join_queues else ("> >",)))
+    deny = f", deny: {_list(denied, indent + 2)}" if denied else ""
     lines = [
         "{",
         f"  publish: {{ allow: {_list(rights.publish, indent + 2)} }}",

@@ -33,10 +33,11 @@ EVENTS_FOR_ALL = (
     "cache_event.>",
     "archived.>",
 )
-"""Named one by one, because what is left out must be out of reach: nats-servers before 2.11.17 and
-2.12.15 let a subscription like `fleet.v1.*.default` past a list of what is denied. Left out are
-requests and what carries users' cached values: `api`, `cache`, `evicted`, `evicted_part`, `dead`.
-"""
+NOT_FOR_ALL = ("api.>", "cache.>", "dead.>", "evicted.>", "evicted_part.>")
+"""Requests, and what carries users' cached values."""
+DENIES_RELIABLY_SINCE = (2, 14, 5)
+"""nats-servers before 2.11.17 and 2.12.15 let a subscription like `fleet.v1.*.default` past a list
+of what is denied, and before 2.14.0 a queue group could get past one (advisory 2026-18)."""
 
 DECISIONS = ("decision.accepted.>", "decision.rejected.>")
 PUBLISHED_BY: Mapping[Role, tuple[str, ...]] = {
@@ -95,16 +96,27 @@ class Rights:
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    never_heard: tuple[str, ...] = ()
     may_join_queues: bool = True
 
 
-def guest_rights(names: Names) -> Rights:
+def guest_rights(names: Names, version: tuple[int, int, int]) -> Rights:
     """Without a password on a private server: reads events, asks harmless endpoints.
+
+    A server that denies reliably lets the guest subscribe to the whole root and leaves out what
+    is not for all; an older one grants the events kind by kind.
 
     Nothing of `$JS.API`: the server sends its answers to whatever reply subject the asker names,
     streams and buckets included.
     """
-    return _reader(names, "_INBOX.>")
+    rights = _reader(names, "_INBOX.>")
+    if version < DENIES_RELIABLY_SINCE:
+        return rights
+    return dataclasses.replace(
+        rights,
+        subscribe=(f"{names.root}.>", "_INBOX.>"),
+        never_heard=tuple(map(names.absolute, NOT_FOR_ALL)),
+    )
 
 
 def deployed_rights(names: Names) -> dict[str, Rights]:

@@ -43,3 +43,19 @@ def test_syncs_always_where_asked_and_possible() -> None:
 def test_refuses_to_promise_a_sync_that_the_server_cannot_do() -> None:
     with pytest.raises(ServerTooOldError, match=r"needs nats-server 2\.10.*this is 2\.9\.25"):
         text_for(ServerSettings(sync_always=True), version=(2, 9, 25))
+
+
+@pytest.mark.parametrize(
+    ("version", "heard"),
+    [
+        pytest.param((2, 14, 4), '"acme.v1.metrics.>"', id="named one by one"),
+        pytest.param((2, 14, 5), '"acme.v1.>"', id="the whole root but"),
+    ],
+)
+def test_guests_hear_the_whole_root_where_the_server_denies_reliably(
+    version: tuple[int, int, int], heard: str
+) -> None:
+    text = text_for(ServerSettings(), version=version)
+
+    assert {'"acme.v1.metrics.>"', '"acme.v1.>"'} & set(text.split()) == {heard}
+    assert ('"acme.v1.evicted.>"' in text) == (heard == '"acme.v1.>"')
