@@ -89,14 +89,17 @@ def _host_root(settings: Settings) -> Path:
 async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     """The node agent."""
     from agent.collectors.filesystems import FilesystemProbe  # noqa: PLC0415 - see above
-    from agent.collectors.gpu import NoGpuError, NvmlBackend  # noqa: PLC0415
+    from agent.collectors.gpu import GpuBackend  # noqa: PLC0415
+    from agent.collectors.gpu_amd import AmdBackend  # noqa: PLC0415
     from agent.collectors.host import HostCollector  # noqa: PLC0415
+    from agent.collectors.nvml.backend import NvmlBackend  # noqa: PLC0415
     from agent.collectors.simulated_engines import (  # noqa: PLC0415
         SimulatedEngines,
         parse_engines,
     )
     from agent.collectors.simulated_gpus import SimulatedGpus, parse_gpus  # noqa: PLC0415
-    from agent.service import GpuSource, NodeAgent  # noqa: PLC0415
+    from agent.gpus import GpuSampler  # noqa: PLC0415
+    from agent.service import NodeAgent  # noqa: PLC0415
 
     settings = place.settings
     node, pool = settings.node_token(), settings.pool_token()
@@ -104,16 +107,17 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     if place.simulation.engines is not None:
         count, model = parse_engines(place.simulation.engines)
         engines = SimulatedEngines(count, model, node=node, pool=pool)
-    gpus: GpuSource | None = None
-    reason, is_fault = "", False
+    backends: list[GpuBackend]
     if place.simulation.gpus is not None:
         count, model = parse_gpus(place.simulation.gpus)
-        gpus = SimulatedGpus(count, model, node=node, pool=pool, engines=engines)
+        backends = [SimulatedGpus(count, model, node=node, pool=pool, engines=engines)]
     else:
-        try:
-            gpus = NvmlBackend.open(node=node, pool=pool)
-        except NoGpuError as error:
-            reason, is_fault = str(error), error.degraded
+        backends = [NvmlBackend(node=node, pool=pool), AmdBackend(node=node, pool=pool)]
+    gpus = GpuSampler(
+        backends,
+        timeout_seconds=settings.agent.gpu_timeout_seconds,
+        rescan_seconds=settings.agent.gpu_rescan_seconds,
+    )
     root = _host_root(settings)
     # One for both collectors: a mount that hangs may cost one thread, not two.
     filesystems = FilesystemProbe(settings.agent.filesystems, root=root)
@@ -135,8 +139,6 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         host=host,
         query_host=query_host,
         gpus=gpus,
-        no_gpu_reason=reason,
-        no_gpu_is_fault=is_fault,
         engines=engines,
     )
     async with _instance(bus, "agent", place) as instance:

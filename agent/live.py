@@ -215,15 +215,16 @@ class LiveView:
         if not self._gpus:
             return Text(NO_GPUS, style="dim")
         table = _table("GPUs", "GPU", "busy", "memory", "temp.", "power", "throttled by")
-        for gpu in sorted(self._gpus.values(), key=lambda g: (g.node, g.index))[:16]:
+        for gpu in sorted(self._gpus.values(), key=_gpu_place)[:16]:
             name = f"{gpu.node} #{gpu.index} {(gpu.name or '').removeprefix('NVIDIA ')}"
+            why = ", ".join(gpu.throttle_reasons or ()) or "-"
             table.add_row(
                 name + (" (simulated)" if gpu.simulated else ""),
                 _percent(gpu.utilization_ratio),
                 _percent(gpu.memory_utilization_ratio),
                 "?" if gpu.temperature_celsius is None else f"{gpu.temperature_celsius:.0f} °C",
                 "?" if gpu.power_watts is None else f"{gpu.power_watts:.0f} W",
-                ", ".join(gpu.throttle_reasons or ()) or "-",
+                why if gpu.is_reachable else f"unreachable: {gpu.errors.get('gpu')}",
             )
         return table
 
@@ -317,6 +318,11 @@ def _line(text: str, style: str) -> Text:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _gpu_place(gpu: GpuMetrics) -> tuple[str, int, int]:
+    """A GPU's place in the table; its MIG instances come after it."""
+    return gpu.node, gpu.index, -1 if gpu.mig is None else gpu.mig.index
 
 
 def _percent(ratio: float | None) -> str:

@@ -13,9 +13,11 @@ import msgspec
 import structlog
 
 from agent.blocking import BlockingThread
+from agent.gpus import GpuSampler
 from agent.settings import AgentSettings
 from schemas.api import AgentStatus, LatestReply, Nothing, Row
-from schemas.lifecycle import Component, ComponentState
+from schemas.lifecycle import Component
+from schemas.message import Message
 from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
 from schemas.protocols import Call, Endpoint, Publisher, PublishError, RequestError, json_endpoint
 from schemas.units import SECOND_NS, instant, to_ns
@@ -35,20 +37,6 @@ class HostSource(Protocol):
         """One sample."""
 
 
-class GpuSource(Protocol):
-    """Samples all GPUs; blocking, called from one thread."""
-
-    @property
-    def name(self) -> str:
-        """What it measures by: `nvml`, `simulated`."""
-
-    def sample(self) -> list[GpuMetrics]:
-        """One sample of every GPU."""
-
-    def close(self) -> None:
-        """Let the driver go."""
-
-
 class EngineSource(Protocol):
     """Samples engines; does not block."""
 
@@ -59,9 +47,9 @@ class EngineSource(Protocol):
 class NodeAgent:
     """Publishes host, GPU and engine metrics on one interval, the process table on another.
 
-    An async context manager. Sampling runs in one thread for the host and one for the GPUs, never
-    on the event loop; a GPU driver that hangs past its deadline costs only the GPU samples. What
-    fails is counted, logged once per cause, and shown in `components`.
+    An async context manager. Sampling runs in one thread for the host and one for each GPU, never
+    on the event loop; a GPU that hangs past its deadline costs only its own samples. What fails is
+    counted, logged once per cause, and shown in `components`.
     """
 
     def __init__(
@@ -72,39 +60,32 @@ class NodeAgent:
         node: str,
         host: HostSource,
         query_host: HostSource | None = None,
-        gpus: GpuSource | None,
-        no_gpu_reason: str = "",
-        no_gpu_is_fault: bool = False,
+        gpus: GpuSampler,
         engines: EngineSource | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = gpus.counters  # one set for all that the agent counts
         self._publisher = publisher
         self._settings = settings
         self._node = node
         self._host = host
         self._query_host = query_host or host
         self._gpus = gpus
-        self._no_gpu_reason = no_gpu_reason
-        self._no_gpu_is_fault = no_gpu_is_fault
         self._engines = engines
         self._clock = clock
         self._host_thread = BlockingThread("host-sampler")
-        self._gpu_thread = BlockingThread("gpu-sampler")
-        self._gpu_busy: asyncio.Task[list[GpuMetrics]] | None = None
         self._host_busy: asyncio.Task[HostMetrics] | None = None
         self._query_busy: asyncio.Task[HostMetrics] | None = None
         self._latest = AgentStatus()
         self._queried: HostMetrics | None = None
         self._gpus_at_ns = 0
         self._said: set[str] = set()
+        self._said_no_gpu = False
         self._trouble: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
         self._first = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        if self._gpus is None:
-            log.info("no_gpu", reason=self._no_gpu_reason)
         self._task = asyncio.create_task(self._run())
         if self._query_host is not self._host:
             # The first sample of a collector has no rates: let it be nobody's answer.
@@ -127,11 +108,11 @@ class NodeAgent:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             await self._say_goodbye()
-        for busy in (self._gpu_busy, self._host_busy, self._query_busy):
+        for busy in (self._host_busy, self._query_busy):
             if busy is not None:
                 busy.cancel()
         self._host_thread.close()
-        self._gpu_thread.close(self._gpus.close if self._gpus is not None else lambda: None)
+        self._gpus.close()
 
     async def _say_goodbye(self) -> None:
         """One last sample, marked, so that nobody takes the silence for a fault."""
@@ -160,14 +141,17 @@ class NodeAgent:
 
     async def _publish_all(self, with_processes: bool) -> None:
         host = await self._sample_host(with_processes)
-        gpus, engines = await self._sample_gpus(), self._sample_engines()
-        for message in (*([host] if host else []), *gpus, *engines):
+        await self._publish([*([host] if host else []), *self._sample_engines()])
+        await self._publish(await self._sample_gpus())
+        self.counters["samples_total"] += 1
+
+    async def _publish(self, messages: Sequence[Message]) -> None:
+        for message in messages:
             try:
                 await self._publisher.publish(message)
             except PublishError as error:
                 self.counters["publish_failures_total"] += 1
                 self._say("publish", str(error))
-        self.counters["samples_total"] += 1
 
     async def _sample_host(self, with_processes: bool) -> HostMetrics | None:
         if self._host_busy is None or self._host_busy.done():
@@ -199,28 +183,17 @@ class NodeAgent:
         return sample
 
     async def _sample_gpus(self) -> list[GpuMetrics]:
-        if self._gpus is None:
-            return []
-        # One sample for all who want one meanwhile: the publisher and every query.
-        busy = self._gpu_busy
-        if busy is None or busy.done():
-            busy = self._gpu_busy = asyncio.create_task(self._gpu_thread.run(self._gpus.sample))
-        try:
-            async with asyncio.timeout(self._settings.gpu_timeout_seconds):
-                samples = await asyncio.shield(busy)
-        except TimeoutError:
-            self.counters["gpu_timeouts_total"] += 1
-            self._say("gpu", f"no answer in {self._settings.gpu_timeout_seconds:g} s")
-            return []
-        except Exception as error:
-            self.counters["gpu_failures_total"] += 1
-            self._say("gpu", str(error))
-            return []
-        self._trouble.pop("gpu", None)
+        samples = await self._gpus.sample()
         self._gpus_at_ns = self._clock()
         for sample in samples:
             for field, text in sample.errors.items():
-                self._say(f"gpu.{sample.gpu}.{field}", text, is_trouble=field == "gpu")
+                self._say(f"gpu.{sample.gpu}.{field}", text, is_trouble=False)
+        state, text = self._gpus.state()
+        if state == "off" and not self._said_no_gpu:
+            self._said_no_gpu = True
+            log.info("no_gpu", reason=text)
+        elif state == "degraded" and not samples:
+            self._say("gpu", text, is_trouble=False)
         self._latest = AgentStatus(host=self._latest.host, gpus=samples)
         return samples
 
@@ -262,10 +235,8 @@ class NodeAgent:
         return self._queried
 
     async def _fresh_gpus(self) -> list[GpuMetrics]:
-        if self._gpus is None:
-            return []
-        if self._clock() - self._gpus_at_ns > FRESH_NS and not await self._sample_gpus():
-            raise RequestError(503, f"the GPUs could not be read: {self._trouble.get('gpu', '?')}")
+        if self._clock() - self._gpus_at_ns > FRESH_NS:
+            await self._sample_gpus()
         return self._latest.gpus
 
     def endpoints(self) -> list[Endpoint]:
@@ -283,7 +254,7 @@ class NodeAgent:
             async def gpu(_request: Nothing, _call: Call, name: str = name) -> LatestReply:
                 gpus = await self._fresh_gpus()
                 rows = [self._row(one, one.gpu, gpu_values(name, one)) for one in gpus]
-                return self._reply(rows, "" if rows else self._no_gpu_reason)
+                return self._reply(rows, "" if rows else self._gpus.state()[1])
 
             endpoints.append(self._endpoint("gpu", name, gpu))
         return endpoints
@@ -329,14 +300,7 @@ class NodeAgent:
                 probed_at=host.observed_at if host else instant(self._clock()),
             )
         ]
-        state: ComponentState = "ok"
-        text = f"{len(self._latest.gpus)} by {self._gpus.name}" if self._gpus else ""
-        if self._gpus is None:
-            state, text = ("degraded" if self._no_gpu_is_fault else "off"), self._no_gpu_reason
-        elif "gpu" in self._trouble:
-            state, text = "failed", self._trouble["gpu"]
-        elif lost := [t for p, t in self._trouble.items() if p.startswith("gpu.")]:
-            state, text = "degraded", lost[0]
+        state, text = self._gpus.state()
         parts.append(
             Component(
                 name="gpus",

@@ -45,6 +45,10 @@ class AgentSettings(Table, frozen=True, kw_only=True):
     gpu_timeout_seconds: Annotated[
         float, Meta(gt=0, le=60, description="a driver call that takes longer counts as failed")
     ] = 5.0
+    gpu_rescan_seconds: Annotated[
+        float,
+        Meta(ge=1, le=3600, description="between two looks for GPUs that came or went"),
+    ] = 60.0
     host_timeout_seconds: Annotated[
         float, Meta(gt=0, le=60, description="a sample of the host that takes longer is missed")
     ] = 10.0

@@ -26,6 +26,7 @@ import psutil
 
 from agent.bus import Bus
 from agent.collectors.host import HostCollector
+from agent.gpus import GpuSampler
 from agent.service import NodeAgent
 from agent.settings import AgentSettings
 from benchmarks.installation import private_bus, service
@@ -218,8 +219,7 @@ async def lag_of_one_run(bus: Bus) -> float:
         node="lag",
         host=host,
         query_host=query_host,
-        gpus=None,
-        no_gpu_reason="bench",
+        gpus=GpuSampler([], timeout_seconds=1.0, rescan_seconds=60.0),
     ) as agent:
         await agent.wait_ready()
         loop = asyncio.get_running_loop()

@@ -117,6 +117,18 @@ DEFAULT_RULES = (
         clear_margin=5.0,
         for_seconds=30.0,
     ),
+    # Longer than one slow answer of a driver.
+    AlertRule(
+        name="gpu_unreachable",
+        metric="gpu.is_reachable",
+        comparison="<=",
+        critical=0.0,
+        for_seconds=10.0,
+    ),
+    AlertRule(name="gpu_xid", metric="gpu.xid.critical_10m_count", critical=1.0),
+    AlertRule(name="gpu_ecc", metric="gpu.ecc.volatile_uncorrected_total", warning=1.0),
+    AlertRule(name="gpu_row_remap_pending", metric="gpu.ecc.is_remap_pending", warning=1.0),
+    AlertRule(name="gpu_row_remap_failed", metric="gpu.ecc.is_remap_failed", critical=1.0),
     AlertRule(
         name="host_memory",
         metric="host.memory.utilization_ratio",

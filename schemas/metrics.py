@@ -5,6 +5,14 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from schemas.gpu import (
+    EccMetrics,
+    GpuProcess,
+    MigInstance,
+    NvlinkMetrics,
+    PcieMetrics,
+    XidMetrics,
+)
 from schemas.message import Message
 from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
 
@@ -267,18 +275,15 @@ class HostMetrics(Message, frozen=True, kw_only=True):
     simulated: bool = False
 
 
-class GpuProcess(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One process that holds GPU memory."""
-
-    pid: Count
-    name: str | None = None
-    memory_used_bytes: Bytes | None = None
-
-
 class GpuMetrics(Message, frozen=True, kw_only=True):
-    """One GPU at one instant. A reading that failed is null and named in `errors`.
+    """One GPU, or one MIG instance of a GPU, at one instant.
 
-    Published by each node agent with every host sample, at most once.
+    Published by each node agent with every host sample, at most once. A field is null where the
+    GPU, its driver or its vendor does not offer the reading; where a reading failed it is null and
+    `errors` names it (`power_watts`, `ecc.volatile_corrected_total`) with the reason. A GPU that
+    does not answer at all is told too: `is_reachable` is false, `errors["gpu"]` says why, and all
+    readings but `xid` are null. Of a MIG instance only memory, processes and activity can be
+    measured.
     """
 
     SUBJECT: ClassVar[str] = "metrics.gpu.{node}.{gpu}"
@@ -286,40 +291,223 @@ class GpuMetrics(Message, frozen=True, kw_only=True):
     STREAM: ClassVar[str | None] = "METRICS"
     DURABLE: ClassVar[bool] = False
 
-    node: Token
-    gpu: Token
-    uuid: str
-    index: Count
-    name: str | None = None
-    driver_version: str | None = None
-    pool: Token | None = None
-    observed_at: Instant
-    interval_seconds: Seconds
-    utilization_ratio: Ratio | None = None
-    utilization_source: str | None = None
-    memory_activity_ratio: Ratio | None = None
-    encoder_utilization_ratio: Ratio | None = None
-    decoder_utilization_ratio: Ratio | None = None
-    memory_total_bytes: Bytes | None = None
-    memory_used_bytes: Bytes | None = None
-    memory_free_bytes: Bytes | None = None
-    memory_reserved_bytes: Bytes | None = None
-    memory_utilization_ratio: Ratio | None = None
-    temperature_celsius: float | None = None
-    temperature_slowdown_celsius: float | None = None
-    temperature_shutdown_celsius: float | None = None
-    power_watts: Number | None = None
-    power_limit_watts: Number | None = None
-    energy_joules_total: Number | None = None
-    clock_graphics_hertz: Number | None = None
-    clock_sm_hertz: Number | None = None
-    clock_memory_hertz: Number | None = None
-    throttle_reasons: list[str] | None = None
-    performance_state: str | None = None
-    fan_ratio: Ratio | None = None
-    processes: list[GpuProcess] | None = None
-    errors: dict[str, str] = {}
-    simulated: bool = False
+    node: Annotated[Token, Meta(description="name of the machine as a subject token")]
+    gpu: Annotated[
+        Token,
+        Meta(description="`uuid` as a subject token; `index-0` for one that never answered"),
+    ]
+    uuid: Annotated[
+        str,
+        Meta(description="`nvmlDeviceGetUUID`; AMD: `amdsmi_get_gpu_device_uuid`; empty as above"),
+    ]
+    index: Annotated[
+        Count,
+        Meta(description="place in the driver's list, may change; of a MIG instance its GPU's"),
+    ]
+    name: Annotated[
+        str | None,
+        Meta(description="model: `nvmlDeviceGetName`; AMD: `market_name`"),
+    ] = None
+    driver_version: Annotated[
+        str | None,
+        Meta(description="`nvmlSystemGetDriverVersion`; AMD: `amdsmi_get_gpu_driver_info`"),
+    ] = None
+    pool: Annotated[Token | None, Meta(description="setting `pool`; null: in none")] = None
+    parent: Annotated[
+        Token | None, Meta(description="`gpu` of the GPU this MIG instance is of; null: it is none")
+    ] = None
+    mig: Annotated[
+        MigInstance | None, Meta(description="which slice of `parent` this is; null: a whole GPU")
+    ] = None
+    is_mig_enabled: Annotated[
+        bool | None,
+        Meta(description="`nvmlDeviceGetMigMode`; null: the GPU has no MIG, or is an instance"),
+    ] = None
+    observed_at: Annotated[Instant, Meta(description="end of the reading, by the node's clock")]
+    interval_seconds: Annotated[
+        Seconds, Meta(description="since the previous reading; 0: the first")
+    ]
+    is_reachable: Annotated[
+        bool,
+        Meta(description="false: lost, hung or removed; an alert rule sees 0 and 1"),
+    ] = True
+    utilization_ratio: Annotated[
+        Ratio | None,
+        Meta(
+            description="how busy: `sm_activity_ratio` where it was measured, else "
+            "`kernel_activity_ratio`; null: neither was"
+        ),
+    ] = None
+    utilization_source: Annotated[
+        str | None,
+        Meta(
+            description="where the former is from: `gpm_sm_activity`, `nvml_utilization`, "
+            "`amdsmi_gfx_activity`, `simulated`; null when it is"
+        ),
+    ] = None
+    kernel_activity_ratio: Annotated[
+        Ratio | None,
+        Meta(
+            description="share of time in which at least one kernel ran, however small, what "
+            "nvidia-smi shows as GPU-Util: `nvmlDeviceGetUtilizationRates`; AMD: `gfx_activity`; "
+            "null with MIG"
+        ),
+    ] = None
+    sm_activity_ratio: Annotated[
+        Ratio | None,
+        Meta(
+            description="mean share of SMs with work: GPM `SM_UTIL` since the previous reading; "
+            "null before Hopper, in the first sample, and for AMD"
+        ),
+    ] = None
+    sm_occupancy_ratio: Annotated[
+        Ratio | None,
+        Meta(description="warps resident by warps possible: GPM `SM_OCCUPANCY`; null as above"),
+    ] = None
+    tensor_activity_ratio: Annotated[
+        Ratio | None,
+        Meta(description="tensor cores' share of time: GPM `ANY_TENSOR_UTIL`; null as above"),
+    ] = None
+    dram_activity_ratio: Annotated[
+        Ratio | None,
+        Meta(description="memory bandwidth by its maximum: GPM `DRAM_BW_UTIL`; null as above"),
+    ] = None
+    memory_activity_ratio: Annotated[
+        Ratio | None,
+        Meta(
+            description="share of time in which memory was read or written, not how full it is: "
+            "`nvmlDeviceGetUtilizationRates`; AMD: `umc_activity`; null with MIG"
+        ),
+    ] = None
+    encoder_utilization_ratio: Annotated[
+        Ratio | None, Meta(description="`nvmlDeviceGetEncoderUtilization`; AMD: null")
+    ] = None
+    decoder_utilization_ratio: Annotated[
+        Ratio | None,
+        Meta(description="`nvmlDeviceGetDecoderUtilization`; AMD: null"),
+    ] = None
+    memory_total_bytes: Annotated[
+        Bytes | None,
+        Meta(description="`nvmlDeviceGetMemoryInfo_v2`; AMD: `amdsmi_get_gpu_vram_usage`"),
+    ] = None
+    memory_used_bytes: Annotated[
+        Bytes | None,
+        Meta(description="as above; on a driver before 510 the driver's own share counts too"),
+    ] = None
+    memory_free_bytes: Annotated[
+        Bytes | None, Meta(description="as above; AMD: total minus used")
+    ] = None
+    memory_reserved_bytes: Annotated[
+        Bytes | None,
+        Meta(description="the driver's own share: as above; null on an older driver, and for AMD"),
+    ] = None
+    memory_utilization_ratio: Annotated[
+        Ratio | None, Meta(description="used by total; null: one of them is")
+    ] = None
+    temperature_celsius: Annotated[
+        float | None,
+        Meta(
+            description="`nvmlDeviceGetTemperatureV`, else `nvmlDeviceGetTemperature`; AMD: "
+            "`amdsmi_get_temp_metric` of the hot spot, else of the edge"
+        ),
+    ] = None
+    temperature_memory_celsius: Annotated[
+        float | None,
+        Meta(description="NVML field `MEMORY_TEMP`; AMD: `amdsmi_get_temp_metric` of the VRAM"),
+    ] = None
+    temperature_slowdown_celsius: Annotated[
+        float | None,
+        Meta(
+            description="from here on the driver slows the GPU down: "
+            "`nvmlDeviceGetTemperatureThreshold`; AMD: the sensor's critical temperature"
+        ),
+    ] = None
+    temperature_shutdown_celsius: Annotated[
+        float | None,
+        Meta(
+            description="from here on it is switched off: `nvmlDeviceGetTemperatureThreshold`; "
+            "AMD: the sensor's emergency temperature"
+        ),
+    ] = None
+    power_watts: Annotated[
+        Number | None,
+        Meta(
+            description="`nvmlDeviceGetPowerUsage`, a mean of 1 s from Ampere on (A100: now); "
+            "AMD: `amdsmi_get_power_info`; may exceed the limit for a moment"
+        ),
+    ] = None
+    power_limit_watts: Annotated[
+        Number | None,
+        Meta(
+            description="`nvmlDeviceGetEnforcedPowerLimit`, else "
+            "`nvmlDeviceGetPowerManagementLimit`; AMD: `amdsmi_get_power_cap_info`"
+        ),
+    ] = None
+    energy_joules_total: Annotated[
+        Number | None,
+        Meta(
+            description="since the driver was loaded: `nvmlDeviceGetTotalEnergyConsumption`; "
+            "AMD: `amdsmi_get_energy_count`; null before Volta"
+        ),
+    ] = None
+    clock_graphics_hertz: Annotated[
+        Number | None,
+        Meta(description="`nvmlDeviceGetClockInfo`; AMD: `amdsmi_get_clock_info`, type GFX"),
+    ] = None
+    clock_sm_hertz: Annotated[
+        Number | None, Meta(description="`nvmlDeviceGetClockInfo`; AMD: null")
+    ] = None
+    clock_memory_hertz: Annotated[
+        Number | None,
+        Meta(description="`nvmlDeviceGetClockInfo`; AMD: `amdsmi_get_clock_info`, type MEM"),
+    ] = None
+    throttle_reasons: Annotated[
+        list[str] | None,
+        Meta(
+            description="why the clocks are low: `nvmlDeviceGetCurrentClocksEventReasons`, else "
+            "`nvmlDeviceGetCurrentClocksThrottleReasons`; empty: they are not; AMD: null"
+        ),
+    ] = None
+    performance_state: Annotated[
+        str | None,
+        Meta(
+            description="`P0` (highest) to `P15`: `nvmlDeviceGetPerformanceState`; "
+            "null: the driver says unknown; AMD: null"
+        ),
+    ] = None
+    recovery_action: Annotated[
+        str | None,
+        Meta(
+            description="what the driver wants: `none`, `gpu_reset`, `node_reboot`, `drain_p2p`, "
+            "`drain_and_reset`: NVML field `GET_GPU_RECOVERY_ACTION`; null on an older driver, "
+            "and for AMD"
+        ),
+    ] = None
+    fan_ratio: Annotated[
+        Ratio | None,
+        Meta(
+            description="`nvmlDeviceGetFanSpeed`; AMD: `amdsmi_get_gpu_fan_speed` by 255; "
+            "null: no fan of its own"
+        ),
+    ] = None
+    pcie: Annotated[PcieMetrics | None, Meta(description="null: nothing of it measured")] = None
+    nvlink: Annotated[NvlinkMetrics | None, Meta(description="null: nothing of it measured")] = None
+    ecc: Annotated[EccMetrics | None, Meta(description="null: nothing of it measured")] = None
+    xid: Annotated[
+        XidMetrics | None,
+        Meta(
+            description="null: not offered, or not allowed (then in `errors`); a MIG instance's "
+            "are with its GPU; AMD: null"
+        ),
+    ] = None
+    processes: Annotated[
+        list[GpuProcess] | None, Meta(description="compute processes; empty: none")
+    ] = None
+    errors: Annotated[
+        dict[str, str],
+        Meta(description="field (`gpu`: the whole GPU) to reason, of each reading that failed"),
+    ] = {}
+    simulated: Annotated[bool, Meta(description="nothing of it was measured")] = False
 
 
 class EngineMetrics(Message, frozen=True, kw_only=True):

@@ -16,29 +16,39 @@ _MEMORY = (
     "memory_reserved_bytes",
     "memory_utilization_ratio",
 )
+# In every view of a GPU: which one it is, and why a value may be missing.
+_ABOUT = ("name", "parent", "is_reachable", "errors")
 GPU_VIEWS: Mapping[str, tuple[str, ...]] = {
     "metrics": tuple(f for f in GpuMetrics.__struct_fields__ if f not in _IDENTITY),
     "utilization": (
-        "name",
+        *_ABOUT,
         "utilization_ratio",
         "utilization_source",
+        "kernel_activity_ratio",
+        "sm_activity_ratio",
+        "sm_occupancy_ratio",
+        "tensor_activity_ratio",
+        "dram_activity_ratio",
         "memory_activity_ratio",
         "encoder_utilization_ratio",
         "decoder_utilization_ratio",
         "memory_utilization_ratio",
         "throttle_reasons",
+        "pcie",
+        "nvlink",
     ),
     "temperature": (
-        "name",
+        *_ABOUT,
         "temperature_celsius",
+        "temperature_memory_celsius",
         "temperature_slowdown_celsius",
         "temperature_shutdown_celsius",
         "fan_ratio",
         "throttle_reasons",
     ),
-    "memory": ("name", *_MEMORY, "processes"),
+    "memory": (*_ABOUT, *_MEMORY, "ecc", "processes"),
     "power": (
-        "name",
+        *_ABOUT,
         "power_watts",
         "power_limit_watts",
         "energy_joules_total",
@@ -56,18 +66,24 @@ SYSTEM_VIEWS: Mapping[str, tuple[str, ...]] = {
 
 _GPU_NUMBERS = (
     "utilization_ratio",
+    "kernel_activity_ratio",
+    "sm_activity_ratio",
+    "tensor_activity_ratio",
+    "dram_activity_ratio",
     "memory_activity_ratio",
     "encoder_utilization_ratio",
     "decoder_utilization_ratio",
     "memory_used_bytes",
     "memory_utilization_ratio",
     "temperature_celsius",
+    "temperature_memory_celsius",
     "power_watts",
     "clock_graphics_hertz",
     "clock_sm_hertz",
     "clock_memory_hertz",
     "fan_ratio",
 )
+_LINK_NUMBERS = ("sent_bytes_per_second", "received_bytes_per_second")
 _ENGINE_NUMBERS = (
     "requests_running",
     "requests_waiting",
@@ -91,7 +107,11 @@ def system_values(name: str, metrics: HostMetrics) -> dict[str, Any]:
 
 def gpu_numbers(metrics: GpuMetrics) -> dict[str, float]:
     """The measured gauges of one GPU, by field name; what was not measured is absent."""
-    return _measured((field, getattr(metrics, field)) for field in _GPU_NUMBERS)
+    numbers = [(field, getattr(metrics, field)) for field in _GPU_NUMBERS]
+    for link, part in (("pcie", metrics.pcie), ("nvlink", metrics.nvlink)):
+        if part is not None:
+            numbers += [(f"{link}_{field}", getattr(part, field)) for field in _LINK_NUMBERS]
+    return _measured(numbers)
 
 
 def engine_numbers(metrics: EngineMetrics) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Fixtures: a nats-server per test, and a bus connected to it."""
+"""Fixtures: a nats-server per test and a bus connected to it; NVML answered by a stub."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.bus import Bus, connect, ensure_streams
+from tests.support.nvml import NvmlStub, OpenedGpus, build_stub, nvml_stub
 from tests.support.server import NatsServer
 
 
@@ -35,3 +36,29 @@ async def bus(nats_url: str) -> AsyncIterator[Bus]:
     async with await connect(nats_url, name="test") as connected:
         await ensure_streams(connected)
         yield connected
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_stub(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def stub(nvml_library: Path, tmp_path: Path) -> Iterator[NvmlStub]:
+    """NVML with one busy GPU."""
+    with nvml_stub(nvml_library, tmp_path / "values") as steered:
+        yield steered
+
+
+@pytest.fixture
+def two_gpus(nvml_library: Path, tmp_path: Path) -> Iterator[NvmlStub]:
+    with nvml_stub(nvml_library, tmp_path / "values", gpus=2) as steered:
+        yield steered
+
+
+@pytest.fixture
+def gpus() -> Iterator[OpenedGpus]:
+    """Not opened before the test has steered the stub: the first sample opens."""
+    opened = OpenedGpus()
+    yield opened
+    opened.close()

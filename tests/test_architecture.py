@@ -24,7 +24,7 @@ EXTRA = {
     "agent/settings.py": {"handlers.settings", "cache.settings", "archive.settings"},
     "agent/bus/": {"nats"},
     "agent/collectors/host.py": {"psutil"},
-    "agent/collectors/gpu.py": {"pynvml"},
+    "agent/collectors/nvml/binding.py": {"pynvml"},
     "agent/cli.py": {"typer", "rich"},
     "agent/commands.py": {"rich"},
     "agent/demo.py": {"rich"},

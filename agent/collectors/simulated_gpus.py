@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from agent.collectors.simulated_engines import SimulatedEngines
+from schemas.gpu import EccMetrics, PcieMetrics, XidMetrics
 from schemas.metrics import GpuMetrics
 from schemas.units import SECOND_NS, instant, token
 
@@ -17,7 +18,7 @@ _MEBIBYTE = 1 << 20
 class GpuModel(NamedTuple):
     """What a data sheet says, and what such a GPU shows when idle.
 
-    Power limit and clocks: NVIDIA's data sheets. Memory: the total that `nvidia-smi` shows.
+    Power limit, clocks and PCIe: NVIDIA's data sheets. Memory: the total that `nvidia-smi` shows.
     Temperatures: the slowdown and shutdown points NVML reports.
     """
 
@@ -29,20 +30,22 @@ class GpuModel(NamedTuple):
     shutdown_celsius: float
     graphics_megahertz: float
     memory_megahertz: float
+    pcie_generation: int
 
 
 GPU_MODELS = {
-    "A100": GpuModel("NVIDIA A100-SXM4-80GB", 81_920, 400, 62, 89, 92, 1410, 1593),
-    "B200": GpuModel("NVIDIA B200", 183_359, 1000, 140, 90, 95, 1965, 3996),
-    "H100": GpuModel("NVIDIA H100 80GB HBM3", 81_559, 700, 72, 87, 92, 1980, 2619),
-    "H200": GpuModel("NVIDIA H200", 143_771, 700, 76, 87, 92, 1980, 3201),
-    "L40S": GpuModel("NVIDIA L40S", 46_068, 350, 36, 93, 96, 2520, 9001),
+    "A100": GpuModel("NVIDIA A100-SXM4-80GB", 81_920, 400, 62, 89, 92, 1410, 1593, 4),
+    "B200": GpuModel("NVIDIA B200", 183_359, 1000, 140, 90, 95, 1965, 3996, 5),
+    "H100": GpuModel("NVIDIA H100 80GB HBM3", 81_559, 700, 72, 87, 92, 1980, 2619, 5),
+    "H200": GpuModel("NVIDIA H200", 143_771, 700, 76, 87, 92, 1980, 3201, 5),
+    "L40S": GpuModel("NVIDIA L40S", 46_068, 350, 36, 93, 96, 2520, 9001, 4),
 }
 _GRAPHICS_IDLE_MEGAHERTZ = 345.0
 _AMBIENT_CELSIUS = 32.0
 _FULL_LOAD_CELSIUS = 74.0
 _RESERVED_RATIO = 0.007  # the driver's own share of the memory
 _ENGINE_MEMORY_RATIO = 0.9  # vLLM's default `gpu_memory_utilization`: taken at start, kept
+_PCIE_LANES = 16
 _PATTERN_SECONDS = (600.0, 97.0)
 
 
@@ -68,8 +71,10 @@ class SimulatedGpus:
     (the node's GPUs are shared out evenly, in order), or without engines a smooth seeded wave per
     GPU between 5 % and 95 %. From the load: utilisation is its square root (a small batch keeps the
     GPU busy without filling it), power rises from idle to 95 % of the limit, temperature with
-    power, and energy is power over time.
-    Fan, encoder and decoder are null: such GPUs have none, or use none.
+    power, and energy is power over time; SMs, tensor cores and memory bandwidth are busy for 0.9 of
+    the utilisation, and 0.4 and 0.8 of the load. Nothing ever fails: no ECC error, no XID.
+    Fan, encoder, decoder and traffic are null: such GPUs have none, use none, or it is not
+    simulated.
     """
 
     name = "simulated"
@@ -106,6 +111,18 @@ class SimulatedGpus:
         self._sampled_ns = now_ns
         return [self._metrics(index, now_ns, interval) for index in range(len(self._uuids))]
 
+    def open(self) -> "list[SimulatedGpus]":
+        """All of them are one source: a simulation does not hang."""
+        return [self]
+
+    def has_changed(self) -> bool:
+        """They stay as they are."""
+        return False
+
+    def identities(self) -> list[GpuMetrics]:
+        """Nobody: they always answer."""
+        return []
+
     def close(self) -> None:
         """Nothing to let go of."""
 
@@ -132,6 +149,7 @@ class SimulatedGpus:
         reserved = int(total * _RESERVED_RATIO)
         used = int(total * _ENGINE_MEMORY_RATIO) if self._engines or not is_idle else 0
         heat = power / model.power_limit_watts
+        utilization = math.sqrt(load)
         return GpuMetrics(
             node=self._node,
             gpu=token(self._uuids[index]),
@@ -142,8 +160,12 @@ class SimulatedGpus:
             pool=self._pool,
             observed_at=instant(now_ns),
             interval_seconds=interval_seconds,
-            utilization_ratio=math.sqrt(load),
+            utilization_ratio=utilization,
             utilization_source="simulated",
+            kernel_activity_ratio=utilization,
+            sm_activity_ratio=0.9 * utilization,
+            tensor_activity_ratio=0.4 * load,
+            dram_activity_ratio=0.8 * load,
             memory_activity_ratio=0.8 * load,
             memory_total_bytes=total,
             memory_used_bytes=used,
@@ -161,6 +183,18 @@ class SimulatedGpus:
             clock_memory_hertz=1e6 * model.memory_megahertz,
             throttle_reasons=["gpu_idle"] if is_idle else [],
             performance_state="P0",
+            pcie=PcieMetrics(
+                generation=model.pcie_generation,
+                generation_max=model.pcie_generation,
+                lanes=_PCIE_LANES,
+                lanes_max=_PCIE_LANES,
+            ),
+            ecc=EccMetrics(
+                is_enabled=True,
+                volatile_corrected_total=0,
+                volatile_uncorrected_total=0,
+            ),
+            xid=XidMetrics(events_total=0, critical_10m_count=0, recent=[]),
             processes=[],
             simulated=True,
         )

@@ -14,14 +14,18 @@ import msgspec
 import pytest
 
 from agent.bus import Bus
+from agent.collectors.gpu import GpuBackend
 from agent.collectors.host import HostCollector
+from agent.collectors.nvml.backend import NvmlBackend
 from agent.collectors.simulated_engines import SimulatedEngines
 from agent.collectors.simulated_gpus import SimulatedGpus
+from agent.gpus import GpuSampler
 from agent.service import NodeAgent
 from agent.settings import AgentSettings
 from schemas.api import LatestReply
 from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
 from schemas.protocols import RequestError
+from tests.support.nvml import NvmlStub
 from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,10 +55,13 @@ class Seen:
 
 
 @asynccontextmanager
-async def agent_on(bus: Bus, **parts: Any) -> AsyncIterator[tuple[NodeAgent, Seen]]:
+async def agent_on(
+    bus: Bus, *backends: GpuBackend, **parts: Any
+) -> AsyncIterator[tuple[NodeAgent, Seen]]:
     seen = Seen()
     await bus.subscribe("metrics.>", seen.take)
-    parts = {"host": host_collector(), "gpus": None, "settings": FAST, **parts}
+    gpus = GpuSampler(backends, timeout_seconds=FAST.gpu_timeout_seconds, rescan_seconds=60.0)
+    parts = {"host": host_collector(), "gpus": gpus, "settings": FAST, **parts}
     async with NodeAgent(bus, parts.pop("settings"), node="n1", **parts) as agent:
         service = await bus.serve("fleet-agent", agent.endpoints(), description="test")
         await agent.wait_ready()
@@ -86,7 +93,7 @@ async def test_simulated_sources_are_labelled(bus: Bus) -> None:
     engines = SimulatedEngines(2, node="n1")
     gpus = SimulatedGpus(2, node="n1", engines=engines)
 
-    async with agent_on(bus, gpus=gpus, engines=engines) as (_, seen):
+    async with agent_on(bus, gpus, engines=engines) as (_, seen):
         await until(lambda: len(seen.engines) >= 2 and len(seen.gpus) >= 2)
 
     assert all(sample.simulated for sample in seen.gpus)
@@ -109,8 +116,10 @@ async def test_an_agent_answers_with_a_sample_at_most_a_second_old(bus: Bus) -> 
     assert second.rows[0].values["memory"]["total_bytes"] > 0
 
 
-async def test_without_a_gpu_the_answer_says_why(bus: Bus) -> None:
-    async with agent_on(bus, no_gpu_reason="no NVIDIA GPU: no driver library") as (agent, _):
+async def test_without_a_gpu_the_answer_says_why(bus: Bus, stub: NvmlStub) -> None:
+    stub.set("count", "0")
+
+    async with agent_on(bus, NvmlBackend(node="n1", pool=None)) as (agent, _):
         reply = await ask(bus, "api.gpu.temperature.n1")
         states = {part.name: part.state for part in agent.components()}
 
@@ -154,26 +163,26 @@ async def test_a_host_that_cannot_be_read_is_told_and_the_agent_lives(bus: Bus) 
     assert agent.counters["host_failures_total"] >= 1
 
 
-async def test_a_gpu_driver_that_hangs_costs_only_the_gpu_samples(bus: Bus) -> None:
-    release = threading.Event()
-
-    class Hanging:
-        name = "hanging"
-
-        def sample(self) -> list[GpuMetrics]:
-            release.wait(10)
-            return []
-
-        def close(self) -> None:
-            return
-
-    async with agent_on(bus, gpus=Hanging()) as (agent, seen):
-        await until(lambda: len(seen.hosts) >= 4)
+async def test_a_gpu_that_hangs_is_told_and_costs_nothing_else(
+    bus: Bus, two_gpus: NvmlStub
+) -> None:
+    async with agent_on(bus, NvmlBackend(node="n1", pool=None)) as (agent, seen):
+        two_gpus.hang("0.power")
+        await until(lambda: any(not gpu.is_reachable for gpu in seen.gpus))
+        hosts, others = len(seen.hosts), sum(gpu.index == 1 for gpu in seen.gpus)
+        await until(lambda: len(seen.hosts) >= hosts + 4)
+        await until(lambda: sum(gpu.index == 1 for gpu in seen.gpus) >= others + 4)
+        reply = await ask(bus, "api.gpu.power.n1")
         states = {part.name: (part.state, part.text) for part in agent.components()}
-        release.set()
+        two_gpus.set("0.power", "300000")
         await until(lambda: {p.name: p.state for p in agent.components()}["gpus"] == "ok")
 
-    assert states["gpus"] == ("failed", "no answer in 0.2 s")
+    hung = next(gpu for gpu in seen.gpus if not gpu.is_reachable)
+    why = "no answer in 0.2 s: the driver hangs"
+    assert (hung.index, hung.errors) == (0, {"gpu": why})
+    assert states["gpus"] == ("degraded", f"{hung.gpu}: {why}")
+    assert [row.values["is_reachable"] for row in reply.rows] == [False, True]
+    assert reply.rows[0].values["errors"] == {"gpu": why}
     assert agent.counters["gpu_timeouts_total"] >= 1
 
 
@@ -193,7 +202,7 @@ async def test_a_host_reading_that_hangs_costs_only_host_samples_until_it_ends(b
     host = Hanging()
     settings = msgspec.structs.replace(FAST, host_timeout_seconds=0.5)
     gpus = SimulatedGpus(1, node="n1")
-    async with agent_on(bus, host=host, gpus=gpus, settings=settings) as (agent, seen):
+    async with agent_on(bus, gpus, host=host, settings=settings) as (agent, seen):
         await until(lambda: len(seen.gpus) >= 1)
         async with asyncio.timeout(1.5):  # four rounds of 0.1 s that do not wait for the host
             await until(lambda: len(seen.gpus) >= 5)
@@ -214,6 +223,19 @@ async def test_a_host_reading_that_hangs_costs_only_host_samples_until_it_ends(b
     assert agent.counters["host_timeouts_total"] >= 2
 
 
+async def test_mig_instances_are_published_under_names_of_their_own(
+    bus: Bus, stub: NvmlStub
+) -> None:
+    stub.add_mig(0, 0, gpu_instance=3)
+
+    async with agent_on(bus, NvmlBackend(node="n1", pool=None)) as (_, seen):
+        await until(lambda: len(seen.gpus) >= 4)
+
+    parent, instance = seen.gpus[:2]
+    assert instance.parent == parent.gpu
+    assert instance.subject() == f"metrics.gpu.n1.{instance.gpu}"
+
+
 async def test_sampling_never_blocks_the_event_loop(bus: Bus) -> None:
     freed_by_the_loop = threading.Event()
     outcomes: list[bool] = []
@@ -232,23 +254,16 @@ async def test_sampling_never_blocks_the_event_loop(bus: Bus) -> None:
 
 
 async def test_queries_share_one_gpu_sample_and_take_none_from_the_publisher(bus: Bus) -> None:
-    class Counting:
-        name = "counting"
-
-        def __init__(self) -> None:
-            self.samples = 0
-            self._real = SimulatedGpus(1, node="n1")
+    class Counting(SimulatedGpus):
+        samples = 0
 
         def sample(self) -> list[GpuMetrics]:
             self.samples += 1
             time.sleep(0.02)  # a driver call takes its time
-            return self._real.sample()
+            return super().sample()
 
-        def close(self) -> None:
-            return
-
-    gpus = Counting()
-    async with agent_on(bus, gpus=gpus, clock=lambda: time.time_ns() + 3600 * 10**9) as (agent, _):
+    gpus = Counting(1, node="n1")
+    async with agent_on(bus, gpus, clock=lambda: time.time_ns() + 3600 * 10**9) as (agent, _):
         before = gpus.samples
         replies = await asyncio.gather(*(ask(bus, "api.gpu.power.n1") for _ in range(8)))
 

@@ -3,7 +3,6 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from agent.collectors.gpu import GpuBackend
 from agent.collectors.simulated_engines import ENGINE_MODELS, SimulatedEngines, parse_engines
 from agent.collectors.simulated_gpus import GPU_MODELS, SimulatedGpus, parse_gpus
 from schemas.metrics import EngineMetrics, GpuMetrics
@@ -246,7 +245,7 @@ def test_a_clock_that_runs_backwards_stops_the_simulation_until_it_catches_up() 
 @pytest.mark.parametrize("model", list(GPU_MODELS))
 def test_gpu_samples_are_valid_labelled_messages_within_physics(model: str) -> None:
     clock = Clock()
-    backend: GpuBackend = SimulatedGpus(4, model, node="n1", pool="p1", clock=clock)
+    backend = SimulatedGpus(4, model, node="n1", pool="p1", clock=clock)
     for _ in range(100):
         clock.advance(10)
 

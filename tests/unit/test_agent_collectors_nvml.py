@@ -1,52 +1,24 @@
-from collections.abc import Iterator
-from pathlib import Path
-
 import msgspec
 import pynvml
 import pytest
 
-from agent.collectors.gpu import GpuBackend, NoGpuError, NvmlBackend
-from schemas.metrics import GpuMetrics, GpuProcess
+from agent.collectors.gpu import NoGpuError
+from schemas.gpu import EccMetrics, GpuProcess, NvlinkMetrics, PcieMetrics, XidMetrics
+from schemas.metrics import GpuMetrics
 from schemas.units import instant
-from tests.support.nvml import NvmlStub, build_stub, nvml_stub
+from tests.support.nvml import BUSY_GPU, NOW_NS, NvmlStub, OpenedGpus
 
 NOT_SUPPORTED, NO_PERMISSION, TIMEOUT, FUNCTION_NOT_FOUND, GPU_IS_LOST = 3, 4, 10, 13, 15
-NOW_NS = 1_700_000_000_000_000_000
-IDENTITY_FIELDS = {
-    "node", "gpu", "uuid", "index", "name", "driver_version", "pool", "observed_at",
-    "interval_seconds", "errors", "simulated", "utilization_source",
-}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_stub(tmp_path_factory.mktemp("nvml"))
-
-
-@pytest.fixture
-def stub(library: Path, tmp_path: Path) -> Iterator[NvmlStub]:
-    with nvml_stub(library, tmp_path / "values") as steered:
-        yield steered
-
-
-@pytest.fixture
-def two_gpus(library: Path, tmp_path: Path) -> Iterator[NvmlStub]:
-    with nvml_stub(library, tmp_path / "values", gpus=2) as steered:
-        yield steered
-
-
-def opened() -> GpuBackend:
-    times = iter([10.0, 15.0, 20.0, 25.0])
-    return NvmlBackend.open(
-        node="n1", pool="p1", clock=lambda: NOW_NS, monotonic=lambda: next(times)
-    )
-
-
-def test_every_reading_arrives_in_base_units(stub: NvmlStub) -> None:
+def test_every_reading_arrives_in_base_units(stub: NvmlStub, gpus: OpenedGpus) -> None:
     stub.set("0.reasons", str(0x4 | 0x40))
     stub.set("process.17", "")
+    gpus.sample_until(lambda gpu: gpu.xid is not None)
+    stub.set("0.field.197", "q 2000000")
+    stub.set("0.field.139.all", "q 4500")
 
-    (gpu,) = opened().sample()
+    (gpu,) = gpus.sample()
 
     assert gpu == GpuMetrics(
         node="n1",
@@ -56,10 +28,16 @@ def test_every_reading_arrives_in_base_units(stub: NvmlStub) -> None:
         name="NVIDIA H100 80GB HBM3",
         driver_version="580.95.05",
         pool="p1",
+        is_mig_enabled=False,
         observed_at=instant(NOW_NS),
-        interval_seconds=0.0,
-        utilization_ratio=0.93,
-        utilization_source="nvml_utilization",
+        interval_seconds=5.0,
+        utilization_ratio=0.615,
+        utilization_source="gpm_sm_activity",
+        kernel_activity_ratio=0.93,
+        sm_activity_ratio=0.615,
+        sm_occupancy_ratio=0.33,
+        tensor_activity_ratio=0.2,
+        dram_activity_ratio=0.75,
         memory_activity_ratio=0.41,
         encoder_utilization_ratio=0.07,
         decoder_utilization_ratio=0.12,
@@ -69,6 +47,7 @@ def test_every_reading_arrives_in_base_units(stub: NvmlStub) -> None:
         memory_reserved_bytes=621_809_984,
         memory_utilization_ratio=70_000_000_000 / 85_520_809_984,
         temperature_celsius=64.0,
+        temperature_memory_celsius=71.0,
         temperature_slowdown_celsius=87.0,
         temperature_shutdown_celsius=92.0,
         power_watts=651.234,
@@ -79,7 +58,42 @@ def test_every_reading_arrives_in_base_units(stub: NvmlStub) -> None:
         clock_memory_hertz=2.619e9,
         throttle_reasons=["sw_power_cap", "hw_thermal_slowdown"],
         performance_state="P0",
+        recovery_action="none",
         fan_ratio=0.3,
+        pcie=PcieMetrics(
+            generation=4,
+            generation_max=5,
+            lanes=16,
+            lanes_max=16,
+            sent_bytes_total=2_000_000,
+            received_bytes_total=3_000_000,
+            sent_bytes_per_second=200_000.0,  # a million in 5 s
+            received_bytes_per_second=0.0,
+            replays_total=3,
+        ),
+        nvlink=NvlinkMetrics(
+            links=2,
+            links_active=2,
+            sent_bytes_total=2000 * 1024,
+            received_bytes_total=4500 * 1024,
+            sent_bytes_per_second=0.0,
+            received_bytes_per_second=100 * 1024.0,
+            crc_errors_total=7,
+            replays_total=8,
+            recoveries_total=9,
+        ),
+        ecc=EccMetrics(
+            is_enabled=True,
+            volatile_corrected_total=5,
+            volatile_uncorrected_total=1,
+            aggregate_corrected_total=50,
+            aggregate_uncorrected_total=10,
+            rows_remapped_corrected_total=2,
+            rows_remapped_uncorrected_total=1,
+            is_remap_pending=True,
+            is_remap_failed=False,
+        ),
+        xid=XidMetrics(events_total=0, critical_10m_count=0, recent=[]),
         processes=[
             GpuProcess(pid=4242, name="/usr/bin/python3", memory_used_bytes=68_000_000_000),
             GpuProcess(pid=17, name="", memory_used_bytes=None),
@@ -88,12 +102,13 @@ def test_every_reading_arrives_in_base_units(stub: NvmlStub) -> None:
     assert msgspec.json.decode(msgspec.json.encode(gpu), type=GpuMetrics) == gpu
 
 
-def test_values_follow_the_gpu_and_the_interval_is_measured(stub: NvmlStub) -> None:
-    backend = opened()
-    backend.sample()
+def test_values_follow_the_gpu_and_the_interval_is_measured(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
+    gpus.sample()
     stub.set("0.temperature", "71")
 
-    (gpu,) = backend.sample()
+    (gpu,) = gpus.sample()
 
     assert (gpu.temperature_celsius, gpu.interval_seconds) == (71.0, 5.0)
 
@@ -102,7 +117,7 @@ def test_values_follow_the_gpu_and_the_interval_is_measured(stub: NvmlStub) -> N
     ("key", "fields"),
     [
         pytest.param(
-            "utilization", {"utilization_ratio", "memory_activity_ratio"}, id="utilization"
+            "utilization", {"kernel_activity_ratio", "memory_activity_ratio"}, id="utilization"
         ),
         pytest.param("encoder", {"encoder_utilization_ratio"}, id="encoder"),
         pytest.param("decoder", {"decoder_utilization_ratio"}, id="decoder"),
@@ -127,51 +142,114 @@ def test_values_follow_the_gpu_and_the_interval_is_measured(stub: NvmlStub) -> N
         pytest.param("state", {"performance_state"}, id="performance state"),
         pytest.param("fan", {"fan_ratio"}, id="fan"),
         pytest.param("processes", {"processes"}, id="processes"),
+        pytest.param("mig_mode", {"is_mig_enabled"}, id="MIG mode"),
+        pytest.param("pcie_generation", {"pcie.generation"}, id="PCIe generation"),
+        pytest.param("pcie_generation_max", {"pcie.generation_max"}, id="PCIe generation max"),
+        pytest.param("pcie_lanes", {"pcie.lanes"}, id="PCIe lanes"),
+        pytest.param("pcie_lanes_max", {"pcie.lanes_max"}, id="PCIe lanes max"),
+        pytest.param("pcie_replays", {"pcie.replays_total"}, id="PCIe replays"),
+        pytest.param("ecc_mode", {"ecc.is_enabled"}, id="ECC mode"),
+        pytest.param(
+            "ecc_volatile_corrected", {"ecc.volatile_corrected_total"}, id="ECC volatile corrected"
+        ),
+        pytest.param(
+            "ecc_volatile_uncorrected",
+            {"ecc.volatile_uncorrected_total"},
+            id="ECC volatile uncorrected",
+        ),
+        pytest.param(
+            "ecc_aggregate_corrected",
+            {"ecc.aggregate_corrected_total"},
+            id="ECC aggregate corrected",
+        ),
+        pytest.param(
+            "ecc_aggregate_uncorrected",
+            {"ecc.aggregate_uncorrected_total"},
+            id="ECC aggregate uncorrected",
+        ),
+        pytest.param(
+            "rows",
+            {
+                "ecc.rows_remapped_corrected_total", "ecc.rows_remapped_uncorrected_total",
+                "ecc.is_remap_pending", "ecc.is_remap_failed",
+            },
+            id="remapped rows",
+        ),
+        pytest.param("field.82", {"temperature_memory_celsius"}, id="memory temperature"),
+        pytest.param("field.230", {"recovery_action"}, id="recovery action"),
+        pytest.param("field.197", {"pcie.sent_bytes_total"}, id="PCIe bytes sent"),
+        pytest.param("field.198", {"pcie.received_bytes_total"}, id="PCIe bytes received"),
+        pytest.param(
+            "field.138.all", {"nvlink.sent_bytes_total"}, id="NVLink bytes sent"
+        ),
+        pytest.param(
+            "field.139.all", {"nvlink.received_bytes_total"}, id="NVLink bytes received"
+        ),
+        pytest.param("field.38", {"nvlink.crc_errors_total"}, id="NVLink CRC errors"),
+        pytest.param("field.52", {"nvlink.replays_total"}, id="NVLink replays"),
+        pytest.param("field.59", {"nvlink.recoveries_total"}, id="NVLink recoveries"),
+        pytest.param("nvlink1", {"nvlink.links_active"}, id="NVLink links active"),
+        pytest.param("gpm.3", {"sm_occupancy_ratio"}, id="SM occupancy"),
+        pytest.param("gpm.5", {"tensor_activity_ratio"}, id="tensor activity"),
+        pytest.param("gpm.10", {"dram_activity_ratio"}, id="memory bandwidth"),
     ],
 )  # fmt: skip
 def test_a_failing_reading_costs_its_own_fields_and_is_tried_again(
-    stub: NvmlStub, key: str, fields: set[str]
+    stub: NvmlStub, gpus: OpenedGpus, key: str, fields: set[str]
 ) -> None:
-    backend = opened()
+    value = BUSY_GPU[key]
     stub.fail(f"0.{key}", TIMEOUT)
 
-    (failed,) = backend.sample()
-    stub.set(f"0.{key}", "1 1 1 1")
-    (recovered,) = backend.sample()
+    gpus.sample()  # rates and activity need two
+    (failed,) = gpus.sample()
+    stub.set(f"0.{key}", value)
+    gpus.sample()
+    (recovered,) = gpus.sample()
 
-    missing = {name for name in failed.__struct_fields__ if getattr(failed, name) is None}
-    assert missing - IDENTITY_FIELDS == fields
+    assert missing(failed) == fields
     assert failed.errors == dict.fromkeys(fields, "Timeout")
     assert recovered.errors == {}
-    assert all(getattr(recovered, name) is not None for name in fields)
+    assert missing(recovered) == set()
 
 
-def test_without_utilization_there_is_no_source_of_it(stub: NvmlStub) -> None:
+def missing(gpu: GpuMetrics) -> set[str]:
+    """Which readings are null, by path; not rates, nor XID, which are heard of in their time."""
+    found = set()
+    for field, value in msgspec.structs.asdict(gpu).items():
+        parts = msgspec.structs.asdict(value) if field in ("pcie", "nvlink", "ecc") else None
+        if parts is not None:
+            found |= {f"{field}.{name}" for name, part in parts.items() if part is None}
+        elif value is None:
+            found.add(field)
+    return {path for path in found - {"parent", "mig", "xid"} if not path.endswith("_per_second")}
+
+
+def test_without_utilization_there_is_no_source_of_it(stub: NvmlStub, gpus: OpenedGpus) -> None:
     stub.fail("0.utilization", NOT_SUPPORTED)
 
-    (gpu,) = opened().sample()
+    (gpu,) = gpus.sample()
 
-    assert gpu.utilization_source is None
+    assert (gpu.utilization_ratio, gpu.utilization_source) == (None, None)
 
 
 def test_what_a_gpu_does_not_offer_is_null_without_error_and_never_asked_again(
-    stub: NvmlStub,
+    stub: NvmlStub, gpus: OpenedGpus
 ) -> None:
     stub.fail("0.fan", NOT_SUPPORTED)
-    backend = opened()
 
-    first, second = backend.sample()[0], backend.sample()[0]
+    first, second = gpus.sample()[0], gpus.sample()[0]
 
     assert (first.fan_ratio, first.errors, second.errors) == (None, {}, {})
     assert stub.calls("0.fan") == 1
     assert stub.calls("0.power") == 2
 
 
-def test_what_is_forbidden_stays_an_error_and_is_never_asked_again(stub: NvmlStub) -> None:
+def test_what_is_forbidden_stays_an_error_and_is_never_asked_again(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
     stub.fail("0.processes", NO_PERMISSION)
-    backend = opened()
 
-    first, second = backend.sample()[0], backend.sample()[0]
+    first, second = gpus.sample()[0], gpus.sample()[0]
 
     assert first.errors == second.errors == {"processes": "Insufficient Permissions"}
     assert stub.calls("0.processes") == 1
@@ -203,32 +281,38 @@ def test_what_is_forbidden_stays_an_error_and_is_never_asked_again(stub: NvmlStu
     ],
 )
 def test_an_older_driver_is_asked_in_its_own_words(
-    stub: NvmlStub, newer: str, older: str, value: str, field: str, expected: object
+    stub: NvmlStub,
+    newer: str,
+    older: str,
+    value: str,
+    field: str,
+    expected: object,
+    gpus: OpenedGpus,
 ) -> None:
     stub.fail(f"0.{newer}", FUNCTION_NOT_FOUND)
     stub.set(f"0.{older}", value)
-    backend = opened()
 
-    first, second = backend.sample()[0], backend.sample()[0]
+    first, second = gpus.sample()[0], gpus.sample()[0]
 
     assert getattr(first, field) == getattr(second, field) == expected
     assert first.errors == {}
     assert stub.calls(f"0.{newer}") == 1
 
 
-def test_the_older_memory_call_leaves_the_reserved_share_null(stub: NvmlStub) -> None:
+def test_the_older_memory_call_leaves_the_reserved_share_null(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
     stub.fail("0.memory", FUNCTION_NOT_FOUND)
 
-    (gpu,) = opened().sample()
+    (gpu,) = gpus.sample()
 
     assert (gpu.memory_used_bytes, gpu.memory_reserved_bytes) == (70_621_809_984, None)
 
 
-def test_what_never_changes_is_asked_for_once(stub: NvmlStub) -> None:
-    backend = opened()
+def test_what_never_changes_is_asked_for_once(stub: NvmlStub, gpus: OpenedGpus) -> None:
 
-    backend.sample()
-    (gpu,) = backend.sample()
+    gpus.sample()
+    (gpu,) = gpus.sample()
 
     assert (gpu.name, gpu.temperature_slowdown_celsius) == ("NVIDIA H100 80GB HBM3", 87.0)
     assert [stub.calls(f"0.{key}") for key in ("handle", "name", "threshold1")] == [1, 1, 1]
@@ -251,19 +335,21 @@ def test_what_never_changes_is_asked_for_once(stub: NvmlStub) -> None:
         pytest.param(0x48, ["hw_slowdown", "hw_thermal_slowdown"], id="two"),
     ],
 )
-def test_throttle_reasons_have_names(stub: NvmlStub, mask: int, names: list[str]) -> None:
+def test_throttle_reasons_have_names(
+    stub: NvmlStub, mask: int, names: list[str], gpus: OpenedGpus
+) -> None:
     stub.set("0.reasons", str(mask))
 
-    (gpu,) = opened().sample()
+    (gpu,) = gpus.sample()
 
     assert gpu.throttle_reasons == names
 
 
-def test_power_above_the_limit_is_kept(stub: NvmlStub) -> None:
+def test_power_above_the_limit_is_kept(stub: NvmlStub, gpus: OpenedGpus) -> None:
     stub.set("0.power", "405000")
     stub.set("0.power_limit", "400000")
 
-    (gpu,) = opened().sample()
+    (gpu,) = gpus.sample()
 
     assert (gpu.power_watts, gpu.power_limit_watts, gpu.errors) == (405.0, 400.0, {})
 
@@ -275,46 +361,49 @@ def test_power_above_the_limit_is_kept(stub: NvmlStub) -> None:
         pytest.param("fan", "fan_ratio", id="fan"),
     ],
 )
-def test_a_share_above_the_whole_is_the_whole(stub: NvmlStub, key: str, field: str) -> None:
+def test_a_share_above_the_whole_is_the_whole(
+    stub: NvmlStub, key: str, field: str, gpus: OpenedGpus
+) -> None:
     stub.set(f"0.{key}", "103 0")
 
-    (gpu,) = opened().sample()
+    (gpu,) = gpus.sample()
 
     assert getattr(gpu, field) == 1.0
 
 
-def test_an_unknown_performance_state_is_null(stub: NvmlStub) -> None:
+def test_an_unknown_performance_state_is_null(stub: NvmlStub, gpus: OpenedGpus) -> None:
     stub.set("0.state", "32")
 
-    (gpu,) = opened().sample()
+    (gpu,) = gpus.sample()
 
     assert (gpu.performance_state, gpu.errors) == (None, {})
 
 
-def test_a_gpu_without_processes_has_an_empty_list(stub: NvmlStub) -> None:
+def test_a_gpu_without_processes_has_an_empty_list(stub: NvmlStub, gpus: OpenedGpus) -> None:
     stub.set("0.processes", "")
 
-    (gpu,) = opened().sample()
+    (gpu,) = gpus.sample()
 
     assert gpu.processes == []
 
 
-def test_gpus_are_told_apart_by_uuid(two_gpus: NvmlStub) -> None:
+def test_gpus_are_told_apart_by_uuid(two_gpus: NvmlStub, gpus: OpenedGpus) -> None:
     two_gpus.set("1.power", "120000")
 
-    first, second = opened().sample()
+    first, second = gpus.sample()
 
     assert (first.index, second.index) == (0, 1)
     assert first.gpu != second.gpu
     assert (first.power_watts, second.power_watts) == (651.234, 120.0)
 
 
-def test_a_lost_gpu_keeps_its_identity_while_the_others_go_on(two_gpus: NvmlStub) -> None:
-    backend = opened()
-    backend.sample()
+def test_a_lost_gpu_keeps_its_identity_while_the_others_go_on(
+    two_gpus: NvmlStub, gpus: OpenedGpus
+) -> None:
+    gpus.sample()
     two_gpus.fail("0.utilization", GPU_IS_LOST)
 
-    lost, other = backend.sample()
+    lost, other = gpus.sample()
     calls = two_gpus.calls("0.power")
 
     assert (lost.uuid, lost.name) == (
@@ -322,49 +411,52 @@ def test_a_lost_gpu_keeps_its_identity_while_the_others_go_on(two_gpus: NvmlStub
         "NVIDIA H100 80GB HBM3",
     )
     assert lost.errors == {"gpu": "GPU is lost"}
+    assert (lost.is_reachable, other.is_reachable) == (False, True)
     assert (lost.power_watts, lost.utilization_source) == (None, None)
     assert other.power_watts == 651.234
     assert calls == 1, "a lost GPU is asked only once per sample"
 
 
-def test_a_gpu_lost_in_the_middle_of_a_sample_reports_nothing_of_it(stub: NvmlStub) -> None:
+def test_a_gpu_lost_in_the_middle_of_a_sample_reports_nothing_of_it(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
     stub.fail("0.power", GPU_IS_LOST)
 
-    (gpu,) = opened().sample()
+    (gpu,) = gpus.sample()
 
     assert (gpu.utilization_ratio, gpu.errors) == (None, {"gpu": "GPU is lost"})
 
 
-def test_a_lost_gpu_that_comes_back_is_measured_again(stub: NvmlStub) -> None:
-    backend = opened()
+def test_a_lost_gpu_that_comes_back_is_measured_again(stub: NvmlStub, gpus: OpenedGpus) -> None:
     stub.fail("0.utilization", GPU_IS_LOST)
-    backend.sample()
+    gpus.sample()
     stub.set("0.utilization", "50 10")
 
-    (gpu,) = backend.sample()
+    (gpu,) = gpus.sample()
 
-    assert (gpu.utilization_ratio, gpu.errors) == (0.5, {})
+    assert (gpu.kernel_activity_ratio, gpu.is_reachable, gpu.errors) == (0.5, True, {})
 
 
-def test_a_gpu_lost_before_the_start_has_its_place_until_it_answers(stub: NvmlStub) -> None:
+def test_a_gpu_lost_before_the_start_has_its_place_until_it_answers(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
     stub.fail("0.handle", GPU_IS_LOST)
-    backend = opened()
 
-    (lost,) = backend.sample()
+    (lost,) = gpus.sample()
     stub.set("0.handle", "1")
-    (back,) = backend.sample()
+    (back,) = gpus.sample()
 
     assert (lost.gpu, lost.uuid, lost.errors) == ("index-0", "", {"gpu": "GPU is lost"})
     assert (back.gpu, back.errors) == ("GPU-5f2a1c9e-0000-0000-0000-000000000000", {})
 
 
 def test_a_node_without_the_driver_library_has_no_nvidia_gpu(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, gpus: OpenedGpus
 ) -> None:
     monkeypatch.setattr(pynvml, "CDLL", _library_is_not_there)
 
     with pytest.raises(NoGpuError, match="no NVIDIA GPU") as caught:
-        opened()
+        gpus.sample()
 
     assert caught.value.degraded is False
 
@@ -384,29 +476,33 @@ def _library_is_not_there(name: str) -> None:
     ],
 )
 def test_a_driver_that_does_not_work_is_degraded_and_says_why(
-    stub: NvmlStub, key: str, code: int, text: str
+    stub: NvmlStub, gpus: OpenedGpus, key: str, code: int, text: str
 ) -> None:
     stub.fail(key, code)
 
     with pytest.raises(NoGpuError, match=text) as caught:
-        opened()
+        gpus.sample()
 
     assert caught.value.degraded is True
 
 
-def test_a_driver_that_sees_no_gpu_is_as_good_as_none(stub: NvmlStub) -> None:
+def test_a_driver_that_sees_no_gpu_is_as_good_as_none(stub: NvmlStub, gpus: OpenedGpus) -> None:
     stub.set("count", "0")
 
     with pytest.raises(NoGpuError, match="no NVIDIA GPU") as caught:
-        opened()
+        gpus.sample()
 
     assert caught.value.degraded is False
     assert stub.calls("shutdown") == 1
 
 
-def test_closing_shuts_nvml_down_even_when_that_fails(stub: NvmlStub) -> None:
+def test_closing_shuts_nvml_down_once_even_when_that_fails(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
     stub.fail("shutdown", 999)
+    gpus.sample()
 
-    opened().close()
+    gpus.close()
+    gpus.close()
 
     assert stub.calls("shutdown") == 1
