@@ -4,6 +4,7 @@ import pytest
 from handlers.alerts import AlertsHandler, Metrics
 from handlers.settings import DEFAULT_RULES, AlertRule, AlertSettings
 from schemas.analysis import Alert
+from schemas.gpu import EccMetrics, XidMetrics
 from tests.support.samples import START_NS, at, gpu, host
 
 
@@ -227,3 +228,51 @@ def test_an_alert_open_for_more_than_a_week_is_not_raised_again_after_a_restart(
 
     assert len(raised) == 1
     assert again == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule", "severity"),
+    [
+        pytest.param({"is_reachable": False}, "gpu_unreachable", "critical", id="unreachable"),
+        pytest.param(
+            {"xid": XidMetrics(events_total=1, critical_10m_count=1, recent=[])},
+            "gpu_xid",
+            "critical",
+            id="critical XID",
+        ),
+        pytest.param(
+            {"ecc": EccMetrics(volatile_uncorrected_total=1)}, "gpu_ecc", "warning", id="ECC"
+        ),
+        pytest.param(
+            {"ecc": EccMetrics(is_remap_pending=True)},
+            "gpu_row_remap_pending",
+            "warning",
+            id="remap pending",
+        ),
+        pytest.param(
+            {"ecc": EccMetrics(is_remap_failed=True)},
+            "gpu_row_remap_failed",
+            "critical",
+            id="remap failed",
+        ),
+    ],
+)
+def test_a_gpu_in_trouble_is_raised_and_cleared_when_it_is_well(
+    fields: dict[str, object], rule: str, severity: str
+) -> None:
+    well = gpu(
+        xid=XidMetrics(events_total=1, critical_10m_count=0, recent=[]),
+        ecc=EccMetrics(volatile_uncorrected_total=0, is_remap_pending=False, is_remap_failed=False),
+    )
+    ill = msgspec.structs.replace(well, **fields)
+
+    alerts = played((0, well), (5, ill), (10, ill), (15, ill), (20, well))
+
+    assert {alert.rule for alert in alerts} == {f"{rule}-g0"}
+    assert transitions(alerts) == [("raised", severity), ("cleared", severity)]
+
+
+def test_one_slow_answer_of_a_gpu_raises_nothing() -> None:
+    hung = gpu(is_reachable=False)
+
+    assert played((0, gpu()), (5, hung), (10, gpu()), (15, hung)) == []
