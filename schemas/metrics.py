@@ -13,230 +13,18 @@ from schemas.gpu import (
     PcieMetrics,
     XidMetrics,
 )
+from schemas.host import (
+    CgroupMetrics,
+    CpuMetrics,
+    DiskIoMetrics,
+    FilesystemMetrics,
+    MemoryMetrics,
+    NetworkMetrics,
+    PressureMetrics,
+    ProcessMetrics,
+)
 from schemas.message import Message
 from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
-
-
-class CpuMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """CPU use since the previous sample, and counters since boot.
-
-    The frequency is the mean over all cores, at most 30 s old.
-    """
-
-    utilization_ratio: Ratio | None
-    per_core_utilization_ratio: list[Ratio]
-    logical_cores: Count | None
-    physical_cores: Count | None = None
-    frequency_hertz: Number | None = None
-    frequency_min_hertz: Number | None = None
-    frequency_max_hertz: Number | None = None
-    load_average_1m: Number | None = None
-    load_average_5m: Number | None = None
-    load_average_15m: Number | None = None
-    user_seconds_total: Seconds | None = None
-    system_seconds_total: Seconds | None = None
-    idle_seconds_total: Seconds | None = None
-    iowait_seconds_total: Seconds | None = None
-    context_switches_total: Count | None = None
-    interrupts_total: Count | None = None
-
-
-class MemoryMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Host memory. `used` is total minus available: page cache is not pressure."""
-
-    total_bytes: Bytes
-    available_bytes: Bytes
-    used_bytes: Bytes
-    free_bytes: Bytes
-    utilization_ratio: Ratio
-    cached_bytes: Bytes | None = None
-    buffers_bytes: Bytes | None = None
-    swap_total_bytes: Bytes | None = None
-    swap_used_bytes: Bytes | None = None
-    swap_free_bytes: Bytes | None = None
-    swap_utilization_ratio: Ratio | None = None
-    swap_in_bytes_total: Bytes | None = None
-    swap_out_bytes_total: Bytes | None = None
-
-
-class FilesystemMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One mounted file system; the numbers are null where it did not answer in time."""
-
-    mountpoint: str
-    device: str
-    fstype: str
-    total_bytes: Bytes | None = None
-    used_bytes: Bytes | None = None
-    free_bytes: Bytes | None = None
-    utilization_ratio: Ratio | None = None
-    inodes_count: Annotated[
-        Count | None,
-        Meta(description="statvfs `f_files`; null where their number is not fixed (btrfs, NFS)"),
-    ] = None
-    inodes_free_count: Annotated[Count | None, Meta(description="statvfs `f_ffree`")] = None
-    is_read_only: Annotated[
-        bool | None, Meta(description="mounted `ro`, as ext4 does after an error")
-    ] = None
-
-
-class DiskIoMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One block device: counters since boot, rates since the previous sample."""
-
-    device: str
-    read_bytes_total: Bytes
-    write_bytes_total: Bytes
-    reads_total: Count
-    writes_total: Count
-    busy_seconds_total: Seconds | None = None
-    read_bytes_per_second: Number | None = None
-    write_bytes_per_second: Number | None = None
-    reads_per_second: Number | None = None
-    writes_per_second: Number | None = None
-    busy_ratio: Ratio | None = None
-
-
-class NetworkMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One network interface: counters since boot, rates since the previous sample."""
-
-    interface: str
-    received_bytes_total: Bytes
-    sent_bytes_total: Bytes
-    received_packets_total: Count
-    sent_packets_total: Count
-    receive_errors_total: Count
-    send_errors_total: Count
-    receive_drops_total: Count
-    send_drops_total: Count
-    received_bytes_per_second: Number | None = None
-    sent_bytes_per_second: Number | None = None
-    received_packets_per_second: Number | None = None
-    sent_packets_per_second: Number | None = None
-    is_up: bool | None = None
-    speed_bits_per_second: Number | None = None
-
-
-class PressureMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Linux pressure stall information: share of the last 10 s and 60 s in which tasks waited.
-
-    `some`: at least one task waited; `full`: all did. Totals count since boot.
-    Source: the kernel's `Documentation/accounting/psi.rst`.
-    """
-
-    resource: Literal["cpu", "memory", "io"]
-    some_10s_ratio: Ratio
-    some_60s_ratio: Ratio
-    some_seconds_total: Seconds
-    full_10s_ratio: Ratio | None = None
-    full_60s_ratio: Ratio | None = None
-    full_seconds_total: Seconds | None = None
-
-
-class CgroupMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The control group this agent runs in (a container, a systemd unit), cgroup v1 or v2.
-
-    A limit is the tightest of the group's own and of those ancestors that can be seen; null =
-    unlimited, or the controller is off. The machine's own numbers stand beside it in `cpu` and
-    `memory`. Rates are since the previous sample, totals since the group was made.
-    """
-
-    version: Literal[1, 2]
-    group: Annotated[
-        str | None,
-        Meta(description="path in `/proc/self/cgroup`; `/` in a container that sees only itself"),
-    ] = None
-    memory_limit_bytes: Annotated[
-        Bytes | None,
-        Meta(description="v2 `memory.max`, v1 `hierarchical_memory_limit`: above it, OOM kill"),
-    ] = None
-    memory_high_bytes: Annotated[
-        Bytes | None, Meta(description="v2 `memory.high`: above it, slowed down; v1 has none")
-    ] = None
-    memory_used_bytes: Annotated[
-        Bytes | None,
-        Meta(description="working set as the kubelet has it: current minus inactive file pages"),
-    ] = None
-    memory_current_bytes: Annotated[
-        Bytes | None,
-        Meta(description="page cache included: v2 `memory.current`, v1 `memory.usage_in_bytes`"),
-    ] = None
-    memory_peak_bytes: Annotated[
-        Bytes | None,
-        Meta(
-            description="highest current: v2 `memory.peak` (5.19), v1 `memory.max_usage_in_bytes`"
-        ),
-    ] = None
-    memory_utilization_ratio: Annotated[
-        Ratio | None,
-        Meta(description="working set by limit, the highest of the group and its ancestors"),
-    ] = None
-    memory_limit_hits_total: Annotated[
-        Count | None,
-        Meta(description="times the limit was reached: v2 `max` in `memory.events`, v1 `failcnt`"),
-    ] = None
-    oom_kills_total: Annotated[
-        Count | None,
-        Meta(description="`oom_kill` in v2 `memory.events` (descendants too), v1 `oom_control`"),
-    ] = None
-    swap_limit_bytes: Annotated[
-        Bytes | None,
-        Meta(description="v2 `memory.swap.max`; v1: limit of memory and swap minus that of memory"),
-    ] = None
-    swap_used_bytes: Annotated[
-        Bytes | None, Meta(description="v2 `memory.swap.current`, v1 `total_swap`")
-    ] = None
-    cpu_limit_cores: Annotated[
-        Number | None, Meta(description="quota by period: v2 `cpu.max`, v1 `cpu.cfs_quota_us`")
-    ] = None
-    cpu_weight: Annotated[
-        Count | None, Meta(description="v2 `cpu.weight`, 1 to 10,000; 100 is the default")
-    ] = None
-    cpu_shares: Annotated[
-        Count | None, Meta(description="v1 `cpu.shares`; 1024 is the default")
-    ] = None
-    cpu_usage_seconds_total: Annotated[
-        Seconds | None, Meta(description="v2 `usage_usec` in `cpu.stat`, v1 `cpuacct.usage`")
-    ] = None
-    cpu_used_cores: Annotated[
-        Number | None, Meta(description="CPU seconds per second, to compare with the limit")
-    ] = None
-    cpu_periods_total: Annotated[
-        Count | None,
-        Meta(description="`nr_periods` in `cpu.stat` of the group that has the tightest quota"),
-    ] = None
-    cpu_throttled_periods_total: Annotated[
-        Count | None, Meta(description="of these, in which the quota ran out: `nr_throttled`")
-    ] = None
-    cpu_throttled_seconds_total: Annotated[
-        Seconds | None,
-        Meta(description="summed over CPUs: v2 `throttled_usec`, v1 `throttled_time`"),
-    ] = None
-    cpu_throttled_periods_ratio: Annotated[
-        Ratio | None, Meta(description="share of the periods in which the quota ran out")
-    ] = None
-    cpu_throttled_seconds_per_second: Annotated[
-        Number | None, Meta(description="summed over CPUs, so it may exceed 1")
-    ] = None
-    cpuset_cpus: Annotated[
-        str | None, Meta(description="CPUs the group may run on, like `0-3,8`")
-    ] = None
-    cpuset_cores: Annotated[Count | None, Meta(description="how many these are")] = None
-    tasks_count: Annotated[
-        Count | None, Meta(description="processes and threads: `pids.current`")
-    ] = None
-    tasks_limit: Annotated[Count | None, Meta(description="`pids.max`")] = None
-    pressure: Annotated[
-        list[PressureMetrics] | None, Meta(description="the group's own; v2 and hybrid only")
-    ] = None
-
-
-class ProcessMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One process; `cpu_cores` is CPU seconds per second, so 2.0 = two cores busy."""
-
-    pid: Count
-    name: str
-    cpu_cores: Number | None = None
-    memory_rss_bytes: Bytes | None = None
-    threads: Count | None = None
 
 
 class HostMetrics(Message, frozen=True, kw_only=True):
@@ -245,8 +33,8 @@ class HostMetrics(Message, frozen=True, kw_only=True):
     Published by each node agent every `agent.interval_seconds` (5 by default), at most once: a
     lost sample is not sent again. `processes` is the top of the process table, present only in
     the samples in which it was read (every 30 s by default). `errors` names what could not be
-    read, and why. `leaving` marks the last sample of an agent that stops: its silence afterwards
-    is no alert.
+    read, and why; what is null without an error is not offered here. `leaving` marks the last
+    sample of an agent that stops: its silence afterwards is no alert.
     """
 
     SUBJECT: ClassVar[str] = "metrics.host.{node}"
@@ -254,25 +42,60 @@ class HostMetrics(Message, frozen=True, kw_only=True):
     STREAM: ClassVar[str | None] = "METRICS"
     DURABLE: ClassVar[bool] = False
 
-    node: Token
-    node_name: str
-    pool: Token | None = None
-    observed_at: Instant
-    interval_seconds: Seconds
-    boot_at: Instant | None = None
-    uptime_seconds: Seconds | None = None
-    cpu: CpuMetrics | None = None
-    memory: MemoryMetrics | None = None
-    filesystems: list[FilesystemMetrics] | None = None
-    disks: list[DiskIoMetrics] | None = None
-    network: list[NetworkMetrics] | None = None
-    connections_count: Count | None = None
-    pressure: list[PressureMetrics] | None = None
-    cgroup: CgroupMetrics | None = None
-    processes: list[ProcessMetrics] | None = None
-    errors: dict[str, str] = {}
-    leaving: bool = False
-    simulated: bool = False
+    node: Annotated[Token, Meta(description="name of the machine as a subject token")]
+    node_name: Annotated[
+        str, Meta(description="the same as it was given: setting `node`, else the host name")
+    ]
+    pool: Annotated[Token | None, Meta(description="setting `pool`; null: in none")] = None
+    observed_at: Annotated[Instant, Meta(description="begin of the reading, by the node's clock")]
+    interval_seconds: Annotated[
+        Seconds, Meta(description="since the previous reading; 0: the first")
+    ]
+    boot_at: Annotated[Instant | None, Meta(description="`psutil.boot_time`")] = None
+    uptime_seconds: Annotated[Seconds | None, Meta(description="since `boot_at`")] = None
+    cpu: Annotated[CpuMetrics | None, Meta(description="always there, field by field")] = None
+    memory: Annotated[MemoryMetrics | None, Meta(description="null: failed, then in `errors`")] = (
+        None
+    )
+    filesystems: Annotated[
+        list[FilesystemMetrics] | None,
+        Meta(
+            description="chosen by `agent.filesystems`; null: the mounts could not be listed, "
+            "then in `errors`"
+        ),
+    ] = None
+    disks: Annotated[
+        list[DiskIoMetrics] | None, Meta(description="null: failed, then in `errors`")
+    ] = None
+    network: Annotated[
+        list[NetworkMetrics] | None,
+        Meta(description="of the agent's own network namespace; null: failed, then in `errors`"),
+    ] = None
+    connections_count: Annotated[
+        Count | None,
+        Meta(
+            description="TCP and UDP sockets in any state but closed: `/proc/net/sockstat`, else "
+            "`psutil.net_connections`; null: not readable"
+        ),
+    ] = None
+    pressure: Annotated[
+        list[PressureMetrics] | None, Meta(description="null where the kernel has none")
+    ] = None
+    cgroup: Annotated[
+        CgroupMetrics | None, Meta(description="null on platforms without control groups")
+    ] = None
+    processes: Annotated[
+        list[ProcessMetrics] | None,
+        Meta(description="busiest first; null in the samples in between"),
+    ] = None
+    errors: Annotated[
+        dict[str, str],
+        Meta(
+            description="field, with dots for nested ones, to reason, of each reading that failed"
+        ),
+    ] = {}
+    leaving: Annotated[bool, Meta(description="the last sample of an agent that stops")] = False
+    simulated: Annotated[bool, Meta(description="nothing of it was measured")] = False
 
 
 class GpuMetrics(Message, frozen=True, kw_only=True):

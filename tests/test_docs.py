@@ -4,11 +4,14 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import get_type_hints
 
+import msgspec
 import pytest
 import typer
 
 from agent.cli import app
+from schemas.metrics import GpuMetrics, HostMetrics
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -30,6 +33,21 @@ def test_generated_files_are_current(name: str) -> None:
     wanted = generator().generated()[name]
 
     assert (ROOT / name).read_text() == wanted, "run: python tools/generate_docs.py"
+
+
+@pytest.mark.parametrize("message", [HostMetrics, GpuMetrics])
+def test_every_field_of_the_metrics_says_what_it_means_and_where_it_is_from(
+    message: type[msgspec.Struct],
+) -> None:
+    docs = generator()
+    hints = {
+        f"{kind.__name__}.{field}": hint
+        for kind in (message, *docs.nested(message))
+        for field, hint in get_type_hints(kind, include_extras=True).items()
+        if field in kind.__struct_fields__
+    }
+
+    assert [name for name, hint in hints.items() if not docs.meaning(hint)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

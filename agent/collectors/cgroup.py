@@ -12,7 +12,7 @@ from agent.collectors.counters import per_second
 from agent.collectors.kernel_files import text
 from agent.collectors.mounts import Mount, MountTable
 from agent.collectors.pressure import read_pressure
-from schemas.metrics import CgroupMetrics
+from schemas.host import CgroupMetrics
 
 _READ = ("memory", "cpu", "cpuacct", "cpuset", "pids")
 _V2 = ""  # how /proc/<pid>/cgroup names the unified hierarchy

@@ -2,7 +2,7 @@
 
 from typing import Any, TypeAlias
 
-from schemas.metrics import DiskIoMetrics, NetworkMetrics
+from schemas.host import DiskIoMetrics, NetworkMetrics
 
 _MILLISECONDS = 1000
 _BITS_PER_MEGABIT = 1e6

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from agent.collectors.mounts import Mount
-from schemas.metrics import FilesystemMetrics
+from schemas.host import FilesystemMetrics
 
 _BYTES_LIMIT = 1 << 63  # of the messages, and more than any file system holds
 

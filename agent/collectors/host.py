@@ -22,13 +22,8 @@ from agent.collectors.kernel_files import text
 from agent.collectors.mounts import Mount, MountTable
 from agent.collectors.pressure import read_pressure
 from agent.collectors.processes import ProcessRanking, ProcessUse, read_processes
-from schemas.metrics import (
-    CpuMetrics,
-    DiskIoMetrics,
-    HostMetrics,
-    MemoryMetrics,
-    NetworkMetrics,
-)
+from schemas.host import CpuMetrics, DiskIoMetrics, MemoryMetrics, NetworkMetrics
+from schemas.metrics import HostMetrics
 from schemas.units import SECOND_NS, instant
 
 _IS_LINUX = sys.platform == "linux"

@@ -9,7 +9,7 @@ from typing import Literal
 import structlog
 
 from agent.collectors.kernel_files import text
-from schemas.metrics import PressureMetrics
+from schemas.host import PressureMetrics
 
 log = structlog.get_logger()
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from agent.collectors.counters import per_second
 from agent.collectors.kernel_files import text
-from schemas.metrics import ProcessMetrics
+from schemas.host import ProcessMetrics
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

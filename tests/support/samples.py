@@ -2,14 +2,8 @@
 
 from typing import Any
 
-from schemas.metrics import (
-    CpuMetrics,
-    EngineMetrics,
-    FilesystemMetrics,
-    GpuMetrics,
-    HostMetrics,
-    MemoryMetrics,
-)
+from schemas.host import CpuMetrics, FilesystemMetrics, MemoryMetrics
+from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
 from schemas.protocols import Moment
 from schemas.units import SECOND_NS, instant
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent.collectors.cgroup import CgroupReader, find_groups
 from agent.collectors.mounts import MountTable
-from schemas.metrics import CgroupMetrics
+from schemas.host import CgroupMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20

@@ -7,7 +7,7 @@ import pytest
 
 from agent.collectors.cgroup import CgroupReader, find_groups
 from agent.collectors.mounts import Mount
-from schemas.metrics import CgroupMetrics
+from schemas.host import CgroupMetrics
 
 GIB = 1 << 30
 V1_UNLIMITED = 9223372036854771712

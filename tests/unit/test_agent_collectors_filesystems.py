@@ -10,7 +10,7 @@ import pytest
 
 from agent.collectors.filesystems import FilesystemProbe, FilesystemsSettings
 from agent.collectors.mounts import Mount
-from schemas.metrics import FilesystemMetrics
+from schemas.host import FilesystemMetrics
 
 PROJECT = Path(__file__).resolve().parents[2]
 ROOT = Mount("/dev/sda1", "/", "ext4", "8:1")

@@ -7,7 +7,7 @@ import pytest
 
 from agent.collectors import pressure as pressure_module
 from agent.collectors.pressure import parse_pressure, read_pressure
-from schemas.metrics import PressureMetrics
+from schemas.host import PressureMetrics
 
 # The form of Linux 6.8's files, with figures that divide evenly.
 IO_PRESSURE = """\

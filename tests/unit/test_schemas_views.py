@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from schemas.metrics import CgroupMetrics, DiskIoMetrics, PressureMetrics
+from schemas.host import CgroupMetrics, DiskIoMetrics, PressureMetrics
 from schemas.views import (
     GPU_VIEWS,
     SYSTEM_VIEWS,
