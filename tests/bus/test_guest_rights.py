@@ -12,10 +12,11 @@ from nats.aio.msg import Msg
 
 from agent.bus import BusError, connect
 from agent.nats_config import ServerSettings
-from agent.nats_rights import DENIES_RELIABLY_SINCE, EVENTS_FOR_ALL
-from agent.nats_server import find_server, server_version
+from agent.nats_rights import EVENTS_FOR_ALL
+from agent.nats_server import find_server
 from agent.private_server import PrivateServer
 from schemas.protocols import Answer, Endpoint
+from tests.support.nats_version import guests_hear_the_whole_root
 
 pytestmark = pytest.mark.bus
 
@@ -138,19 +139,13 @@ async def test_a_guest_hears_no_cached_value_by_a_wildcard(
     await settle(local)
     await settle(guest.client)
 
-    if _hears_the_whole_root():
+    if guests_hear_the_whole_root():
         assert guest.refused == []
         assert received
         assert set(received) <= {f"{ROOT}.{name}" for name in public}
     else:
         assert "permissions violation for subscription" in guest.refused[0]
         assert received == []
-
-
-def _hears_the_whole_root() -> bool:
-    binary = find_server()
-    assert binary is not None
-    return server_version(binary) >= DENIES_RELIABLY_SINCE
 
 
 async def test_a_guest_takes_no_advice_away_from_a_queue_group(pair: tuple[Guest, Client]) -> None:
