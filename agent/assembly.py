@@ -5,6 +5,7 @@ Each build function imports its service itself: a node agent must not pay for th
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -99,6 +100,7 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     )
     from agent.collectors.simulated_gpus import SimulatedGpus, parse_gpus  # noqa: PLC0415
     from agent.gpus import GpuSampler  # noqa: PLC0415
+    from agent.scraping import EngineScraping  # noqa: PLC0415
     from agent.service import NodeAgent  # noqa: PLC0415
 
     settings = place.settings
@@ -141,9 +143,22 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         gpus=gpus,
         engines=engines,
     )
+    scraping = EngineScraping(
+        bus,
+        bus,
+        settings.agent.engines,
+        node=node,
+        pool=pool,
+        bucket=bus.names.bucket("config"),
+        environ=os.environ,
+        local_gpus=service.gpu_uuids,
+    )
     async with _instance(bus, "agent", place) as instance:
-        instance.watch(service.components, lambda: dict(service.counters))
-        async with service:
+        instance.watch(
+            lambda: [*service.components(), *scraping.components()],
+            lambda: {**service.counters, **scraping.counters},
+        )
+        async with service, scraping:
             drain = await instance.serve(service.endpoints())
             await service.wait_ready()
             await instance.ready()

@@ -78,6 +78,13 @@ StateDir = Annotated[
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="settings file (TOML)")]
 Node = Annotated[str | None, typer.Option("--node", help="name of this machine")]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine",
+        help="URL of a metrics page of vLLM, SGLang, LMCache or dcgm-exporter; may be repeated",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output on stdout")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="cache namespace")]
 
@@ -108,6 +115,7 @@ def _load(
     config: Path | None,
     state_dir: Path | None,
     node: str | None = None,
+    engines: list[str] | None = None,
     *,
     password_file: Path | None = None,
     least: Literal["info", "warning", "error"] = "error",
@@ -120,6 +128,8 @@ def _load(
         options["node"] = ("--node", node)
     if password_file is not None:
         options["nats.password_file"] = ("--nats-password-file", str(password_file))
+    if engines:
+        options["agent.engines.targets"] = ("--engine", engines)
     loaded = load(environ=os.environ, config=config, options=options)
     level = loaded.settings.log.level if "log.level" in loaded.sources else least
     logs.configure(level, loaded.settings.log.format)
@@ -217,9 +227,7 @@ def up(
         str | None,
         typer.Option(help="simulated inference engines, N or N@MODEL, like 4@llama-3-70b"),
     ] = None,
-    engine: Annotated[
-        list[str] | None, typer.Option(help="URL of an engine's metrics (not built yet)")
-    ] = None,
+    engine: Engines = None,
     nats_server: Annotated[Path | None, typer.Option(help="nats-server to run privately")] = None,
     live: Annotated[
         bool | None, typer.Option("--live/--no-live", help="live view; default: on a terminal")
@@ -229,15 +237,9 @@ def up(
     from agent.up import UpOptions  # noqa: PLC0415 - the light commands must start fast
     from agent.up import up as run_up  # noqa: PLC0415
 
-    settings = _load(config, state_dir, node, password_file=password_file, least="info").settings
-    if engine:
-        _fail(
-            ValueError(
-                "--engine: scraping engines comes with the next release; until then publish "
-                "EngineMetrics yourself (examples/publish_metrics.py) or use --simulate-engines"
-            ),
-            code=2,
-        )
+    settings = _load(
+        config, state_dir, node, engine, password_file=password_file, least="info"
+    ).settings
     simulation = _simulation(simulate_gpus, simulate_engines)
     options = UpOptions(
         nats_url=None if nats_url is None else _with_password(settings, _address(nats_url)),
@@ -282,11 +284,16 @@ def run(
     ] = None,
     simulate_gpus: Annotated[str | None, typer.Option(help="like 8xH100")] = None,
     simulate_engines: Annotated[str | None, typer.Option(help="like 4@llama-3-70b")] = None,
+    engine: Engines = None,
 ) -> None:
     """Run one service against a NATS server that is already there."""
     from agent.up import run_one  # noqa: PLC0415
 
-    settings = _load(config, state_dir, node, password_file=password_file, least="info").settings
+    if engine and role != "agent":
+        _fail(ValueError(f"--engine is for the agent; {role} scrapes nothing"), code=2)
+    settings = _load(
+        config, state_dir, node, engine, password_file=password_file, least="info"
+    ).settings
     found = _found(settings, nats_url)
     simulation = _simulation(simulate_gpus, simulate_engines)
     failure = asyncio.run(run_one(settings, found.url, role, instance, simulation, for_))

@@ -34,7 +34,7 @@ LOW_HEIGHT = 45
 LINES_BESIDE_NODES = 20
 NO_GPUS = "GPUs: none reported here (try --simulate-gpus 8xH100)"
 NO_ENGINES = (
-    "Engines: none. Publish EngineMetrics on metrics.engine.<node>.<engine> "
+    "Engines: none. Scrape them with --engine URL, publish EngineMetrics yourself "
     "(examples/publish_metrics.py), or try --simulate-engines 4"
 )
 STALE_SECONDS = 30.0
@@ -289,12 +289,7 @@ class LiveView:
     def _storage(self) -> Text:
         parts = []
         for cache in self._caches.values():
-            hits = "no lookups yet" if cache.hit_ratio is None else f"{cache.hit_ratio:.0%} hits"
-            parts.append(
-                f"Cache {cache.namespace}: {cache.entries} entries, "
-                f"{human.size(cache.used_bytes)} of {human.size(cache.limit_bytes)}, {hits}, "
-                f"{cache.evictions_total} evicted"
-            )
+            parts.append(_cache_line(cache))
         if self._archive is not None:
             parts.append(
                 f"Archive: {self._archive.entries} entries, "
@@ -302,6 +297,20 @@ class LiveView:
                 f"{self._archive.restored_total} restored"
             )
         return Text("\n".join(parts), style="bold")
+
+
+def _cache_line(cache: CacheMetrics) -> str:
+    if cache.source != "resource-agent":
+        return (
+            f"{cache.source} {cache.instance}: {_size(cache.used_bytes)} in RAM, "
+            f"{_percent(cache.token_hit_ratio)} of the tokens found"
+        )
+    hits = "no lookups yet" if cache.hit_ratio is None else f"{cache.hit_ratio:.0%} hits"
+    return (
+        f"Cache {cache.namespace}: {_count(cache.entries)} entries, "
+        f"{_size(cache.used_bytes)} of {_size(cache.limit_bytes)}, {hits}, "
+        f"{_count(cache.evictions_total)} evicted"
+    )
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:
@@ -335,6 +344,10 @@ def _number(value: float | None) -> str:
 
 def _count(value: int | None) -> str:
     return "?" if value is None else str(value)
+
+
+def _size(value: float | None) -> str:
+    return "?" if value is None else human.size(value)
 
 
 def _rate(value: float | None) -> str:

@@ -289,6 +289,10 @@ class NodeAgent:
             answered_at=instant(self._clock()), rows=list(rows), total=len(rows), text=text
         )
 
+    def gpu_uuids(self) -> frozenset[str]:
+        """The GPUs that were in the last sample."""
+        return frozenset(gpu.uuid for gpu in self._latest.gpus)
+
     def components(self) -> list[Component]:
         """Host and GPU sampling, each as old as its last sample."""
         host = self._latest.host

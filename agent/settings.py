@@ -1,6 +1,7 @@
 """All settings: defaults, then a TOML file, then the environment, then options; later wins."""
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from agent.collectors.filesystems import FilesystemsSettings
+from agent.engine_settings import EnginesSettings
 from agent.nats_config import ServerSettings
 from archive.settings import ArchiveSettings
 from cache.settings import CacheSettings
@@ -17,6 +19,7 @@ from handlers.settings import HandlersSettings
 from schemas.lifecycle import ROLES, Role
 from schemas.units import token
 
+_USER_INFO = re.compile(r"//[^/\s'\"]*@")
 PREFIX = "RESOURCE_AGENT_"
 CONFIG_VARIABLE = "RESOURCE_AGENT_CONFIG"
 SERVER_VARIABLES = frozenset({CONFIG_VARIABLE})
@@ -63,6 +66,7 @@ class AgentSettings(Table, frozen=True, kw_only=True):
     filesystems: Annotated[FilesystemsSettings, Meta(description="file systems")] = (
         FilesystemsSettings()
     )
+    engines: Annotated[EnginesSettings, Meta(description="engines to scrape")] = EnginesSettings()
 
 
 class HealthTable(Table, frozen=True, kw_only=True):
@@ -265,6 +269,7 @@ def _explain(text: str, sources: Mapping[str, str], tree: Mapping[str, Any]) -> 
     if source is None:
         source = next((s for name, s in sources.items() if name.startswith(dotted)), "defaults")
     shown = "" if value is None or isinstance(value, Mapping) else f" = {value!r}"
+    shown = _USER_INFO.sub("//…@", shown)
     return f"setting {dotted or '?'}{shown} ({source}): {message}; see `resource-agent settings`"
 
 

@@ -337,9 +337,12 @@ class EngineMetrics(Message, frozen=True, kw_only=True):
     """Load of one inference engine (one replica of a pool) at one instant.
 
     Published by anyone who knows: the agent's scrapers, a simulator, the engine itself; every
-    5 s or faster, at most once. Names follow vLLM's metrics where it has one:
-    `requests_running` = `vllm:num_requests_running`, `requests_waiting` =
-    `vllm:num_requests_waiting`, `kv_cache_usage_ratio` = `vllm:kv_cache_usage_perc`.
+    5 s or faster, at most once. Nothing is published while an engine does not answer. Names follow
+    vLLM's metrics where it has one: `requests_running` = `vllm:num_requests_running`,
+    `requests_waiting` = `vllm:num_requests_waiting`, `kv_cache_usage_ratio` =
+    `vllm:kv_cache_usage_perc`. Rates, quantiles and the hit ratio are over `interval_seconds`;
+    they are null in the first sample, after a restart, and where nothing happened meanwhile.
+    `docs/engines.md` says which metric of which engine a field is read from.
     """
 
     SUBJECT: ClassVar[str] = "metrics.engine.{node}.{engine}"
@@ -354,7 +357,10 @@ class EngineMetrics(Message, frozen=True, kw_only=True):
     observed_at: Instant
     requests_running: Count | None = None
     requests_waiting: Count | None = None
-    requests_running_max: Count | None = None
+    requests_running_max: Annotated[
+        Count | None,
+        Meta(description="most that run at once; few engines tell, else the target's setting"),
+    ] = None
     kv_cache_usage_ratio: Ratio | None = None
     prompt_tokens_total: Count | None = None
     generation_tokens_total: Count | None = None
@@ -363,37 +369,96 @@ class EngineMetrics(Message, frozen=True, kw_only=True):
     ttft_p95_seconds: Seconds | None = None
     itl_p95_seconds: Seconds | None = None
     simulated: bool = False
+    source: Annotated[
+        str | None, Meta(description="what was scraped: `vllm`, `sglang`; null: not scraped")
+    ] = None
+    interval_seconds: Annotated[
+        Seconds | None, Meta(description="between the two scrapes that rates and quantiles compare")
+    ] = None
+    requests_completed_total: Annotated[Count | None, Meta(description="since its start")] = None
+    requests_completed_per_second: Number | None = None
+    preemptions_total: Annotated[
+        Count | None,
+        Meta(description="requests that lost their KV cache to make room: the sign of too little"),
+    ] = None
+    preemptions_per_second: Number | None = None
+    prefix_cache_hit_ratio: Annotated[
+        Ratio | None, Meta(description="prompt tokens found in the engine's own prefix cache")
+    ] = None
+    kv_cache_capacity_tokens: Annotated[
+        Count | None, Meta(description="tokens that the engine's KV cache has room for")
+    ] = None
+    ttft_p50_seconds: Seconds | None = None
+    itl_p50_seconds: Seconds | None = None
+    e2e_p50_seconds: Annotated[Seconds | None, Meta(description="whole requests")] = None
+    e2e_p95_seconds: Seconds | None = None
+    queue_time_p50_seconds: Annotated[
+        Seconds | None, Meta(description="waiting before a request runs")
+    ] = None
+    queue_time_p95_seconds: Seconds | None = None
+    is_sleeping: Annotated[
+        bool | None, Meta(description="its weights are out of the GPU: neither idle nor dead")
+    ] = None
 
 
 class CacheMetrics(Message, frozen=True, kw_only=True):
     """One cache instance since it started: counters, and sizes now.
 
-    Published by the cache every 5 s, at most once.
+    Published by the cache every 5 s, and by the agent for an LMCache it scrapes; at most once.
+    An LMCache counts most things in tokens, and has no outbox: what it does not measure is null,
+    as `docs/engines.md` says. The cache itself measures every field up to `outbox_bytes`, but for
+    `hit_ratio` before the first lookup.
     """
 
     SUBJECT: ClassVar[str] = "metrics.cache.{instance}"
-    PUBLISHER: ClassVar[str] = "cache"
+    PUBLISHER: ClassVar[str] = "cache; agent"
     STREAM: ClassVar[str | None] = "METRICS"
     DURABLE: ClassVar[bool] = False
 
     instance: Token
-    namespace: Token
+    namespace: Annotated[Token, Meta(description="of an LMCache: `lmcache`")]
     observed_at: Instant
-    policy: str
-    entries: Count
-    used_bytes: Bytes
-    limit_bytes: Bytes
-    hits_total: Count
-    misses_total: Count
-    hit_ratio: Ratio | None
-    puts_total: Count
-    evictions_total: Count
-    evictions_acknowledged_total: Count
-    evictions_lost_total: Count
-    restores_total: Count
-    outbox_entries: Count
-    outbox_bytes: Bytes
+    policy: str | None = None
+    entries: Count | None = None
+    used_bytes: Bytes | None = None
+    limit_bytes: Bytes | None = None
+    hits_total: Annotated[
+        Count | None, Meta(description="lookups that found their key; LMCache: at least one token")
+    ] = None
+    misses_total: Count | None = None
+    hit_ratio: Annotated[Ratio | None, Meta(description="hits by lookups since the start")] = None
+    puts_total: Count | None = None
+    evictions_total: Count | None = None
+    evictions_acknowledged_total: Count | None = None
+    evictions_lost_total: Count | None = None
+    restores_total: Count | None = None
+    outbox_entries: Count | None = None
+    outbox_bytes: Bytes | None = None
     simulated: bool = False
+    source: Annotated[
+        str, Meta(description="whose cache: `resource-agent`, or `lmcache` for a scraped one")
+    ] = "resource-agent"
+    node: Annotated[Token | None, Meta(description="LMCache only, as all below")] = None
+    pool: Token | None = None
+    model: str | None = None
+    interval_seconds: Annotated[
+        Seconds | None, Meta(description="between the two scrapes that ratio and quantiles compare")
+    ] = None
+    usage_ratio: Annotated[
+        Ratio | None, Meta(description="how full its RAM is, where it says so itself")
+    ] = None
+    disk_used_bytes: Annotated[Bytes | None, Meta(description="on its local disk")] = None
+    remote_used_bytes: Annotated[Bytes | None, Meta(description="in its second level (L2)")] = None
+    lookup_tokens_total: Annotated[Count | None, Meta(description="tokens that were asked for")] = (
+        None
+    )
+    hit_tokens_total: Annotated[Count | None, Meta(description="of these, found")] = None
+    token_hit_ratio: Annotated[
+        Ratio | None, Meta(description="tokens found by tokens asked for, in the interval")
+    ] = None
+    lookup_p95_seconds: Seconds | None = None
+    retrieve_p95_seconds: Seconds | None = None
+    store_p95_seconds: Seconds | None = None
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True, gc=False):

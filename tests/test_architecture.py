@@ -23,6 +23,8 @@ EXTRA = {
     "agent/assembly.py": {"handlers", "cache", "archive"},
     "agent/settings.py": {"handlers.settings", "cache.settings", "archive.settings"},
     "agent/bus/": {"nats"},
+    "agent/collectors/engines/exposition.py": {"prometheus_client"},
+    "agent/collectors/engines/fetch.py": {"aiohttp"},
     "agent/collectors/host.py": {"psutil"},
     "agent/collectors/nvml/binding.py": {"pynvml"},
     "agent/cli.py": {"typer", "rich"},

@@ -1,0 +1,312 @@
+"""Scrapes engines: one loop for each endpoint, and the list of them, changed while running."""
+
+import asyncio
+import functools
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import structlog
+
+from agent.blocking import BlockingThread
+from agent.collectors.engines.exposition import PageError
+from agent.collectors.engines.fetch import FetchError, PageFetcher
+from agent.collectors.engines.inference import Place
+from agent.collectors.engines.page_reader import PageReader
+from agent.engine_settings import EnginesSettings, LocalTarget, updated_targets
+from schemas.lifecycle import Component, ComponentState
+from schemas.message import Message
+from schemas.metrics import GpuMetrics
+from schemas.protocols import Delivery, Publisher, PublishError, Subscriber
+from schemas.units import SECOND_NS, instant, token
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+FORGET_INTERVALS = 3
+FORGET_SECONDS = 60.0
+"""Rates over a longer gap than this, or than three intervals, are not what happens now."""
+MAX_SHOWN = 300
+
+
+class ScrapeError(Exception):
+    """One scrape gave nothing; the text says why."""
+
+
+class EngineScraper:
+    """Scrapes one endpoint for ever and publishes what it says, in a thread of its own.
+
+    While the endpoint does not answer, nothing is published. A scrape that takes longer than its
+    deadline is given up; what still blocks the thread then (a name server, a dead disk) makes the
+    next ones fail at once instead of queueing up.
+    """
+
+    def __init__(
+        self,
+        target: LocalTarget,
+        settings: EnginesSettings,
+        *,
+        node: str,
+        pool: str | None,
+        publisher: Publisher,
+        counters: Counter[str],
+        environ: Mapping[str, str],
+        local_gpus: Callable[[], Collection[str]],
+        clock: Callable[[], int],
+    ) -> None:
+        self.target = target
+        self._settings = settings
+        self._publisher = publisher
+        self._counters = counters
+        self._local_gpus = local_gpus
+        self._clock = clock
+        self._thread = BlockingThread(f"engine-{target.label}")
+        self._call: asyncio.Future[Any] | None = None
+        self._reader = PageReader(
+            Place(
+                node=token(target.node) if target.node else node,
+                name=target.label,
+                pool=token(target.pool) if target.pool else pool,
+                requests_running_max=target.requests_running_max,
+                forget_seconds=max(FORGET_SECONDS, FORGET_INTERVALS * settings.interval_seconds),
+            )
+        )
+        self._fetcher = PageFetcher(target, self._blocking, environ, settings.body_limit_bytes)
+        self._good_ns: int | None = None
+        self._messages = 0
+        self._trouble: str | None = None
+        self._said: set[str] = set()
+
+    async def run(self) -> None:
+        """Scrape at once, and then once an interval."""
+        loop = asyncio.get_running_loop()
+        next_at = loop.time()
+        try:
+            while True:
+                await self.scrape()
+                next_at = max(next_at + self._settings.interval_seconds, loop.time())
+                await asyncio.sleep(next_at - loop.time())
+        finally:
+            await self._fetcher.close()
+            self._thread.close()
+
+    async def scrape(self) -> None:
+        """Fetch, read, publish; a failure is counted, logged once and shown in health."""
+        self._counters["engine_scrapes_total"] += 1
+        limit_seconds = self._settings.timeout_seconds
+        try:
+            async with asyncio.timeout(limit_seconds):
+                messages = await self._read()
+        except TimeoutError:
+            self._failed(f"no page within {limit_seconds:g} s")
+        except (FetchError, PageError, ScrapeError) as error:
+            self._failed(str(error))
+        except Exception as error:
+            # One page must not end the loop; this is a fault of ours.
+            log.exception("engine_scrape_failed", engine=self.target.label)
+            self._failed(f"could not be read ({type(error).__name__}); the log has more")
+        else:
+            self._trouble = None
+            self._good_ns, self._messages = self._clock(), len(messages)
+            self._say_missing()
+            await self._publish(messages)
+
+    async def _read(self) -> list[Message]:
+        body = await self._fetcher.fetch()
+        restarts = self._reader.restarts
+        read = functools.partial(
+            self._reader.read, body.content, self._clock(), is_openmetrics=body.is_openmetrics
+        )
+        messages = await self._blocking(read)
+        self._counters["engine_restarts_total"] += self._reader.restarts - restarts
+        return messages
+
+    async def _blocking(self, call: Callable[[], T]) -> T:
+        if self._call is not None and not self._call.done():
+            raise ScrapeError("an earlier name look-up, file or page still keeps its thread busy")
+        future = asyncio.ensure_future(self._thread.run(call))
+        self._call = future
+        # Not cancelled with a scrape: only its end says that the thread is free again.
+        future.add_done_callback(_heed)
+        return await asyncio.shield(future)
+
+    async def _publish(self, messages: Sequence[Message]) -> None:
+        local = self._local_gpus()
+        for message in messages:
+            if isinstance(message, GpuMetrics) and message.uuid in local:
+                self._counters["engine_gpus_skipped_total"] += 1
+                self._say("gpu", f"GPU {message.uuid} is measured by this agent itself: skipped")
+                continue
+            try:
+                await self._publisher.publish(message)
+            except PublishError as error:
+                self._counters["engine_publish_failures_total"] += 1
+                self._say("publish", str(error))
+
+    def _failed(self, text: str) -> None:
+        self._counters["engine_scrape_failures_total"] += 1
+        self._trouble = text[:MAX_SHOWN]
+        self._say("scrape", self._trouble)
+
+    def _say_missing(self) -> None:
+        """Once for each field that has no metric."""
+        fields = {f: names for f, names in self._reader.missing.items() if f not in self._said}
+        if fields:
+            self._said.update(fields)
+            self._counters["engine_missing_metrics_total"] += len(fields)
+            log.warning(
+                "engine_metrics_missing",
+                engine=self.target.label,
+                url=self.target.shown,
+                fields={field: list(names) for field, names in fields.items()},
+                remedy="null until they appear; a renamed one needs an alias (docs/engines.md)",
+            )
+
+    def _say(self, part: str, text: str) -> None:
+        if (line := f"{part}: {text}") not in self._said and len(self._said) < 1000:
+            self._said.add(line)
+            log.warning(
+                "engine_trouble",
+                engine=self.target.label,
+                url=self.target.shown,
+                part=part,
+                error=text,
+            )
+
+    def component(self) -> Component:
+        """Reachable or not, what it is, the last error; as old as the last good scrape."""
+        now_ns = self._clock()
+        state: ComponentState = "ok"
+        text = "not scraped yet"
+        if self._good_ns is not None:
+            text = f"{' and '.join(self._reader.kinds)}: {self._messages} reporting"
+        if self._trouble is not None:
+            # Not failed: that would say that this agent does not work.
+            state, text = "degraded", f"{self._trouble}; last good scrape {self._age(now_ns)}"
+        return Component(
+            name=f"engine.{self.target.label}",
+            state=state,
+            text=f"{self.target.shown}: {text}",
+            probed_at=instant(now_ns if self._good_ns is None else self._good_ns),
+        )
+
+    def _age(self, now_ns: int) -> str:
+        if self._good_ns is None:
+            return "never"
+        return f"{max(0, now_ns - self._good_ns) / SECOND_NS:.0f} s ago"
+
+
+def _heed(future: "asyncio.Future[Any]") -> None:
+    """Look at a result that nobody may have waited for."""
+    if not future.cancelled():
+        future.exception()
+
+
+class EngineScraping:
+    """The scrapers of this node; an async context manager.
+
+    The targets are those of the settings, until the key `agent.engines.<node>` of the bucket
+    `fleet-config` holds others; its removal brings the settings' back. A value that is refused is
+    logged, counted and shown in health, and changes nothing. Of two lists, targets that are in
+    both go on undisturbed.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        subscriber: Subscriber,
+        settings: EnginesSettings,
+        *,
+        node: str,
+        pool: str | None,
+        bucket: str,
+        environ: Mapping[str, str],
+        local_gpus: Callable[[], Collection[str]] = frozenset,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self._subscriber = subscriber
+        self._settings = settings
+        self._stream = f"KV_{bucket}"
+        self._subject = f"$KV.{bucket}.agent.engines.{node}"
+        self._clock = clock
+        self._make = functools.partial(
+            EngineScraper,
+            settings=settings,
+            node=node,
+            pool=pool,
+            publisher=publisher,
+            counters=self.counters,
+            environ=environ,
+            local_gpus=local_gpus,
+            clock=clock,
+        )
+        self._running: dict[LocalTarget, tuple[EngineScraper, asyncio.Task[None]]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._refused: str | None = None
+        self._source = "settings"
+        self._unfollow: Callable[[], Awaitable[None]] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._use(self._settings.local_targets())
+        self._unfollow = await self._subscriber.follow(
+            self._stream, self._take, subject=self._subject, last_per_subject=True
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._unfollow is not None:
+            await self._unfollow()
+        self._use(())
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def _take(self, delivery: Delivery) -> None:
+        try:
+            if delivery.headers.get("KV-Operation") in ("DEL", "PURGE"):
+                targets, source = self._settings.local_targets(), "settings"
+            else:
+                targets = updated_targets(self._settings, delivery.payload)
+                source = f"fleet-config, revision {delivery.sequence}"
+        except ValueError as error:
+            self.counters["engine_config_refused_total"] += 1
+            self._refused = f"revision {delivery.sequence} refused: {str(error)[:MAX_SHOWN]}"
+            log.error(
+                "engine_config_refused",
+                key=self._subject,
+                revision=delivery.sequence,
+                error=str(error)[:MAX_SHOWN],
+                still=self._source,
+            )
+            return
+        self._refused, self._source = None, source
+        self._use(targets)
+        log.info("engine_targets", source=source, targets=[f"{t.label} {t.shown}" for t in targets])
+
+    def _use(self, targets: Sequence[LocalTarget]) -> None:
+        for target in [known for known in self._running if known not in targets]:
+            _, task = self._running.pop(target)
+            task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+        for target in targets:
+            if target not in self._running:
+                scraper = self._make(target)
+                self._running[target] = (scraper, asyncio.create_task(scraper.run()))
+
+    def components(self) -> list[Component]:
+        """The list of targets as one part, and each target."""
+        parts = [scraper.component() for scraper, _ in self._running.values()]
+        state: ComponentState = "ok" if parts else "off"
+        text = f"{len(parts)} by {self._source}" if parts else "none to scrape"
+        if self._refused is not None:
+            state, text = "degraded", f"{self._refused}; still {text}"
+        now = instant(self._clock())
+        return [Component(name="engines", state=state, text=text, probed_at=now), *parts]
