@@ -22,7 +22,7 @@ demo: setup
 	@$(BIN)/resource-agent demo
 
 test: setup
-	@$(BIN)/pytest -q -n 2 -m "not long and not gpu"
+	@$(BIN)/pytest -q -n 4 -m "not long and not gpu"
 
 test-long: setup
 	@$(BIN)/pytest -q -m "long" --timeout 900

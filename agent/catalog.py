@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from schemas import analysis, archive, cache, lifecycle, metrics, scaling
+from schemas import analysis, archive, cache, engines, lifecycle, metrics, scaling
 from schemas.api import (
     ArchiveList,
     ArchiveListRequest,
@@ -32,8 +32,8 @@ from schemas.views import GPU_VIEWS, SYSTEM_VIEWS
 EVENTS: tuple[type[Message], ...] = (
     metrics.HostMetrics,
     metrics.GpuMetrics,
-    metrics.EngineMetrics,
-    metrics.CacheMetrics,
+    engines.EngineMetrics,
+    engines.CacheMetrics,
     metrics.Rollup,
     analysis.Utilization,
     analysis.Alert,

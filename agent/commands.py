@@ -75,9 +75,10 @@ async def print_health(bus: Bus, role: Role | None, instance: str | None, *, as_
             f"\n[bold]{one.role}[/] {one.instance}  [{COLOURS[one.state]}]{one.state}[/], "
             f"{'ready' if one.ready else 'not ready'}, heard {human.duration(one.age_seconds)} ago"
         )
+        width = max((len(c.name) for c in one.record.components), default=0)
         for component in one.record.components:
             console.print(
-                f"  [{COLOURS[component.state]}]{component.state:8}[/] {component.name:16} "
+                f"  [{COLOURS[component.state]}]{component.state:8}[/] {component.name:{width}}  "
                 f"{escape(human.printable(component.text))} "
                 f"[dim]({human.duration(one.component_age_seconds[component.name])} ago)[/]",
                 soft_wrap=True,

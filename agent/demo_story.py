@@ -27,8 +27,9 @@ from agent.private_server import PrivateServer
 from agent.runner import StopRequest, running
 from schemas.api import ArchiveList, ArchiveStatus, NamespaceStats
 from schemas.archive import Restored, Stored
+from schemas.engines import EngineMetrics
 from schemas.lifecycle import ROLES
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.scaling import Recommendation
 
 S = TypeVar("S", bound=msgspec.Struct)

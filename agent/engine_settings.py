@@ -73,11 +73,12 @@ class EngineTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def label(self) -> str:
-        """`name`, or host and port as a token: `localhost-8000`, `gpu-7-lab-8000`."""
+        """`name`, or host and port, and a path that is not `/metrics`: `localhost-8000`."""
         if self.name:
             return self.name
         _, host, port = self.origin
-        return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{_local(host)}-{port}")[-64:]
+        path = self.parts.path.removesuffix("/metrics")
+        return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{_local(host)}-{port}{path}")[-64:]
 
 
 class LocalTarget(EngineTarget, frozen=True, kw_only=True, forbid_unknown_fields=True):

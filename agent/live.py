@@ -21,11 +21,12 @@ from agent import human
 from agent.bus import Bus
 from schemas.analysis import Alert
 from schemas.api import ArchiveStatus, HealthReply
+from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.message import UNDECODABLE, Message
-from schemas.metrics import CacheMetrics, EngineMetrics, GpuMetrics, HostMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import PublishError, RequestError
 from schemas.scaling import Recommendation
-from schemas.units import SECOND_NS, to_ns
+from schemas.units import SECOND_NS, to_ns, token
 
 REFRESH_SECONDS = 1.0
 ASK_SECONDS = 5.0
@@ -219,12 +220,12 @@ class LiveView:
             name = f"{gpu.node} #{gpu.index} {(gpu.name or '').removeprefix('NVIDIA ')}"
             why = ", ".join(gpu.throttle_reasons or ()) or "-"
             table.add_row(
-                name + (" (simulated)" if gpu.simulated else ""),
+                _cell(name + (" (simulated)" if gpu.simulated else "")),
                 _percent(gpu.utilization_ratio),
                 _percent(gpu.memory_utilization_ratio),
                 "?" if gpu.temperature_celsius is None else f"{gpu.temperature_celsius:.0f} °C",
                 "?" if gpu.power_watts is None else f"{gpu.power_watts:.0f} W",
-                why if gpu.is_reachable else f"unreachable: {gpu.errors.get('gpu')}",
+                _cell(why if gpu.is_reachable else f"unreachable: {gpu.errors.get('gpu')}"),
             )
         return table
 
@@ -259,7 +260,7 @@ class LiveView:
         for engine in sorted(fresh, key=lambda e: (e.pool, e.engine))[:16]:
             table.add_row(
                 engine.engine + (" (simulated)" if engine.simulated else ""),
-                engine.pool,
+                _cell(_pool(engine)),
                 _count(engine.requests_running),
                 _count(engine.requests_waiting),
                 _percent(engine.kv_cache_usage_ratio),
@@ -311,6 +312,16 @@ def _cache_line(cache: CacheMetrics) -> str:
         f"{_size(cache.used_bytes)} of {_size(cache.limit_bytes)}, {hits}, "
         f"{_count(cache.evictions_total)} evicted"
     )
+
+
+def _cell(text: str) -> Text:
+    """What a stranger may have written: neither the terminal nor rich obeys it."""
+    return Text(human.printable(text))
+
+
+def _pool(engine: EngineMetrics) -> str:
+    """A pool that is called after its model, by the model's own name."""
+    return engine.model if engine.pool == token(engine.model) else engine.pool
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:

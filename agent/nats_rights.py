@@ -41,7 +41,7 @@ of what is denied, and before 2.14.0 a queue group could get past one (advisory 
 
 DECISIONS = ("decision.accepted.>", "decision.rejected.>")
 PUBLISHED_BY: Mapping[Role, tuple[str, ...]] = {
-    "agent": ("metrics.host.>", "metrics.gpu.>", "metrics.engine.>"),
+    "agent": ("metrics.host.>", "metrics.gpu.>", "metrics.engine.>", "metrics.cache.>"),
     "handlers": (
         "rollup.>",
         "analysis.>",

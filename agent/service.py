@@ -16,9 +16,10 @@ from agent.blocking import BlockingThread
 from agent.gpus import GpuSampler
 from agent.settings import AgentSettings
 from schemas.api import AgentStatus, LatestReply, Nothing, Row
+from schemas.engines import EngineMetrics
 from schemas.lifecycle import Component
 from schemas.message import Message
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Call, Endpoint, Publisher, PublishError, RequestError, json_endpoint
 from schemas.units import SECOND_NS, instant, to_ns
 from schemas.views import GPU_VIEWS, SYSTEM_VIEWS, gpu_values, system_values

@@ -20,7 +20,7 @@ from agent.private_server import PrivateServer
 from handlers import default_handlers
 from handlers.runtime import HandlersRuntime
 from handlers.settings import HandlersSettings
-from schemas.metrics import EngineMetrics
+from schemas.engines import EngineMetrics
 from schemas.scaling import Recommendation
 from schemas.units import instant
 

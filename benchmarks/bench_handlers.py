@@ -19,9 +19,10 @@ from handlers import default_handlers
 from handlers.runtime import decode
 from handlers.settings import HandlersSettings
 from handlers.slots import Routed, Slot, Watermark
+from schemas.engines import EngineMetrics
 from schemas.host import CpuMetrics, DiskIoMetrics, FilesystemMetrics, MemoryMetrics, NetworkMetrics
 from schemas.message import Message
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Delivery, Moment
 from schemas.units import SECOND_NS, instant
 

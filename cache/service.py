@@ -17,8 +17,8 @@ from cache.namespace import Namespace
 from cache.ownership import Ownership, OwnershipError
 from cache.pump import Pump
 from cache.settings import MIB, CacheSettings
+from schemas.engines import CacheMetrics
 from schemas.lifecycle import Component, ComponentState
-from schemas.metrics import CacheMetrics
 from schemas.protocols import (
     Bucket,
     Clock,

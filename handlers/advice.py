@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from handlers.replicas import SIGNALS, Signal
 from handlers.settings import ScalingSettings
-from schemas.metrics import EngineMetrics
+from schemas.engines import EngineMetrics
 from schemas.protocols import Moment
 from schemas.scaling import Evidence, Recommendation
 from schemas.units import SECOND_NS, instant

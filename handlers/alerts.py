@@ -11,8 +11,9 @@ from handlers.metric_path import MetricPath
 from handlers.settings import AlertRule, AlertSettings
 from handlers.window import ExpiringDict
 from schemas.analysis import Alert, Scope, Severity
+from schemas.engines import EngineMetrics
 from schemas.message import Message
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Emit, Moment
 from schemas.units import SECOND_NS, instant, token
 

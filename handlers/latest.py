@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from handlers.window import ExpiringDict
+from schemas.engines import EngineMetrics
 from schemas.message import Message
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.units import SECOND_NS
 
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics

@@ -6,8 +6,9 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
+from schemas.engines import EngineMetrics
 from schemas.message import Message
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 
 _KINDS: dict[str, type[Message]] = {
     "host": HostMetrics,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from handlers.settings import ScalingSettings
-from schemas.metrics import EngineMetrics
+from schemas.engines import EngineMetrics
 
 WAITING = "requests_waiting"
 SIGNALS = 3

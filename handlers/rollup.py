@@ -10,8 +10,9 @@ from typing import Literal, TypeAlias
 from handlers.settings import RollupSettings
 from handlers.window import ExpiringDict
 from schemas.analysis import Scope
+from schemas.engines import EngineMetrics
 from schemas.message import Message
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics, Rollup, Summary
+from schemas.metrics import GpuMetrics, HostMetrics, Rollup, Summary
 from schemas.protocols import Emit, Moment
 from schemas.units import SECOND_NS, instant
 from schemas.views import engine_numbers, gpu_numbers, host_numbers

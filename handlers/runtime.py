@@ -14,9 +14,10 @@ import msgspec
 import structlog
 
 from handlers.slots import Routed, Slot, Watermark
+from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.lifecycle import Component
 from schemas.message import UNDECODABLE, Message
-from schemas.metrics import CacheMetrics, EngineMetrics, GpuMetrics, HostMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import (
     Bucket,
     Delivery,

@@ -12,8 +12,8 @@ from handlers.replicas import Signal, can_hold, desired_replicas, measure
 from handlers.settings import ScalingSettings
 from handlers.window import ExpiringDict, RollingMax
 from schemas.analysis import Scope
+from schemas.engines import EngineMetrics
 from schemas.message import Message
-from schemas.metrics import EngineMetrics
 from schemas.protocols import Emit, Moment
 from schemas.scaling import Decision, Recommendation
 from schemas.units import SECOND_NS, instant, to_ns

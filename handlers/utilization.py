@@ -21,8 +21,9 @@ from schemas.analysis import (
     Severity,
     Utilization,
 )
+from schemas.engines import EngineMetrics
 from schemas.message import Message
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Emit, Moment
 from schemas.units import SECOND_NS, instant
 

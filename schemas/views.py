@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.engines import EngineMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 
 _IDENTITY = frozenset({"node", "node_name", "gpu", "pool", "observed_at", "simulated"})
 

@@ -11,6 +11,10 @@ import pytest
 import typer
 
 from agent.cli import app
+from agent.collectors.engines.inference import EngineMap
+from agent.collectors.engines.sglang import SGLANG
+from agent.collectors.engines.vllm import VLLM
+from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.metrics import GpuMetrics, HostMetrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +39,7 @@ def test_generated_files_are_current(name: str) -> None:
     assert (ROOT / name).read_text() == wanted, "run: python tools/generate_docs.py"
 
 
-@pytest.mark.parametrize("message", [HostMetrics, GpuMetrics])
+@pytest.mark.parametrize("message", [HostMetrics, GpuMetrics, EngineMetrics, CacheMetrics])
 def test_every_field_of_the_metrics_says_what_it_means_and_where_it_is_from(
     message: type[msgspec.Struct],
 ) -> None:
@@ -48,6 +52,22 @@ def test_every_field_of_the_metrics_says_what_it_means_and_where_it_is_from(
     }
 
     assert [name for name, hint in hints.items() if not docs.meaning(hint)] == []
+
+
+@pytest.mark.parametrize("engine", [VLLM, SGLANG], ids=lambda engine: engine.source)
+def test_each_metric_of_an_engine_is_named_by_the_field_it_is_read_to(engine: EngineMap) -> None:
+    docs = generator()
+    hints = get_type_hints(EngineMetrics, include_extras=True)
+    read_to = {
+        **engine.gauges,
+        **{f"{field}_total": names for field, names in engine.counters.items()},
+        **{f"{field}_p95_seconds": names for field, names in engine.histograms.items()},
+    }
+
+    newest = {field: names[0] for field, names in read_to.items()}
+    assert [name for field, name in newest.items() if name not in docs.meaning(hints[field])] == []
+    assert engine.hits[0] in docs.meaning(hints["prefix_cache_hit_ratio"])
+    assert engine.lookups[0] in docs.meaning(hints["prefix_cache_hit_ratio"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

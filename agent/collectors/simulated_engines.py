@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from schemas.metrics import EngineMetrics
+from schemas.engines import EngineMetrics
 from schemas.units import SECOND_NS, instant, token
 
 

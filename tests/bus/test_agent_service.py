@@ -23,7 +23,8 @@ from agent.gpus import GpuSampler
 from agent.service import NodeAgent
 from agent.settings import AgentSettings
 from schemas.api import LatestReply
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.engines import EngineMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import RequestError
 from tests.support.nvml import NvmlStub
 from tests.support.waiting import until

@@ -8,7 +8,7 @@ import pytest
 from agent.bus import Bus
 from schemas.api import CacheReply
 from schemas.cache import CacheEvent, encode_header
-from schemas.metrics import CacheMetrics
+from schemas.engines import CacheMetrics
 from schemas.protocols import RequestError
 from tests.support.archive_service import Heard
 from tests.support.cache_service import Client, component, running

@@ -210,7 +210,7 @@ async def test_nobody_there_and_no_such_host_are_told_apart() -> None:
     async with impostor(lambda _reader, _writer: asyncio.sleep(0)) as port:
         pass
 
-    assert "cannot connect" in await refusal(f"http://127.0.0.1:{port}")
+    assert "cannot connect: Connection refused" in await refusal(f"http://127.0.0.1:{port}")
     assert "cannot be looked up" in await refusal("http://no-such-host.invalid:8000")
 
 

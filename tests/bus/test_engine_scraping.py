@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 from agent.bus import Bus
 from agent.engine_settings import EnginesSettings, LocalTarget
 from agent.scraping import EngineScraping
-from schemas.metrics import CacheMetrics, EngineMetrics, GpuMetrics
+from schemas.engines import CacheMetrics, EngineMetrics
+from schemas.metrics import GpuMetrics
 from tests.support.metrics_server import MetricsServer, capture
 from tests.support.waiting import until
 from tests.support.wire import impostor

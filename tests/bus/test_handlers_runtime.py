@@ -13,8 +13,8 @@ from agent.bus.lease import BucketLeases
 from handlers.runtime import HandlersRuntime, decode
 from handlers.slots import TICK_NS, Routed, Slot, Watermark, replay, slot_of
 from schemas.archive import Expired
+from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.message import Message
-from schemas.metrics import CacheMetrics, EngineMetrics
 from schemas.protocols import (
     Delivery,
     Emit,

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from agent.bus import Bus
 from agent.live import LiveView
-from schemas.units import instant
+from schemas.units import instant, token
 from tests.support import samples
 from tests.support.waiting import until
 
@@ -53,6 +53,19 @@ async def test_a_bad_message_does_not_end_the_view(bus: Bus, payload: bytes) -> 
 
     await until(lambda: "n1" in drawn(view))
     assert bus.counters["bad_messages_total"] == 1
+
+
+async def test_names_from_strangers_are_shown_and_not_obeyed(bus: Bus) -> None:
+    now = instant(time.time_ns())
+    view = LiveView(bus, console=Console(file=io.StringIO(), height=60))
+    view.accept(samples.gpu("g0", "n1", name="H100\x1b[2J [/bold]"))
+    model = "meta-llama/Llama-3.1-8B"
+    view.accept(samples.engine("e0", "n1", model=model, pool=token(model), observed_at=now))
+
+    shown = drawn(view)
+
+    assert r"H100\x1b[2J [/bold]" in shown
+    assert f" {model} " in shown
 
 
 async def until_kept(bus: Bus) -> None:

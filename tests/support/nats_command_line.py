@@ -116,6 +116,14 @@ class CommandLine:
         )
         return [await self.next() for _ in range(waiting)]
 
+    async def kv_put(self, bucket: str, key: str, value: str) -> Received:
+        """`nats kv put BUCKET KEY VALUE`."""
+        bound = await self._jetstream(f"STREAM.INFO.KV_{bucket}", None)
+        if bound.error:
+            return bound
+        self._publish(f"$KV.{bucket}.{key}", value.encode(), reply=self._listen())
+        return await self.next()
+
     async def next(self) -> Received:
         """The next message or error; PONG answers are passed over."""
         async with asyncio.timeout(SECONDS):

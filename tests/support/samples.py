@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from schemas.engines import EngineMetrics
 from schemas.host import CpuMetrics, FilesystemMetrics, MemoryMetrics
-from schemas.metrics import EngineMetrics, GpuMetrics, HostMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Moment
 from schemas.units import SECOND_NS, instant
 

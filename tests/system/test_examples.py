@@ -15,7 +15,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
 from agent.bus import Bus
-from schemas.metrics import EngineMetrics
+from schemas.engines import EngineMetrics
 from schemas.scaling import Decision, Execution, Recommendation
 from tests.support.cache_service import running as running_cache
 from tests.support.examples import advice, example

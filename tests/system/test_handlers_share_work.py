@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from agent.bus import Bus
+from schemas.engines import EngineMetrics
 from schemas.lifecycle import InstanceRecord
-from schemas.metrics import EngineMetrics
 from schemas.scaling import Recommendation
 from schemas.units import instant
 from tests.support.waiting import until_async

@@ -16,7 +16,7 @@ import pytest
 
 from agent.bus import Bus, connect
 from schemas.api import HealthReply
-from schemas.metrics import EngineMetrics
+from schemas.engines import EngineMetrics
 from schemas.protocols import PublishError, RequestError
 from schemas.units import instant
 from tests.support.evictions import evicted, manifest_headers

@@ -131,6 +131,22 @@ def sub_all(subject: str, example: str) -> Play:
     return play
 
 
+async def kv_put(nats: CommandLine, _up: Up) -> None:
+    """The agent takes the list over: the engine is among the parts of its health."""
+    answer = await nats.kv_put("fleet-config", f"agent.engines.{NODE}", TARGETS)
+    assert answer.json()["stream"] == "KV_fleet-config"
+    async with asyncio.timeout(20):
+        while "engine.gpu-7-8000" not in await parts_of_the_agent(nats):
+            pass
+
+
+async def parts_of_the_agent(nats: CommandLine) -> list[str]:
+    health = (await nats.req("fleet.v1.api.health.detailed", "")).json()
+    (agent,) = [one["record"] for one in health["instances"] if one["role"] == "agent"]
+    return [part["name"] for part in agent["components"]]
+
+
+TARGETS = '{"targets": ["http://gpu-7:8000"]}'
 ALERT = "alert.raised.info.node.n1.test"
 ADVICE = "recommendation.scale_up.chat"
 GPU = "metrics.gpu.n9.g0"
@@ -148,6 +164,7 @@ EVERYTHING = "sub fleet.v1.>"
 """For guests of a server that denies reliably; for `local` on all."""
 WITH_PASSWORD: dict[str, Play] = {
     "stream ls": stream_ls,
+    f"kv put fleet-config agent.engines.NODE {TARGETS}": kv_put,
     "sub SUBJECT --all": sub_all("fleet.v1.metrics.gpu.>", GPU),
     "sub fleet.v1.alert.> --all": sub_all("fleet.v1.alert.>", ALERT),
     "sub fleet.v1.recommendation.> --all": sub_all("fleet.v1.recommendation.>", ADVICE),
@@ -212,12 +229,14 @@ async def test_a_guest_is_refused_by_name_and_stays_connected(up: Up, command: s
     async with guest(up) as nats:
         if command == "stream ls":
             refused = (await nats.stream_ls()).error
+        elif command.startswith("kv put"):
+            refused = (await nats.kv_put("fleet-config", f"agent.engines.{NODE}", TARGETS)).error
         else:
             (answer,) = await nats.sub_all("fleet.v1.alert.>")
             refused = answer.error
         still = await nats.req("fleet.v1.api.health.live", "")
 
-    assert re.search(r'Permissions Violation for Publish to "\$JS\.API\.STREAM\.\w+"', refused)
+    assert re.search(r'Permissions Violation for Publish to "\$JS\.API\.STREAM\.[\w.-]+"', refused)
     assert still.json()["live"] is True
 
 

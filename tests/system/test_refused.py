@@ -114,7 +114,7 @@ def test_a_host_root_without_a_host_in_it_is_named(tmp_path: Path) -> None:
     [
         (("--simulate-gpus", "many"), "'many'"),
         (("--simulate-engines", "0"), "'0'"),
-        (("--engine", "http://127.0.0.1:8000/metrics"), "--engine"),
+        (("--engine", "gpu-7:8000"), "must look like http://"),
         (("--for", "-1"), "--for"),
         (("--config", "/no/such/file"), "/no/such/file"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from agent.collectors.engines.exposition import PageError
 from agent.collectors.engines.inference import Place
 from agent.collectors.engines.page_reader import PageReader
-from schemas.metrics import EngineMetrics
+from schemas.engines import EngineMetrics
 from schemas.units import SECOND_NS
 from tests.support.metrics_server import capture
 from tests.support.samples import START_NS

@@ -4,7 +4,7 @@ import pytest
 
 from agent.collectors.engines.inference import Place
 from agent.collectors.engines.page_reader import PageReader
-from schemas.metrics import CacheMetrics
+from schemas.engines import CacheMetrics
 from schemas.units import SECOND_NS
 from tests.support.metrics_server import capture
 from tests.support.samples import START_NS

@@ -5,7 +5,8 @@ import pytest
 
 from agent.collectors.simulated_engines import ENGINE_MODELS, SimulatedEngines, parse_engines
 from agent.collectors.simulated_gpus import GPU_MODELS, SimulatedGpus, parse_gpus
-from schemas.metrics import EngineMetrics, GpuMetrics
+from schemas.engines import EngineMetrics
+from schemas.metrics import GpuMetrics
 from schemas.units import SECOND_NS
 
 

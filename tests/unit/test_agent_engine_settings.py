@@ -53,9 +53,11 @@ def test_the_environment_gives_urls_or_json() -> None:
         ("https://gpu-7", "gpu-7-443"),
         ("http://[fd00::7]", "fd00-7-80"),
         ("http://10.0.0.7:9400", "10-0-0-7-9400"),
+        ("http://gpu-7:8000/a/metrics", "gpu-7-8000-a"),
+        ("http://gpu-7:8000/b/prom/", "gpu-7-8000-b-prom-"),
     ],
 )
-def test_without_a_name_a_target_is_called_by_host_and_port(url: str, label: str) -> None:
+def test_without_a_name_a_target_is_called_by_its_address(url: str, label: str) -> None:
     assert EngineTarget(url=url).label == label
 
 
@@ -101,7 +103,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
 
 
 def test_two_targets_of_one_name_are_refused() -> None:
-    said = refusal("http://gpu-7:8000/a", "http://gpu-7:8000/b")
+    said = refusal("http://gpu-7:8000?model=a", "http://gpu-7:8000/metrics?model=b")
 
     assert "two targets are called 'gpu-7-8000'" in said
 
@@ -155,7 +157,8 @@ def test_a_token_goes_only_where_the_agents_own_settings_send_it() -> None:
         pytest.param(b'{"targets": ["gpu-7"]}', "must look like", id="no-url"),
         pytest.param(b'{"targets": [{"url": "http://a", "bearer_file": "/etc/shadow"}]}',
                      "bearer_file", id="a-file-of-ours"),
-        pytest.param(b'{"targets": ["http://a:1/x", "http://a:1/y"]}', "two targets", id="twice"),
+        pytest.param(b'{"targets": ["http://a:1", "http://a:1/metrics"]}',
+                     "two targets", id="twice"),
         pytest.param(msgspec.json.encode({"targets": [f"http://a:{i}" for i in range(1, 66)]}),
                      "length", id="too-many"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from handlers.scaling import ScalingHandler
 from handlers.settings import ScalingSettings
-from schemas.metrics import EngineMetrics
+from schemas.engines import EngineMetrics
 from schemas.protocols import Emit, Moment
 from schemas.scaling import Decision, Recommendation
 from schemas.units import to_ns

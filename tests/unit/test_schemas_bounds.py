@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from schemas.metrics import EngineMetrics
+from schemas.engines import EngineMetrics
 from schemas.units import Bytes, Count, Number, Seconds, Token
 from tests.support.samples import engine
 

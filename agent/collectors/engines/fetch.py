@@ -1,6 +1,8 @@
 """Brings one Prometheus page over HTTP or HTTPS; the only module that imports aiohttp."""
 
+import errno
 import functools
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -190,7 +192,7 @@ def _explain(error: aiohttp.ClientError) -> str:
         case aiohttp.ClientSSLError():
             return "no TLS: it may speak plain http"
         case aiohttp.ClientConnectorError():
-            return f"cannot connect: {error.os_error.strerror or type(error.os_error).__name__}"
+            return f"cannot connect: {os.strerror(error.os_error.errno or errno.EHOSTUNREACH)}"
         case aiohttp.ServerDisconnectedError():
             return "it closed the connection without an answer"
         case aiohttp.ClientPayloadError():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from agent.collectors.engines.exposition import Names, Page, PageError, Series
 from agent.collectors.engines.growth import Key, Totals
 from agent.collectors.engines.values import count, number, ratio
-from schemas.metrics import EngineMetrics
+from schemas.engines import EngineMetrics
 from schemas.units import instant, token
 
 MAX_ENGINES = 64

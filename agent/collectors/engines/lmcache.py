@@ -12,7 +12,7 @@ from agent.collectors.engines.exposition import Names, Page
 from agent.collectors.engines.growth import Key, Totals
 from agent.collectors.engines.inference import STARTED, Place
 from agent.collectors.engines.values import count, number, ratio
-from schemas.metrics import CacheMetrics
+from schemas.engines import CacheMetrics
 from schemas.units import instant, token
 
 _GAUGES: dict[str, Names] = {

@@ -1,0 +1,371 @@
+"""What inference engines and caches say of themselves."""
+
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
+
+from schemas.message import Message
+from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
+
+
+class EngineMetrics(Message, frozen=True, kw_only=True):
+    """Load of one inference engine (one replica of a pool) at one instant.
+
+    Published by anyone who knows: the agent's scrapers, a simulator, the engine itself; every
+    5 s or faster, at most once. Nothing is published while an engine does not answer. A field is
+    null where its metric is not on the page; rates, quantiles and the hit ratio also in the first
+    sample, after a restart and where nothing happened in `interval_seconds`. Metrics are named as
+    today's vLLM and SGLang call them; older names are known too (`docs/engines.md`).
+    """
+
+    SUBJECT: ClassVar[str] = "metrics.engine.{node}.{engine}"
+    PUBLISHER: ClassVar[str] = "agent, or anyone who may publish metrics"
+    STREAM: ClassVar[str | None] = "METRICS"
+    DURABLE: ClassVar[bool] = False
+
+    node: Annotated[
+        Token,
+        Meta(description="machine that scrapes it, or the target's `node`"),
+    ]
+    engine: Annotated[
+        Token,
+        Meta(description="name of the target; `-1` and so on for further data-parallel ranks"),
+    ]
+    pool: Annotated[
+        Token,
+        Meta(
+            description="replicas that scale together: the target's `pool`, the agent's, else the "
+            "model"
+        ),
+    ]
+    model: Annotated[
+        str,
+        Meta(description="label `model_name`; `unknown` where there is none"),
+    ]
+    observed_at: Annotated[
+        Instant,
+        Meta(description="when the page was read"),
+    ]
+    requests_running: Annotated[
+        Count | None,
+        Meta(description="`vllm:num_requests_running`; `sglang:num_running_reqs`"),
+    ] = None
+    requests_waiting: Annotated[
+        Count | None,
+        Meta(description="in the queue: `vllm:num_requests_waiting`; `sglang:num_queue_reqs`"),
+    ] = None
+    requests_running_max: Annotated[
+        Count | None,
+        Meta(
+            description="most that run at once: the target's setting (few engines tell: "
+            "`sglang:max_running_requests`); null: not set"
+        ),
+    ] = None
+    kv_cache_usage_ratio: Annotated[
+        Ratio | None,
+        Meta(description="`vllm:kv_cache_usage_perc`; `sglang:token_usage`"),
+    ] = None
+    prompt_tokens_total: Annotated[
+        Count | None,
+        Meta(
+            description="since its start: `vllm:prompt_tokens_total`; `sglang:prompt_tokens_total`"
+        ),
+    ] = None
+    generation_tokens_total: Annotated[
+        Count | None,
+        Meta(
+            description="since its start: `vllm:generation_tokens_total`; "
+            "`sglang:generation_tokens_total`"
+        ),
+    ] = None
+    prompt_tokens_per_second: Annotated[
+        Number | None,
+        Meta(description="growth of `prompt_tokens_total`"),
+    ] = None
+    generation_tokens_per_second: Annotated[
+        Number | None,
+        Meta(description="growth of `generation_tokens_total`"),
+    ] = None
+    ttft_p95_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="to the first token: histograms `vllm:time_to_first_token_seconds`, "
+            "`sglang:time_to_first_token_seconds`; null too: no request in the interval"
+        ),
+    ] = None
+    itl_p95_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="between tokens: histograms `vllm:inter_token_latency_seconds`, "
+            "`sglang:inter_token_latency_seconds`; null too: no token in the interval"
+        ),
+    ] = None
+    simulated: Annotated[
+        bool,
+        Meta(description="nothing of it was measured"),
+    ] = False
+    source: Annotated[
+        str | None,
+        Meta(description="what was scraped: `vllm`, `sglang`; null: published by someone else"),
+    ] = None
+    interval_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="between the two scrapes that rates and quantiles compare; null: there is "
+            "only one"
+        ),
+    ] = None
+    requests_completed_total: Annotated[
+        Count | None,
+        Meta(
+            description="since its start: `vllm:request_success_total`; `sglang:num_requests_total`"
+        ),
+    ] = None
+    requests_completed_per_second: Annotated[
+        Number | None,
+        Meta(description="growth of `requests_completed_total`"),
+    ] = None
+    preemptions_total: Annotated[
+        Count | None,
+        Meta(
+            description="requests that lost their KV cache to make room, the sign of too little: "
+            "`vllm:num_preemptions_total`; `sglang:num_retracted_requests_total`"
+        ),
+    ] = None
+    preemptions_per_second: Annotated[
+        Number | None,
+        Meta(description="growth of `preemptions_total`"),
+    ] = None
+    prefix_cache_hit_ratio: Annotated[
+        Ratio | None,
+        Meta(
+            description="growth of prompt tokens found in the engine's own prefix cache by those "
+            "looked for: `vllm:prefix_cache_hits_total` by "
+            "`vllm:prefix_cache_queries_total`; `sglang:cached_tokens_total` by "
+            "`sglang:prompt_tokens_total`"
+        ),
+    ] = None
+    kv_cache_capacity_tokens: Annotated[
+        Count | None,
+        Meta(
+            description="room of the KV cache: labels `num_gpu_blocks` by `block_size` of "
+            "`vllm:cache_config_info`; `sglang:max_total_num_tokens`"
+        ),
+    ] = None
+    ttft_p50_seconds: Annotated[
+        Seconds | None,
+        Meta(description="median, as `ttft_p95_seconds`"),
+    ] = None
+    itl_p50_seconds: Annotated[
+        Seconds | None,
+        Meta(description="median, as `itl_p95_seconds`"),
+    ] = None
+    e2e_p50_seconds: Annotated[
+        Seconds | None,
+        Meta(description="median, as `e2e_p95_seconds`"),
+    ] = None
+    e2e_p95_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="whole requests: histograms `vllm:e2e_request_latency_seconds`, "
+            "`sglang:e2e_request_latency_seconds`; null too: none ended in the interval"
+        ),
+    ] = None
+    queue_time_p50_seconds: Annotated[
+        Seconds | None,
+        Meta(description="median, as `queue_time_p95_seconds`"),
+    ] = None
+    queue_time_p95_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="waiting before a request runs: histograms "
+            "`vllm:request_queue_time_seconds`, `sglang:queue_time_seconds`; "
+            "null too: none began in the interval"
+        ),
+    ] = None
+    is_sleeping: Annotated[
+        bool | None,
+        Meta(
+            description="its weights are out of the GPU, neither idle nor dead: "
+            "`vllm:engine_sleep_state`; SGLang: null"
+        ),
+    ] = None
+
+
+class CacheMetrics(Message, frozen=True, kw_only=True):
+    """One cache instance since it started: counters, and sizes now.
+
+    Published by the cache every 5 s, and by the agent for an LMCache it scrapes; at most once.
+    Our own cache measures every field up to `outbox_bytes` and none below `source`. Of an LMCache
+    a field is null where no metric is named for it, or that metric is not on the page:
+    `lmcache:…` is an LMCache inside an engine, `lmcache_mp_…` one in a process of its own.
+    """
+
+    SUBJECT: ClassVar[str] = "metrics.cache.{instance}"
+    PUBLISHER: ClassVar[str] = "cache; agent"
+    STREAM: ClassVar[str | None] = "METRICS"
+    DURABLE: ClassVar[bool] = False
+
+    instance: Annotated[
+        Token,
+        Meta(description="of an LMCache: node and name of the target"),
+    ]
+    namespace: Annotated[
+        Token,
+        Meta(description="of an LMCache: `lmcache`"),
+    ]
+    observed_at: Annotated[
+        Instant,
+        Meta(description="when it was measured"),
+    ]
+    policy: Annotated[
+        str | None,
+        Meta(description="eviction policy; LMCache: null"),
+    ] = None
+    entries: Annotated[
+        Count | None,
+        Meta(description="values in RAM; LMCache: chunks, `lmcache:local_cpu_hot_cache_count`"),
+    ] = None
+    used_bytes: Annotated[
+        Bytes | None,
+        Meta(
+            description="of RAM; LMCache: `lmcache_mp_l1_memory_usage_bytes`, "
+            "`lmcache:local_cache_usage`"
+        ),
+    ] = None
+    limit_bytes: Annotated[
+        Bytes | None,
+        Meta(description="of RAM, `cache.max_memory_mb`; LMCache: null"),
+    ] = None
+    hits_total: Annotated[
+        Count | None,
+        Meta(
+            description="lookups that found their key; LMCache: at least one token, "
+            "`lmcache:num_lookup_requests_total` less misses"
+        ),
+    ] = None
+    misses_total: Annotated[
+        Count | None,
+        Meta(description="lookups that did not; LMCache: `lmcache:lookup_0_hit_requests_total`"),
+    ] = None
+    hit_ratio: Annotated[
+        Ratio | None,
+        Meta(description="hits by lookups since the start; null: no lookup yet"),
+    ] = None
+    puts_total: Annotated[
+        Count | None,
+        Meta(
+            description="values stored; LMCache: `lmcache_mp_l1_write_chunks_total`, "
+            "`lmcache:num_store_requests_total`"
+        ),
+    ] = None
+    evictions_total: Annotated[
+        Count | None,
+        Meta(
+            description="values that left RAM for want of room; LMCache: "
+            "`lmcache_mp_l1_evicted_chunks_total`, "
+            "`lmcache:local_cpu_evict_keys_count_total`"
+        ),
+    ] = None
+    evictions_acknowledged_total: Annotated[
+        Count | None,
+        Meta(description="of these, on their way to the archive for certain; LMCache: null"),
+    ] = None
+    evictions_lost_total: Annotated[
+        Count | None,
+        Meta(description="of these, dropped because the way was full; LMCache: null"),
+    ] = None
+    restores_total: Annotated[
+        Count | None,
+        Meta(description="misses in RAM that the archive answered; LMCache: null"),
+    ] = None
+    outbox_entries: Annotated[
+        Count | None,
+        Meta(description="evictions not acknowledged yet; LMCache: null"),
+    ] = None
+    outbox_bytes: Annotated[
+        Bytes | None,
+        Meta(description="their size; LMCache: null"),
+    ] = None
+    simulated: Annotated[
+        bool,
+        Meta(description="nothing of it was measured"),
+    ] = False
+    source: Annotated[
+        str,
+        Meta(description="whose cache: `resource-agent`, or `lmcache` for a scraped one"),
+    ] = "resource-agent"
+    node: Annotated[
+        Token | None,
+        Meta(description="machine that scrapes it, or the target's `node`; ours: null"),
+    ] = None
+    pool: Annotated[
+        Token | None,
+        Meta(
+            description="the target's `pool`, the agent's, else the model where there is one; "
+            "ours: null"
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        Meta(description="label `model_name` where all have the same; ours: null"),
+    ] = None
+    interval_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="between the two scrapes that ratio and quantiles compare; null: there is "
+            "only one; ours: null"
+        ),
+    ] = None
+    usage_ratio: Annotated[
+        Ratio | None,
+        Meta(description="how full its RAM is: `lmcache_mp_l1_usage_ratio`; ours: null"),
+    ] = None
+    disk_used_bytes: Annotated[
+        Bytes | None,
+        Meta(description="on its local disk: `lmcache:local_storage_usage`; ours: null"),
+    ] = None
+    remote_used_bytes: Annotated[
+        Bytes | None,
+        Meta(description="in its second level: `lmcache_mp_l2_usage_bytes`; ours: null"),
+    ] = None
+    lookup_tokens_total: Annotated[
+        Count | None,
+        Meta(
+            description="tokens asked for: `lmcache_mp_lookup_requested_tokens_total`, "
+            "`lmcache:num_lookup_tokens_total`; ours: null"
+        ),
+    ] = None
+    hit_tokens_total: Annotated[
+        Count | None,
+        Meta(
+            description="of these, found: `lmcache_mp_lookup_hit_tokens_total`, "
+            "`lmcache:num_lookup_hits_total`; ours: null"
+        ),
+    ] = None
+    token_hit_ratio: Annotated[
+        Ratio | None,
+        Meta(
+            description="growth of `hit_tokens_total` by that of `lookup_tokens_total`; "
+            "null: nothing asked for; ours: null"
+        ),
+    ] = None
+    lookup_p95_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="histogram `lmcache:time_to_lookup`; null: none in the interval; ours: null"
+        ),
+    ] = None
+    retrieve_p95_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="histogram `lmcache:time_to_retrieve`; null: none in the interval; "
+            "ours: null"
+        ),
+    ] = None
+    store_p95_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="histogram `lmcache:time_to_store`; null: none in the interval; ours: null"
+        ),
+    ] = None
