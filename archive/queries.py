@@ -13,7 +13,7 @@ from archive.intake import STREAM
 from archive.store import ObjectStore, StoreError
 from archive.vault import DamagedObjectError, Vault
 from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveStatus, Request
-from schemas.cache import EVICTED_HEADER, encode_header
+from schemas.cache import EVICTED_HEADER, encode_header, read_key
 from schemas.protocols import (
     Answer,
     Call,
@@ -88,10 +88,7 @@ class Queries:
         with `Fleet-Status: miss`; a damaged object is answered 500 once and a miss from then on.
         """
         namespace = self._namespace(call)
-        try:
-            key = call.payload.decode()
-        except UnicodeDecodeError:
-            raise RequestError(400, "the payload is the key, in UTF-8") from None
+        key = read_key(call.payload)
         text = call.headers.get("Fleet-Generation")
         if text is not None and not (text.isascii() and text.isdigit()):
             raise RequestError(400, "Fleet-Generation is a count")

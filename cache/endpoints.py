@@ -14,10 +14,10 @@ from cache.entry import Entry
 from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
 from cache.outbox import Item
 from cache.ownership import Ownership, OwnershipError
-from cache.requests import read_key, read_put
+from cache.requests import read_put
 from cache.settings import CacheSettings
 from schemas.api import CacheReply, ClearReply, EntryMeta, NamespaceStats, Nothing
-from schemas.cache import CacheEvent
+from schemas.cache import CacheEvent, read_key
 from schemas.protocols import (
     Answer,
     Call,

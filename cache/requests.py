@@ -25,22 +25,6 @@ _decode_meta = msgspec.json.Decoder(dict[str, str]).decode
 T = TypeVar("T")
 
 
-def read_key(payload: bytes) -> str:
-    """The key that is the whole payload of get, delete, exists and meta.
-
-    Raises:
-        RequestError: 400, it is empty, too long or not UTF-8.
-    """
-    if not 0 < len(payload) <= MAX_KEY_BYTES:
-        raise RequestError(
-            400, f"the payload is the key, of 1 to {MAX_KEY_BYTES} bytes, not {len(payload)}"
-        )
-    try:
-        return payload.decode()
-    except UnicodeDecodeError:
-        raise RequestError(400, "the payload is the key, in UTF-8") from None
-
-
 def read_put(headers: Mapping[str, str], payload: bytes, now_ns: int) -> tuple[Entry, str | None]:
     """The entry to keep, and the version it expects to replace.
 

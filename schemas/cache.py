@@ -6,6 +6,7 @@ from urllib.parse import quote, unquote_to_bytes
 import msgspec
 
 from schemas.message import Message
+from schemas.protocols import RequestError
 from schemas.units import Bytes, Count, Instant, Number, Seconds, Token
 
 INLINE_LIMIT_BYTES = 512 * 1024
@@ -82,3 +83,19 @@ def decode_header(value: str) -> str:
         return unquote_to_bytes(value).decode()
     except UnicodeDecodeError as error:
         raise ValueError("percent-encoded bytes are not UTF-8") from error
+
+
+def read_key(payload: bytes) -> str:
+    """The key that is the whole payload of get, delete, exists, meta and restore.
+
+    Raises:
+        RequestError: 400, it is empty, too long or not UTF-8.
+    """
+    if not 0 < len(payload) <= MAX_KEY_BYTES:
+        raise RequestError(
+            400, f"the payload is the key, of 1 to {MAX_KEY_BYTES} bytes, not {len(payload)}"
+        )
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        raise RequestError(400, "the payload is the key, in UTF-8") from None

@@ -120,7 +120,8 @@ class Connection:
         except TimeoutError:
             raise BusError(
                 f"no NATS server answers at {safe_url(self.url)} within {deadline_seconds:g} s "
-                f"({self.last_error or 'no answer'}); is it running, is the address right?"
+                f"({self.last_error or 'no answer'}); is it running (`resource-agent up` starts "
+                "one), is the address right?"
             ) from None
         except (nats.errors.Error, OSError, ValueError) as error:
             raise BusError(f"cannot connect to {safe_url(self.url)}: {error}") from error

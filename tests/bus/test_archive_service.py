@@ -352,6 +352,8 @@ async def test_a_store_that_cannot_be_read_is_told_apart_from_a_miss(
     ("name", "payload", "headers", "text"),
     [
         pytest.param("restore", b"\xff", {}, "UTF-8", id="key is not UTF-8"),
+        pytest.param("restore", b"", {}, "1 to 10240 bytes, not 0", id="no key"),
+        pytest.param("restore", b"k" * 10241, {}, "not 10241", id="key too long"),
         pytest.param("restore", b"k", {"Fleet-Generation": "-1"}, "count", id="bad generation"),
         pytest.param("keys", b"", {"Fleet-After": "xyz"}, "hexadecimal", id="bad page"),
         pytest.param("list", b'{"limits": 1}', {}, "limits", id="unknown field"),

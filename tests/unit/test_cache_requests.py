@@ -2,8 +2,8 @@
 
 import pytest
 
-from cache.requests import MAX_LABEL_BYTES, read_key, read_put
-from schemas.cache import INLINE_LIMIT_BYTES, encode_header
+from cache.requests import MAX_LABEL_BYTES, read_put
+from schemas.cache import INLINE_LIMIT_BYTES, encode_header, read_key
 from schemas.protocols import RequestError
 
 NOW_NS = 1_000_000_000
