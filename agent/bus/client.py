@@ -100,13 +100,22 @@ class BusClient(Client):
         if writer is not None:
             writer.transport.abort()
 
-    async def _process_msg(self, sid: int, *message: Any) -> None:  # noqa: ANN401 - nats-py's
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
         # Subjects, reply addresses and headers are whatever the sender wrote: not UTF-8, cut short.
         try:
-            await super()._process_msg(sid, *message)
+            await super()._process_msg(sid, subject, reply, data, headers)
         except Exception as error:
             subscription = self._subs.get(sid)
-            self._on_bad_message(subscription.subject if subscription else "", error)
+            is_kept = reply.startswith(b"$JS.ACK.")
+            legible = subject.decode(errors="replace")
+            where = legible if is_kept or subscription is None else subscription.subject
+            self._on_bad_message(where, error)
+            # A stream gives it again until it is taken, and nothing after it: it goes on without
+            # its headers, for its reader to refuse.
+            if is_kept:
+                await super()._process_msg(sid, legible.encode(), reply, data, b"")
 
     async def _process_pong(self) -> None:
         # Who gave up waiting left a cancelled future here, and its answer still comes.

@@ -6,6 +6,7 @@ soon as there is something.
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,7 +27,7 @@ from agent.bus.errors import raised_as
 from agent.bus.incidents import Incidents
 from agent.bus.names import Names
 from agent.bus.reader import ack_fields
-from schemas.protocols import Delivery, PublishError
+from schemas.protocols import Delivery, PublishError, TooLargeError
 
 log = structlog.get_logger()
 
@@ -35,6 +36,8 @@ ACK_TIMEOUT_SECONDS = 5.0
 MAX_ACK_PENDING = 256
 RETRY_SECONDS = 0.25
 CHECK_SECONDS = 5.0
+CUT_BYTES = 64 * 1024
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class BusWorkItem:
@@ -245,16 +248,33 @@ class PullQueue:
         self.ask_again_soon()
 
     async def bury(self, message: Msg, delivery: Delivery, reason: str) -> None:
-        """Publish a copy to `dead.<stream>.<consumer>` and wait for its acknowledgement."""
-        # Original headers travel along so that the message can be sent back as it was.
-        headers = {k: v for k, v in delivery.headers.items() if k != "Nats-Msg-Id"}
-        headers |= {
-            "Fleet-Dead-Reason": quote(reason[:1000], safe=" "),
-            "Fleet-Dead-Subject": message.subject,
+        """Publish a copy to `dead.<stream>.<consumer>` and wait for its acknowledgement.
+
+        It keeps payload and headers, so that it can be sent back, except for headers that the
+        server would obey or refuse. One so large that the reason does not fit beside it is cut to
+        64 KiB without its headers; `Fleet-Dead-Cut` then says how many bytes it had.
+        """
+        why = {
+            "Fleet-Dead-Reason": quote(reason[:1000], safe=" ", errors="replace"),
+            "Fleet-Dead-Subject": quote(message.subject, safe=".*>$/", errors="replace"),
             "Fleet-Dead-Sequence": str(delivery.sequence),
         }
         subject = f"dead.{self._stream}.{self._consumer}"
         message_id = f"{self._stream}:{self._consumer}:{delivery.sequence}"
-        await self._publish(subject, delivery.payload, headers, message_id)
+        payload = delivery.payload
+        try:
+            await self._publish(subject, payload, {**_own(delivery.headers), **why}, message_id)
+        except TooLargeError:
+            why["Fleet-Dead-Cut"] = str(len(payload))
+            await self._publish(subject, payload[:CUT_BYTES], why, message_id)
         self._counters["dead_letters_total"] += 1
         self._incidents.log_seldom("message_dead", subject=message.subject, error=reason)
+
+
+def _own(headers: Mapping[str, str]) -> dict[str, str]:
+    """The sender's headers without those that speak to the server, or that nobody may send."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if _HEADER_NAME.fullmatch(name) and not name.lower().startswith(("nats-", "fleet-dead-"))
+    }
