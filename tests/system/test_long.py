@@ -1,6 +1,5 @@
 """Chaos and soak, by `make test-long`: many kills in a row, and a day's rubbish in a minute."""
 
-import asyncio
 import contextlib
 import functools
 import os
@@ -17,15 +16,14 @@ import pytest
 from agent.bus import Bus, connect
 from schemas.api import HealthReply
 from schemas.engines import EngineMetrics
-from schemas.protocols import PublishError, RequestError
+from schemas.protocols import RequestError
 from schemas.units import instant
-from tests.support.evictions import evicted, manifest_headers
+from tests.support.chaos import NAMESPACE, publish_eviction
 from tests.support.program import Up, in_thread, running_up
 from tests.support.waiting import until_async
 
 KILLS = 10
 SEED = 2026
-NAMESPACE = "chaos"
 BACK_SECONDS = 5.0
 RESTART_SECONDS = 10.0
 HOSTILE_MESSAGES = 100_000
@@ -33,25 +31,6 @@ SOAK_SECONDS = 60
 MAX_GROWTH_BYTES = 24 * 1024 * 1024
 
 pytestmark = [pytest.mark.long, pytest.mark.bus, pytest.mark.timeout(600)]
-
-
-async def publish_eviction(bus: Bus, number: int) -> tuple[str, bytes]:
-    """Publish until acknowledged, as the cache's outbox does."""
-    value = f"value {number} ".encode() * random.Random(number).randrange(1, 2000)
-    manifest = evicted(f"key-{number}", value, f"{number:012x}-0000000001", namespace=NAMESPACE)
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                await bus.publish_raw(
-                    f"evicted.{NAMESPACE}",
-                    value,
-                    manifest_headers(manifest),
-                    message_id=f"chaos.{number}",
-                )
-            except PublishError:
-                await asyncio.sleep(0.1)
-            else:
-                return manifest.key, value
 
 
 def free_port() -> int:
