@@ -234,6 +234,9 @@ async def check_archive_store(settings: Settings) -> tuple[bool, str]:
 
     folder = settings.archive_folder()
     if settings.archive.bucket_and_prefix is None and not folder.exists():
+        place = next(place for place in folder.parents if place.exists())
+        if not os.access(place, os.W_OK | os.X_OK):
+            return False, f"folder {folder} cannot be made: this user cannot write to {place}"
         return True, f"folder {folder} will be made"
     store = make_store(settings.archive, folder, BlockingThread)
     try:

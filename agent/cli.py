@@ -22,8 +22,6 @@ from agent.assembly import Simulation
 from agent.bus import Bus, BusError, connect
 from agent.client import CacheClient
 from agent.commands import (
-    CONNECT_SECONDS,
-    doctor_checks,
     print_checks,
     print_health,
     print_settings,
@@ -31,6 +29,7 @@ from agent.commands import (
     watch_subject,
 )
 from agent.discovery import Found, find_bus, with_password
+from agent.doctor import CONNECT_SECONDS, doctor_checks
 from agent.nats_config import ServerTooOldError
 from agent.nats_server import ServerNotFoundError
 from agent.registry import NameTakenError

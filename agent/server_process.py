@@ -95,6 +95,11 @@ class ServerProcess:
                 _log.error("server_hangs", after_seconds=HANG_SECONDS)
                 self._kill(guard)
 
+    def end(self) -> None:
+        """Have the guard stop its server, by SIGKILL if need be; `wait` returns then."""
+        if self._guard is not None and self._guard.stdin is not None:
+            self._guard.stdin.close()
+
     async def stop(self) -> None:
         """Return when the guard is gone; its server then is too, or was sent SIGKILL."""
         guard = self._guard

@@ -125,6 +125,24 @@ def scaled(specs: tuple[StreamSpec, ...], budget_bytes: int | None) -> tuple[Str
         smallest |= too_small
 
 
+async def storage_limit(bus: Bus) -> int:
+    """Bytes that this user may keep in streams; 0 or less: as many as there is room for.
+
+    Raises:
+        BusError: JetStream is off, or not for this user.
+    """
+    try:
+        account = await heed(bus.jetstream.account_info())
+    except (nats.errors.Error, OSError) as error:
+        is_off = isinstance(error, nats.js.errors.ServiceUnavailableError)
+        reason = "it is off" if is_off else str(error) or "no reply"
+        raise BusError(
+            f"{bus.names.root}: JetStream does not answer on this server ({reason}); "
+            "start nats-server with -js, or give this user the rights on $JS.API.>"
+        ) from error
+    return int(account.limits.max_storage or -1) if account.limits else -1
+
+
 async def ensure_streams(bus: Bus, *, budget_bytes: int | None = None) -> None:
     """Create what is missing and check what is there; safe from several services at once.
 
@@ -134,14 +152,7 @@ async def ensure_streams(bus: Bus, *, budget_bytes: int | None = None) -> None:
     Raises:
         BusError: JetStream is off, storage does not suffice, or a stream is not ours.
     """
-    try:
-        account = await heed(bus.jetstream.account_info())
-    except (nats.errors.Error, OSError) as error:
-        raise BusError(
-            f"{bus.names.root}: JetStream does not answer on this server ({error or 'no reply'}); "
-            "start nats-server with -js, or give this user the rights on $JS.API.>"
-        ) from error
-    limit = int(account.limits.max_storage or -1) if account.limits else -1
+    limit = await storage_limit(bus)
     if limit > 0:
         budget_bytes = min(budget_bytes or limit, limit)
     room = "as much as its disk has" if limit <= 0 else f"{limit // MIB} MiB"

@@ -22,7 +22,7 @@ from schemas.lifecycle import ROLES, Role
 from schemas.protocols import PublishError, RequestError
 from schemas.scaling import Recommendation
 from schemas.units import SECOND_NS, instant
-from tests.support.chaos import NAMESPACE, publish_eviction
+from tests.support.chaos import NAMESPACE, publish_eviction, restored
 from tests.support.program import DEADLINE_SECONDS, ROOT, environment, in_thread
 from tests.support.server import NatsServer
 from tests.support.waiting import until_async
@@ -202,10 +202,7 @@ async def test_ten_kills_of_server_and_services_lose_nothing_and_double_nothing(
         # What was in flight at a kill comes again after the 30 s it was promised to the dead.
         await until_async(worked_off, seconds=60)
         for key, value in acknowledged.items():
-            answer = await bus.request(
-                f"api.archive.restore.{NAMESPACE}", key.encode(), timeout_seconds=5
-            )
-            assert answer.payload == value, f"{key} (seed {SEED})"
+            assert await restored(bus, key) == value, f"{key} (seed {SEED})"
         advised = await advice(bus)
 
     assert len(acknowledged) == 1 + len(victims) * EVICTIONS_A_KILL

@@ -18,7 +18,7 @@ from schemas.api import HealthReply
 from schemas.engines import EngineMetrics
 from schemas.protocols import RequestError
 from schemas.units import instant
-from tests.support.chaos import NAMESPACE, publish_eviction
+from tests.support.chaos import publish_eviction, restored
 from tests.support.program import Up, in_thread, running_up
 from tests.support.waiting import until_async
 
@@ -77,10 +77,7 @@ async def test_ten_random_kills_lose_no_acknowledged_eviction(tmp_path: Path) ->
             # What was in flight at a kill comes again after the 30 s it was promised to the dead.
             await until_async(worked_off, seconds=60)
             for key, value in acknowledged.items():
-                answer = await bus.request(
-                    f"api.archive.restore.{NAMESPACE}", key.encode(), timeout_seconds=5
-                )
-                assert answer.payload == value, f"{key} (seed {SEED})"
+                assert await restored(bus, key) == value, f"{key} (seed {SEED})"
     finally:
         await in_thread(up.stop)
 
