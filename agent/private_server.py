@@ -180,10 +180,6 @@ class PrivateServer:
         )
         self._supervisor = asyncio.create_task(self._supervise(), name="nats-supervisor")
 
-    def restart(self) -> None:
-        """End the server that runs now; it is started anew as if it had died."""
-        self._process.end()
-
     async def stop(self) -> None:
         """Stop the server and give the folder free; harmless when nothing runs."""
         if self._supervisor is not None:

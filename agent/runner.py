@@ -13,7 +13,7 @@ import structlog
 from agent.assembly import RUN, Place
 from agent.bus import Bus, BusError, connect, ensure_streams
 from agent.instance import Instance
-from agent.state_folder import lock
+from agent.state_folder import StateFolderError, lock
 from schemas.lifecycle import Role
 from schemas.protocols import PublishError
 
@@ -124,8 +124,11 @@ async def running(
 
 async def _start(stack: contextlib.AsyncExitStack, url: str, role: Role, place: Place) -> Instance:
     name = f"{role}.{place.instance}"
-    place.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    held = await lock(place.state_dir / f"{name}.lock", wait_seconds=3.0)
+    try:
+        place.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = await lock(place.state_dir / f"{name}.lock", wait_seconds=3.0)
+    except OSError as error:
+        raise StateFolderError(f"cannot use state folder {place.state_dir}: {error}") from error
     stack.callback(os.close, held)
     bus = await connect(url, name=name, root=place.settings.root)
     await stack.enter_async_context(bus)

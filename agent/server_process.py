@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -17,8 +18,10 @@ LOCK_SECONDS = 7.0  # the guard of a process that was killed gives its server 3 
 STOP_SECONDS = 5.0
 READY_SECONDS = 60.0  # after a crash the server reads its whole store before it listens
 GREETING_SECONDS = 1.0
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 1.0
 HANG_SECONDS = 20.0
+FULL_BYTES = 16 * 1024 * 1024  # less than this free, and any write may fail
+ROOM_BYTES = 4 * FULL_BYTES
 
 _log = structlog.get_logger(service="nats_server")
 
@@ -78,27 +81,32 @@ class ServerProcess:
     async def wait(self) -> int:
         """Wait for the guard's end and return its exit code; call it after `start`.
 
-        A server that greets nobody for `HANG_SECONDS` is killed: one that hangs (2.9 does when
-        its disk was full) does not come back by itself.
+        A server that greets nobody for `HANG_SECONDS` is killed: it does not come back by itself.
+        One whose disk was full is stopped when there is room again: a stream whose write failed
+        takes no other until the server starts anew (2.9 to 2.15).
         """
         guard = self._guard
         assert guard is not None  # noqa: S101
         loop = asyncio.get_running_loop()
         greeted_at = loop.time()
+        was_full = False
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     return await guard.wait()
+            free_bytes = shutil.disk_usage(self._folder).free
+            if free_bytes < FULL_BYTES and not was_full:
+                was_full = True
+                _log.error("disk_full", folder=str(self._folder), free_bytes=free_bytes)
+            elif free_bytes >= ROOM_BYTES and was_full:
+                _log.warning("disk_has_room", free_bytes=free_bytes)
+                await self.stop()
+                return await guard.wait()
             if await self._greets(self._port):
                 greeted_at = loop.time()
             elif loop.time() - greeted_at > HANG_SECONDS:
                 _log.error("server_hangs", after_seconds=HANG_SECONDS)
                 self._kill(guard)
-
-    def end(self) -> None:
-        """Have the guard stop its server, by SIGKILL if need be; `wait` returns then."""
-        if self._guard is not None and self._guard.stdin is not None:
-            self._guard.stdin.close()
 
     async def stop(self) -> None:
         """Return when the guard is gone; its server then is too, or was sent SIGKILL."""

@@ -15,7 +15,6 @@ import structlog
 from agent import log as logs
 from agent.assembly import Place, Simulation
 from agent.bus import connect
-from agent.bus.cancellation import end
 from agent.bus.connection import safe_url
 from agent.identity import load_identity
 from agent.live import LiveView
@@ -24,7 +23,6 @@ from agent.private_server import PrivateServer
 from agent.runner import StopRequest, running, signals, until_stopped
 from agent.settings import Settings
 from agent.state_folder import StateFolderError, write_private_json
-from agent.storage_watch import StorageWatch
 from schemas.lifecycle import ROLES, Role
 from schemas.units import token
 
@@ -54,7 +52,7 @@ class Reached:
     shown: str
     note: str = ""
     arguments: str = ""
-    private: PrivateServer | None = None
+    room_bytes: int | None = None
 
 
 @contextlib.asynccontextmanager
@@ -87,7 +85,7 @@ async def reach_server(settings: Settings, options: UpOptions) -> AsyncIterator[
             server.public_url,
             note,
             arguments,
-            private=server,
+            room_bytes=server.max_file_store_bytes,
         )
 
 
@@ -118,32 +116,17 @@ async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], Non
                 identity=identity,
                 instance=settings.node_token(),
                 simulation=options.simulation,
-                server_room_bytes=server.private.max_file_store_bytes if server.private else None,
+                server_room_bytes=server.room_bytes,
             )
             async with running(server.url, ROLES, place, request):
                 started()
                 say(welcome(server, settings))
                 with _ready_file(options.ready_file, server.url, state_dir):
                     log.info("ready", nats_url=server.shown, state_dir=str(state_dir))
-                    async with _storage_watched(settings, server), _live(settings, server, options):
+                    async with _live(settings, server, options):
                         await until_stopped(request, options.for_seconds)
                 log.info("stopping")
     return request.failure
-
-
-@contextlib.asynccontextmanager
-async def _storage_watched(settings: Settings, server: Reached) -> AsyncIterator[None]:
-    """A private server only: another one is not ours to restart."""
-    if server.private is None:
-        yield
-        return
-    async with await connect(server.url, name="storage-watch", root=settings.root) as bus:
-        watch = StorageWatch(bus, server.private.state_dir, server.private.restart)
-        watching = asyncio.create_task(watch.run())
-        try:
-            yield
-        finally:
-            await end(watching)
 
 
 @contextlib.asynccontextmanager

@@ -1,26 +1,21 @@
 """Disks that are read-only, too small or full, and a server that keeps nothing."""
 
-import asyncio
 import contextlib
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-import structlog
 
-from agent import storage_watch
 from agent.bus import Bus, connect
 from agent.client import CacheClient
-from agent.storage_watch import StorageWatch
 from schemas.lifecycle import ROLES
 from schemas.protocols import PublishError, RequestError
 from tests.support.chaos import publish_once, restored
 from tests.support.mounts import disk
 from tests.support.program import in_thread, resource_agent, running_up
 from tests.support.server import NatsServer
-from tests.support.waiting import until, until_async
+from tests.support.waiting import until_async
 
 MIB = 1024 * 1024
 OFF = "JetStream does not answer on this server (it is off); start nats-server with -js"
@@ -79,25 +74,6 @@ def test_doctor_names_a_server_that_keeps_nothing(bare: NatsServer, tmp_path: Pa
 
     assert done.returncode == 1
     assert OFF in done.stdout.decode()
-
-
-async def test_a_server_that_stores_nothing_though_it_has_room_is_restarted(
-    bare: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("LOOK_SECONDS", "STORE_SECONDS", "SILENT_SECONDS"):
-        monkeypatch.setattr(storage_watch, name, 0.1)
-    restarts: list[float] = []
-
-    async with await connect(bare.url, name="test") as bus:
-        watch = StorageWatch(bus, tmp_path, lambda: restarts.append(time.monotonic()))
-        with structlog.testing.capture_logs() as logged:
-            watching = asyncio.create_task(watch.run())
-            await until(lambda: len(restarts) == 2)
-            watching.cancel()
-
-    assert {line["reason"] for line in logged if line["event"] == "server_restarts"} == {
-        "nothing can be stored"
-    }
 
 
 @pytest.mark.long
