@@ -1,6 +1,9 @@
+"""What is logged, and what is not."""
+
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import structlog
@@ -38,3 +41,25 @@ def test_a_closed_stderr_ends_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     structlog.get_logger().error("after")
 
     assert "before" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_traceback_shows_no_values_of_variables(
+    style: Literal["text", "json"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("info", style)
+    try:
+        fail(secret="s3cr" + "et")
+    except ValueError:
+        structlog.get_logger().exception("it_failed")
+
+    said = capsys.readouterr().err
+    assert "it_failed" in said
+    assert "ValueError" in said
+    assert "s3cret" not in said
+
+
+def fail(secret: str) -> None:
+    """Fails with a secret in a local variable."""
+    header = f"Bearer {secret}"
+    raise ValueError(len(header))
