@@ -48,15 +48,15 @@ def test_a_line_is_read_in_every_form_it_may_have(line: bytes, series: Series) -
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        pytest.param(b"\xff\xfe", "not UTF-8", id="not-utf-8"),
+        pytest.param(b'a{x="\xff"} 1', "not UTF-8", id="not-utf-8"),
         pytest.param(b'a{x="y 1', "not Prometheus text", id="quote-open"),
         pytest.param(b'a{x="y"', "not Prometheus text", id="cut-off"),
         pytest.param(b"a{x=y} 1", "not Prometheus text", id="no-quotes"),
         pytest.param(b"a one", "not Prometheus text", id="no-number"),
         pytest.param(b"a", "not Prometheus text", id="no-value"),
         pytest.param(b"a 1" + b"0" * 400, "not Prometheus text", id="number-beyond-floats"),
-        pytest.param(b'a{x="' + b"y" * MAX_LINE_LENGTH + b'"} 1', "characters", id="long-line"),
-        pytest.param(b'a{x="y"} 1\n' * (MAX_SERIES + 1), "10001 series", id="many-series"),
+        pytest.param(b'a{x="' + b"y" * MAX_LINE_LENGTH + b'"} 1', "bytes", id="long-line"),
+        pytest.param(b'a{x="y"} 1\n' * (MAX_SERIES + 1), "more than 10000", id="many-series"),
     ],
 )
 def test_a_page_that_cannot_be_read_is_refused_and_says_why(body: bytes, text: str) -> None:

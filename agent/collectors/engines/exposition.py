@@ -6,6 +6,7 @@ exemplars, which it passes over; the OpenMetrics parser refuses a whole page for
 was read while it grew, as engines of several processes serve it.
 """
 
+import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ MAX_SERIES = 10_000
 MAX_LINE_LENGTH = 8192
 """The parser takes quadratic time for escaped label values, so lines must be short."""
 _SHOWN = 160
-_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 Names: TypeAlias = tuple[str, ...]
 """Names of one metric, newest first: the first that is on the page counts."""
@@ -71,17 +72,11 @@ def parse_page(body: bytes, wanted: frozenset[str], *, is_openmetrics: bool = Fa
     """The series of `body` whose metrics are `wanted`; types, help and timestamps are not kept.
 
     Raises:
-        PageError: not UTF-8, cut off, a wanted line that is not the format, or too many of them.
+        PageError: cut off, a wanted line that is not the format or not UTF-8, too many of them.
     """
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        raise PageError("the page is not UTF-8") from None
-    if is_openmetrics and not text.rstrip().endswith("# EOF"):
+    if is_openmetrics and not body.rstrip().endswith(b"# EOF"):
         raise PageError("the page ends before its # EOF")
-    lines = list(_wanted_lines(text, wanted))
-    if len(lines) > MAX_SERIES:
-        raise PageError(f"{len(lines)} series of interest; {MAX_SERIES} are the most")
+    lines = list(_wanted_lines(body, wanted))
     series: dict[str, list[Series]] = {}
     try:
         for family in text_string_to_metric_families("\n".join(lines)):
@@ -93,14 +88,24 @@ def parse_page(body: bytes, wanted: frozenset[str], *, is_openmetrics: bool = Fa
     return Page(series)
 
 
-def _wanted_lines(text: str, wanted: frozenset[str]) -> Iterable[str]:
-    # Not splitlines(): that also splits at what may stand in a label's value.
-    for line in text.split("\n"):
+def _wanted_lines(body: bytes, wanted: frozenset[str]) -> Iterable[str]:
+    """The lines of wanted metrics. Line by line: a split would hold the interpreter too long."""
+    names = {name.encode() for name in wanted}
+    count = 0
+    for line in io.BytesIO(body):
         match = _NAME.match(line)
-        if match is not None and match[0] in wanted:
-            if len(line) > MAX_LINE_LENGTH:
-                raise PageError(f"a line of {match[0]} has {len(line)} characters")
-            yield line
+        if match is None or match[0] not in names:
+            continue
+        name = match[0].decode()
+        count += 1
+        if count > MAX_SERIES:
+            raise PageError(f"more than {MAX_SERIES} series of interest")
+        if len(line) > MAX_LINE_LENGTH:
+            raise PageError(f"a line of {name} has {len(line)} bytes")
+        try:
+            yield line.decode().rstrip("\n")
+        except UnicodeDecodeError:
+            raise PageError(f"a line of {name} is not UTF-8") from None
 
 
 def _bound(text: str) -> float:

@@ -68,7 +68,8 @@ class PageReader:
         messages: list[Message] = []
         missing: dict[str, Names] = {}
         for kind in kinds:
-            own = Page({k: v for k, v in page.series.items() if k in self._readers[kind].wanted()})
+            names = self._names[kind] | set(STARTED)
+            own = Page({name: of for name, of in page.series.items() if name in names})
             messages += self._readers[kind].read(own, now_ns)
             missing.update({f"{kind}.{f}": n for f, n in self._readers[kind].missing(own).items()})
         self.kinds, self.missing = tuple(kinds), missing
