@@ -29,6 +29,8 @@ FORGET_SECONDS = 60.0
 """Rates over a longer gap than this, or than three intervals, are not what happens now."""
 MAX_SHOWN = 300
 """Characters of an error."""
+MAX_TROUBLES = 8
+"""Different ones that are logged of one outage: a server may put anything into each answer."""
 
 
 class ScrapeError(Exception):
@@ -77,7 +79,8 @@ class EngineScraper:
         self._good_ns: int | None = None
         self._messages = 0
         self._trouble: str | None = None
-        self._said: set[str] = set()
+        self._troubles: set[str] = set()
+        self._warned: set[str] = set()
 
     async def run(self) -> None:
         """Scrape at once, and then once an interval."""
@@ -93,25 +96,22 @@ class EngineScraper:
             self._thread.close()
 
     async def scrape(self) -> None:
-        """Fetch, read, publish; a failure is counted, logged once and shown in health."""
+        """Fetch, read, publish; a failure is counted, logged and shown in health."""
         self._counters["engine_scrapes_total"] += 1
         limit_seconds = self._settings.timeout_seconds
         try:
             async with asyncio.timeout(limit_seconds):
                 messages = await self._read()
+            await self._publish(messages)
         except TimeoutError:
             self._failed(f"no page within {limit_seconds:g} s")
-        except (FetchError, PageError, ScrapeError) as error:
+        except (FetchError, PageError, ScrapeError, PublishError) as error:
             self._failed(str(error))
         except Exception as error:
-            # One page must not end the loop; this is a fault of ours.
-            log.exception("engine_scrape_failed", engine=self.target.label)
-            self._failed(f"could not be read ({type(error).__name__}); the log has more")
+            # One page must not end the loop.
+            self._failed(f"{type(error).__name__}, a fault of the agent", is_ours=True)
         else:
-            self._trouble = None
-            self._good_ns, self._messages = self._clock(), len(messages)
-            self._say_missing()
-            await self._publish(messages)
+            self._succeeded(len(messages))
 
     async def _read(self) -> list[Message]:
         body = await self._fetcher.fetch()
@@ -137,42 +137,43 @@ class EngineScraper:
         for message in messages:
             if isinstance(message, GpuMetrics) and message.uuid in local:
                 self._counters["engine_gpus_skipped_total"] += 1
-                self._say("gpu", f"GPU {message.uuid} is measured by this agent itself: skipped")
-                continue
-            try:
+            else:
                 await self._publisher.publish(message)
-            except PublishError as error:
-                self._counters["engine_publish_failures_total"] += 1
-                self._say("publish", str(error))
 
-    def _failed(self, text: str) -> None:
+    def _failed(self, text: str, *, is_ours: bool = False) -> None:
+        """Logged once an outage, and again when the reason changes."""
         self._counters["engine_scrape_failures_total"] += 1
-        self._trouble = text[:MAX_SHOWN]
-        self._say("scrape", self._trouble)
+        self._trouble = text = text[:MAX_SHOWN]
+        if text not in self._troubles and len(self._troubles) < MAX_TROUBLES:
+            self._troubles.add(text)
+            log.warning(
+                "engine_scrape_failed",
+                engine=self.target.label,
+                url=self.target.shown,
+                error=text,
+                exc_info=is_ours,
+            )
+
+    def _succeeded(self, messages: int) -> None:
+        if self._troubles:
+            log.info("engine_scrape_recovered", engine=self.target.label, url=self.target.shown)
+            self._troubles.clear()
+        self._trouble = None
+        self._good_ns, self._messages = self._clock(), messages
+        self._say_missing()
 
     def _say_missing(self) -> None:
         """Once for each field that has no metric."""
-        fields = {f: names for f, names in self._reader.missing.items() if f not in self._said}
+        fields = {f: of for f, of in self._reader.missing.items() if f not in self._warned}
         if fields:
-            self._said.update(fields)
+            self._warned.update(fields)
             self._counters["engine_missing_metrics_total"] += len(fields)
             log.warning(
                 "engine_metrics_missing",
                 engine=self.target.label,
                 url=self.target.shown,
                 fields={field: list(names) for field, names in fields.items()},
-                remedy="null until they appear; a renamed one needs an alias (docs/engines.md)",
-            )
-
-    def _say(self, part: str, text: str) -> None:
-        if (line := f"{part}: {text}") not in self._said and len(self._said) < 1000:
-            self._said.add(line)
-            log.warning(
-                "engine_trouble",
-                engine=self.target.label,
-                url=self.target.shown,
-                part=part,
-                error=text,
+                remedy="null until they appear (docs/engines.md)",
             )
 
     def component(self) -> Component:
@@ -182,6 +183,8 @@ class EngineScraper:
         text = "not scraped yet"
         if self._good_ns is not None:
             text = f"{' and '.join(self._reader.kinds)}: {self._messages} reporting"
+            if self._reader.missing:
+                text += f", {len(self._reader.missing)} metrics missing"
         if self._trouble is not None:
             # Not failed: that would say that this agent does not work.
             state, text = "degraded", f"{self._trouble}; last good scrape {self._age(now_ns)}"

@@ -35,6 +35,7 @@ class EngineTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """
         try:
             parts = urlsplit(self.url)
+            (parts.hostname or "").encode("idna")
             usable = bool(parts.hostname) and parts.port != 0 and not _NOT_IN_URL.search(self.url)
         except ValueError:
             raise ValueError(f"{self._quoted()} is not a url") from None

@@ -167,9 +167,10 @@ class LiveView:
     def _headline(self) -> Text:
         status = self._health.status if self._health else "starting"
         colour = {"healthy": "green", "degraded": "yellow", "critical": "red"}.get(status, "dim")
+        why = " (`resource-agent health` says why)" if status in ("degraded", "critical") else ""
         return Text.assemble(
             ("resource-agent ", "bold"),
-            (status, colour),
+            (status + why, colour),
             (f"   {self._messages} messages seen   {time.strftime('%H:%M:%S')}", "dim"),
         )
 
@@ -302,10 +303,9 @@ class LiveView:
 
 def _cache_line(cache: CacheMetrics) -> str:
     if cache.source != "resource-agent":
-        return (
-            f"{cache.source} {cache.instance}: {_size(cache.used_bytes)} in RAM, "
-            f"{_percent(cache.token_hit_ratio)} of the tokens found"
-        )
+        found = cache.token_hit_ratio
+        text = "no lookups now" if found is None else f"{found:.0%} of the tokens found"
+        return f"{cache.source} {cache.instance}: {_size(cache.used_bytes)} in RAM, {text}"
     hits = "no lookups yet" if cache.hit_ratio is None else f"{cache.hit_ratio:.0%} hits"
     return (
         f"Cache {cache.namespace}: {_count(cache.entries)} entries, "
@@ -342,7 +342,9 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _gpu_place(gpu: GpuMetrics) -> tuple[str, int, int]:
     """A GPU's place in the table; its MIG instances come after it."""
-    return gpu.node, gpu.index, -1 if gpu.mig is None else gpu.mig.index
+    if gpu.mig is None:
+        return gpu.node, gpu.index, -1
+    return gpu.node, gpu.index, gpu.mig.index or gpu.mig.gpu_instance or 0
 
 
 def _percent(ratio: float | None) -> str:

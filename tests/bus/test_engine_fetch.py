@@ -35,7 +35,7 @@ async def fetch(
     thread = BlockingThread("test")
     fetcher = PageFetcher(target, thread.run, environ or {}, limit)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await fetcher.fetch()
     finally:
         await fetcher.close()

@@ -6,6 +6,8 @@ import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tests.support.wire import impostor
+
 CAPTURES = Path(__file__).parents[1] / "captures" / "engines"
 
 
@@ -45,19 +47,10 @@ class MetricsServer:
             head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             writer.write(f"HTTP/1.1 {self.status}\r\n{head}\r\n".encode() + self.body)
             await writer.drain()
-        writer.close()
-        with contextlib.suppress(OSError, ssl.SSLError):
-            await writer.wait_closed()
 
     @contextlib.asynccontextmanager
     async def serve(self, tls: ssl.SSLContext | None = None, port: int = 0) -> AsyncIterator[None]:
         """Listen on a loopback port."""
         self.is_tls = tls is not None
-        server = await asyncio.start_server(self._answer, "127.0.0.1", port, ssl=tls)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
+        async with impostor(self._answer, port, tls) as self.port:
             yield
-        finally:
-            self.answers.set()
-            server.close()
-            await server.wait_closed()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 
@@ -27,7 +28,9 @@ def with_headers(subject: bytes, headers: bytes, payload: bytes = b"x") -> bytes
 
 @contextlib.asynccontextmanager
 async def impostor(
-    play: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], port: int = 0
+    play: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[int]:
     """A listener on a loopback port that treats each connection as `play` does; yields the port."""
     connections: set[asyncio.Task[None]] = set()
@@ -43,7 +46,7 @@ async def impostor(
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.add(asyncio.create_task(treat(reader, writer)))
 
-    server = await asyncio.start_server(accept, "127.0.0.1", port)
+    server = await asyncio.start_server(accept, "127.0.0.1", port, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

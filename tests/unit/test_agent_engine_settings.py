@@ -71,6 +71,8 @@ def test_without_a_name_a_target_is_called_by_its_address(url: str, label: str) 
         pytest.param("http://gpu-7:0", "must look like http://", id="port-0"),
         pytest.param("http://gpu-7:70000", "is not a url", id="port-too-large"),
         pytest.param("http://[::1", "is not a url", id="bracket-open"),
+        pytest.param("http://gpu..lab", "is not a url", id="empty-label"),
+        pytest.param(f"http://{'a' * 64}.lab", "is not a url", id="label-too-long"),
         pytest.param("http://gpu-7/a b", "must look like http://", id="blank"),
         pytest.param("http://gpu-7/\r\nX: y", "must look like http://", id="header-smuggled"),
         pytest.param("http://gpu-7/metrics#x", "must look like http://", id="fragment"),
