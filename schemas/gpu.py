@@ -31,7 +31,10 @@ class MigInstance(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     Two compute instances of one GPU instance share its memory, and both report all of it.
     """
 
-    index: Annotated[Count, Meta(description="argument of `nvmlDeviceGetMigDeviceHandleByIndex`")]
+    index: Annotated[
+        Count | None,
+        Meta(description="argument of `nvmlDeviceGetMigDeviceHandleByIndex`; null: by DCGM"),
+    ] = None
     gpu_instance: Annotated[
         Count | None, Meta(description="`nvmlDeviceGetGpuInstanceId`; null: the call failed")
     ] = None

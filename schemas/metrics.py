@@ -101,12 +101,13 @@ class HostMetrics(Message, frozen=True, kw_only=True):
 class GpuMetrics(Message, frozen=True, kw_only=True):
     """One GPU, or one MIG instance of a GPU, at one instant.
 
-    Published by each node agent with every host sample, at most once. A field is null where the
-    GPU, its driver or its vendor does not offer the reading; where a reading failed it is null and
-    `errors` names it (`power_watts`, `ecc.volatile_corrected_total`) with the reason. A GPU that
-    does not answer at all is told too: `is_reachable` is false, `errors["gpu"]` says why, and all
-    readings but `xid` are null. Of a MIG instance only memory, processes and activity can be
-    measured.
+    Published by each node agent with every host sample, and for GPUs that it scrapes from a
+    dcgm-exporter, where `docs/engine_metrics.md` names the sources; at most once. A field is null
+    where the GPU, its driver or its vendor does not offer the reading; where a reading failed it
+    is null and `errors` names it (`power_watts`, `ecc.volatile_corrected_total`) with the reason.
+    A GPU that does not answer at all is told too: `is_reachable` is false, `errors["gpu"]` says
+    why, and all readings but `xid` are null. Of a MIG instance only memory, processes and activity
+    can be measured.
     """
 
     SUBJECT: ClassVar[str] = "metrics.gpu.{node}.{gpu}"
@@ -165,7 +166,8 @@ class GpuMetrics(Message, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="where the former is from: `gpm_sm_activity`, `nvml_utilization`, "
-            "`amdsmi_gfx_activity`, `simulated`; null when it is"
+            "`amdsmi_gfx_activity`, `dcgm_sm_activity`, `dcgm_utilization`, `simulated`; "
+            "null when it is"
         ),
     ] = None
     kernel_activity_ratio: Annotated[

@@ -31,7 +31,14 @@ def generator() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    "name", ["docs/subjects.md", "docs/settings.md", "docs/asyncapi.json", "deploy/nats.conf"]
+    "name",
+    [
+        "docs/subjects.md",
+        "docs/settings.md",
+        "docs/engine_metrics.md",
+        "docs/asyncapi.json",
+        "deploy/nats.conf",
+    ],
 )
 def test_generated_files_are_current(name: str) -> None:
     wanted = generator().generated()[name]

@@ -1,11 +1,11 @@
-"""Writes docs/subjects.md, docs/settings.md, docs/asyncapi.json and deploy/nats.conf.
+"""Writes docs/subjects.md, settings.md, engine_metrics.md, asyncapi.json and deploy/nats.conf.
 
 Run `python tools/generate_docs.py` after changing a message, an endpoint, a setting or a right; a
 test compares what is committed.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -18,6 +18,10 @@ sys.path.insert(0, str(ROOT))
 from agent import catalog  # noqa: E402 - needs the path above
 from agent.bus.names import Names  # noqa: E402
 from agent.bus.serving import VERSION  # noqa: E402
+from agent.collectors.engines import dcgm, lmcache  # noqa: E402
+from agent.collectors.engines.inference import EngineMap  # noqa: E402
+from agent.collectors.engines.sglang import SGLANG  # noqa: E402
+from agent.collectors.engines.vllm import VLLM  # noqa: E402
 from agent.nats_config import deployed_config_text  # noqa: E402
 from agent.settings import Loaded, Settings, describe  # noqa: E402
 from schemas import units  # noqa: E402
@@ -186,6 +190,51 @@ def settings() -> str:
     return "\n".join(lines) + "\n"
 
 
+def engine_metrics() -> str:
+    """docs/engine_metrics.md."""
+    parts = [
+        "# Which metric is which field",
+        NOTE,
+        "How to scrape: [engines.md](engines.md). Of several names the first that is on the page "
+        "counts: the newest stands first. A field without a name on the page is null.\n",
+        "## vLLM 0.6 to 0.33 → EngineMetrics\n",
+        _aliases(_of_engine(VLLM)),
+        "\n## SGLang 0.4 to 0.5 → EngineMetrics\n",
+        _aliases(_of_engine(SGLANG)),
+        "\n## LMCache 0.5 → CacheMetrics\n",
+        "`lmcache:…` inside an engine, `lmcache_mp_…` from its own server. "
+        "Hits are lookups less misses; `token_hit_ratio` is the growth of `hit_tokens_total` by "
+        "that of `lookup_tokens_total`.\n",
+        _aliases(lmcache.FIELDS),
+        "\n## dcgm-exporter 2.4 to 4.9 → GpuMetrics\n",
+        _aliases(
+            {
+                **{field: [name for name, _ in of] for field, of in dcgm.READINGS.items()},
+                "xid": dcgm.XID,
+            }
+        ),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _of_engine(names: EngineMap) -> dict[str, Iterable[str]]:
+    found: dict[str, Iterable[str]] = dict(names.gauges)
+    for field, of in names.counters.items():
+        found[f"{field}_total`, `{field}_per_second"] = of
+    for field, of in names.histograms.items():
+        found[f"{field}_p50_seconds`, `{field}_p95_seconds"] = of
+    found["prefix_cache_hit_ratio"] = [
+        f"{a} / {b}" for a, b in zip(names.hits, names.lookups, strict=True)
+    ]
+    return {**found, **names.labels}
+
+
+def _aliases(fields: Mapping[str, Iterable[str]]) -> str:
+    lines = ["| field | metric |", "|---|---|"]
+    lines += [f"| `{field}` | {', '.join(f'`{n}`' for n in of)} |" for field, of in fields.items()]
+    return "\n".join(lines)
+
+
 def asyncapi() -> str:
     """docs/asyncapi.json."""
     document = catalog.asyncapi("fleet.v1", VERSION)
@@ -197,6 +246,7 @@ def generated() -> dict[str, str]:
     return {
         "docs/subjects.md": subjects(),
         "docs/settings.md": settings(),
+        "docs/engine_metrics.md": engine_metrics(),
         "docs/asyncapi.json": asyncapi(),
         "deploy/nats.conf": deployed_config_text(Names()),
     }

@@ -5,6 +5,7 @@ import pytest
 from agent.collectors.engines.exposition import PageError
 from agent.collectors.engines.inference import Place
 from agent.collectors.engines.page_reader import PageReader
+from schemas.gpu import EccMetrics, MigInstance, PcieMetrics
 from schemas.metrics import GpuMetrics
 from schemas.units import SECOND_NS
 from tests.support.metrics_server import capture
@@ -34,7 +35,7 @@ def test_an_old_exporter_without_profiling() -> None:
     assert (gpu.node, gpu.pool) == ("gpu-7", "h100")
     assert gpu.gpu == gpu.uuid == "GPU-1f7c2b50-6c0a-4a51-9d2e-0b6a7d9e4c10"
     assert (gpu.index, gpu.name, gpu.driver_version) == (0, "Tesla T4", "460.106.00")
-    assert (gpu.utilization_ratio, gpu.utilization_source) == (0.37, "DCGM_FI_DEV_GPU_UTIL")
+    assert (gpu.utilization_ratio, gpu.utilization_source) == (0.37, "dcgm_utilization")
     assert gpu.memory_activity_ratio == 0.12
     assert gpu.memory_used_bytes == 3778 * MIB
     assert gpu.memory_free_bytes == 11331 * MIB
@@ -49,7 +50,7 @@ def test_an_old_exporter_without_profiling() -> None:
 def test_with_profiling_busy_is_the_activity_of_the_sms() -> None:
     busy, idle = read(capture("dcgm-exporter-4.4"), capture("dcgm-exporter-4.4"))
 
-    assert (busy.utilization_ratio, busy.utilization_source) == (0.6123, "DCGM_FI_PROF_SM_ACTIVE")
+    assert (busy.utilization_ratio, busy.utilization_source) == (0.6123, "dcgm_sm_activity")
     assert (idle.index, idle.utilization_ratio) == (1, 0.0)
     assert busy.memory_reserved_bytes == 550 * MIB
     assert busy.interval_seconds == 5.0
@@ -66,14 +67,57 @@ def test_a_blank_value_of_dcgm_is_null() -> None:
 
 
 def test_mig_instances_are_told_apart() -> None:
-    first, second = read(capture("dcgm-exporter-4.4-mig"))
+    gpu, first, second = read(capture("dcgm-exporter-4.4-mig"))
 
     uuid = "GPU-559c7f49-3d11-4a9f-9a55-2f0c77aa1e43"
-    assert (first.gpu, second.gpu) == (f"{uuid}-gi1", f"{uuid}-gi2")
-    assert first.name == "NVIDIA H100 80GB HBM3 3g.40gb"
-    assert (first.utilization_ratio, first.utilization_source) == (
-        0.41, "DCGM_FI_PROF_GR_ENGINE_ACTIVE",
-    )  # fmt: skip
+    assert (gpu.gpu, first.gpu, second.gpu) == (uuid, f"{uuid}-gi1", f"{uuid}-gi2")
+    assert (gpu.is_mig_enabled, gpu.mig) == (True, None)
+    assert (first.parent, first.mig) == (uuid, MigInstance(gpu_instance=1))
+    assert first.name == "NVIDIA H100 80GB HBM3 MIG 3g.40gb"
+    assert (first.utilization_ratio, first.utilization_source) == (0.41, "dcgm_utilization")
+    assert (first.memory_used_bytes, second.memory_used_bytes) == (18432 * MIB, 0)
+
+
+def test_what_the_exporter_repeats_with_each_instance_is_told_once_of_their_gpu() -> None:
+    gpu, first, second = read(capture("dcgm-exporter-4.4-mig"))
+
+    assert gpu.power_watts is not None
+    assert gpu.temperature_celsius is not None
+    assert (first.power_watts, second.power_watts) == (None, None)
+    assert (gpu.memory_used_bytes, gpu.utilization_ratio) == (None, None)
+
+
+def test_the_names_and_units_of_dcgm_4_7_mean_the_same() -> None:
+    (old, *_), (new,) = read(capture("dcgm-exporter-4.4")), read(capture("dcgm-exporter-4.9"))
+
+    different = {
+        field: (getattr(old, field), getattr(new, field))
+        for field in GpuMetrics.__struct_fields__
+        if getattr(old, field) != getattr(new, field)
+    }
+    assert different == {}
+
+
+def test_an_xid_is_told_when_the_last_one_changes() -> None:
+    pages = [b'DCGM_FI_DEV_XID_ERRORS{UUID="GPU-1"} %d\n' % xid for xid in (31, 31, 79, 79, 0)]
+    reader = PageReader(PLACE)
+
+    told = [reader.read(page, START_NS + i * SECOND_NS) for i, page in enumerate(pages)]
+
+    xids = [gpu.xid for (gpu,) in told if isinstance(gpu, GpuMetrics)]
+    assert [xid and (xid.events_total, xid.critical_10m_count) for xid in xids] == [
+        (0, 0),
+        (0, 0),
+        (1, 1),
+        (1, 1),
+        (1, 1),
+    ], "the first may be of any age"
+    assert xids[-1] is not None
+    assert [event.xid for event in xids[-1].recent] == [79]
+
+
+def test_without_the_metric_of_xids_nothing_is_known_of_them() -> None:
+    assert one("DCGM_FI_DEV_GPU_TEMP 30").xid is None
 
 
 @pytest.mark.parametrize(
@@ -97,10 +141,23 @@ def test_mig_instances_are_told_apart() -> None:
                      "power_watts", None, id="nan"),
         pytest.param(("DCGM_FI_DEV_SLOWDOWN_TEMP 93",), "temperature_slowdown_celsius", 93.0,
                      id="slowdown"),
+        pytest.param(("DCGM_FI_DEV_FB_USED 10", "DCGM_FI_DEV_FB_FREE 20",
+                      "DCGM_FI_DEV_FB_RESERVED 2"), "memory_total_bytes", 32 * MIB,
+                     id="total-of-its-parts"),
+        pytest.param(("DCGM_FI_DEV_FB_USED 10", "DCGM_FI_DEV_FB_FREE 30"),
+                     "memory_utilization_ratio", 0.25, id="used-by-what-can-be-used"),
+        pytest.param(("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS 68",), "throttle_reasons",
+                     ["sw_power_cap", "hw_thermal_slowdown"], id="reasons"),
+        pytest.param(("DCGM_FI_DEV_PSTATE 0",), "performance_state", "P0", id="state"),
+        pytest.param(("DCGM_FI_DEV_PCIE_REPLAY_COUNTER 7",), "pcie", PcieMetrics(replays_total=7),
+                     id="pcie"),
+        pytest.param(("DCGM_FI_DEV_ROW_REMAP_FAILURE 1",), "ecc", EccMetrics(is_remap_failed=True),
+                     id="remap-failed"),
+        pytest.param(("DCGM_FI_DEV_GPU_TEMP 1",), "ecc", None, id="no-part-without-readings"),
     ],
 )  # fmt: skip
 def test_readings_come_in_our_units_or_not_at_all(
-    lines: tuple[str, ...], field: str, value: float | None
+    lines: tuple[str, ...], field: str, value: object
 ) -> None:
     assert getattr(one(*lines), field) == value
 

@@ -1,5 +1,7 @@
 """vLLM's and SGLang's pages of several versions, as EngineMetrics."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,7 +12,7 @@ from agent.collectors.engines.inference import Place
 from agent.collectors.engines.page_reader import PageReader
 from schemas.engines import EngineMetrics
 from schemas.units import SECOND_NS
-from tests.support.metrics_server import capture
+from tests.support.metrics_server import CAPTURES, capture
 from tests.support.samples import START_NS
 
 PLACE = Place(node="n1", name="e", pool=None)
@@ -128,6 +130,20 @@ def test_two_pages_give_rates_ratios_and_quantiles() -> None:
     assert other.prefix_cache_hit_ratio == 0.0
 
 
+def test_the_page_of_vllms_own_logger_is_read_completely() -> None:
+    reader = PageReader(PLACE)
+
+    (engine,) = reader.read(capture("vllm-0.33.0-logger"), START_NS)
+
+    assert reader.missing == {}
+    assert isinstance(engine, EngineMetrics)
+    assert (engine.model, engine.is_sleeping) == ("Qwen/Qwen3-32B", False)
+    assert (engine.requests_running, engine.requests_waiting) == (14, 5)
+    assert (engine.kv_cache_usage_ratio, engine.kv_cache_capacity_tokens) == (0.47, 30000 * 16)
+    assert (engine.prompt_tokens_total, engine.generation_tokens_total) == (12000, 3000)
+    assert (engine.requests_completed_total, engine.preemptions_total) == (30, 0)
+
+
 def test_ranks_behind_one_address_are_engines_of_their_own() -> None:
     engines = read(capture("vllm-0.33-dp2"))
 
@@ -140,13 +156,21 @@ def test_ranks_behind_one_address_are_engines_of_their_own() -> None:
     assert [e.kv_cache_capacity_tokens for e in engines] == [480000, 479840]
 
 
-def test_what_is_counted_for_the_whole_server_is_no_ranks() -> None:
-    first, second = read(capture("sglang-0.5.10-dp2"))
+def test_tokens_of_the_whole_server_are_no_ranks_but_its_latencies_are_each_ones() -> None:
+    page = capture("sglang-0.5.10-dp2")
+    later = re.sub(
+        rb"(sglang:time_to_first_token_seconds_bucket\{.*\} )(.+)",
+        lambda line: line[1] + b"%f" % (2 * float(line[2])),
+        page,
+    )
+
+    first, second = read(page, later)
 
     assert (first.requests_running, second.requests_running) == (8, 11)
     assert (first.kv_cache_usage_ratio, second.kv_cache_usage_ratio) == (0.25, 0.5)
-    assert first.generation_tokens_total is None
-    assert second.generation_tokens_total is None
+    assert (first.generation_tokens_total, second.generation_tokens_total) == (None, None)
+    assert first.ttft_p95_seconds is not None
+    assert first.ttft_p95_seconds == second.ttft_p95_seconds
 
 
 def test_a_first_page_has_no_rates_and_nothing_new_no_quantiles() -> None:
@@ -302,11 +326,7 @@ def test_a_page_of_nothing_we_know_is_refused(body: bytes) -> None:
         read(body)
 
 
-@pytest.mark.parametrize("name", [
-    "vllm-0.6", "vllm-0.9", "vllm-0.33-dp2", "vllm-lmcache-0.5", "sglang-0.4",
-    "sglang-0.5.10-tp2", "sglang-0.5.10-dp2", "lmcache-mp-0.5", "dcgm-exporter-2.4",
-    "dcgm-exporter-4.4", "dcgm-exporter-4.4-mig",
-])  # fmt: skip
+@pytest.mark.parametrize("name", sorted(path.stem for path in CAPTURES.glob("*.prom")))
 def test_what_is_published_is_what_every_reader_accepts(name: str) -> None:
     reader = PageReader(PLACE)
     reader.read(capture(name), START_NS)
@@ -316,3 +336,10 @@ def test_what_is_published_is_what_every_reader_accepts(name: str) -> None:
     assert messages
     for message in messages:
         assert msgspec.json.decode(msgspec.json.encode(message), type=type(message)) == message
+
+
+@pytest.mark.parametrize("path", sorted(CAPTURES.glob("*.prom")), ids=lambda path: str(path.stem))
+def test_every_page_says_whether_it_was_captured_or_written_by_hand(path: Path) -> None:
+    head = path.read_text().splitlines()[:4]
+
+    assert any(line.startswith(("# Captured from ", "# Not captured: ")) for line in head)

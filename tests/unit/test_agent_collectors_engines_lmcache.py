@@ -59,6 +59,19 @@ def test_in_its_own_process_the_first_level_is_ram_and_the_second_remote() -> No
     assert (cache.hits_total, cache.hit_ratio) == (None, None)
 
 
+def test_the_page_of_a_running_server_is_read() -> None:
+    reader = PageReader(PLACE)
+
+    (cache,) = reader.read(capture("lmcache-0.5.6-server"), START_NS)
+
+    assert reader.missing == {}
+    assert isinstance(cache, CacheMetrics)
+    assert (cache.model, cache.pool) == ("test-model", "test-model")
+    assert (cache.used_bytes, cache.usage_ratio) == (1536 * 1024, 0.00146484375)
+    assert (cache.lookup_tokens_total, cache.hit_tokens_total) == (6144, 3072)
+    assert cache.puts_total == 48
+
+
 def test_no_lookup_yet_is_no_ratio() -> None:
     page = b"lmcache:num_lookup_requests_total 0\nlmcache:lookup_0_hit_requests_total 0\n"
 

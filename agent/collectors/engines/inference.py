@@ -39,8 +39,8 @@ class EngineMap:
         histograms: `x` → metric; gives `x_p50_seconds` and `x_p95_seconds`.
         hits: Counter of prompt tokens found in the prefix cache.
         lookups: Counter of prompt tokens looked for there.
-        labels: Further metrics, which `extras` reads.
-        extras: Fields that are more than a number, from the page of one engine.
+        labels: Fields that are more than a number → metric whose labels `extras` reads.
+        extras: These fields, from the page of one engine.
         seldom: Fields that today's versions do not offer: no warning when they are missing.
     """
 
@@ -52,14 +52,15 @@ class EngineMap:
     histograms: Mapping[str, Names]
     hits: Names
     lookups: Names
-    labels: Names = ()
+    labels: Mapping[str, Names] = dataclasses.field(default_factory=dict)
     extras: Callable[[Page], dict[str, Any]] = lambda _page: {}
     seldom: frozenset[str] = frozenset()
 
     def wanted(self) -> frozenset[str]:
         """All names to look for on a page."""
-        plain = [*self.gauges.values(), *self.counters.values(), self.hits, self.lookups]
-        names = {name for group in plain for name in group} | set(self.labels) | set(STARTED)
+        plain = [*self.gauges.values(), *self.counters.values(), *self.labels.values()]
+        plain += [self.hits, self.lookups, STARTED]
+        names = {name for group in plain for name in group}
         buckets = {f"{name}_bucket" for group in self.histograms.values() for name in group}
         return frozenset(names | buckets)
 
@@ -168,27 +169,29 @@ def split(page: Page, names: EngineMap) -> dict[tuple[str, str], Page]:
     """The page of each engine, by model and rank.
 
     A series without one of the two labels belongs to the only model or rank there is. With several
-    it belongs to the whole server and is left out: nobody knows whose share of it is whose.
+    it belongs to the whole server and is left out: nobody knows whose share of it is whose. But
+    the latencies of a server are those of each of its ranks, as near as can be told.
 
     Raises:
         PageError: too many engines.
     """
     every = [(name, one) for name, found in page.series.items() for one in found]
-    models = {_model(one, names) for _, one in every} - {None}
-    ranks = {one.labels.get(names.rank_label) for _, one in every} - {None}
+    models = {model for _, one in every if (model := _model(one, names)) is not None}
+    ranks = {one.labels[names.rank_label] for _, one in every if names.rank_label in one.labels}
     if max(1, len(models)) * max(1, len(ranks)) > MAX_ENGINES:
         raise PageError(f"{len(models)} models and {len(ranks)} ranks on one page")
     only_model = next(iter(models), "") if len(models) < 2 else None
-    only_rank = next(iter(ranks), "") if len(ranks) < 2 else None
     engines: dict[tuple[str, str], dict[str, list[Series]]] = {}
     for name, one in every:
         if name in STARTED:
             continue
-        model, rank = _model(one, names), one.labels.get(names.rank_label)
+        model = _model(one, names)
         model = only_model if model is None else model
-        rank = only_rank if rank is None else rank
-        if model is not None and rank is not None:
-            engines.setdefault((model, rank), {}).setdefault(name, []).append(one)
+        rank = one.labels.get(names.rank_label)
+        whose = (ranks or {""}) if rank is None else {rank}
+        if model is not None and (len(whose) == 1 or name.endswith("_bucket")):
+            for of in whose:
+                engines.setdefault((model, of), {}).setdefault(name, []).append(one)
     return {
         key: Page({name: _of_first_worker(found) for name, found in part.items()})
         for key, part in engines.items()

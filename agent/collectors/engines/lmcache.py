@@ -47,6 +47,15 @@ _HISTOGRAMS: dict[str, Names] = {
     "store": ("lmcache:time_to_store",),
 }
 _MODEL_LABEL = "model_name"
+FIELDS: dict[str, Names] = {
+    **_GAUGES,
+    "usage_ratio": _USAGE,
+    **{f"{field}_total": names for field, names in _COUNTERS.items()},
+    "hits_total": _LOOKUPS,
+    "misses_total": _LOOKUPS_WITHOUT_HIT,
+    **{f"{field}_p95_seconds": names for field, names in _HISTOGRAMS.items()},
+}
+"""Which metric is which field; hits are lookups less those without one."""
 
 
 class LmcacheReader:

@@ -1,4 +1,4 @@
-"""SGLang (`--enable-metrics`): which of its metrics is which field; 0.3 to 0.5, newest name first.
+"""SGLang (`--enable-metrics`): which of its metrics is which field; 0.4 to 0.5, newest name first.
 
 Source: `python/sglang/srt/observability/metrics_collector.py`, before `srt/metrics/collector.py`.
 """

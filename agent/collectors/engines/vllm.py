@@ -1,4 +1,4 @@
-"""vLLM: which of its metrics is which field; engine 0.4 to 0.33, newest name first.
+"""vLLM: which of its metrics is which field; engine 0.6 to 0.33, newest name first.
 
 Source: `vllm/v1/metrics/loggers.py`, before 0.8 `vllm/engine/metrics.py`.
 """
@@ -68,6 +68,6 @@ VLLM = EngineMap(
         "vllm:gpu_prefix_cache_queries_total",
         "vllm:gpu_prefix_cache_queries",
     ),
-    labels=(*SLEEP, *CACHE_CONFIG),
+    labels={"is_sleeping": SLEEP, "kv_cache_capacity_tokens": CACHE_CONFIG},
     extras=_extras,
 )

@@ -57,11 +57,13 @@ def _of(call: Callable[..., Any], *which: int) -> Callable[[Any], Any]:
     return lambda handle: call(handle, *which)
 
 
-def _throttle_reasons(mask: int) -> list[str]:
+def throttle_reasons(mask: int) -> list[str]:
+    """The names of the bits; those that nobody has named are left out."""
     return [name for bit, name in _THROTTLE_REASONS.items() if mask & bit]
 
 
-def _performance_state(state: int) -> str | None:
+def performance_state(state: int) -> str | None:
+    """`P0` to `P15`."""
     return None if state == _PERFORMANCE_STATE_UNKNOWN else f"P{state}"
 
 
@@ -164,11 +166,11 @@ GPU_READINGS = (
     _one("clock_memory_hertz", _mega, _of(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM)),
     _one(
         "throttle_reasons",
-        _throttle_reasons,
+        throttle_reasons,
         nvml.nvmlDeviceGetCurrentClocksEventReasons,
         nvml.nvmlDeviceGetCurrentClocksThrottleReasons,
     ),
-    _one("performance_state", _performance_state, nvml.nvmlDeviceGetPerformanceState),
+    _one("performance_state", performance_state, nvml.nvmlDeviceGetPerformanceState),
     _one("fan_ratio", share, nvml.nvmlDeviceGetFanSpeed),
     _one("pcie.generation", int, nvml.nvmlDeviceGetCurrPcieLinkGeneration),
     _one("pcie.generation_max", int, nvml.nvmlDeviceGetMaxPcieLinkGeneration, constant=True),
