@@ -144,12 +144,17 @@ async def test_while_an_engine_is_away_nothing_is_published_and_health_says_why(
         async with server.serve(port=server.port):
             await until(lambda: seen.count("metrics.engine.n1.e") > before)
             await until(lambda: part(scraping, "engine.e")[0] == "ok")
+            again = seen.count("metrics.engine.n1.e") + 2
+            await until(lambda: seen.count("metrics.engine.n1.e") >= again)
+        first = told(logs)
+        await until(lambda: len(told(logs)) > len(first))
 
     assert silent
     assert state == "degraded"
     assert "cannot connect: Connection refused; last good scrape" in text
-    assert told(logs)[-1] == "engine_scrape_recovered"
-    assert told(logs).count("engine_scrape_recovered") == 1
+    assert first[-1] == "engine_scrape_recovered"
+    assert first.count("engine_scrape_recovered") == 1
+    assert told(logs)[-1] == "engine_scrape_failed", "a second outage is told, too"
 
 
 def told(logs: Sequence[Mapping[str, Any]]) -> list[str]:
