@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agent import catalog, human
-from agent.bus import Bus
+from agent.bus import Bus, BusError
 from agent.bus.serving import VERSION
 from agent.doctor import Check
 from agent.settings import Loaded, describe
@@ -161,7 +161,15 @@ async def watch_subject(
         if count is not None and seen >= count:
             done.set()
 
-    await bus.subscribe(subject, show)
+    try:
+        await bus.subscribe(subject, show)
+    except BusError as error:
+        if "denied" not in str(error):
+            raise
+        raise BusError(
+            f"{error}; without a password try 'metrics.>', 'alert.>' or 'recommendation.>': "
+            "the address with all rights is in up.json, in the state folder of `up`"
+        ) from error
     closed = asyncio.create_task(bus.closed.wait())
     finished = asyncio.create_task(done.wait())
     with contextlib.suppress(TimeoutError):

@@ -183,7 +183,8 @@ def _print_ending(console: Console, report: DemoReport) -> None:
     if report.ok:
         console.print(
             f"\n[green]All {len(report.steps)} steps happened[/], {report.seconds:.1f} s with "
-            f"start and stop. Next: [bold]{escape(program())} up[/]\n"
+            f"start and stop. Next: [bold]{escape(program())} up[/]\n",
+            soft_wrap=True,
         )
     else:
         console.print(f"\n[red]The demo failed at step {report.steps[-1].name}.[/]\n")

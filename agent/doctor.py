@@ -72,7 +72,9 @@ async def doctor_checks(settings: Settings, found: Found) -> list[Check]:
                 name="bus",
                 ok=False,
                 text=str(error),
-                remedy="start `resource-agent up`, or give --nats-url",
+                remedy=""
+                if "refused the login" in str(error)
+                else "start `resource-agent up`, or give --nats-url",
             )
         )
     return checks

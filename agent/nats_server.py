@@ -94,6 +94,10 @@ def server_version(binary: Path) -> tuple[int, int, int]:
         said = subprocess.run(
             [binary, "--version"], capture_output=True, text=True, timeout=10, check=True
         ).stdout
+    except subprocess.CalledProcessError as error:
+        raise ServerNotFoundError(
+            f"{binary} does not run: `--version` ends with exit code {error.returncode}"
+        ) from error
     except (OSError, subprocess.SubprocessError) as error:
         raise ServerNotFoundError(f"{binary} does not run: {error}") from error
     match = re.search(r"nats-server: v?(\d+)\.(\d+)\.(\d+)", said)

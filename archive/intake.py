@@ -76,6 +76,10 @@ class Intake:
 
     async def run(self, lease: Lease, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set or the lease is lost; what is in flight is finished."""
+        try:
+            await self._queue.take_over(STREAM, CONSUMER)
+        except PublishError as error:
+            log.warning("evictions_not_taken_over", error=str(error))  # they come, only later
         async with asyncio.TaskGroup() as group:
             while lease.held and not stopping.is_set():
                 if self.store_error or self.queue_error:

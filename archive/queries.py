@@ -21,7 +21,7 @@ from schemas.protocols import (
     Endpoint,
     PublishError,
     RequestError,
-    Subscriber,
+    WorkQueue,
     json_endpoint,
 )
 from schemas.units import instant
@@ -44,7 +44,7 @@ class Queries:
         vault: Vault,
         store: ObjectStore,
         announcer: Announcer,
-        subscriber: Subscriber,
+        queue: WorkQueue,
         instance: str,
         clock: Clock,
         namespaces: Collection[str],
@@ -53,7 +53,7 @@ class Queries:
         self._vault = vault
         self._store = store
         self._announcer = announcer
-        self._subscriber = subscriber
+        self._queue = queue
         self._instance = instance
         self._clock = clock
         self._namespaces = frozenset(namespaces)
@@ -181,12 +181,11 @@ class Queries:
         )
 
     async def pending(self) -> int | None:
-        """Evictions of all namespaces that wait in the stream, at most; None = not known."""
+        """Evictions of all namespaces that wait in the stream; None = not known."""
         try:
-            first, last = await self._subscriber.stream_bounds(STREAM)
+            return await self._queue.depth(STREAM)
         except (PublishError, TimeoutError):
             return None
-        return max(0, last - first + 1) if last else 0
 
     async def announced(self) -> None:
         """Return once everything that was answered is announced, or given up."""

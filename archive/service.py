@@ -22,7 +22,6 @@ from schemas.protocols import (
     Lease,
     Leases,
     Publisher,
-    Subscriber,
     WorkQueue,
 )
 from schemas.units import instant
@@ -41,7 +40,6 @@ class ArchiveBus:
     """What the archive needs of the bus."""
 
     publisher: Publisher
-    subscriber: Subscriber
     queue: WorkQueue
     leases: Leases
     serve: Serve
@@ -81,7 +79,7 @@ class ArchiveService:
             self._vault,
             store,
             self._announcer,
-            bus.subscriber,
+            bus.queue,
             instance,
             clock,
             namespaces,

@@ -39,7 +39,7 @@ def decide(advice: dict[str, Any]) -> dict[str, Any]:
         if (plan := dict(json.loads(line)))["key"] == advice["idempotency_key"]:
             return plan
     refused = ""
-    if advice["simulated"] and "--allow-simulated" not in sys.argv:
+    if advice["simulated"] is not False and "--allow-simulated" not in sys.argv:
         refused = "the evidence is simulated"
     elif datetime.now(UTC) >= datetime.fromisoformat(advice["expires_at"]):
         refused = "expired"
@@ -105,7 +105,7 @@ async def main() -> None:
             (message,) = await work.fetch(1, timeout=5)
             try:
                 await carry_out(stream, json.loads(message.data))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError, nats.errors.BadSubjectError):
                 await message.term()  # not advice: it would come again for ever
             else:
                 await message.ack_sync()

@@ -233,7 +233,10 @@ class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
     tombstones: Count
     size_bytes: Bytes
     stored_bytes: Bytes
-    pending: Count | None
+    pending: Annotated[
+        Count | None,
+        Meta(description="evictions of all namespaces on their way here; null: not known now"),
+    ]
     stored_total: Count
     restored_total: Count
     expired_total: Count

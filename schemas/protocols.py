@@ -239,6 +239,15 @@ class WorkQueue(Protocol):
     ) -> Sequence[WorkItem]:
         """Up to `batch` items for the durable `consumer`, waiting at most `wait_seconds`."""
 
+    async def depth(self, stream: str) -> int:
+        """How many messages wait in `stream`. Raises PublishError, as `take_over`."""
+
+    async def take_over(self, stream: str, consumer: str) -> None:
+        """Have what a predecessor took and did not settle given out anew, at once.
+
+        For its only taker. Raises PublishError where the server does not answer.
+        """
+
 
 class Bucket(Protocol):
     """A key-value bucket with revisions."""

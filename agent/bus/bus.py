@@ -308,6 +308,18 @@ class Bus(PublishingConnection):
         self, stream: str, consumer: str, *, batch: int, wait_seconds: float
     ) -> Sequence[WorkItem]:
         """Items of a work queue; see WorkQueue."""
+        return await self._queue(stream, consumer).take(batch, wait_seconds)
+
+    async def depth(self, stream: str) -> int:
+        """How many messages `stream` holds now."""
+        return (await self.stream_state(stream)).messages
+
+    async def take_over(self, stream: str, consumer: str) -> None:
+        """Have what was in flight given out anew; see WorkQueue."""
+        with raised_as(PublishError, f"stream {self.names.stream(stream)}"):
+            await self._queue(stream, consumer).take_over()
+
+    def _queue(self, stream: str, consumer: str) -> PullQueue:
         queue = self._queues.get((stream, consumer))
         if queue is None:
             queue = PullQueue(
@@ -320,7 +332,7 @@ class Bus(PublishingConnection):
                 self._incidents,
             )
             self._queues[stream, consumer] = queue
-        return await queue.take(batch, wait_seconds)
+        return queue
 
     async def _publish_dead(
         self, subject: str, payload: bytes, headers: Mapping[str, str], message_id: str

@@ -204,6 +204,20 @@ class PullQueue:
             self._pull_until = 0.0
             self._news.set()
 
+    async def take_over(self) -> None:
+        """Have all that was given to a consumer that is gone given out anew, at once.
+
+        Otherwise it comes when `ACK_WAIT_SECONDS` are over. Only for who knows that nobody else
+        takes from it: what another one is at comes a second time.
+        """
+        try:
+            info = await heed(self._js.consumer_info(self._stream, self._consumer))
+        except nats.js.errors.NotFoundError:
+            return
+        if info.num_ack_pending:
+            await heed(self._js.delete_consumer(self._stream, self._consumer))
+            self.ask_again_soon()
+
     def ask_again_soon(self) -> None:
         """The server has forgotten what it was asked."""
         self._is_sure = False

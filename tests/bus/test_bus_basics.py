@@ -335,6 +335,33 @@ async def test_work_is_delivered_while_waiting(bus: Bus) -> None:
     assert [item.delivery.payload for item in items] == [b"x"]
 
 
+async def take_two(bus: Bus) -> list[WorkItem]:
+    items: list[WorkItem] = []
+    async with asyncio.timeout(10):
+        while len(items) < 2:
+            items += await bus.take("EVICTIONS", "archiver", batch=2, wait_seconds=5)
+    return items
+
+
+async def test_what_a_dead_taker_held_is_given_out_at_once_to_who_takes_over(
+    bus: Bus, nats: NatsServer
+) -> None:
+    async with await connect(nats.url, name="dead") as dead:
+        await bus.publish_raw("evicted.default", b"one", message_id="1")
+        await bus.publish_raw("evicted.default", b"two", message_id="2")
+        assert len(await take_two(dead)) == 2
+    waits = await bus.depth("EVICTIONS")
+
+    await bus.take_over("EVICTIONS", "archiver")
+    again = await take_two(bus)
+    for item in again:
+        await item.done()
+
+    assert waits == 2
+    assert [item.delivery.payload for item in again] == [b"one", b"two"]
+    assert await bus.depth("EVICTIONS") == 0
+
+
 async def test_a_bucket_compares_and_sets(bus: Bus) -> None:
     bucket = bus.bucket("state")
 

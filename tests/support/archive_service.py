@@ -39,7 +39,6 @@ async def archiving(
     service = ArchiveService(
         ArchiveBus(
             publisher=publisher or bus,
-            subscriber=bus,
             queue=bus,
             leases=leases,
             serve=served.add,

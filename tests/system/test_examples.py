@@ -135,6 +135,27 @@ async def test_the_orchestrator_acts_on_simulated_advice_when_told_to(
     assert json.loads((tmp_path / "replicas.json").read_text()) == {"chat": 2}
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\xff",
+        b"[" * 100_000,
+        b"[]",
+        msgspec.json.encode(advice(1)).replace(b'"chat"', b'"a pool"'),
+    ],
+    ids=["not-text", "nested", "no-object", "no-token"],
+)
+async def test_what_is_no_advice_holds_up_none(bus: Bus, tmp_path: Path, payload: bytes) -> None:
+    await bus.publish_raw("recommendation.scale_up.chat", payload, message_id="poison")
+    await publish(bus, advice(2))
+
+    with example("orchestrator", with_user(bus.url), tmp_path):
+        await settled(bus)
+
+    *_, last = await events(bus, Decision, Execution)
+    assert last.phase == "succeeded"
+
+
 async def test_the_orchestrator_reports_what_it_cannot_do(bus: Bus, tmp_path: Path) -> None:
     (tmp_path / "replicas.new").mkdir()  # where it would write
     await publish(bus, advice(1))
