@@ -94,12 +94,17 @@ class ServerProcess:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     return await guard.wait()
-            free_bytes = shutil.disk_usage(self._folder).free
+            free_bytes = self._free_bytes()
             if free_bytes < FULL_BYTES and not was_full:
                 was_full = True
-                _log.error("disk_full", folder=str(self._folder), free_bytes=free_bytes)
+                _log.error(
+                    "disk_full",
+                    folder=str(self._folder),
+                    free_bytes=free_bytes,
+                    remedy=f"make room: with {ROOM_BYTES} bytes free the server starts anew",
+                )
             elif free_bytes >= ROOM_BYTES and was_full:
-                _log.warning("disk_has_room", free_bytes=free_bytes)
+                _log.warning("disk_has_room", folder=str(self._folder), free_bytes=free_bytes)
                 await self.stop()
                 return await guard.wait()
             if await self._greets(self._port):
@@ -129,6 +134,12 @@ class ServerProcess:
     def _kill(self, guard: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(guard.pid, signal.SIGKILL)
+
+    def _free_bytes(self) -> int:
+        try:
+            return shutil.disk_usage(self._folder).free
+        except OSError:  # somebody removed the folder
+            return 0
 
     async def _ready(self, guard: asyncio.subprocess.Process, port: int) -> None:
         assert guard.stdout is not None  # noqa: S101 - we asked for a pipe

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nats
+import nats.errors
 import pytest
 from nats.js.api import StreamConfig
 from structlog.testing import capture_logs
@@ -24,10 +25,11 @@ from agent.nats_server import find_server
 from agent.private_server import PrivateServer
 from agent.server_process import ServerStartError
 from agent.state_folder import StateFolderBusyError, StateFolderError
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.bus
 
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 20.0
 UP = """
 import asyncio, signal, sys
 from pathlib import Path
@@ -420,6 +422,40 @@ async def test_a_server_that_hangs_is_killed_and_comes_back(
 
         assert not is_alive(hanging)
         assert await stored(server) == b"acknowledged"
+
+
+async def test_a_server_whose_disk_was_full_is_started_anew_when_there_is_room(
+    binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_process, "STOP_SECONDS", 0.5)  # 2.9 hangs by now
+    restarts = Restarts()
+    with small_disk(tmp_path / "disk", mib=96) as disk, capture_logs() as logged:
+        async with PrivateServer(
+            disk.path / "state", binary=binary, on_restart=restarts.seen.put_nowait
+        ) as server:
+            await store_one(server)
+
+            disk.fill()
+            await until(lambda: any(line["event"] == "disk_full" for line in logged))
+            with pytest.raises(nats.errors.Error):
+                await store_another(server, b"x" * 100_000)
+            disk.make_room()
+            await restarts.next()
+
+            await store_another(server, b"y" * 100_000)
+            assert await stored(server) == b"acknowledged"
+
+    (full,) = [line for line in logged if line["event"] == "disk_full"]
+    assert (full["folder"], full["free_bytes"]) == (str(disk.path / "state" / "nats"), 0)
+    assert "make room" in full["remedy"]
+
+
+async def store_another(server: PrivateServer, payload: bytes) -> None:
+    client = await nats.connect(server.url)
+    try:
+        await client.jetstream().publish("kept", payload, timeout=1)
+    finally:
+        await client.close()
 
 
 @contextmanager

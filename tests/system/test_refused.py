@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.identity import load_identity
 from tests.support.program import Up, environment, resource_agent, running_up
+from tests.support.server import NatsServer
+from tests.support.small_disk import small_disk
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +20,17 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def refused(
-    tmp_path: Path, *arguments: object, code: int = 1, within: float = 15.0, **settings: object
+    tmp_path: Path,
+    *arguments: object,
+    command: tuple[str, ...] = ("up",),
+    code: int = 1,
+    within: float = 15.0,
+    **settings: object,
 ) -> str:
-    """The error line of an `up` that did not start."""
+    """The error line of an `up`, or another command, that did not start."""
     at = time.monotonic()
     done = resource_agent(
-        "up", "--state-dir", tmp_path / "state", *arguments, env=environment(**settings)
+        *command, "--state-dir", tmp_path / "state", *arguments, env=environment(**settings)
     )
     said = done.stderr.decode()
     assert done.returncode == code, said
@@ -80,6 +88,52 @@ def test_a_state_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     said = refused(tmp_path)
 
     assert str(tmp_path / "state") in said
+
+
+def test_a_disk_too_small_for_the_streams_says_how_much_they_need(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "state", mib=16):
+        said = refused(tmp_path)
+
+    assert "they need at least 64 MiB" in said
+    assert "free disk space" in said
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "state", mib=16) as disk:
+        disk.fill()
+
+        said = refused(tmp_path)
+
+    assert f"cannot use state folder {tmp_path / 'state'}" in said
+    assert "No space left on device" in said
+
+
+@pytest.mark.parametrize("is_used", [False, True], ids=["new", "used"])
+def test_a_read_only_state_folder_is_named(other: Up, tmp_path: Path, is_used: bool) -> None:
+    with small_disk(tmp_path / "state", mib=16) as disk:
+        if is_used:
+            load_identity(disk.path)
+        disk.make_read_only()
+
+        said_by_up = refused(tmp_path)
+        said_by_one = refused(tmp_path, "--nats-url", other.url, command=("run", "handlers"))
+
+    for said in (said_by_up, said_by_one):
+        assert f"cannot use state folder {tmp_path / 'state'}" in said
+        assert "Read-only file system" in said
+
+
+@pytest.mark.parametrize("command", [("up",), ("run", "agent")], ids=["up", "run"])
+def test_a_server_without_jetstream_is_named(tmp_path: Path, command: tuple[str, ...]) -> None:
+    server = NatsServer(tmp_path / "server", jetstream=False)
+    server.start()
+    try:
+        said = refused(tmp_path, "--nats-url", server.url, command=command)
+    finally:
+        server.stop()
+
+    assert "JetStream does not answer on this server" in said
+    assert "start nats-server with -js" in said
 
 
 def test_an_archive_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
