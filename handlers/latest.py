@@ -34,14 +34,13 @@ class LatestStore:
         }
 
     def accept(self, message: Message, stored_ns: int) -> None:
-        """Remember `message`, unless a later one of its source is known; other types pass by."""
-        if not isinstance(message, HostMetrics | GpuMetrics | EngineMetrics):
-            return
-        key = (message.node, _part(message))
-        entries = self._latest[type(message)]
-        known = entries.get(key, stored_ns)
-        if known is None or known.stored_ns <= stored_ns:
-            entries.put(key, Latest(message, stored_ns), stored_ns)
+        """Remember `message`, the last of its source in the stream; other types pass by.
+
+        Whatever its instant: the server's clock may have been set back.
+        """
+        if isinstance(message, HostMetrics | GpuMetrics | EngineMetrics):
+            key = (message.node, _part(message))
+            self._latest[type(message)].put(key, Latest(message, stored_ns), stored_ns)
 
     def latest(self, kind: type[Metrics], now_ns: int) -> Sequence[Latest]:
         """All that is remembered of one type, by node, then GPU index or engine."""

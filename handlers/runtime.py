@@ -86,10 +86,10 @@ class HandlersRuntime:
     and rebuilt from its watermark. Each stream has a queue of its own: one that is missing or
     full holds up nothing but its own events. An event that can never be published is dropped.
 
-    While the stream is silent the handlers' ticks follow our clock, set right by the timestamps
-    of live messages. Before the first live message nothing sets it right, so there are no such
-    ticks: a process that starts while every node is silent finds them stale only once one of
-    them, whichever, speaks.
+    While the stream is silent the handlers' ticks follow the time that passes here, set right by
+    the timestamps of live messages; steps of our clock change nothing. Before the first live
+    message nothing sets it right, so there are no such ticks: a process that starts while every
+    node is silent finds them stale only once one of them, whichever, speaks.
     """
 
     def __init__(
@@ -119,7 +119,6 @@ class HandlersRuntime:
         self._attached: list[_Owned] = []
         self._live_sequence = 0
         self._last_stored_ns = 0
-        self._last_heard_ns = 0
         self._clock_offset_ns: deque[int] = deque(maxlen=64)
         self._queues: dict[str | None, asyncio.Queue[tuple[_Owned, Emit]]] = {}
         self._failed_handlers: set[str] = set()
@@ -191,8 +190,8 @@ class HandlersRuntime:
             self._made_anew = True
         self._live_sequence = delivery.sequence
         self._last_stored_ns = delivery.stored_ns
-        self._last_heard_ns = self._clock()
-        self._clock_offset_ns.append(delivery.stored_ns - self._last_heard_ns)
+        # Monotonic: a wall clock that is set right would make every node stale at once.
+        self._clock_offset_ns.append(delivery.stored_ns - time.monotonic_ns())
         self.counters["messages_total"] += 1
         try:
             message = decode(delivery)
@@ -365,8 +364,8 @@ class HandlersRuntime:
         await self._leases.release(owned.lease)
 
     def _now_ns(self) -> int:
-        """Stream time now: our clock, set right by the timestamps of live messages."""
-        return self._clock() + max(self._clock_offset_ns)
+        """Stream time now: time passed here, set right by the timestamps of live messages."""
+        return time.monotonic_ns() + max(self._clock_offset_ns)
 
     async def _tick_loop(self) -> None:
         while True:

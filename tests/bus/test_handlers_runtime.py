@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from agent.bus import Bus, connect
 from agent.bus.lease import BucketLeases
+from handlers import runtime as runtime_module
+from handlers import slots as slots_module
 from handlers.runtime import HandlersRuntime, decode
 from handlers.slots import TICK_NS, Routed, Slot, Watermark, replay, slot_of
 from schemas.archive import Expired
@@ -78,7 +81,12 @@ def make_handlers() -> Sequence[Handler]:
 
 @contextlib.asynccontextmanager
 async def runtime(
-    bus: Bus, owner: str, members: Callable[[], int] = lambda: 1, slots: int = 4
+    bus: Bus,
+    owner: str,
+    members: Callable[[], int] = lambda: 1,
+    slots: int = 4,
+    make_handlers: Callable[[], Sequence[Handler]] = make_handlers,
+    clock: Callable[[], int] = time.time_ns,
 ) -> AsyncIterator[HandlersRuntime]:
     leases = BucketLeases(bus.bucket("lease"), owner)
     async with HandlersRuntime(
@@ -89,6 +97,7 @@ async def runtime(
         make_handlers=make_handlers,
         slots=slots,
         members=members,
+        clock=clock,
     ) as running:
         async with asyncio.timeout(10):
             await running.started.wait()
@@ -114,6 +123,40 @@ async def wait_published(bus: Bus, count: int) -> list[tuple[str, str]]:
 
     await until_async(enough, seconds=20)
     return found
+
+
+class Ticks(EveryTenth):
+    """Keeps the instants of its ticks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def tick(self, now: Moment) -> Sequence[Emit]:
+        self.seen.append(now.ns)
+        return ()
+
+
+@pytest.mark.parametrize("hours", [1, -1], ids=["forward", "back"])
+async def test_a_step_of_our_clock_moves_no_tick(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    monkeypatch.setattr(slots_module, "TICK_NS", SECOND_NS // 10)
+    monkeypatch.setattr(runtime_module, "SILENCE_NS", 0)
+    ticks, step_ns = Ticks(), 0
+
+    def clock() -> int:
+        return time.time_ns() + step_ns
+
+    async with runtime(bus, "a", slots=1, make_handlers=lambda: (ticks,), clock=clock):  # type: ignore[arg-type,return-value]  # `scope` is a plain str here
+        await bus.publish(engine("n1", 1))
+        await until(lambda: len(ticks.seen) > 0, seconds=20)
+
+        step_ns = hours * 3600 * SECOND_NS
+        before = len(ticks.seen)
+        await until(lambda: len(ticks.seen) > before, seconds=20)
+
+    assert abs(ticks.seen[-1] - time.time_ns()) < 30 * SECOND_NS
 
 
 async def test_a_condition_completed_by_a_message_is_published(bus: Bus) -> None:
