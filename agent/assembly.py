@@ -193,7 +193,9 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         ) as runtime,
     ):
         instance.watch(runtime.components, lambda: dict(runtime.counters))
-        drain = await instance.serve(query_endpoints(store, bus, time.time_ns, settings.queries))
+        drain = await instance.serve(
+            query_endpoints(store, bus, time.time_ns, settings.queries, runtime.counters)
+        )
         await runtime.started.wait()
         await instance.ready()
         try:

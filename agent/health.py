@@ -114,7 +114,10 @@ def health_endpoints(
     expected: Sequence[Role],
     clock: Callable[[], int],
 ) -> list[Endpoint]:
-    """`api.health.<name>` for the installation, `….<role>.<instance>` for this service."""
+    """`api.health.<name>` for the installation, `….<role>.<instance>` for this service.
+
+    The service's counters stand in the ADR-32 statistics of its own `detailed`.
+    """
     record = own()
     who = f"{record.role}.{record.instance}"
     endpoints = []
@@ -146,6 +149,7 @@ def health_endpoints(
                 Nothing,
                 of_one,
                 reply_type=HealthReply,
+                statistics=(lambda: {"counters": own().counters}) if name == "detailed" else dict,
             )
         )
     return endpoints

@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from handlers.foreign import ForeignMessages
 from handlers.rollup import MINUTE_NS
 from handlers.settings import QuerySettings
 from schemas.api import HistoryReply, HistoryRequest, HistorySample
@@ -41,8 +42,10 @@ class History:
         subscriber: Subscriber,
         settings: QuerySettings,
         clock: Clock,
+        foreign: ForeignMessages,
     ) -> None:
         self._kind = kind
+        self._foreign = foreign
         self._subscriber = subscriber
         self._settings = settings
         self._clock = clock
@@ -82,7 +85,7 @@ class History:
             if raw is not None:
                 matched = len(raw)
                 thinned = _thinned(raw, request.limit, lambda delivery: delivery.subject)
-                samples = _decoded(thinned, self._raw_sample)
+                samples = self._decoded(thinned, self._raw_sample)
                 return _reply(source, start_ns, end_ns, samples, matched)
         source = "rollups"
         subject = f"rollup.{self._kind}.{node if node and self._kind == 'host' else '*'}"
@@ -97,7 +100,7 @@ class History:
             )
         samples = [
             sample
-            for sample in _decoded(rollups, self._rollup_sample)
+            for sample in self._decoded(rollups, self._rollup_sample)
             if start_ns <= to_ns(sample.at) < end_ns
             and node in {None, sample.node}
             and request.gpu in {None, sample.gpu}
@@ -135,6 +138,18 @@ class History:
                     return None
                 found.append(delivery)
         return found
+
+    def _decoded(
+        self, deliveries: Sequence[Delivery], decode: Callable[[bytes], HistorySample]
+    ) -> list[HistorySample]:
+        """The samples that decode. A foreign message in the stream must not hide the others."""
+        samples = []
+        for delivery in deliveries:
+            try:
+                samples.append(decode(delivery.payload))
+            except UNDECODABLE as error:
+                self._foreign.pass_over(delivery, error)
+        return samples
 
     def _raw_sample(self, payload: bytes) -> HistorySample:
         if self._kind == "host":
@@ -221,17 +236,6 @@ def _spaced(items: Sequence[T], count: int) -> Sequence[T]:
     if count <= 1:
         return items[len(items) - count :]
     return [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
-
-
-def _decoded(
-    deliveries: Sequence[Delivery], decode: Callable[[bytes], HistorySample]
-) -> list[HistorySample]:
-    """The samples that decode. A foreign message in the stream must not hide the others."""
-    samples = []
-    for delivery in deliveries:
-        with contextlib.suppress(*UNDECODABLE):
-            samples.append(decode(delivery.payload))
-    return samples
 
 
 def _reply(

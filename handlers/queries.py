@@ -1,7 +1,9 @@
 """The query endpoints of the handlers service (`api.gpu`, `system`, `analysis`, `optimize`)."""
 
+from collections import Counter
 from typing import Any
 
+from handlers.foreign import ForeignMessages
 from handlers.history import History
 from handlers.latest import Latest, LatestStore, Metrics
 from handlers.settings import QuerySettings
@@ -28,16 +30,21 @@ _WATCH = {"analysis": "analysis.>", "optimize": "recommendation.>"}
 
 
 def query_endpoints(
-    store: LatestStore, subscriber: Subscriber, clock: Clock, settings: QuerySettings
+    store: LatestStore,
+    subscriber: Subscriber,
+    clock: Clock,
+    settings: QuerySettings,
+    counters: Counter[str],
 ) -> list[Endpoint]:
-    """Every query endpoint the handlers service serves."""
+    """Every query endpoint the handlers service serves; they count into `counters`."""
+    foreign = ForeignMessages(counters, clock)
     endpoints = [
         *(_latest("gpu", name, GpuMetrics, store, clock) for name in GPU_VIEWS),
         *(_latest("system", name, HostMetrics, store, clock) for name in SYSTEM_VIEWS),
     ]
     for group, history in (
-        ("gpu", History("gpu", subscriber, settings, clock)),
-        ("system", History("host", subscriber, settings, clock)),
+        ("gpu", History("gpu", subscriber, settings, clock, foreign)),
+        ("system", History("host", subscriber, settings, clock, foreign)),
     ):
         endpoints += [
             json_endpoint(
@@ -49,7 +56,7 @@ def query_endpoints(
             )
             for suffix, tokens in (("", ""), ("_of_node", ".*"))
         ]
-    standing = Standing(subscriber, settings, clock)
+    standing = Standing(subscriber, settings, clock, foreign)
     endpoints += [
         json_endpoint(
             "analysis_utilization",

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
+from handlers.foreign import ForeignMessages
 from handlers.settings import QuerySettings
 from schemas.analysis import Utilization
 from schemas.api import Filter, RecommendationsReply, UtilizationReply
@@ -27,8 +28,15 @@ class Standing:
     too.
     """
 
-    def __init__(self, subscriber: Subscriber, settings: QuerySettings, clock: Clock) -> None:
+    def __init__(
+        self,
+        subscriber: Subscriber,
+        settings: QuerySettings,
+        clock: Clock,
+        foreign: ForeignMessages,
+    ) -> None:
         self._subscriber = subscriber
+        self._foreign = foreign
         self._settings = settings
         self._clock = clock
 
@@ -93,7 +101,11 @@ class Standing:
                 contextlib.aclosing(deliveries),
             ):
                 async for delivery in deliveries:
-                    with contextlib.suppress(*UNDECODABLE):
-                        yield decoder.decode(delivery.payload)
+                    try:
+                        row = decoder.decode(delivery.payload)
+                    except UNDECODABLE as error:
+                        self._foreign.pass_over(delivery, error)
+                    else:
+                        yield row
         except (TimeoutError, PublishError) as error:
             raise RequestError(503, "the stream could not be read now") from error

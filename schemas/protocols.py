@@ -66,6 +66,7 @@ class Endpoint:
     `handle` answers at once by returning an Answer, or returns an awaitable that the bus runs in
     a task of its own (bounded; over the bound: 429). It raises RequestError to answer with an
     error. `subject` stands below the root and may hold `*`. `queue` None = the service's name.
+    What `statistics` gives stands in `data` of the endpoint's ADR-32 statistics.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Endpoint:
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     request_type: type[msgspec.Struct] | None = None
     reply_type: type[msgspec.Struct] | None = None
+    statistics: Callable[[], Mapping[str, Any]] = dict
 
 
 def json_endpoint(
@@ -85,6 +87,7 @@ def json_endpoint(
     *,
     reply_type: type[msgspec.Struct] | None = None,
     queue: str | None = None,
+    statistics: Callable[[], Mapping[str, Any]] = dict,
 ) -> Endpoint:
     """An endpoint that decodes `request_type` (empty payload = defaults) and encodes the reply.
 
@@ -103,7 +106,13 @@ def json_endpoint(
         return _encode_later(result)
 
     return Endpoint(
-        name, subject, run, queue=queue, request_type=request_type, reply_type=reply_type
+        name,
+        subject,
+        run,
+        queue=queue,
+        request_type=request_type,
+        reply_type=reply_type,
+        statistics=statistics,
     )
 
 

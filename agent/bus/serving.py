@@ -94,6 +94,7 @@ class _Served:
                 "in_flight": len(self.running),
                 "queue_depth": self.subscription.pending_msgs if self.subscription else 0,
                 "errors_by_code": dict(self.errors_by_code),
+                **self.endpoint.statistics(),
             },
         }
 

@@ -2,13 +2,16 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
 import pytest
+import structlog
 
 from agent.bus import Bus
+from handlers.foreign import ForeignMessages
 from handlers.history import SCANS, History
 from handlers.latest import LatestStore
 from handlers.queries import query_endpoints
@@ -35,11 +38,13 @@ async def ask(
     *,
     settings: QuerySettings | None = None,
     clock: Callable[[], int] = time.time_ns,
+    counters: Counter[str] | None = None,
 ) -> bytes:
     """The answer of the endpoint that serves `subject`."""
     store = LatestStore(forget_seconds=60)
     pattern = subject.split(".")
-    for endpoint in query_endpoints(store, bus, clock, settings or QuerySettings()):
+    counters = Counter() if counters is None else counters
+    for endpoint in query_endpoints(store, bus, clock, settings or QuerySettings(), counters):
         served = endpoint.subject.split(".")
         if len(served) == len(pattern) and all(
             mine in {"*", theirs} for mine, theirs in zip(served, pattern, strict=True)
@@ -58,8 +63,9 @@ async def history(
     *,
     settings: QuerySettings | None = None,
     clock: Callable[[], int] = time.time_ns,
+    counters: Counter[str] | None = None,
 ) -> HistoryReply:
-    payload = await ask(bus, subject, request, settings=settings, clock=clock)
+    payload = await ask(bus, subject, request, settings=settings, clock=clock, counters=counters)
     return msgspec.json.decode(payload, type=HistoryReply)
 
 
@@ -235,13 +241,23 @@ async def test_an_empty_installation_has_an_empty_history(bus: Bus) -> None:
     assert (reply.source, reply.samples, reply.matched) == ("rollups", [], 0)
 
 
-async def test_a_foreign_message_does_not_hide_the_others(bus: Bus) -> None:
-    await bus.publish_raw("metrics.host.n1", b"\xff not json", message_id="bad")
+async def test_foreign_messages_hide_no_others_and_are_counted_and_logged_once(bus: Bus) -> None:
+    counters: Counter[str] = Counter()
+    for number, payload in enumerate((b"\xff not json", b"[]")):
+        await bus.publish_raw("metrics.host.n1", payload, message_id=f"host-{number}")
+        await bus.publish_raw("recommendation.scale_up.p", payload, message_id=f"advice-{number}")
     await recorded(bus, host(cpu=0.5))
 
-    reply = await history(bus, "api.system.history")
+    with structlog.testing.capture_logs() as logged:
+        reply = await history(bus, "api.system.history", counters=counters)
+        await ask(bus, "api.optimize.recommendations", counters=counters)
 
     assert len(reply.samples) == 1
+    assert counters == {"foreign_messages_total": 2 + 1}  # advice: the last of each subject
+    assert [(line["event"], line["subject"]) for line in logged] == [
+        ("message_passed_over", "metrics.host.n1"),
+        ("message_passed_over", "recommendation.scale_up.p"),
+    ]
 
 
 NOW_NS = 1_800_000_000 * SECOND_NS
@@ -444,7 +460,8 @@ async def test_scans_wait_for_one_another(bus: Bus) -> None:
             finally:
                 now_reading -= 1
 
-    answering = History("host", Watched(), QuerySettings(), time.time_ns)  # type: ignore[arg-type]
+    foreign = ForeignMessages(Counter(), time.time_ns)
+    answering = History("host", Watched(), QuerySettings(), time.time_ns, foreign)  # type: ignore[arg-type]
     call = Call("api.system.history", b"", {})
     replies = await asyncio.gather(*(answering.answer(HistoryRequest(), call) for _ in range(8)))
 

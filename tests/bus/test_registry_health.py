@@ -396,6 +396,21 @@ async def test_one_instance_answers_for_itself_with_fresh_values(bus: Bus, anoth
     assert reply.instances[0].record.components[1].state == "failed"
 
 
+async def test_every_counter_stands_in_the_statistics_of_the_service(
+    bus: Bus, another: Bus
+) -> None:
+    async with instance(bus, counters=lambda: {"lost_total": 3.0}) as service:
+        bus.counters["bad_messages_total"] += 1
+
+        answer = await another.request_absolute("$SRV.STATS.fleet-cache", timeout_seconds=20)
+
+        counters = service.record().counters
+    endpoints = {e["name"]: e["data"] for e in msgspec.json.decode(answer.payload)["endpoints"]}
+    assert endpoints["health-detailed-here"]["counters"] == counters
+    assert counters["lost_total"] == 3.0
+    assert counters["bus_bad_messages_total"] == 1.0
+
+
 async def test_health_asked_wrongly_names_the_field(bus: Bus, another: Bus) -> None:
     async with instance(bus):
         with pytest.raises(RequestError, match="verbose") as refused:

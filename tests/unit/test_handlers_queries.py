@@ -1,4 +1,5 @@
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import msgspec
@@ -58,7 +59,7 @@ def endpoints(*messages: Message, now_seconds: float = 10) -> dict[str, Endpoint
     return {
         endpoint.subject: endpoint
         for endpoint in query_endpoints(
-            store, NoStreams(), lambda: at(now_seconds).ns, QuerySettings()
+            store, NoStreams(), lambda: at(now_seconds).ns, QuerySettings(), Counter()
         )
     }
 
@@ -72,7 +73,7 @@ def ask(endpoint: Endpoint, body: object = None) -> LatestReply:
 
 def test_every_query_subject_of_the_contract_is_served_once() -> None:
     store = LatestStore(forget_seconds=1)
-    served = query_endpoints(store, NoStreams(), time.time_ns, QuerySettings())
+    served = query_endpoints(store, NoStreams(), time.time_ns, QuerySettings(), Counter())
 
     expected = {
         "gpu": "metrics history utilization temperature memory power",
