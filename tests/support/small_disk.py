@@ -1,6 +1,8 @@
 """A real file system of a few MiB: to fill, and to make read-only."""
 
 import contextlib
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +25,14 @@ class SmallDisk:
         if done.returncode != 0:
             pytest.skip(f"may not mount here: {done.stderr.strip()}")
 
-    def fill(self) -> None:
-        """Leave not a byte."""
+    def fill(self, *, but_bytes: int = 0) -> None:
+        """Leave so many bytes."""
+        free = shutil.disk_usage(self.path).free
         with (
-            contextlib.suppress(OSError),
-            (self.path / "of-another-program").open("ab", buffering=0) as file,
+            contextlib.suppress(OSError),  # the last block may not fit
+            (self.path / "of-another-program").open("wb", buffering=0) as file,
         ):
-            while True:
-                file.write(b"x" * 65536)
+            os.posix_fallocate(file.fileno(), 0, free - but_bytes)
 
     def make_room(self) -> None:
         (self.path / "of-another-program").unlink()

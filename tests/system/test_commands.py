@@ -12,6 +12,8 @@ import pytest
 from agent.catalog import EVENTS, endpoints
 from schemas.lifecycle import ROLES
 from tests.support.program import ROOT, Up, environment, resource_agent, running_up
+from tests.support.server import NatsServer
+from tests.support.small_disk import small_disk
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,28 @@ def test_doctor_finds_nothing_wrong(up: Up) -> None:
     assert f"the running `up` on {up.state_dir}" in checks["bus"]["text"]
     assert "metrics " in checks["streams"]["text"]
     assert " of 1.0 GiB" in shown.stdout.decode() or " MiB" in shown.stdout.decode()
+
+
+def test_doctor_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", mib=1) as disk:
+        disk.make_read_only()
+        done = resource_agent("doctor", "--state-dir", disk.path)
+
+    assert done.returncode == 1
+    assert f"FAIL state folder: {disk.path}: this user cannot write" in done.stdout.decode()
+    assert f"FAIL archive store: folder {disk.path}/archive cannot be made" in done.stdout.decode()
+
+
+def test_doctor_names_a_server_that_keeps_nothing(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path / "server", jetstream=False)
+    server.start()
+    try:
+        done = resource_agent("doctor", "--nats-url", server.url, "--state-dir", tmp_path / "state")
+    finally:
+        server.stop()
+
+    assert done.returncode == 1
+    assert "FAIL streams: fleet.v1: JetStream does not answer" in done.stdout.decode()
 
 
 def test_doctor_says_what_to_do_where_nothing_runs(tmp_path: Path) -> None:
