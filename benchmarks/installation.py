@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -37,7 +36,7 @@ async def private_bus(name: str = "bench") -> AsyncIterator[Bus]:
 
 @contextlib.asynccontextmanager
 async def python(*arguments: str, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A Python process with these arguments and settings, ended by Ctrl-C."""
+    """A Python process with these arguments and settings, ended by SIGTERM."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RESOURCE_AGENT_")}
     running = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -49,7 +48,7 @@ async def python(*arguments: str, **settings: str) -> AsyncIterator[asyncio.subp
     try:
         yield running
     finally:
-        running.send_signal(signal.SIGINT)
+        running.terminate()  # whoever runs us in the background may ignore SIGINT
         await running.wait()
 
 
