@@ -101,3 +101,15 @@ def _code(text: str) -> str:
     spans = re.findall(r"`[^`\n]+`", text)
     indented = re.findall(r"^ {4}.*$", text, re.MULTILINE)
     return "\n".join([*blocks, *(span.strip("`") for span in spans), *(s[4:] for s in indented)])
+
+
+def test_every_test_that_the_operators_are_told_of_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/operations.md").read_text()))
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)\(", path.read_text())
+    }
+
+    assert len(named) > 10
+    assert named - there == set()

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from schemas.lifecycle import Deregistered
 from schemas.protocols import Answer, Call, Endpoint, PublishError, RequestError, WorkItem
 from schemas.units import instant
 from tests.support.server import NatsServer
+from tests.support.small_disk import small_disk
 from tests.support.waiting import until, until_async
 
 
@@ -268,6 +270,35 @@ async def test_a_server_that_announces_its_end_is_used_until_it_ends(nats: NatsS
         again = await bus.request("api.echo", b"again", timeout_seconds=2)
 
         assert (answer.payload, again.payload) == (b"still", b"again")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+async def test_a_server_whose_disk_was_full_takes_everything_again_once_restarted(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path / "disk", mib=320) as disk:
+        nats = NatsServer(disk.path)
+        nats.start()
+        try:
+            async with await connect(nats.url, name="test") as bus:
+                await ensure_streams(bus, budget_bytes=200 * 1024 * 1024)
+                await bus.publish_raw("alert.x", b"before", message_id="before")
+
+                disk.fill()
+                with pytest.raises(PublishError):
+                    await bus.publish_raw("alert.x", b"x" * 100_000, message_id="refused")
+                disk.make_room()
+                nats.kill()
+                nats.start()
+                await until(lambda: bus.is_connected, seconds=20)
+                await bus.publish_raw("alert.x", b"after", message_id="after")
+
+                kept = [delivery.payload async for delivery in bus.read("ALERTS")]
+        finally:
+            nats.stop()
+
+    assert (kept[0], kept[-1]) == (b"before", b"after")
 
 
 # --- too slow ------------------------------------------------------------------------------------
