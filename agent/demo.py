@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from agent.assembly import Place, Simulation
 from agent.bus import BusError
+from agent.bus.cancellation import end
 from agent.demo_parts import StepError
 from agent.demo_story import STEPS, Seen, Story
 from agent.identity import load_identity
@@ -80,11 +81,22 @@ async def run_demo(*, nats_server: Path | None, as_json: bool, break_step: str |
     """
     if break_step is not None and break_step not in STEPS:
         raise ValueError(f"no step {break_step!r}; there are: {', '.join(STEPS)}")
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # both clean up
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    waiting = asyncio.create_task(stopped.wait())
+    telling = asyncio.create_task(_run(nats_server, as_json, break_step))
+    try:
+        await asyncio.wait({telling, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        return telling.result()
+    finally:
+        await end(telling, waiting)
+
+
+async def _run(nats_server: Path | None, as_json: bool, break_step: str | None) -> bool:
     console = Console(quiet=as_json, highlight=False)
-    # SIGTERM cleans up like Ctrl-C.
-    asyncio.get_running_loop().add_signal_handler(
-        signal.SIGTERM, signal.raise_signal, signal.SIGINT
-    )
     binary = find_server(nats_server)
     if binary is None:
         binary = await asyncio.to_thread(fetch_server, console.print)

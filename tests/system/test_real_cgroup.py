@@ -82,9 +82,8 @@ def test_limits_of_a_parent_and_throttling_are_what_the_kernel_does(
     assert second.memory_utilization_ratio is not None
     assert 0 < second.memory_utilization_ratio < 0.9
     assert first.cpu_throttled_periods_ratio is None
-    assert second.cpu_throttled_periods_ratio is not None
-    assert second.cpu_throttled_periods_ratio > 0.5
     # How much depends on what else runs on the machine.
+    assert (second.cpu_throttled_periods_ratio or 0) > 0
     assert (second.cpu_throttled_seconds_per_second or 0) > 0
 
 
