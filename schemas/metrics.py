@@ -304,8 +304,8 @@ class GpuMetrics(Message, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="what the driver wants: `none`, `gpu_reset`, `node_reboot`, `drain_p2p`, "
-            "`drain_and_reset`: NVML field `GET_GPU_RECOVERY_ACTION`; null on an older driver, "
-            "and for AMD"
+            "`drain_and_reset`, `recover_imex_domain`, `bus_reset`, `system_reboot`: NVML field "
+            "`GET_GPU_RECOVERY_ACTION`; null on an older driver, and for AMD"
         ),
     ] = None
     fan_ratio: Annotated[

@@ -7,10 +7,10 @@ amd_smi.cc where the two differ.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from agent.collectors.gpu import share
 from schemas.gpu import GpuProcess
 
 _NOT_AVAILABLE = "N/A"  # amdsmi's word for a value it does not have
-_PERCENT = 100
 _MEGA = 1e6
 _PER_MICRO = 1e6
 _MEBIBYTE = 1 << 20
@@ -42,9 +42,9 @@ def _name(value: Any) -> str | None:  # noqa: ANN401 - text or "N/A"
     return None if value in (None, "", _NOT_AVAILABLE) else str(value)
 
 
-def _share(value: Any, whole: float = _PERCENT) -> float | None:  # noqa: ANN401 - number or "N/A"
-    ratio = _number(value, per=whole)
-    return None if ratio is None else min(1.0, max(0.0, ratio))
+def _share(value: Any, whole: float = 100) -> float | None:  # noqa: ANN401 - number or "N/A"
+    number = _number(value)
+    return None if number is None else share(number, whole)
 
 
 def _activity(amdsmi: Any, handle: Any) -> tuple[Any, ...]:  # noqa: ANN401

@@ -6,6 +6,10 @@ from typing import Any, Protocol
 from schemas.gpu import EccMetrics, NvlinkMetrics, PcieMetrics
 from schemas.metrics import GpuMetrics
 
+# How an answer fails that has another shape or size than we know, when it is converted.
+UNEXPECTED = (ArithmeticError, LookupError, TypeError, ValueError)
+_WHOLE = 100
+_MOST_WHOLES = 10
 _PARTS: Mapping[str, Callable[..., Any]] = {
     "pcie": PcieMetrics,
     "nvlink": NvlinkMetrics,
@@ -64,6 +68,19 @@ class NoGpuError(Exception):
         super().__init__(text)
         self.text = text
         self.degraded = degraded
+
+
+def share(part: float, whole: float = _WHOLE) -> float:
+    """Percent, or what `whole` counts, to a ratio from 0 to 1.
+
+    Drivers round and average, and may say 101 %: no more than all of it.
+
+    Raises:
+        ValueError: no share, but the largest number there is, as a driver says that does not know.
+    """
+    if part > _MOST_WHOLES * whole:
+        raise ValueError(f"{part} of {whole}")
+    return min(1.0, max(0.0, part / whole))
 
 
 def in_parts(values: Mapping[str, Any]) -> dict[str, Any]:

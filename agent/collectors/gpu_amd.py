@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.collectors.amd_readings import READINGS, Reading
-from agent.collectors.gpu import GpuSource, NoGpuError, in_parts
+from agent.collectors.gpu import UNEXPECTED, GpuSource, NoGpuError, in_parts
 from schemas.metrics import GpuMetrics
 from schemas.units import instant, token
 
@@ -148,7 +148,7 @@ class AmdGpu:
         except AttributeError:
             self._off.add(key)  # an older release without this function
             return {}
-        except (LookupError, TypeError, ValueError) as error:
+        except UNEXPECTED as error:
             # Names and shapes of the answers differ between releases.
             errors.update(dict.fromkeys(reading.fields, f"unexpected answer: {error!r}"))
             return {}

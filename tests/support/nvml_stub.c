@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7 };
-enum { TIMEOUT = 10, MAX_CALLS = 4096, KEY_SIZE = 64, LINE_SIZE = 512, MIG_BASE = 1000 };
+enum { TIMEOUT = 10, MAX_CALLS = 4096, KEY_SIZE = 64, LINE_SIZE = 512, MIG_BASE = 1000, MIG_MAX = 10 };
 enum { HANG_POLL_MICROSECONDS = 2000, EVENT_POLL_MICROSECONDS = 5000, EVENT_POLLS = 4 };
 
 typedef unsigned long long u64;
@@ -93,14 +93,23 @@ static void prefix_of(const void *device, char *prefix) {
     if (number < MIG_BASE)
         snprintf(prefix, KEY_SIZE, "%d", number - 1);
     else
-        snprintf(prefix, KEY_SIZE, "%d.mig%d", number / MIG_BASE - 1, number % MIG_BASE);
+        snprintf(prefix, KEY_SIZE, "%d.mig%d", number / MIG_BASE - 1, number % MIG_MAX);
+}
+
+/* A MIG handle holds what `handle` was when it was given, and is invalid once that is another. */
+static int is_stale(const void *device, const char *prefix) {
+    char key[2 * KEY_SIZE], text[LINE_SIZE];
+    int number = (int)(size_t)device;
+    if (number < MIG_BASE) return 0;
+    snprintf(key, sizeof key, "%s.handle", prefix);
+    return peek(key, text, sizeof text) == SUCCESS && atoi(text) != number % MIG_BASE / MIG_MAX;
 }
 
 static int device_text(const void *device, const char *name, char *value, size_t size) {
     char key[2 * KEY_SIZE], prefix[KEY_SIZE];
     prefix_of(device, prefix);
     snprintf(key, sizeof key, "%s.%s", prefix, name);
-    return look_up(key, value, size);
+    return is_stale(device, prefix) ? INVALID_ARGUMENT : look_up(key, value, size);
 }
 
 static int device_numbers(const void *device, const char *name, u64 *numbers, int count) {
@@ -293,7 +302,7 @@ int nvmlDeviceGetRemappedRows(void *d, unsigned *a, unsigned *b, unsigned *c, un
     return result;
 }
 
-/* `field.82 u 55`: the value's type is u (unsigned), q (64 bits) or d (double). */
+/* `field.82 u 55`: the value's type is u (unsigned), q (64 bits), d (double) or one unheard of. */
 int nvmlDeviceGetFieldValues(void *device, int count, field_t *fields) {
     char text[LINE_SIZE], name[KEY_SIZE];
     int result = device_text(device, "fields", text, sizeof text);
@@ -302,7 +311,7 @@ int nvmlDeviceGetFieldValues(void *device, int count, field_t *fields) {
         snprintf(name, sizeof name, "field.%u%s", fields[i].id, scope);
         fields[i].result = device_text(device, name, text, sizeof text);
         if (fields[i].result != SUCCESS) continue;
-        fields[i].type = *text == 'd' ? 0 : *text == 'u' ? 1 : 3;
+        fields[i].type = *text == 'd' ? 0 : *text == 'u' ? 1 : *text == 'q' ? 3 : 99;
         if (*text == 'd') fields[i].value.real = strtod(text + 1, NULL);
         else if (*text == 'u') fields[i].value.small = (unsigned)strtoul(text + 1, NULL, 10);
         else fields[i].value.large = strtoull(text + 1, NULL, 10);
@@ -323,9 +332,10 @@ DEVICE_NUMBER(nvmlDeviceGetGpuInstanceId, "gpu_instance", unsigned)
 DEVICE_NUMBER(nvmlDeviceGetComputeInstanceId, "compute_instance", unsigned)
 
 int nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned index, void **mig) {
-    char text[LINE_SIZE];
-    *mig = (void *)((size_t)device * MIG_BASE + index);
-    int result = device_text(*mig, "handle", text, sizeof text);
+    char name[KEY_SIZE], text[LINE_SIZE];
+    snprintf(name, sizeof name, "mig%u.handle", index);
+    int result = device_text(device, name, text, sizeof text);
+    *mig = (void *)((size_t)device * MIG_BASE + (size_t)(atoi(text) * MIG_MAX) + index);
     return result == NOT_SUPPORTED ? NOT_FOUND : result;
 }
 

@@ -156,12 +156,14 @@ def test_an_answer_of_another_shape_is_an_error_of_its_reading(
 ) -> None:
     amdsmi.answers["amdsmi_get_gpu_vram_usage"] = {"vram_total": "N/A", "vram_used": "N/A"}
     amdsmi.answers["amdsmi_get_pcie_info"] = {"pcie_lanes": 16}
+    amdsmi.answers["amdsmi_get_gpu_activity"] = {"gfx_activity": 65535, "umc_activity": 3}
 
     (gpu,) = sample()
 
     assert gpu.errors["pcie.lanes"] == "unexpected answer: KeyError('pcie_static')"
     assert gpu.errors["memory_used_bytes"].startswith("unexpected answer: ValueError")
-    assert gpu.power_watts == 640.0
+    assert gpu.errors["kernel_activity_ratio"].startswith("unexpected answer: ValueError")
+    assert (gpu.utilization_ratio, gpu.power_watts) == (None, 640.0)
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,18 @@ def test_a_share_above_the_whole_is_the_whole(
     assert getattr(gpu, field) == 1.0
 
 
+@pytest.mark.parametrize("key", ["utilization", "fan", "encoder", "decoder"])
+def test_a_share_that_is_none_is_an_error_of_its_field(
+    stub: NvmlStub, key: str, gpus: OpenedGpus
+) -> None:
+    stub.set(f"0.{key}", f"{2**32 - 1} 0")
+
+    (gpu,) = gpus.sample()
+
+    assert set(gpu.errors.values()) == {"unexpected answer: ValueError('4294967295 of 100')"}
+    assert (gpu.is_reachable, gpu.power_watts) == (True, 651.234)
+
+
 def test_an_unknown_performance_state_is_null(stub: NvmlStub, gpus: OpenedGpus) -> None:
     stub.set("0.state", "32")
 

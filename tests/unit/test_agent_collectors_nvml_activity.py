@@ -179,6 +179,7 @@ def test_an_nvlink_that_is_down_is_missed(stub: NvmlStub, gpus: OpenedGpus) -> N
     [
         pytest.param("u 1", "gpu_reset", id="reset"),
         pytest.param("u 4", "drain_and_reset", id="drain"),
+        pytest.param("u 7", "system_reboot", id="reboot"),
         pytest.param("u 77", "action_77", id="of a newer driver"),
     ],
 )
@@ -276,6 +277,18 @@ def test_a_number_that_no_gpu_can_mean_is_an_error(stub: NvmlStub, gpus: OpenedG
         "pcie.sent_bytes_total": "the driver says 18446744073709551615",
     }
     assert gpu.power_watts == 651.234
+
+
+def test_a_field_of_a_type_that_nobody_knows_is_an_error_of_its_own(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
+    stub.set("0.field.82", "? 71")
+
+    (gpu,) = gpus.sample()
+
+    assert list(gpu.errors) == ["temperature_memory_celsius"]
+    assert gpu.errors["temperature_memory_celsius"].startswith("unexpected answer: IndexError")
+    assert gpu.recovery_action == "none"
 
 
 def test_a_driver_of_2020_measures_what_it_can(tmp_path: Path, gpus: OpenedGpus) -> None:

@@ -1,4 +1,5 @@
 import msgspec
+import pytest
 
 from schemas.gpu import MigInstance
 from tests.support.nvml import NvmlStub, OpenedGpus
@@ -95,6 +96,50 @@ def test_instances_that_cannot_be_listed_are_an_error_of_their_gpu(
 
     assert gpu.errors == {"mig": "Timeout"}
     assert gpu.power_watts == 651.234
+
+
+@pytest.mark.parametrize("key", ["handle", "uuid"])
+def test_an_instance_that_cannot_be_told_costs_none_of_the_others(
+    stub: NvmlStub, gpus: OpenedGpus, key: str
+) -> None:
+    stub.add_mig(0, 0, gpu_instance=3)
+    stub.add_mig(0, 1, gpu_instance=4)
+    gpus.sample()
+    stub.fail(f"0.mig0.{key}", TIMEOUT)
+
+    parent, other = gpus.sample()
+
+    assert parent.errors == {"mig": "Timeout"}
+    assert other.mig == MigInstance(index=1, gpu_instance=4, compute_instance=0)
+    assert other.sm_activity_ratio == 0.25
+
+
+def test_an_instance_that_is_created_again_is_asked_by_its_new_handle(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
+    stub.add_mig(0, 0, gpu_instance=3)
+    gpus.sample()
+    stub.set("0.mig0.handle", "2")
+
+    _, instance = gpus.sample()
+
+    assert (instance.errors, instance.memory_used_bytes) == ({}, 10_000_000_000)
+
+
+def test_an_instance_that_is_created_again_elsewhere_is_asked_there(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
+    stub.add_mig(0, 0, gpu_instance=3)
+    _, before = gpus.sample()
+    stub.remove_mig(0, 0)
+    stub.add_mig(0, 1, gpu_instance=3)
+    stub.set("0.mig1.uuid", before.uuid)
+    stub.set("0.mig1.memory", "20937965568 2 20937965566 0")
+
+    _, after = gpus.sample()
+
+    assert (after.uuid, after.memory_used_bytes) == (before.uuid, 2)
+    assert after.mig == MigInstance(index=1, gpu_instance=3, compute_instance=0)
 
 
 def test_with_the_gpu_its_instances_are_lost(stub: NvmlStub, gpus: OpenedGpus) -> None:

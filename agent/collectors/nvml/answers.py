@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from agent.collectors.gpu import UNEXPECTED
 from agent.collectors.nvml.binding import GPU_GONE, NOT_OFFERED, nvml
 
 _MOST_INT = 2**63 - 1  # what the wire can carry
@@ -53,7 +54,7 @@ class Answers:
             return {}
         while (number := self._call_of.get(key, 0)) < len(reading.calls):
             try:
-                answer = reading.calls[number](self.handle)
+                answer = reading.convert(reading.calls[number](self.handle))
             except nvml.NVMLError as error:
                 if error.value in GPU_GONE:
                     raise
@@ -64,7 +65,10 @@ class Answers:
                     self._forbidden[key] = str(error)
                 errors.update(dict.fromkeys(reading.fields, str(error)))
                 return {}
-            values = dict(zip(reading.fields, reading.convert(answer), strict=True))
+            except UNEXPECTED as error:
+                errors.update(dict.fromkeys(reading.fields, f"unexpected answer: {error!r}"))
+                return {}
+            values = dict(zip(reading.fields, answer, strict=True))
             values = credible(values, errors)
             if reading.constant:
                 self._constants[key] = values

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from agent.collectors.gpu import UNEXPECTED
 from agent.collectors.nvml.answers import credible
 from agent.collectors.nvml.binding import GPU_GONE, NOT_OFFERED, nvml
 
@@ -11,7 +12,16 @@ _KIBIBYTE = 1024
 # nvml.h, `nvmlValueType_t`: which member of the union holds the value.
 _MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 # nvml.h, `nvmlDeviceGpuRecoveryAction_t`.
-_RECOVERY_ACTIONS = ("none", "gpu_reset", "node_reboot", "drain_p2p", "drain_and_reset")
+_RECOVERY_ACTIONS = (
+    "none",
+    "gpu_reset",
+    "node_reboot",
+    "drain_p2p",
+    "drain_and_reset",
+    "recover_imex_domain",
+    "bus_reset",
+    "system_reboot",
+)
 
 
 class _Field(NamedTuple):
@@ -115,8 +125,11 @@ class FieldValues:
     ) -> None:
         code = answer.nvmlReturn
         if code == nvml.NVML_SUCCESS:
-            number = getattr(answer.value, _MEMBERS[answer.valueType])
-            values.setdefault(field.path, field.convert(number))
+            try:
+                number = getattr(answer.value, _MEMBERS[answer.valueType])
+                values.setdefault(field.path, field.convert(number))
+            except UNEXPECTED as error:
+                failed[field.path] = f"unexpected answer: {error!r}"
         elif code in GPU_GONE:
             raise nvml.NVMLError(code)
         elif code in NOT_OFFERED or code == nvml.NVML_ERROR_INVALID_ARGUMENT:

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 from agent.collectors.nvml.binding import GPU_GONE, NOT_OFFERED, nvml, or_none
-from agent.collectors.nvml.readings import share
 
+_PERCENT = 100
 _MEBIBYTE = 1 << 20
+
+
+def _share(percent: float) -> float:
+    return min(1.0, percent / _PERCENT)
 
 
 def _from_mebibytes(number: float) -> float:
@@ -15,10 +19,10 @@ def _from_mebibytes(number: float) -> float:
 
 
 _METRICS: dict[int, tuple[str, Callable[[float], float]]] = {
-    nvml.NVML_GPM_METRIC_SM_UTIL: ("sm_activity_ratio", share),
-    nvml.NVML_GPM_METRIC_SM_OCCUPANCY: ("sm_occupancy_ratio", share),
-    nvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL: ("tensor_activity_ratio", share),
-    nvml.NVML_GPM_METRIC_DRAM_BW_UTIL: ("dram_activity_ratio", share),
+    nvml.NVML_GPM_METRIC_SM_UTIL: ("sm_activity_ratio", _share),
+    nvml.NVML_GPM_METRIC_SM_OCCUPANCY: ("sm_occupancy_ratio", _share),
+    nvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL: ("tensor_activity_ratio", _share),
+    nvml.NVML_GPM_METRIC_DRAM_BW_UTIL: ("dram_activity_ratio", _share),
     nvml.NVML_GPM_METRIC_PCIE_TX_PER_SEC: ("pcie.sent_bytes_per_second", _from_mebibytes),
     nvml.NVML_GPM_METRIC_PCIE_RX_PER_SEC: ("pcie.received_bytes_per_second", _from_mebibytes),
     nvml.NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC: (
@@ -30,7 +34,7 @@ _METRICS: dict[int, tuple[str, Callable[[float], float]]] = {
         _from_mebibytes,
     ),
 }
-_ACTIVITY = tuple(path for path, convert in _METRICS.values() if convert is share)
+_ACTIVITY = tuple(path for path, convert in _METRICS.values() if convert is _share)
 
 
 class Gpm:

@@ -1,6 +1,5 @@
 """MIG: the slices of one GPU, each measured as a GPU of its own."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from agent.collectors.nvml.answers import Answers
@@ -54,27 +53,26 @@ class MigInstances:
 
     def __init__(self, gpu: object) -> None:
         self._gpu = gpu
-        self._known: dict[str, _Instance] = {}
+        self._known: dict[tuple[int, str], _Instance] = {}  # by place and UUID
 
     def read(self, errors: dict[str, str]) -> list[MigReading]:
-        """Every instance there is; why they cannot be listed is an error under `mig`.
+        """Every instance there is; why one cannot be listed is an error under `mig`.
 
         Raises:
             NVMLError: the GPU is gone.
         """
-        present: dict[str, _Instance] = {}
+        before, self._known = self._known, {}
         try:
-            for index, handle in self._handles():
-                uuid = nvml.nvmlDeviceGetUUID(handle)
-                instance = self._known.pop(uuid, None)
-                present[uuid] = instance or _Instance(self._gpu, handle, uuid, index)
+            for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(self._gpu)):
+                self._find(index, before, errors)
         except nvml.NVMLError as error:
             if error.value in GPU_GONE:
                 raise
             errors["mig"] = str(error)
-        self.close()  # those that are left in `_known` are no more
-        self._known = present
-        return [instance.read() for instance in present.values()]
+        finally:
+            for instance in before.values():
+                instance.close()  # is no more, or cannot be reached
+        return [instance.read() for instance in self._known.values()]
 
     def close(self) -> None:
         """Give back what the readings hold."""
@@ -82,10 +80,18 @@ class MigInstances:
             instance.close()
         self._known = {}
 
-    def _handles(self) -> Iterator[tuple[int, object]]:
-        for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(self._gpu)):
-            try:
-                yield index, nvml.nvmlDeviceGetMigDeviceHandleByIndex(self._gpu, index)
-            except nvml.NVMLError as error:
-                if error.value != nvml.NVML_ERROR_NOT_FOUND:  # places stay empty
-                    raise
+    def _find(
+        self, index: int, before: dict[tuple[int, str], _Instance], errors: dict[str, str]
+    ) -> None:
+        try:
+            handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(self._gpu, index)
+            uuid = nvml.nvmlDeviceGetUUID(handle)
+        except nvml.NVMLError as error:
+            if error.value in GPU_GONE:
+                raise
+            if error.value != nvml.NVML_ERROR_NOT_FOUND:  # places may be empty
+                errors["mig"] = str(error)
+            return
+        instance = before.pop((index, uuid), None) or _Instance(self._gpu, handle, uuid, index)
+        instance.answers.handle = handle  # created again, it has the UUID but not the handle
+        self._known[index, uuid] = instance

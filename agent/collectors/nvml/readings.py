@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from agent.collectors.gpu import share
 from agent.collectors.nvml.answers import Reading
 from agent.collectors.nvml.binding import nvml, or_none
 from schemas.gpu import GpuProcess
 
-_PERCENT = 100
 _PER_MILLI = 1000
 _PER_MEGA = 1e6
 
@@ -26,11 +26,6 @@ _THROTTLE_REASONS = {
     0x400: "reliability",
 }
 _PERFORMANCE_STATE_UNKNOWN = 32
-
-
-def share(percent: float) -> float:
-    """Percent to a ratio. NVML rounds and averages, and may say 101 %: no more than all of it."""
-    return min(1.0, percent / _PERCENT)
 
 
 def _milli(number: int) -> float:
