@@ -30,7 +30,7 @@ from tests.support.nvml import NvmlStub
 from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-FAST = AgentSettings(interval_seconds=0.1, process_interval_seconds=1.0, gpu_timeout_seconds=0.2)
+FAST = AgentSettings(interval_seconds=0.1, process_interval_seconds=1.0, gpu_timeout_seconds=1.0)
 
 
 def host_collector() -> HostCollector:
@@ -179,7 +179,7 @@ async def test_a_gpu_that_hangs_is_told_and_costs_nothing_else(
         await until(lambda: {p.name: p.state for p in agent.components()}["gpus"] == "ok")
 
     hung = next(gpu for gpu in seen.gpus if not gpu.is_reachable)
-    why = "no answer in 0.2 s: the driver hangs"
+    why = "no answer in 1 s: the driver hangs"
     assert (hung.index, hung.errors) == (0, {"gpu": why})
     assert states["gpus"] == ("degraded", f"{hung.gpu}: {why}")
     assert [row.values["is_reachable"] for row in reply.rows] == [False, True]
@@ -197,16 +197,16 @@ async def test_a_host_reading_that_hangs_costs_only_host_samples_until_it_ends(b
 
         def sample(self, *, with_processes: bool = False) -> HostMetrics:
             self.calls += 1
-            release.wait(10)
+            release.wait(60)
             return self._real.sample()
 
     host = Hanging()
-    settings = msgspec.structs.replace(FAST, host_timeout_seconds=0.5)
+    settings = msgspec.structs.replace(FAST, host_timeout_seconds=1.0)
     gpus = SimulatedGpus(1, node="n1")
     async with agent_on(bus, gpus, host=host, settings=settings) as (agent, seen):
         await until(lambda: len(seen.gpus) >= 1)
-        async with asyncio.timeout(1.5):  # four rounds of 0.1 s that do not wait for the host
-            await until(lambda: len(seen.gpus) >= 5)
+        # Rounds of 0.1 s that do not wait for the host; waiting, they would take 30 s.
+        await until(lambda: len(seen.gpus) >= 31, seconds=20.0)
         calls, hosts = host.calls, len(seen.hosts)
         states = {part.name: (part.state, part.text) for part in agent.components()}
         with pytest.raises(RequestError, match="503") as refused:
@@ -218,7 +218,7 @@ async def test_a_host_reading_that_hangs_costs_only_host_samples_until_it_ends(b
     assert (calls, hosts) == (1, 0)
     # The one that hung, the question's, the goodbye, and what was published: none piled up.
     assert host.calls <= 3 + len(seen.hosts)
-    assert states["host"] == ("failed", "no sample in 0.5 s")
+    assert states["host"] == ("failed", "no sample in 1 s")
     assert "does not answer in time" in str(refused.value)
     assert healed["host"] == "ok"
     assert agent.counters["host_timeouts_total"] >= 2

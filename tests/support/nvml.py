@@ -21,7 +21,7 @@ from schemas.metrics import GpuMetrics
 
 _SOURCE = Path(__file__).with_name("nvml_stub.c")
 _WHOLE_GPU = 0xFFFFFFFF
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 30.0
 NOW_NS = 1_700_000_000_000_000_000
 _nvml: Any = pynvml  # the binding has no types
 

@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable
 LOOK_SECONDS = 0.01
 
 
-async def until(condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
     """Return once `condition()` holds; TimeoutError after `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def until_async(condition: Callable[[], Awaitable[bool]], *, seconds: float = 10.0) -> None:
+async def until_async(condition: Callable[[], Awaitable[bool]], *, seconds: float = 30.0) -> None:
     """Return once `await condition()` holds; TimeoutError after `seconds`."""
     async with asyncio.timeout(seconds):
         while not await condition():

@@ -12,8 +12,8 @@ from schemas.metrics import GpuMetrics
 from tests.support.nvml import NvmlStub
 from tests.support.program import in_thread, running_up
 
-QUICK = {"agent__interval_seconds": 0.2, "agent__gpu_timeout_seconds": 0.5}
-HUNG = {"gpu": "no answer in 0.5 s: the driver hangs"}
+QUICK = {"agent__interval_seconds": 0.2, "agent__gpu_timeout_seconds": 1}
+HUNG = {"gpu": "no answer in 1 s: the driver hangs"}
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def driver(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def next_gpu(bus: Bus, fits: Callable[[GpuMetrics], bool]) -> GpuMetrics:
-    async with expecting(bus, GpuMetrics, fits) as heard, asyncio.timeout(10):
+    async with expecting(bus, GpuMetrics, fits) as heard, asyncio.timeout(30):
         return (await heard).message
 
 
@@ -37,12 +37,12 @@ async def test_gpus_are_published_and_one_that_hangs_holds_up_neither_the_other_
             healthy = await next_gpu(bus, lambda gpu: gpu.sm_activity_ratio is not None)
             driver.hang("0.temperature")
             hung = await next_gpu(bus, lambda gpu: not gpu.is_reachable)
-            other = await next_gpu(bus, lambda gpu: gpu.index == 1)
+            other = await next_gpu(bus, lambda gpu: gpu.index == 1 and gpu.is_reachable)
         code = await in_thread(up.stop)  # while it hangs
 
     assert (healthy.simulated, healthy.power_watts) == (False, 651.234)
     assert (hung.index, hung.errors) == (0, HUNG)
-    assert other.is_reachable
+    assert other.power_watts == 651.234
     assert code == 0
     assert "Traceback" not in up.stderr
 
@@ -59,4 +59,4 @@ async def test_a_driver_that_hangs_from_the_start_does_not_hold_up_the_program(
         code = await in_thread(up.stop)
 
     assert (gpu.power_watts, code) == (651.234, 0)
-    assert "no answer in 0.5 s while it starts" in up.stderr
+    assert "no answer in 1 s while it starts" in up.stderr

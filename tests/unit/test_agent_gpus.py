@@ -20,8 +20,10 @@ from tests.support.waiting import until, until_async
 GPU_IS_LOST, DRIVER_NOT_LOADED = 15, 9
 FIRST = "GPU-5f2a1c9e-0000-0000-0000-000000000000"
 SECOND = "GPU-5f2a1c9e-0000-0000-0000-000000000001"
-PATIENT = 10.0
-SHORT = 0.2
+PATIENT = 30.0
+SHORT = 1.0  # yet long enough for a GPU that answers, on a busy machine
+# So many samples, each waiting for a GPU that hangs, would not be done by the deadline.
+MANY, DEADLINE_SECONDS = 40, 30.0
 
 
 @pytest.fixture
@@ -85,8 +87,8 @@ async def test_a_gpu_that_hangs_is_told_and_the_others_go_on_without_waiting_for
         hung, other = await sampler.sample()
         state = sampler.state()
         two_gpus.set("1.power", "120000")
-        async with asyncio.timeout(4 * SHORT):
-            for _ in range(8):
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            for _ in range(MANY):
                 _, later = await sampler.sample()
         two_gpus.set("0.power", "300000")
         back = await until_sample(sampler, lambda gpus: all(reachable(gpus).values()))
@@ -94,11 +96,11 @@ async def test_a_gpu_that_hangs_is_told_and_the_others_go_on_without_waiting_for
 
     assert (hung.gpu, hung.name) == (FIRST, "NVIDIA H100 80GB HBM3")
     assert (hung.is_reachable, hung.power_watts) == (False, None)
-    assert hung.errors == {"gpu": "no answer in 0.2 s: the driver hangs"}
-    assert state == ("degraded", f"{FIRST}: no answer in 0.2 s: the driver hangs")
+    assert hung.errors == {"gpu": "no answer in 1 s: the driver hangs"}
+    assert state == ("degraded", f"{FIRST}: no answer in 1 s: the driver hangs")
     assert (other.power_watts, later.power_watts) == (651.234, 120.0)
     assert back[0].power_watts == 300.0
-    assert sampler.counters["gpu_timeouts_total"] >= 9
+    assert sampler.counters["gpu_timeouts_total"] > MANY
     assert healed == ("ok", "2 by nvml")
 
 
@@ -136,15 +138,15 @@ async def test_a_driver_that_hangs_at_its_start_is_told_and_its_gpus_come_when_i
     async with sampling(driver, timeout_seconds=SHORT) as sampler:
         first = await sampler.sample()
         state = sampler.state()
-        async with asyncio.timeout(4 * SHORT):
-            for _ in range(8):
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            for _ in range(MANY):
                 await sampler.sample()
         stub.set("init", "0")
         gpus = await until_sample(sampler, bool)
         healed = sampler.state()
 
     assert first == []
-    assert state == ("degraded", "nvml: no answer in 0.2 s while it starts")
+    assert state == ("degraded", "nvml: no answer in 1 s while it starts")
     assert reachable(gpus) == {FIRST: True}
     assert healed == ("ok", "1 by nvml")
 
