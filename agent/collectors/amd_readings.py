@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from agent.collectors.gpu import share
 from schemas.gpu import GpuProcess
 
-_NOT_AVAILABLE = "N/A"  # amdsmi's word for a value it does not have
+# amdsmi's word for a value it does not have, and what is left where its binding misses to say it.
+_NOT_AVAILABLE = ("N/A", None, 2**32 - 1, 2**64 - 1)
 _MEGA = 1e6
 _PER_MICRO = 1e6
 _MEBIBYTE = 1 << 20
@@ -31,15 +32,15 @@ class Reading(NamedTuple):
 
 
 def _number(value: Any, *, per: float = 1) -> float | None:  # noqa: ANN401 - number or "N/A"
-    return None if value in (None, _NOT_AVAILABLE) else value / per
+    return None if value in _NOT_AVAILABLE else value / per
 
 
 def _count(value: Any) -> int | None:  # noqa: ANN401 - number or "N/A"
-    return None if value in (None, _NOT_AVAILABLE) else int(value)
+    return None if value in _NOT_AVAILABLE else int(value)
 
 
 def _name(value: Any) -> str | None:  # noqa: ANN401 - text or "N/A"
-    return None if value in (None, "", _NOT_AVAILABLE) else str(value)
+    return None if value in ("", *_NOT_AVAILABLE) else str(value)
 
 
 def _share(value: Any, whole: float = 100) -> float | None:  # noqa: ANN401 - number or "N/A"

@@ -78,11 +78,15 @@ static int peek(const char *key, char *value, size_t size) {
     return result;
 }
 
-static int look_up(const char *key, char *value, size_t size) {
-    int result;
+static void count_call(const char *key) {
     pthread_mutex_lock(&calls_lock);
     if (call_count < MAX_CALLS) snprintf(calls[call_count++], KEY_SIZE, "%s", key);
     pthread_mutex_unlock(&calls_lock);
+}
+
+static int look_up(const char *key, char *value, size_t size) {
+    int result;
+    count_call(key);
     while ((result = peek(key, value, size)) == SUCCESS && *value == '~')
         usleep(HANG_POLL_MICROSECONDS);
     return result;
@@ -351,11 +355,13 @@ int nvmlGpmQueryDeviceSupport(void *device, gpm_support_t *support) {
 }
 
 int nvmlGpmSampleAlloc(gpm_sample_t **sample) {
+    count_call("gpm_alloc");
     *sample = calloc(1, sizeof **sample);
     return SUCCESS;
 }
 
 int nvmlGpmSampleFree(gpm_sample_t *sample) {
+    count_call("gpm_free");
     free(sample);
     return SUCCESS;
 }
@@ -399,11 +405,13 @@ int nvmlGpmMetricsGet(gpm_t *question) {
 
 /* `event 3 79 4294967295`: the third event is XID 79 of the whole GPU. */
 int nvmlEventSetCreate(event_set_t **set) {
+    count_call("event_set_create");
     *set = calloc(1, sizeof **set);
     return SUCCESS;
 }
 
 int nvmlEventSetFree(event_set_t *set) {
+    count_call("event_set_free");
     free(set);
     return SUCCESS;
 }

@@ -184,6 +184,12 @@ def test_an_answer_of_another_shape_is_an_error_of_its_reading(
             "power_watts",
             id="power",
         ),
+        pytest.param(
+            "amdsmi_get_gpu_total_ecc_count",
+            {"correctable_count": 2**64 - 1, "uncorrectable_count": 2**64 - 1},
+            "ecc",
+            id="not said",
+        ),
     ],
 )
 def test_a_value_that_amdsmi_does_not_have_is_null_without_error(
@@ -204,6 +210,11 @@ def test_a_value_that_amdsmi_does_not_have_is_null_without_error(
             {"current_socket_power": "N/A", "average_socket_power": 200},
             200.0,
             id="release 6, older GPU",
+        ),
+        pytest.param(
+            {"socket_power": 2**32 - 1, "current_socket_power": 250},
+            250.0,
+            id="a value that is not there, not said",
         ),
     ],
 )

@@ -86,6 +86,23 @@ def test_what_mig_took_from_the_gpu_is_back_when_it_is_off(
     assert second.utilization_source == "gpm_sm_activity"
 
 
+def test_what_an_instance_holds_of_the_driver_is_given_back(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
+    stub.add_mig(0, 0, gpu_instance=3)
+    stub.add_mig(0, 1, gpu_instance=4)
+    gpus.sample()
+    before = stub.calls("gpm_alloc") - stub.calls("gpm_free")
+    stub.remove_mig(0, 0)
+    gpus.sample()
+    left = stub.calls("gpm_alloc") - stub.calls("gpm_free")
+
+    gpus.close()
+
+    assert (before, left) == (4, 2)
+    assert stub.calls("gpm_alloc") == stub.calls("gpm_free")
+
+
 def test_instances_that_cannot_be_listed_are_an_error_of_their_gpu(
     stub: NvmlStub, gpus: OpenedGpus
 ) -> None:
@@ -142,9 +159,10 @@ def test_an_instance_that_is_created_again_elsewhere_is_asked_there(
     assert after.mig == MigInstance(index=1, gpu_instance=3, compute_instance=0)
 
 
-def test_with_the_gpu_its_instances_are_lost(stub: NvmlStub, gpus: OpenedGpus) -> None:
+@pytest.mark.parametrize("key", ["mig_max", "mig0.handle", "mig0.uuid", "mig0.memory"])
+def test_with_the_gpu_its_instances_are_lost(stub: NvmlStub, gpus: OpenedGpus, key: str) -> None:
     stub.add_mig(0, 0, gpu_instance=3)
-    stub.fail("0.mig0.memory", GPU_IS_LOST)
+    stub.fail(f"0.{key}", GPU_IS_LOST)
 
     (gpu,) = gpus.sample()
 

@@ -104,6 +104,15 @@ def test_a_storm_is_counted_and_its_last_twenty_are_told(gpus: OpenedGpus) -> No
     assert (told.events_total, len(told.recent), told.recent[-1].xid) == (51, 20, 79)
 
 
+def test_a_watch_that_ends_lets_go_of_the_driver(stub: NvmlStub, gpus: OpenedGpus) -> None:
+    watched(gpus)
+
+    gpus.close()
+    gpus.wait_for_watches()
+
+    assert stub.calls("event_set_create") == stub.calls("event_set_free") == 1
+
+
 def test_without_the_right_to_listen_xid_is_null_and_named(
     stub: NvmlStub, gpus: OpenedGpus
 ) -> None:
