@@ -449,6 +449,18 @@ def test_a_lost_gpu_that_comes_back_is_measured_again(stub: NvmlStub, gpus: Open
     assert (gpu.kernel_activity_ratio, gpu.is_reachable, gpu.errors) == (0.5, True, {})
 
 
+def test_a_gpu_in_the_place_of_a_lost_one_is_another(stub: NvmlStub, gpus: OpenedGpus) -> None:
+    gpus.sample()
+    stub.fail("0.utilization", GPU_IS_LOST)
+    gpus.sample()
+    stub.set("0.uuid", "GPU-of-another")
+    stub.set("0.utilization", "50 10")
+
+    (gpu,) = gpus.sample()
+
+    assert (gpu.gpu, gpu.is_reachable) == ("GPU-of-another", True)
+
+
 def test_a_gpu_lost_before_the_start_has_its_place_until_it_answers(
     stub: NvmlStub, gpus: OpenedGpus
 ) -> None:

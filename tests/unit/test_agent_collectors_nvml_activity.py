@@ -134,11 +134,14 @@ def test_without_either_the_driver_watches_the_link_for_a_moment(
     )
 
 
-def test_a_counter_that_fails_does_not_send_the_driver_watching(
-    stub: NvmlStub, gpus: OpenedGpus
+@pytest.mark.parametrize(
+    "value", [pytest.param("q 5", id="first read"), pytest.param(f"!{TIMEOUT}", id="failed")]
+)
+def test_a_counter_without_a_rate_does_not_send_the_driver_watching(
+    stub: NvmlStub, gpus: OpenedGpus, value: str
 ) -> None:
     stub.remove("0.gpm")
-    stub.fail("0.field.197", TIMEOUT)
+    stub.set("0.field.197", value)
 
     gpus.sample()
 
@@ -154,6 +157,29 @@ def test_newer_nvlinks_count_bytes_elsewhere(stub: NvmlStub, gpus: OpenedGpus) -
 
     assert gpu.nvlink is not None
     assert (gpu.nvlink.sent_bytes_total, gpu.nvlink.received_bytes_total) == (7000, 9000)
+
+
+def test_where_nvlinks_count_twice_the_older_counter_is_told(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
+    stub.set("0.field.202.all", "q 7000")
+
+    (gpu,) = gpus.sample()
+
+    assert gpu.nvlink is not None
+    assert gpu.nvlink.sent_bytes_total == 2000 * 1024
+
+
+def test_a_counter_that_fails_is_no_error_where_the_other_one_answers(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
+    stub.fail("0.field.138.all", TIMEOUT)
+    stub.set("0.field.202.all", "q 7000")
+
+    (gpu,) = gpus.sample()
+
+    assert gpu.nvlink is not None
+    assert (gpu.nvlink.sent_bytes_total, gpu.errors) == (7000, {})
 
 
 def test_a_gpu_without_nvlink_has_no_such_part(stub: NvmlStub, gpus: OpenedGpus) -> None:
