@@ -429,14 +429,25 @@ def test_a_lost_gpu_keeps_its_identity_while_the_others_go_on(
     assert calls == 1, "a lost GPU is asked only once per sample"
 
 
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        pytest.param(GPU_IS_LOST, "GPU is lost", id="lost"),
+        pytest.param(16, "GPU requires restart", id="needs a reset"),
+        pytest.param(28, "an error of the stub", id="not found"),
+        pytest.param(1, "Uninitialized", id="driver forgot us"),
+        pytest.param(9, "Driver Not Loaded", id="driver unloaded"),
+        pytest.param(18, "RM has detected an NVML/RM version mismatch.", id="driver replaced"),
+    ],
+)
 def test_a_gpu_lost_in_the_middle_of_a_sample_reports_nothing_of_it(
-    stub: NvmlStub, gpus: OpenedGpus
+    stub: NvmlStub, gpus: OpenedGpus, code: int, why: str
 ) -> None:
-    stub.fail("0.power", GPU_IS_LOST)
+    stub.fail("0.power", code)
 
     (gpu,) = gpus.sample()
 
-    assert (gpu.utilization_ratio, gpu.errors) == (None, {"gpu": "GPU is lost"})
+    assert (gpu.is_reachable, gpu.utilization_ratio, gpu.errors) == (False, None, {"gpu": why})
 
 
 def test_a_lost_gpu_that_comes_back_is_measured_again(stub: NvmlStub, gpus: OpenedGpus) -> None:

@@ -120,6 +120,7 @@ def test_without_the_right_to_listen_xid_is_null_and_named(
 
     gpu = gpus.sample_until(lambda gpu: "xid" in gpu.errors)
 
+    gpus.wait_for_watches()  # it is not tried again
     assert gpu.xid is None
     assert gpu.errors == {"xid": "XID errors cannot be heard of: Insufficient Permissions"}
     assert gpu.power_watts == 651.234
