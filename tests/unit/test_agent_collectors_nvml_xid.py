@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from agent.collectors.nvml import xid
@@ -11,6 +13,10 @@ NOT_SUPPORTED, NO_PERMISSION, GPU_IS_LOST, UNKNOWN = 3, 4, 15, 999
 
 def heard(gpu: GpuMetrics) -> int:
     return gpu.xid.events_total if gpu.xid is not None else -1
+
+
+def count_watches() -> int:
+    return sum(thread.name == "xid-watch" for thread in threading.enumerate())
 
 
 def watched(gpus: OpenedGpus) -> None:
@@ -169,6 +175,19 @@ def test_a_lost_gpu_still_tells_the_xid_that_says_why(stub: NvmlStub, gpus: Open
 
     assert (lost.is_reachable, heard(lost)) == (False, 1)
     assert (still.uuid, still.is_reachable, heard(still)) == (lost.uuid, False, 1)
+
+
+def test_a_gpu_that_comes_back_is_listened_to_once(stub: NvmlStub, gpus: OpenedGpus) -> None:
+    gpus.sample()
+    watches = count_watches()
+    stub.fail("0.utilization", GPU_IS_LOST)
+    gpus.sample()
+    stub.set("0.utilization", "93 41")
+
+    (back,) = gpus.sample()
+
+    assert back.is_reachable
+    assert count_watches() <= watches
 
 
 def test_what_was_heard_outlives_the_drivers_being_opened_again(
