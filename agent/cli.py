@@ -3,23 +3,27 @@
 import asyncio
 import functools
 import os
-import re
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated
 
 import msgspec
-import structlog
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from agent import human
 from agent import log as logs
 from agent.assembly import Simulation
-from agent.bus import Bus, BusError, connect
+from agent.bus import Bus, BusError
+from agent.cli_start import (
+    bus_found,
+    errors,
+    fail,
+    load_settings,
+    password_added,
+    server_address,
+    with_bus,
+)
 from agent.client import CacheClient
 from agent.commands import (
     print_checks,
@@ -28,19 +32,16 @@ from agent.commands import (
     print_subjects,
     watch_subject,
 )
-from agent.discovery import Found, find_bus, with_password
-from agent.doctor import CONNECT_SECONDS, doctor_checks
+from agent.doctor import doctor_checks
 from agent.nats_config import ServerTooOldError
 from agent.nats_server import ServerNotFoundError
 from agent.registry import NameTakenError
 from agent.server_process import ServerStartError
-from agent.settings import Loaded, Settings, SettingsError, load
+from agent.settings import SettingsError
 from agent.state_folder import StateFolderError
 from schemas.api import CacheReply
 from schemas.lifecycle import Role
 from schemas.protocols import PublishError, RequestError
-
-T = TypeVar("T")
 
 FAILURES = (
     BusError,
@@ -53,7 +54,6 @@ FAILURES = (
     ServerTooOldError,
     StateFolderError,
 )
-COMMAND_SECONDS = 10.0
 MAX_SHOWN_KEY = 80
 
 app = typer.Typer(
@@ -63,7 +63,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-errors = Console(stderr=True)
 
 NatsUrl = Annotated[
     str | None, typer.Option("--nats-url", help="NATS server; else NATS_URL, the running `up`, …")
@@ -99,111 +98,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except SettingsError as error:
-        _fail(error, code=2)
+        fail(error, code=2)
     except FAILURES as error:
-        _fail(error)
-
-
-def _fail(error: Exception, code: int = 1) -> NoReturn:
-    text = getattr(error, "text", None) or str(error) or type(error).__name__
-    errors.print(f"[red]error:[/] {escape(str(text))}", soft_wrap=True)
-    raise SystemExit(code)
-
-
-def _load(
-    config: Path | None,
-    state_dir: Path | None,
-    node: str | None = None,
-    engines: list[str] | None = None,
-    *,
-    password_file: Path | None = None,
-    least: Literal["info", "warning", "error"] = "error",
-) -> Loaded:
-    """Settings; logs from `least` up unless they say otherwise. Commands report errors anyway."""
-    options: dict[str, tuple[str, Any]] = {}
-    if state_dir is not None:
-        options["state_dir"] = ("--state-dir", str(state_dir))
-    if node is not None:
-        options["node"] = ("--node", node)
-    if password_file is not None:
-        options["nats.password_file"] = ("--nats-password-file", str(password_file))
-    if engines:
-        options["agent.engines.targets"] = ("--engine", engines)
-    loaded = load(environ=os.environ, config=config, options=options)
-    level = loaded.settings.log.level if "log.level" in loaded.sources else least
-    logs.configure(level, loaded.settings.log.format)
-    structlog.contextvars.bind_contextvars(node=loaded.settings.node_token())
-    return loaded
-
-
-def _address(text: str) -> str:
-    """`text` with a scheme; wrong usage where it is no address of a NATS server."""
-    url = text if "://" in text else f"nats://{text}"
-    try:
-        parts = urlsplit(url)
-        is_address = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", url)
-    except ValueError:
-        is_address = False
-    if not is_address or parts.scheme not in ("nats", "tls"):
-        _fail(
-            ValueError(
-                f"{_hidden(text)!r} is not the address of a NATS server; write for instance "
-                "nats://127.0.0.1:4222"
-            ),
-            code=2,
-        )
-    return url
-
-
-def _found(settings: Settings, nats_url: str | None, *, quiet: bool = False) -> Found:
-    found = find_bus(nats_url, os.environ, settings.state_folder())
-    found = Found(_with_password(settings, _address(found.url)), found.how)
-    if not quiet:
-        line = f"[dim]bus: {escape(_hidden(found.url))} ({escape(found.how)})[/]"
-        errors.print(line, soft_wrap=True)
-    return found
-
-
-def _with_password(settings: Settings, url: str) -> str:
-    path = settings.nats.password_file
-    try:
-        return with_password(url, path)
-    except ValueError as error:
-        raise SettingsError(f"setting nats.password_file = {path!r}: {error}") from error
+        fail(error)
 
 
 def _quoted(key: str) -> str:
     """`key` for a message; a long one only by its beginning."""
     shown = key if len(key) <= MAX_SHOWN_KEY else f"{key[:MAX_SHOWN_KEY]}…"
     return escape(repr(shown))
-
-
-def _hidden(url: str) -> str:
-    """`url` without user and password."""
-    scheme, separator, rest = url.rpartition("://")
-    return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}"
-
-
-def _with_bus(
-    settings: Settings,
-    found: Found,
-    work: Callable[[Bus], Awaitable[T]],
-    *,
-    limit_seconds: float | None = COMMAND_SECONDS,
-) -> T:
-    """Run `work` on a connection, within the limit."""
-
-    async def run() -> T:
-        async with await connect(
-            found.url, name="cli", root=settings.root, deadline_seconds=CONNECT_SECONDS
-        ) as bus:
-            async with asyncio.timeout(limit_seconds):
-                return await work(bus)
-
-    try:
-        return asyncio.run(run())
-    except TimeoutError:
-        _fail(TimeoutError(f"no answer within {limit_seconds:g} s"))
 
 
 @app.command()
@@ -236,12 +139,12 @@ def up(
     from agent.up import UpOptions  # noqa: PLC0415 - the light commands must start fast
     from agent.up import up as run_up  # noqa: PLC0415
 
-    settings = _load(
+    settings = load_settings(
         config, state_dir, node, engine, password_file=password_file, least="info"
     ).settings
     simulation = _simulation(simulate_gpus, simulate_engines)
     options = UpOptions(
-        nats_url=None if nats_url is None else _with_password(settings, _address(nats_url)),
+        nats_url=None if nats_url is None else password_added(settings, server_address(nats_url)),
         nats_server=nats_server,
         ready_file=ready_file,
         for_seconds=for_,
@@ -250,7 +153,7 @@ def up(
     )
     failure = asyncio.run(run_up(settings, options, say=functools.partial(print, flush=True)))
     if failure:
-        _fail(RuntimeError(failure))
+        fail(RuntimeError(failure))
 
 
 def _simulation(gpus: str | None, engines: str | None) -> Simulation:
@@ -263,7 +166,7 @@ def _simulation(gpus: str | None, engines: str | None) -> Simulation:
         if engines is not None:
             parse_engines(engines)
     except ValueError as error:
-        _fail(error, code=2)
+        fail(error, code=2)
     return Simulation(gpus=gpus, engines=engines)
 
 
@@ -289,15 +192,15 @@ def run(
     from agent.up import run_one  # noqa: PLC0415
 
     if engine and role != "agent":
-        _fail(ValueError(f"--engine is for the agent; {role} scrapes nothing"), code=2)
-    settings = _load(
+        fail(ValueError(f"--engine is for the agent; {role} scrapes nothing"), code=2)
+    settings = load_settings(
         config, state_dir, node, engine, password_file=password_file, least="info"
     ).settings
-    found = _found(settings, nats_url)
+    found = bus_found(settings, nats_url)
     simulation = _simulation(simulate_gpus, simulate_engines)
     failure = asyncio.run(run_one(settings, found.url, role, instance, simulation, for_))
     if failure:
-        _fail(RuntimeError(failure))
+        fail(RuntimeError(failure))
 
 
 @app.command()
@@ -313,15 +216,15 @@ def get(
     ] = True,
 ) -> None:
     """Print a cached value; exit code 1 when there is none."""
-    settings = _load(config, state_dir, password_file=password_file).settings
+    settings = load_settings(config, state_dir, password_file=password_file).settings
 
     async def work(bus: Bus) -> bytes | None:
         return await CacheClient(bus).of(namespace).get(key, restore=restore)
 
     try:
-        value = _with_bus(settings, _found(settings, nats_url), work)
+        value = with_bus(settings, bus_found(settings, nats_url), work)
     except ValueError as error:
-        _fail(error, code=2)
+        fail(error, code=2)
     if value is None:
         errors.print(f"no value for {_quoted(key)} in namespace {escape(namespace)}")
         raise SystemExit(1)
@@ -344,16 +247,16 @@ def put(
     as_json: AsJson = False,
 ) -> None:
     """Cache a value."""
-    settings = _load(config, state_dir, password_file=password_file).settings
+    settings = load_settings(config, state_dir, password_file=password_file).settings
     content = sys.stdin.buffer.read() if value == "-" else os.fsencode(value)
 
     async def work(bus: Bus) -> str:
         return await CacheClient(bus).of(namespace).put(key, content, ttl_seconds=ttl)
 
     try:
-        version = _with_bus(settings, _found(settings, nats_url), work)
+        version = with_bus(settings, bus_found(settings, nats_url), work)
     except ValueError as error:
-        _fail(error, code=2)
+        fail(error, code=2)
     if as_json:
         print(msgspec.json.encode({"key": key, "version": version}).decode())
     else:
@@ -371,15 +274,15 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Remove a value from the cache and its archive."""
-    settings = _load(config, state_dir, password_file=password_file).settings
+    settings = load_settings(config, state_dir, password_file=password_file).settings
 
     async def work(bus: Bus) -> CacheReply:
         return await CacheClient(bus).of(namespace).delete(key)
 
     try:
-        reply = _with_bus(settings, _found(settings, nats_url), work)
+        reply = with_bus(settings, bus_found(settings, nats_url), work)
     except ValueError as error:
-        _fail(error, code=2)
+        fail(error, code=2)
     if as_json:
         print(msgspec.json.encode(reply).decode())
     else:
@@ -402,15 +305,17 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Print what passes by on the bus, one line a message."""
-    settings = _load(config, state_dir, password_file=password_file, least="warning").settings
+    settings = load_settings(
+        config, state_dir, password_file=password_file, least="warning"
+    ).settings
 
     async def work(bus: Bus) -> None:
         await watch_subject(bus, subject, for_seconds=for_, count=count, as_json=as_json)
 
     try:
-        _with_bus(settings, _found(settings, nats_url), work, limit_seconds=None)
+        with_bus(settings, bus_found(settings, nats_url), work, limit_seconds=None)
     except ValueError as error:
-        _fail(error, code=2)
+        fail(error, code=2)
 
 
 @app.command()
@@ -426,12 +331,12 @@ def health(
     as_json: AsJson = False,
 ) -> None:
     """Show the installation's health; exit code 0 when ready, 1 when not. For probes."""
-    settings = _load(config, state_dir, password_file=password_file).settings
+    settings = load_settings(config, state_dir, password_file=password_file).settings
     if here and role is None:
-        _fail(ValueError("--here needs --role: a node may have one instance of each"), code=2)
+        fail(ValueError("--here needs --role: a node may have one instance of each"), code=2)
     instance = settings.node_token() if here else None
-    found = _found(settings, nats_url, quiet=as_json)
-    ready = _with_bus(
+    found = bus_found(settings, nats_url, quiet=as_json)
+    ready = with_bus(
         settings, found, lambda bus: print_health(bus, role, instance, as_json=as_json)
     )
     raise SystemExit(0 if ready else 1)
@@ -446,8 +351,8 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check everything this installation needs; each failure with its remedy."""
-    settings = _load(config, state_dir, password_file=password_file).settings
-    found = _found(settings, nats_url, quiet=True)
+    settings = load_settings(config, state_dir, password_file=password_file).settings
+    found = bus_found(settings, nats_url, quiet=True)
     checks = asyncio.run(doctor_checks(settings, found))
     print_checks(checks, as_json=as_json)
     raise SystemExit(0 if all(check.ok for check in checks) else 1)
@@ -461,7 +366,7 @@ def show_settings(
     as_json: AsJson = False,
 ) -> None:
     """List every setting with its value and where that came from."""
-    print_settings(_load(config, state_dir, node), as_json=as_json)
+    print_settings(load_settings(config, state_dir, node), as_json=as_json)
 
 
 @app.command()
@@ -490,5 +395,5 @@ def demo(
             run_demo(nats_server=nats_server, as_json=as_json, break_step=break_step)
         )
     except ValueError as error:
-        _fail(error, code=2)
+        fail(error, code=2)
     raise SystemExit(0 if passed else 1)

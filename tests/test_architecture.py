@@ -28,6 +28,7 @@ EXTRA = {
     "agent/collectors/host.py": {"psutil"},
     "agent/collectors/nvml/binding.py": {"pynvml"},
     "agent/cli.py": {"typer", "rich"},
+    "agent/cli_start.py": {"rich"},
     "agent/commands.py": {"rich"},
     "agent/demo.py": {"rich"},
     "agent/live.py": {"rich"},

@@ -17,12 +17,11 @@ import pytest
 from agent.bus import Bus, connect
 from agent.client import CacheClient
 from schemas.api import LatestReply
-from schemas.engines import EngineMetrics
 from schemas.lifecycle import ROLES, Role
 from schemas.protocols import PublishError, RequestError
-from schemas.scaling import Recommendation
 from schemas.units import SECOND_NS, instant
 from tests.support.chaos import NAMESPACE, publish_eviction, restored
+from tests.support.overload import advice, overloaded
 from tests.support.program import DEADLINE_SECONDS, ROOT, environment, in_thread
 from tests.support.server import NatsServer
 from tests.support.waiting import until_async
@@ -127,37 +126,15 @@ async def all_work(bus: Bus, since_ns: int) -> bool:
 
 
 async def overload(bus: Bus, pool: str) -> None:
-    """One sample of the pool's only engine: far too much waits. Lost while nobody listens."""
+    """Lost while nobody listens."""
     with contextlib.suppress(PublishError):
-        await bus.publish(
-            EngineMetrics(
-                node="n1",
-                engine=f"e-{pool}",
-                pool=pool,
-                model="m",
-                observed_at=instant(time.time_ns()),
-                requests_running=64,
-                requests_waiting=40,
-                requests_running_max=64,
-                kv_cache_usage_ratio=0.9,
-            )
-        )
-
-
-async def advice(bus: Bus) -> Counter[str]:
-    """How often each pool was advised."""
-    return Counter(
-        [
-            msgspec.json.decode(delivery.payload, type=Recommendation).pool
-            async for delivery in bus.read("RECOMMENDATIONS", subject="recommendation.>")
-        ]
-    )
+        await bus.publish(overloaded(pool))
 
 
 async def is_advised(bus: Bus, pool: str) -> bool:
     await overload(bus, pool)
     with contextlib.suppress(PublishError, TimeoutError):
-        return pool in await advice(bus)
+        return pool in {one.pool for one in await advice(bus)}
     return False
 
 
@@ -203,7 +180,7 @@ async def test_ten_kills_of_server_and_services_lose_nothing_and_double_nothing(
         await until_async(worked_off, seconds=60)
         for key, value in acknowledged.items():
             assert await restored(bus, key) == value, f"{key} (seed {SEED})"
-        advised = await advice(bus)
+        advised = Counter(one.pool for one in await advice(bus))
 
     assert len(acknowledged) == 1 + len(victims) * EVICTIONS_A_KILL
     assert advised == {f"pool-{kill}": 1 for kill in range(len(victims))}

@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,10 +13,8 @@ import msgspec
 import pytest
 
 from agent.bus import Bus
-from schemas.engines import EngineMetrics
 from schemas.lifecycle import InstanceRecord
-from schemas.scaling import Recommendation
-from schemas.units import instant
+from tests.support.overload import advice, overloaded
 from tests.support.waiting import until_async
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -60,26 +57,7 @@ async def handlers(
 async def publish_load(bus: Bus, pools: list[str]) -> None:
     """One sample of each pool's only engine: far too much waits."""
     for pool in pools:
-        await bus.publish(
-            EngineMetrics(
-                node="n1",
-                engine=f"e-{pool}",
-                pool=pool,
-                model="m",
-                observed_at=instant(time.time_ns()),
-                requests_running=64,
-                requests_waiting=40,
-                requests_running_max=64,
-                kv_cache_usage_ratio=0.9,
-            )
-        )
-
-
-async def advice(bus: Bus) -> list[Recommendation]:
-    return [
-        msgspec.json.decode(delivery.payload, type=Recommendation)
-        async for delivery in bus.read("RECOMMENDATIONS", subject="recommendation.>")
-    ]
+        await bus.publish(overloaded(pool))
 
 
 async def owners(bus: Bus) -> Counter[bytes]:
