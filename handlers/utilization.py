@@ -10,7 +10,7 @@ import msgspec
 
 from handlers.levels import RANK, efficiency, gpu_state, health_of, level_of, severity_of
 from handlers.settings import Thresholds, UtilizationSettings
-from handlers.window import ExpiringDict, RollingWindow
+from handlers.window import MAX_ENTRIES, ExpiringDict, LastSeen, RollingWindow
 from schemas.analysis import (
     Bottleneck,
     GpuUse,
@@ -57,9 +57,9 @@ class _Memory(msgspec.Struct, frozen=True):
 class _Group:
     """What is remembered of one node, pool or the fleet."""
 
-    series: ExpiringDict[SeriesKey, RollingWindow]
-    nodes: ExpiringDict[str, bool]
-    gpus: ExpiringDict[str, bool]
+    nodes: LastSeen[str]
+    gpus: LastSeen[str]
+    series: dict[SeriesKey, RollingWindow] = dataclasses.field(default_factory=dict)
     levels: dict[Resource, Level] = dataclasses.field(default_factory=dict)
     severities: dict[SeriesKey, Severity] = dataclasses.field(default_factory=dict)
     simulated_ns: int | None = None
@@ -100,16 +100,21 @@ class UtilizationHandler:
         if key is None:
             return ()
         group = self._groups.refresh(key, self._new_group, now.ns)
-        group.nodes.put(message.node, True, now.ns)
+        group.nodes.see(message.node, now.ns)
         if message.simulated:
             group.simulated_ns = now.ns
         part = self._part(message)
         if isinstance(message, GpuMetrics) and part is not None:
-            group.gpus.put(part, True, now.ns)
+            group.gpus.see(part, now.ns)
         for resource, value in _samples(message):
-            if value is not None:
-                window = group.series.refresh((resource, part), self._new_window, now.ns)
-                window.add(now.ns, value)
+            if value is None:
+                continue
+            window = group.series.get((resource, part))
+            if window is None:
+                if len(group.series) >= MAX_ENTRIES:
+                    continue
+                window = group.series[resource, part] = RollingWindow(self._span_ns)
+            window.add(now.ns, value)
         return ()
 
     def tick(self, now: Moment) -> Sequence[Emit]:
@@ -157,30 +162,27 @@ class UtilizationHandler:
         part = message.gpu if isinstance(message, GpuMetrics) else message.engine
         return part if self.scope == "node" else f"{message.node}-{part}"
 
-    def _new_window(self) -> RollingWindow:
-        return RollingWindow(self._span_ns)
-
     def _new_group(self) -> _Group:
-        return _Group(
-            series=ExpiringDict(self._span_ns),
-            nodes=ExpiringDict(self._span_ns),
-            gpus=ExpiringDict(self._span_ns),
-        )
+        return _Group(nodes=LastSeen(self._span_ns), gpus=LastSeen(self._span_ns))
 
     def _judge(self, key: str, group: _Group, now_ns: int) -> Utilization | None:
-        if group.nodes.is_empty(now_ns):
+        group.nodes.forget(now_ns)
+        group.gpus.forget(now_ns)
+        if not group.nodes:
             return None
         means: dict[SeriesKey, float] = {}
         peaks: dict[str, float] = defaultdict(float)
-        for series, window in group.series.items(now_ns):
+        for series, window in list(group.series.items()):
             summary = window.mean_and_peak(now_ns)
-            if summary is not None:
-                means[series], peak = summary
-                peaks[series[0]] = max(peaks[series[0]], peak)
+            if summary is None:
+                del group.series[series]
+                continue
+            means[series], peak = summary
+            peaks[series[0]] = max(peaks[series[0]], peak)
         resources = self._resources(group, means, peaks)
         bottlenecks = self._bottlenecks(group, means, resources)
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
-        scarce = "cpu" if group.gpus.is_empty(now_ns) else "gpu"
+        scarce = "gpu" if group.gpus else "cpu"
         use = next((use for use in resources if use.resource == scarce), None)
         simulated_ns = group.simulated_ns
         message = Utilization(
@@ -195,7 +197,7 @@ class UtilizationHandler:
             efficiency_ratio=efficiency(use.mean_ratio) if use else None,
             resources=resources,
             bottlenecks=bottlenecks[: self._settings.bottlenecks_max],
-            gpus=self._gpus(key, group, means, now_ns) if self.scope == "node" else [],
+            gpus=self._gpus(key, group, means) if self.scope == "node" else [],
             nodes=len(group.nodes),
             simulated=simulated_ns is not None and now_ns - simulated_ns < self._span_ns,
         )
@@ -277,11 +279,9 @@ class UtilizationHandler:
             key=lambda b: (-RANK[b.severity], -b.value_ratio, b.resource, b.resource_id or ""),
         )
 
-    def _gpus(
-        self, node: str, group: _Group, means: dict[SeriesKey, float], now_ns: int
-    ) -> list[GpuUse]:
+    def _gpus(self, node: str, group: _Group, means: dict[SeriesKey, float]) -> list[GpuUse]:
         uses = []
-        for gpu, _ in sorted(group.gpus.items(now_ns)):
+        for gpu in sorted(group.gpus):
             utilization, memory = means.get(("gpu", gpu)), means.get(("gpu_memory", gpu))
             state, evidence = gpu_state(
                 self._settings, utilization, memory, means.get(("gpu_power", gpu))

@@ -1,7 +1,7 @@
-"""State that forgets: an expiring map, a rolling window, and a rolling maximum."""
+"""State that forgets: an expiring map, what was seen last, a rolling window and maximum."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -25,6 +25,7 @@ class ExpiringDict(Generic[K, V]):
         # In the order of the last touch. Not a dict: the first key of one whose first keys were
         # removed is found in O(n).
         self._entries: OrderedDict[K, tuple[int, V]] = OrderedDict()
+        self._first_end_ns = 0  # nothing is forgotten before it
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -34,16 +35,16 @@ class ExpiringDict(Generic[K, V]):
         entries = self._entries
         entries[key] = (now_ns, value)
         entries.move_to_end(key)
-        if now_ns - entries[next(iter(entries))][0] >= self._ttl_ns:
+        if now_ns >= self._first_end_ns:
             self.expire(now_ns)
         if len(entries) > self._max_entries:
             entries.popitem(last=False)
 
     def refresh(self, key: K, make: Callable[[], V], now_ns: int) -> V:
         """The value of `key`, made when it is not there; its life starts anew."""
-        value = self.get(key, now_ns)
-        if value is None:
-            value = make()
+        entry = self._entries.get(key)
+        alive = entry is not None and now_ns - entry[0] < self._ttl_ns
+        value = entry[1] if entry is not None and alive else make()
         self.put(key, value, now_ns)
         return value
 
@@ -53,11 +54,6 @@ class ExpiringDict(Generic[K, V]):
         if entry is None or now_ns - entry[0] >= self._ttl_ns:
             return None
         return entry[1]
-
-    def is_empty(self, now_ns: int) -> bool:
-        """Whether nothing is remembered at `now_ns`."""
-        self.expire(now_ns)
-        return not self._entries
 
     def discard(self, key: K) -> None:
         """Forget `key` now; absent is fine."""
@@ -80,9 +76,38 @@ class ExpiringDict(Generic[K, V]):
         """Drop what is older than the time to live."""
         while self._entries:
             oldest = next(iter(self._entries))
-            if now_ns - self._entries[oldest][0] < self._ttl_ns:
+            self._first_end_ns = self._entries[oldest][0] + self._ttl_ns
+            if now_ns < self._first_end_ns:
                 return
             del self._entries[oldest]
+
+
+class LastSeen(Generic[K]):
+    """Keys of the last `ttl_ns`, at most `max_entries`: further ones are not taken.
+
+    Keeps no order, so that seeing a key costs little; `forget` costs O(n), and is for ticks.
+    """
+
+    def __init__(self, ttl_ns: int, max_entries: int = MAX_ENTRIES) -> None:
+        self._ttl_ns = ttl_ns
+        self._max_entries = max_entries
+        self._seen_ns: dict[K, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._seen_ns)
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._seen_ns)
+
+    def see(self, key: K, now_ns: int) -> None:
+        """Start the life of `key` anew."""
+        if key in self._seen_ns or len(self._seen_ns) < self._max_entries:
+            self._seen_ns[key] = now_ns
+
+    def forget(self, now_ns: int) -> None:
+        """Drop the keys whose life is over."""
+        for key in [key for key, ns in self._seen_ns.items() if now_ns - ns >= self._ttl_ns]:
+            del self._seen_ns[key]
 
 
 class RollingWindow:

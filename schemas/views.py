@@ -168,5 +168,9 @@ def _measured(numbers: Iterable[tuple[str, float | None]]) -> dict[str, float]:
 
 
 def _highest(parts: Iterable[msgspec.Struct] | None, field: str) -> float | None:
-    values = [value for part in parts or () if (value := getattr(part, field)) is not None]
-    return max(values) if values else None
+    highest = None
+    for part in parts or ():
+        value = getattr(part, field)
+        if value is not None and (highest is None or value > highest):
+            highest = value
+    return highest

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from handlers.window import MAX_SAMPLES, ExpiringDict, RollingMax, RollingWindow
+from handlers.window import MAX_SAMPLES, ExpiringDict, LastSeen, RollingMax, RollingWindow
 
 
 def test_a_key_is_forgotten_exactly_when_its_time_is_over() -> None:
@@ -45,6 +45,26 @@ def test_a_flood_of_keys_leaves_nothing_behind() -> None:
         entries.put(now_ns, 0, now_ns)
 
     assert len(entries) == 10
+
+
+def test_a_key_seen_again_lives_on_and_the_others_are_forgotten() -> None:
+    seen: LastSeen[str] = LastSeen(ttl_ns=10)
+    for now_ns, key in ((0, "a"), (0, "b"), (5, "a")):
+        seen.see(key, now_ns)
+
+    seen.forget(now_ns=10)
+
+    assert list(seen) == ["a"]
+
+
+def test_a_full_set_takes_no_further_key_but_keeps_those_it_has_alive() -> None:
+    seen: LastSeen[str] = LastSeen(ttl_ns=10, max_entries=1)
+    for now_ns, key in ((0, "a"), (1, "b"), (5, "a")):
+        seen.see(key, now_ns)
+
+    seen.forget(now_ns=12)
+
+    assert list(seen) == ["a"]
 
 
 def test_items_without_an_instant_forgets_nothing() -> None:
