@@ -1,7 +1,6 @@
 """The last metrics of every node, GPU and engine, in memory."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TypeAlias
 
 from handlers.window import ExpiringDict
@@ -29,9 +28,7 @@ class LatestStore:
 
     def __init__(self, forget_seconds: float) -> None:
         ttl_ns = int(forget_seconds * SECOND_NS)
-        self._latest: dict[type[Message], ExpiringDict[tuple[str, str], Latest]] = {
-            kind: ExpiringDict(ttl_ns) for kind in (HostMetrics, GpuMetrics, EngineMetrics)
-        }
+        self._kinds = {kind: _Kind(ttl_ns) for kind in (HostMetrics, GpuMetrics, EngineMetrics)}
 
     def accept(self, message: Message, stored_ns: int) -> None:
         """Remember `message`, the last of its source in the stream; other types pass by.
@@ -39,21 +36,64 @@ class LatestStore:
         Whatever its instant: the server's clock may have been set back.
         """
         if isinstance(message, HostMetrics | GpuMetrics | EngineMetrics):
-            key = (message.node, _part(message))
-            self._latest[type(message)].put(key, Latest(message, stored_ns), stored_ns)
+            self._kinds[type(message)].put(Latest(message, stored_ns))
 
-    def latest(self, kind: type[Metrics], now_ns: int) -> Sequence[Latest]:
-        """All that is remembered of one type, by node, then GPU index or engine."""
-        return sorted(
-            (latest for _, latest in self._latest[kind].items(now_ns)),
-            key=lambda latest: _order(latest.message),
-        )
+    def latest(
+        self,
+        kind: type[Metrics],
+        now_ns: int,
+        *,
+        node: str | None = None,
+        pool: str | None = None,
+        limit: int = 1000,
+    ) -> tuple[list[Latest], int]:
+        """The first `limit` that match, by node, then GPU index or engine; and how many match.
+
+        O(parts of the node), else O(all) with little for each.
+        """
+        return self._kinds[kind].matching(now_ns, node, pool, limit)
 
     def knows(self, node: str, now_ns: int) -> bool:
         """Whether anything came from `node`."""
-        return any(
-            key[0] == node for entries in self._latest.values() for key, _ in entries.items(now_ns)
+        return any(kind.matching(now_ns, node, None, 1)[1] for kind in self._kinds.values())
+
+
+class _Kind:
+    """The last messages of one type, found by node as well."""
+
+    def __init__(self, ttl_ns: int) -> None:
+        self._latest: ExpiringDict[tuple[str, str], Latest] = ExpiringDict(
+            ttl_ns, on_forgotten=self._forget
         )
+        self._pools: dict[str, dict[str, str | None]] = {}  # of each part of each node
+
+    def put(self, latest: Latest) -> None:
+        message = latest.message
+        part = _part(message)
+        self._pools.setdefault(message.node, {})[part] = message.pool
+        self._latest.put((message.node, part), latest, latest.stored_ns)
+
+    def matching(
+        self, now_ns: int, node: str | None, pool: str | None, limit: int
+    ) -> tuple[list[Latest], int]:
+        self._latest.expire(now_ns)
+        found: list[Latest] = []
+        total = 0
+        for name in sorted(self._pools) if node is None else (node,):
+            pools = self._pools.get(name, {})
+            parts = [part for part, its_pool in pools.items() if pool in {None, its_pool}]
+            total += len(parts)
+            if len(found) < limit:
+                latest = [self._latest.get((name, part), now_ns) for part in parts]
+                found += sorted((one for one in latest if one is not None), key=_order)
+        return found[:limit], total
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        node, part = key
+        pools = self._pools[node]
+        del pools[part]
+        if not pools:
+            del self._pools[node]
 
 
 def _part(message: Metrics) -> str:
@@ -62,6 +102,7 @@ def _part(message: Metrics) -> str:
     return message.engine if isinstance(message, EngineMetrics) else ""
 
 
-def _order(message: Metrics) -> tuple[str, int, str]:
+def _order(latest: Latest) -> tuple[str, int, str]:
+    message = latest.message
     index = message.index if isinstance(message, GpuMetrics) else 0
     return message.node, index, _part(message)

@@ -86,17 +86,14 @@ def _latest(
         now_ns = clock()
         if request.node is not None and not store.knows(request.node, now_ns):
             raise RequestError(404, f"node {request.node!r} has sent no metrics of late")
-        matching = [
-            latest
-            for latest in store.latest(kind, now_ns)
-            if request.node in {None, latest.message.node}
-            and request.pool in {None, latest.message.pool}
-        ]
+        found, total = store.latest(
+            kind, now_ns, node=request.node, pool=request.pool, limit=request.limit
+        )
         return LatestReply(
             answered_at=instant(now_ns),
-            rows=[_row(name, latest, now_ns) for latest in matching[: request.limit]],
-            total=len(matching),
-            text="" if matching else _nothing(group, request),
+            rows=[_row(name, latest, now_ns) for latest in found],
+            total=total,
+            text="" if total else _nothing(group, request),
         )
 
     return json_endpoint(

@@ -16,12 +16,19 @@ class ExpiringDict(Generic[K, V]):
 
     Nodes, GPUs and engines vanish without saying goodbye, so every map keyed by something from
     the bus is one of these. At most `max_entries`: the one untouched for longest goes first.
+    `on_forgotten` hears of each key that goes, but not of one discarded.
     All operations are O(1), amortised; `items` is O(n).
     """
 
-    def __init__(self, ttl_ns: int, max_entries: int = MAX_ENTRIES) -> None:
+    def __init__(
+        self,
+        ttl_ns: int,
+        max_entries: int = MAX_ENTRIES,
+        on_forgotten: Callable[[K], None] = lambda key: None,
+    ) -> None:
         self._ttl_ns = ttl_ns
         self._max_entries = max_entries
+        self._on_forgotten = on_forgotten
         # In the order of the last touch. Not a dict: the first key of one whose first keys were
         # removed is found in O(n).
         self._entries: OrderedDict[K, tuple[int, V]] = OrderedDict()
@@ -38,7 +45,7 @@ class ExpiringDict(Generic[K, V]):
         if now_ns >= self._first_end_ns:
             self.expire(now_ns)
         if len(entries) > self._max_entries:
-            entries.popitem(last=False)
+            self._on_forgotten(entries.popitem(last=False)[0])
 
     def refresh(self, key: K, make: Callable[[], V], now_ns: int) -> V:
         """The value of `key`, made when it is not there; its life starts anew."""
@@ -80,6 +87,7 @@ class ExpiringDict(Generic[K, V]):
             if now_ns < self._first_end_ns:
                 return
             del self._entries[oldest]
+            self._on_forgotten(oldest)
 
 
 class LastSeen(Generic[K]):

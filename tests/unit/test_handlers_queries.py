@@ -176,7 +176,7 @@ def test_the_last_message_counts_when_the_servers_clock_was_set_back() -> None:
     store.accept(engine(waiting=2), at(7210).ns)
     store.accept(engine(waiting=1), at(10).ns)
 
-    (latest,) = store.latest(type(engine()), at(11).ns)
+    (latest,), _ = store.latest(type(engine()), at(11).ns)
 
     assert latest.message == engine(waiting=1)
 
