@@ -181,13 +181,12 @@ def test_the_last_message_counts_when_the_servers_clock_was_set_back() -> None:
     assert latest.message == engine(waiting=1)
 
 
-def test_a_fleet_of_a_thousand_gpus_is_answered_quickly() -> None:
-    served = endpoints(*(gpu(f"g{i}", node=f"n{i // 8}", index=i % 8) for i in range(1000)))
-    ask(served["api.gpu.utilization"], {"node": "n7"})
+def test_one_node_of_a_large_fleet_is_answered_in_the_order_of_its_gpus() -> None:
+    served = endpoints(
+        *(gpu(f"g{i}", node=f"n{i // 8}", index=7 - i % 8) for i in range(1000)),
+    )
 
-    started = time.perf_counter()
-    for _ in range(20):
-        ask(served["api.gpu.utilization"], {"node": "n7"})
+    reply = ask(served["api.gpu.utilization"], {"node": "n7", "limit": 3})
 
-    # 5 ms is wanted; four times that, as the machine may be busy.
-    assert (time.perf_counter() - started) / 20 < 0.020
+    assert [row.gpu for row in reply.rows] == ["g63", "g62", "g61"]
+    assert reply.total == 8
