@@ -238,7 +238,7 @@ async def test_tries_and_pauses_together_stay_within_the_deadline() -> None:
             await store.get(NAME)
         took_seconds = time.monotonic() - began
 
-    assert took_seconds < 4
+    assert took_seconds < 10
     assert len(server.requests) > 1
 
 

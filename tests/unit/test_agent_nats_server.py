@@ -198,7 +198,7 @@ def test_gives_a_silent_server_up_after_seconds(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ServerNotFoundError, match="timed out"):
             install_release(f"http://127.0.0.1:{silent.getsockname()[1]}", "0" * 64, print)
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 def test_names_a_cache_folder_that_cannot_be_written(serve: Serve, tmp_path: Path) -> None:
