@@ -6,13 +6,14 @@ import dataclasses
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Self
 
 import msgspec
 import structlog
 
+from handlers.outgoing import Outgoing
 from handlers.slots import Routed, Slot, Watermark
 from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.lifecycle import Component
@@ -21,7 +22,6 @@ from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import (
     Bucket,
     Delivery,
-    Emit,
     Handler,
     Lease,
     Leases,
@@ -30,7 +30,6 @@ from schemas.protocols import (
     PublishError,
     RevisionConflictError,
     Subscriber,
-    TooLargeError,
 )
 from schemas.units import SECOND_NS, instant
 
@@ -39,9 +38,7 @@ log = structlog.get_logger()
 BALANCE_SECONDS = 1.0
 SAVE_SECONDS = 5.0
 SILENCE_NS = 2 * SECOND_NS
-PUBLISH_BATCH = 64
 MAX_UNPUBLISHED = 50_000
-RETRY_SECONDS = 0.25
 
 _DECODERS: dict[str, msgspec.json.Decoder[Message]] = {
     kind.SUBJECT.split("{", 1)[0]: msgspec.json.Decoder(kind)
@@ -74,6 +71,12 @@ class _Owned:
     revision: int
     unpublished: int = 0
     saved: Watermark | None = None
+    given_up: bool = False
+
+    @property
+    def current(self) -> bool:
+        """Whether the slot is still ours."""
+        return self.lease.held and not self.given_up
 
 
 class HandlersRuntime:
@@ -83,8 +86,7 @@ class HandlersRuntime:
     in stream order; what a handler gives out is published until acknowledged, before the
     watermark moves on. After a crash the next owner repeats from the watermark; message ids make
     the repeats duplicates. Bounded by `MAX_UNPUBLISHED`: a slot that cannot publish is given up
-    and rebuilt from its watermark. Each stream has a queue of its own: one that is missing or
-    full holds up nothing but its own events. An event that can never be published is dropped.
+    and rebuilt from its watermark.
 
     While the stream is silent the handlers' ticks follow the time that passes here, set right by
     the timestamps of live messages; steps of our clock change nothing. Before the first live
@@ -106,7 +108,7 @@ class HandlersRuntime:
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self.counters: Counter[str] = Counter()
-        self._publisher = publisher
+        self._outgoing = Outgoing(publisher, self.counters, self._start)
         self._subscriber = subscriber
         self._state = state
         self._leases = leases
@@ -120,7 +122,6 @@ class HandlersRuntime:
         self._live_sequence = 0
         self._last_stored_ns = 0
         self._clock_offset_ns: deque[int] = deque(maxlen=64)
-        self._queues: dict[str | None, asyncio.Queue[tuple[_Owned, Emit]]] = {}
         self._failed_handlers: set[str] = set()
         self._unfollow: Callable[[], Awaitable[None]] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -157,24 +158,13 @@ class HandlersRuntime:
         self._stopping = True
         if self._unfollow is not None:
             await self._unfollow()
-        await self._settle()
+        await self._outgoing.settle()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for owned in list(self._owned.values()):
             await self._save(owned)
             await self._give_up(owned)
-
-    async def _settle(self) -> None:
-        try:
-            async with asyncio.timeout(3.0):
-                for queue in list(self._queues.values()):
-                    await queue.join()
-        except TimeoutError:
-            log.warning("handlers_stop_unpublished", events=self._waiting())
-
-    def _waiting(self) -> int:
-        return sum(queue.qsize() for queue in self._queues.values())
 
     def _remember(self, delivery: Delivery) -> None:
         self._last_stored_ns = max(self._last_stored_ns, delivery.stored_ns)
@@ -201,48 +191,7 @@ class HandlersRuntime:
         self._observe(message, delivery.stored_ns)
         routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
         for owned in self._attached:
-            self._enqueue(owned, owned.slot.feed(routed))
-
-    def _enqueue(self, owned: _Owned, emits: Iterable[Emit]) -> None:
-        for emit in emits:
-            stream = emit.message.STREAM
-            queue = self._queues.get(stream)
-            if queue is None:
-                queue = self._queues[stream] = asyncio.Queue()
-                self._start(self._publish_loop(queue), f"_publish_{stream}")
-            owned.unpublished += 1
-            queue.put_nowait((owned, emit))
-
-    async def _publish_loop(self, queue: asyncio.Queue[tuple[_Owned, Emit]]) -> None:
-        while True:
-            batch = [await queue.get()]
-            while len(batch) < PUBLISH_BATCH and not queue.empty():
-                batch.append(queue.get_nowait())
-            await asyncio.gather(*(self._publish(owned, emit) for owned, emit in batch))
-            for _ in batch:
-                queue.task_done()
-
-    async def _publish(self, owned: _Owned, emit: Emit) -> None:
-        """Until it is acknowledged, can never be, or the slot is no longer ours."""
-        while owned.lease.held and self._owned.get(owned.slot.index) is owned:
-            try:
-                await self._publisher.publish(emit.message, message_id=emit.message_id)
-            except TooLargeError as error:
-                self.counters["unpublishable_total"] += 1
-                log.error("event_unpublishable", id=emit.message_id, error=str(error))
-                break
-            except PublishError as error:
-                self.counters["publish_retries_total"] += 1
-                log.warning("event_not_published", id=emit.message_id, error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
-            except Exception as error:
-                self.counters["unpublishable_total"] += 1
-                log.error("event_unpublishable", id=emit.message_id, error=repr(error))
-                break
-            else:
-                self.counters["published_total"] += 1
-                break
-        owned.unpublished -= 1
+            self._outgoing.add(owned, owned.slot.feed(routed))
 
     def _handler_failed(self, handler: Handler, error: Exception) -> None:
         self.counters["handler_failures_total"] += 1
@@ -347,7 +296,7 @@ class HandlersRuntime:
                     continue
                 routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
                 for owned in acquired:
-                    self._enqueue(owned, owned.slot.feed(routed))
+                    self._outgoing.add(owned, owned.slot.feed(routed))
 
     async def _hand_over(self, owned: _Owned) -> None:
         self._detach(owned)
@@ -360,6 +309,7 @@ class HandlersRuntime:
 
     async def _give_up(self, owned: _Owned) -> None:
         self._detach(owned)
+        owned.given_up = True
         self._owned.pop(owned.slot.index, None)
         await self._leases.release(owned.lease)
 
@@ -376,7 +326,7 @@ class HandlersRuntime:
             if now_ns <= self._last_stored_ns:
                 continue
             for owned in list(self._attached):
-                self._enqueue(owned, owned.slot.advance(now_ns))
+                self._outgoing.add(owned, owned.slot.advance(now_ns))
 
     async def _save_loop(self) -> None:
         while True:
@@ -407,7 +357,7 @@ class HandlersRuntime:
     def components(self) -> list[Component]:
         """Slots owned and attached, events that wait, and loops that should not have ended."""
         owned, attached = len(self._owned), len(self._attached)
-        waiting = self._waiting()
+        waiting = self._outgoing.waiting()
         ended = [] if self._stopping else [task for task in self._tasks if task.done()]
         return [
             Component(
