@@ -172,6 +172,7 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
 async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     """Handlers and the query endpoints for the whole fleet."""
     from handlers import default_handlers  # noqa: PLC0415
+    from handlers.admission import Admission  # noqa: PLC0415
     from handlers.latest import LatestStore  # noqa: PLC0415
     from handlers.queries import query_endpoints  # noqa: PLC0415
     from handlers.runtime import HandlersRuntime  # noqa: PLC0415
@@ -189,6 +190,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             make_handlers=lambda: default_handlers(settings),
             slots=settings.slots,
             members=lambda: max(1, instance.registry.count_live("handlers")),
+            admission=Admission(settings.max_nodes, settings.max_pools),
             observe=store.accept,
         ) as runtime,
     ):
@@ -196,7 +198,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         drain = await instance.serve(
             query_endpoints(store, bus, time.time_ns, settings.queries, runtime.counters)
         )
-        await runtime.started.wait()
+        await runtime.wait_started()
         await instance.ready()
         try:
             yield instance

@@ -18,6 +18,7 @@ from agent.bus.lease import BucketLeases
 from agent.nats_server import find_server, server_version
 from agent.private_server import PrivateServer
 from handlers import default_handlers
+from handlers.admission import Admission
 from handlers.runtime import HandlersRuntime
 from handlers.settings import HandlersSettings
 from schemas.engines import EngineMetrics
@@ -86,6 +87,7 @@ async def measure(pools: int, runs: int) -> None:
                 make_handlers=lambda: default_handlers(SETTINGS),
                 slots=SETTINGS.slots,
                 members=lambda: 1,
+                admission=Admission(SETTINGS.max_nodes, SETTINGS.max_pools),
             ) as runtime:
                 await runtime.started.wait()
                 results = [await one_run(bus, sender, pools, run) for run in range(runs)]

@@ -13,6 +13,7 @@ from typing import Self
 import msgspec
 import structlog
 
+from handlers.admission import Admission
 from handlers.outgoing import Outgoing
 from handlers.slots import Routed, Slot, Watermark
 from schemas.engines import CacheMetrics, EngineMetrics
@@ -37,6 +38,7 @@ log = structlog.get_logger()
 
 BALANCE_SECONDS = 1.0
 SAVE_SECONDS = 5.0
+REBUILD_SECONDS = 5.0
 SILENCE_NS = 2 * SECOND_NS
 MAX_UNPUBLISHED = 50_000
 
@@ -71,6 +73,7 @@ class _Owned:
     revision: int
     unpublished: int = 0
     saved: Watermark | None = None
+    not_saved: str = ""
     given_up: bool = False
 
     @property
@@ -104,6 +107,7 @@ class HandlersRuntime:
         make_handlers: Callable[[], Sequence[Handler]],
         slots: int,
         members: Callable[[], int],
+        admission: Admission,
         observe: Callable[[Message, int], None] = lambda message, stored_ns: None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -115,11 +119,13 @@ class HandlersRuntime:
         self._make_handlers = make_handlers
         self._slots = slots
         self._members = members
+        self._admission = admission
         self._observe = observe
         self._clock = clock
         self._owned: dict[int, _Owned] = {}
         self._attached: list[_Owned] = []
         self._live_sequence = 0
+        self._replayed = 0
         self._last_stored_ns = 0
         self._clock_offset_ns: deque[int] = deque(maxlen=64)
         self._failed_handlers: set[str] = set()
@@ -139,6 +145,12 @@ class HandlersRuntime:
         for loop in (self._balance_loop, self._tick_loop, self._save_loop):
             self._start(loop(), loop.__name__)
         return self
+
+    async def wait_started(self) -> None:
+        """Return once the first slots are rebuilt, or after a while: rebuilding goes on then."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REBUILD_SECONDS):
+                await self.started.wait()
 
     def _start(self, loop: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(loop, name=f"handlers{name}")
@@ -173,10 +185,14 @@ class HandlersRuntime:
         except (ValueError, *UNDECODABLE):
             self.counters["undecodable_total"] += 1
             return
-        self._observe(message, delivery.stored_ns)
+        if self._admission.admits(message, delivery.stored_ns):
+            self._observe(message, delivery.stored_ns)
 
-    def _on_live(self, delivery: Delivery) -> None:
-        if delivery.sequence <= self._live_sequence:
+    def _on_live(self, delivery: Delivery) -> Awaitable[None] | None:
+        again = delivery.sequence == self._live_sequence  # its reader was cut off in the middle
+        if delivery.sequence <= self._live_sequence and not (
+            again and delivery.stored_ns == self._last_stored_ns
+        ):
             self._made_anew = True
         self._live_sequence = delivery.sequence
         self._last_stored_ns = delivery.stored_ns
@@ -188,10 +204,10 @@ class HandlersRuntime:
         except (ValueError, *UNDECODABLE):
             self.counters["undecodable_total"] += 1
             raise
+        if not self._admission.admits(message, delivery.stored_ns):
+            return None
         self._observe(message, delivery.stored_ns)
-        routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
-        for owned in self._attached:
-            self._outgoing.add(owned, owned.slot.feed(routed))
+        return self._feed(self._attached, message, delivery)
 
     def _handler_failed(self, handler: Handler, error: Exception) -> None:
         self.counters["handler_failures_total"] += 1
@@ -259,10 +275,10 @@ class HandlersRuntime:
         fresh = Watermark(sequence=last_sequence, ns=self._last_stored_ns)
         if found is None:
             key = f"handlers.slot.{index}"
-            return fresh, await self._state.create(key, msgspec.json.encode(fresh))
+            return fresh, await self._state.create(key, fresh.encode())
         try:
-            watermark = msgspec.json.decode(found[0], type=Watermark)
-        except UNDECODABLE as error:
+            watermark = Watermark.decode(found[0])
+        except ValueError as error:
             # Without it nobody could ever own this slot again.
             self.counters["watermarks_unreadable_total"] += 1
             log.error("watermark_unreadable", slot=index, error=str(error))
@@ -277,26 +293,46 @@ class HandlersRuntime:
         """Feed the new slots from their windows up to where the live reader is, then join it."""
         start_ns = min(owned.slot.start_ns for owned in acquired)
         _, reached = await self._subscriber.stream_bounds("METRICS")
-        await self._feed(acquired, self._subscriber.read("METRICS", start_ns=start_ns))
+        await self._replay(acquired, self._subscriber.read("METRICS", start_ns=start_ns))
         while reached < self._live_sequence:
             target = self._live_sequence
-            await self._feed(acquired, self._subscriber.read("METRICS", start_sequence=reached + 1))
+            newer = self._subscriber.read("METRICS", start_sequence=reached + 1)
+            await self._replay(acquired, newer)
             reached = target
         # No await since the last look at the live sequence: nothing can slip in between.
         self._attached.extend(acquired)
 
-    async def _feed(
+    async def _replay(
         self, acquired: Sequence[_Owned], history: AsyncGenerator[Delivery, None]
     ) -> None:
         async with contextlib.aclosing(history):
             async for delivery in history:
+                self._replayed = delivery.sequence
                 try:
                     message = decode(delivery)
                 except (ValueError, *UNDECODABLE):
                     continue
-                routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
-                for owned in acquired:
-                    self._outgoing.add(owned, owned.slot.feed(routed))
+                if not self._admission.admits(message, delivery.stored_ns):
+                    continue
+                waiting = self._feed(acquired, message, delivery)
+                if waiting is not None:
+                    await waiting
+
+    def _feed(
+        self, to: Sequence[_Owned], message: Message, delivery: Delivery
+    ) -> Awaitable[None] | None:
+        """At once, or, where ticks are due, slot by slot: they judge every node."""
+        routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
+        if any(owned.slot.is_tick_due(delivery.stored_ns) for owned in to):
+            return self._feed_in_steps(tuple(to), routed)
+        for owned in to:
+            self._outgoing.add(owned, owned.slot.feed(routed))
+        return None
+
+    async def _feed_in_steps(self, to: Sequence[_Owned], routed: Routed) -> None:
+        for owned in to:
+            self._outgoing.add(owned, owned.slot.feed(routed))
+            await asyncio.sleep(0)
 
     async def _hand_over(self, owned: _Owned) -> None:
         self._detach(owned)
@@ -327,6 +363,7 @@ class HandlersRuntime:
                 continue
             for owned in list(self._attached):
                 self._outgoing.add(owned, owned.slot.advance(now_ns))
+                await asyncio.sleep(0)
 
     async def _save_loop(self) -> None:
         while True:
@@ -341,36 +378,45 @@ class HandlersRuntime:
         if watermark == owned.saved:
             return
         try:
+            # In a thread: deflating megabytes takes tens of milliseconds.
+            encoded = await asyncio.to_thread(watermark.encode)
             owned.revision = await self._state.update(
-                f"handlers.slot.{owned.slot.index}",
-                msgspec.json.encode(watermark),
-                owned.revision,
+                f"handlers.slot.{owned.slot.index}", encoded, owned.revision
             )
             owned.saved = watermark
+            owned.not_saved = ""
         except RevisionConflictError:
             # Somebody else saved: the slot is no longer ours, whatever the lease says.
             log.warning("slot_taken", slot=owned.slot.index)
             await self._give_up(owned)
         except PublishError as error:
-            log.warning("watermark_not_saved", slot=owned.slot.index, error=str(error))
+            self.counters["watermarks_not_saved_total"] += 1
+            if not owned.not_saved:
+                log.warning("watermark_not_saved", slot=owned.slot.index, error=str(error))
+            owned.not_saved = str(error)
 
     def components(self) -> list[Component]:
         """Slots owned and attached, events that wait, and loops that should not have ended."""
         owned, attached = len(self._owned), len(self._attached)
         waiting = self._outgoing.waiting()
+        unsaved = [one for one in self._owned.values() if one.not_saved]
+        slots = f"{attached} of {self._slots} slots here"
+        if attached < owned:
+            slots += f", {owned - attached} being rebuilt: read up to message {self._replayed}"
         ended = [] if self._stopping else [task for task in self._tasks if task.done()]
         return [
-            Component(
-                name="slots",
-                state="ok" if attached == owned else "degraded",
-                text=f"{attached} of {self._slots} slots here",
-                probed_at=instant(self._clock()),
+            self._component("slots", attached == owned, slots),
+            self._component("sources", self._admission.refused == 0, self._admission.text()),
+            self._component(
+                "watermarks",
+                not unsaved,
+                f"slot {unsaved[0].slot.index} is not saved, so that much is done again after a "
+                f"restart: {unsaved[0].not_saved}"
+                if unsaved
+                else "saved",
             ),
-            Component(
-                name="publishing",
-                state="ok" if waiting < MAX_UNPUBLISHED // 10 else "degraded",
-                text=f"{waiting} events wait",
-                probed_at=instant(self._clock()),
+            self._component(
+                "publishing", waiting < MAX_UNPUBLISHED // 10, f"{waiting} events wait"
             ),
             *(
                 Component(
@@ -382,6 +428,14 @@ class HandlersRuntime:
                 for task in ended
             ),
         ]
+
+    def _component(self, name: str, good: bool, text: str) -> Component:
+        return Component(
+            name=name,
+            state="ok" if good else "degraded",
+            text=text,
+            probed_at=instant(self._clock()),
+        )
 
 
 def _end_of(task: asyncio.Task[None]) -> str:

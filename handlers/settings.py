@@ -244,6 +244,12 @@ class HandlersSettings(Table, frozen=True, kw_only=True):
             "and for good: another number starts all windows anew",
         ),
     ] = 8
+    max_nodes: Annotated[
+        int, Meta(ge=1, description="nodes followed at once; messages of further ones are refused")
+    ] = 20_000
+    max_pools: Annotated[
+        int, Meta(ge=1, description="pools followed at once; messages of further ones are refused")
+    ] = 2_000
     utilization: Annotated[
         UtilizationSettings, Meta(description="levels, bottlenecks, GPU states")
     ] = UtilizationSettings()

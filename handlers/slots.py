@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import itertools
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeVar
 
 import msgspec
 
-from schemas.message import Message
+from schemas.message import UNDECODABLE, Message
 from schemas.protocols import Emit, Handler, Moment
 from schemas.units import SECOND_NS
 
@@ -43,6 +44,22 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     ns: int
     snapshots: dict[str, bytes] = {}
+
+    def encode(self) -> bytes:
+        """Deflated: thousands of open alerts, much like each other, are megabytes as they are."""
+        return zlib.compress(msgspec.msgpack.encode(self), level=1)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Watermark":
+        """What `encode` gave.
+
+        Raises:
+            ValueError: it did not give this.
+        """
+        try:
+            return msgspec.msgpack.decode(zlib.decompress(data), type=cls)
+        except (zlib.error, *UNDECODABLE) as error:
+            raise ValueError(str(error)) from error
 
 
 @dataclasses.dataclass(slots=True)
@@ -121,6 +138,10 @@ class Slot:
                 if not is_quiet:
                     emitted.extend(given)
         return emitted
+
+    def is_tick_due(self, ns: int) -> bool:
+        """Whether a message of stream time `ns`, or `advance` to it, runs a tick first."""
+        return self._next_tick_ns <= ns
 
     def advance(self, ns: int) -> Iterable[Emit]:
         """Stream time reached `ns` without a message: run the ticks up to it."""

@@ -107,10 +107,12 @@ class LastSeen(Generic[K]):
     def __iter__(self) -> Iterator[K]:
         return iter(self._seen_ns)
 
-    def see(self, key: K, now_ns: int) -> None:
-        """Start the life of `key` anew."""
-        if key in self._seen_ns or len(self._seen_ns) < self._max_entries:
-            self._seen_ns[key] = now_ns
+    def see(self, key: K, now_ns: int) -> bool:
+        """Start the life of `key` anew; False when it is a further one."""
+        if key not in self._seen_ns and len(self._seen_ns) >= self._max_entries:
+            return False
+        self._seen_ns[key] = now_ns
+        return True
 
     def forget(self, now_ns: int) -> None:
         """Drop the keys whose life is over."""

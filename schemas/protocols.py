@@ -187,7 +187,7 @@ class Subscriber(Protocol):
     async def follow(
         self,
         stream: str,
-        on_delivery: Callable[[Delivery], None],
+        on_delivery: Callable[[Delivery], Awaitable[None] | None],
         *,
         subject: str = ">",
         start_sequence: int | None = None,
@@ -197,7 +197,8 @@ class Subscriber(Protocol):
         """Read `stream` (name below the prefix) in order, for ever; returns the unsubscriber.
 
         Without a start, only new messages. Gaps and a server's return are handled: no message
-        is skipped or repeated while the stream still holds it.
+        is skipped or repeated while the stream still holds it. Where `on_delivery` gives an
+        awaitable, the next message waits for it; one cut off in it comes again.
         """
 
     def read(

@@ -210,7 +210,7 @@ class Bus(PublishingConnection):
     async def follow(
         self,
         stream: str,
-        on_delivery: Callable[[Delivery], None],
+        on_delivery: Callable[[Delivery], Awaitable[None] | None],
         *,
         subject: str = ">",
         start_sequence: int | None = None,
@@ -219,9 +219,17 @@ class Bus(PublishingConnection):
     ) -> Callable[[], Awaitable[None]]:
         """Read `stream` in order for ever; see Subscriber."""
 
-        def deliver(delivery: Delivery, _pending: int) -> None:
+        def deliver(delivery: Delivery, _pending: int) -> Awaitable[None] | None:
             try:
-                on_delivery(delivery)
+                waiting = on_delivery(delivery)
+            except Exception as error:
+                self._incidents.count_bad_message(delivery.subject, error)
+                return None
+            return None if waiting is None else finish(delivery, waiting)
+
+        async def finish(delivery: Delivery, waiting: Awaitable[None]) -> None:
+            try:
+                await waiting
             except Exception as error:
                 self._incidents.count_bad_message(delivery.subject, error)
 

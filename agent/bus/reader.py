@@ -184,7 +184,6 @@ class OrderedReader:
             self._restart.set()
             return
         self._expected += 1
-        self._next = sequence + 1
         waiting = self._deliver(
             Delivery(
                 self._names.relative(message.subject), message.data, headers, sequence, stored_ns
@@ -193,6 +192,7 @@ class OrderedReader:
         )
         if waiting is not None:
             await waiting
+        self._next = sequence + 1
 
     async def _keep_alive(self) -> None:
         while True:

@@ -22,7 +22,7 @@ from agent.bus.lease import (
 from agent.bus.streams import BUCKETS
 from schemas.archive import Expired
 from schemas.lifecycle import Deregistered
-from schemas.protocols import Answer, Call, Endpoint, PublishError, RequestError, WorkItem
+from schemas.protocols import Answer, Call, Delivery, Endpoint, PublishError, RequestError, WorkItem
 from schemas.units import instant
 from tests.support.server import NatsServer
 from tests.support.small_disk import small_disk
@@ -471,6 +471,34 @@ async def test_a_server_that_dies_while_readers_are_renewed_does_not_freeze_the_
     await stop()
 
     assert beats == 20
+
+
+async def test_a_message_that_a_restart_of_the_reader_cuts_off_comes_again(bus: Bus) -> None:
+    seen: list[tuple[bytes, str]] = []
+    never = asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        seen.append((delivery.payload, "begun"))
+        if len(seen) == 1:
+            await never.wait()
+        seen.append((delivery.payload, "done"))
+
+    await bus.follow("ALERTS", handle)
+    await bus.send("alert.first", b"1")
+    await bus.send("alert.second", b"2")
+    await until(lambda: len(seen) == 1)
+    (reader,) = bus._readers
+
+    reader.restart_soon()
+    await until(lambda: len(seen) == 5)
+
+    assert seen == [
+        (b"1", "begun"),
+        (b"1", "begun"),
+        (b"1", "done"),
+        (b"2", "begun"),
+        (b"2", "done"),
+    ]
 
 
 async def test_a_header_that_looks_like_flow_control_deafens_nobody(bus: Bus) -> None:

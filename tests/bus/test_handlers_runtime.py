@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from agent.bus import Bus, connect
 from agent.bus.lease import BucketLeases
 from handlers import runtime as runtime_module
 from handlers import slots as slots_module
+from handlers.admission import Admission
 from handlers.runtime import HandlersRuntime, decode
 from handlers.slots import TICK_NS, Routed, Slot, Watermark, replay, slot_of
 from schemas.archive import Expired
@@ -87,6 +89,7 @@ async def runtime(
     slots: int = 4,
     make_handlers: Callable[[], Sequence[Handler]] = make_handlers,
     clock: Callable[[], int] = time.time_ns,
+    admission: Admission | None = None,
 ) -> AsyncIterator[HandlersRuntime]:
     leases = BucketLeases(bus.bucket("lease"), owner)
     async with HandlersRuntime(
@@ -97,6 +100,7 @@ async def runtime(
         make_handlers=make_handlers,
         slots=slots,
         members=members,
+        admission=admission or Admission(1000, 1000),
         clock=clock,
     ) as running:
         async with asyncio.timeout(10):
@@ -198,6 +202,7 @@ async def test_two_processes_and_a_kill_lose_nothing_and_double_nothing(
         make_handlers=make_handlers,
         slots=4,
         members=lambda: 2,
+        admission=Admission(1000, 1000),
     )
     await victim.__aenter__()
     async with asyncio.timeout(10):
@@ -268,6 +273,7 @@ async def test_a_message_between_catching_up_and_joining_is_not_missed(bus: Bus)
         make_handlers=make_handlers,
         slots=1,
         members=lambda: 1,
+        admission=Admission(1000, 1000),
     )
     async with running:
         found = await wait_published(bus, 1)
@@ -395,6 +401,7 @@ async def test_a_handler_that_fails_stops_no_other(bus: Bus) -> None:
         make_handlers=with_failing,
         slots=1,
         members=lambda: 1,
+        admission=Admission(1000, 1000),
     ) as running:
         await running.started.wait()
         for number in range(10):
@@ -426,6 +433,7 @@ def with_faults(bus: Bus, faulty: Any, **changed: Any) -> HandlersRuntime:
         "make_handlers": make_handlers,
         "slots": 2,
         "members": lambda: 1,
+        "admission": Admission(1000, 1000),
     }
     return HandlersRuntime(**(arguments | changed))
 
@@ -572,3 +580,107 @@ async def test_a_loop_that_ended_is_a_failed_component(bus: Bus) -> None:
 
     assert len(failed) == 1
     assert "ended: cancelled" in failed[0]
+
+
+def component(running: HandlersRuntime, name: str) -> tuple[str, str]:
+    (found,) = (one for one in running.components() if one.name == name)
+    return found.state, found.text
+
+
+class Remembering(EveryTenth):
+    """Its state is `content`; keeps what it was given back."""
+
+    content = b""
+    restored: list[bytes] = []  # noqa: RUF012 - of all instances
+
+    def snapshot(self) -> bytes | None:
+        return self.content
+
+    def restore(self, snapshot: bytes) -> None:
+        self.restored.append(snapshot)
+
+
+def remembering(content: bytes) -> Callable[[], Sequence[Handler]]:
+    def make() -> Sequence[Handler]:
+        handler = Remembering()
+        handler.consumes, handler.content = (EngineMetrics,), content
+        return (handler,)  # type: ignore[return-value]  # `scope` is a plain str here
+
+    return make
+
+
+async def test_state_of_thousands_of_open_alerts_outlives_a_restart(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alerts = msgspec.json.encode([f"disk of node-{number} is full" for number in range(100_000)])
+    assert len(alerts) > 2 * bus.max_payload
+    monkeypatch.setattr(Remembering, "restored", [])
+
+    for owner in ("a", "b"):
+        async with runtime(bus, owner, slots=1, make_handlers=remembering(alerts)) as running:
+            await bus.publish(engine("n1", 1))
+            await until(lambda: running.counters["messages_total"] == 1)
+
+    assert Remembering.restored == [alerts]
+    assert component(running, "watermarks") == ("ok", "saved")
+
+
+async def test_state_that_cannot_be_saved_is_told_and_the_handlers_go_on(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_module, "SAVE_SECONDS", 0.05)
+    noise = random.Random(1).randbytes(2 * bus.max_payload)
+
+    async with runtime(bus, "a", slots=1, make_handlers=remembering(noise)) as running:
+        for number in range(10):
+            await bus.publish(engine("n1", number))
+        found = await wait_published(bus, 1)
+        await until(lambda: running.counters["watermarks_not_saved_total"] > 1)
+        state, text = component(running, "watermarks")
+
+    assert found == [("n1", "10")]
+    assert state == "degraded"
+    assert "slot 0 is not saved" in text
+    assert "maximum payload" in text
+
+
+async def test_a_flood_of_names_is_refused_and_the_nodes_that_are_known_go_on(bus: Bus) -> None:
+    async with runtime(bus, "a", admission=Admission(2, 1000)) as running:
+        for number in range(10):
+            for node in ("n1", "n2", f"flood{number}"):
+                await bus.publish(engine(node, number))
+        found = await wait_published(bus, 2)
+        await until(lambda: running.counters["messages_total"] == 30)
+        state, text = component(running, "sources")
+
+    assert sorted(found) == [("n1", "10"), ("n2", "10")]
+    assert (state, text) == (
+        "degraded",
+        "2 nodes in 1 pools followed, 10 messages of others refused",
+    )
+
+
+async def test_rebuilding_for_long_keeps_nobody_from_being_ready(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_module, "REBUILD_SECONDS", 0.05)
+    going_on = asyncio.Event()
+    await bus.publish(engine("n1", 1))
+
+    async def read(stream: str, **where: Any) -> AsyncGenerator[Delivery, None]:
+        async for delivery in bus.read(stream, **where):
+            yield delivery
+            if "start_ns" in where:
+                await going_on.wait()
+
+    async with with_faults(bus, Faulty(bus, read=read)) as running:
+        await running.wait_started()
+        await until(lambda: component(running, "slots")[1].endswith("up to message 1"))
+        rebuilding = component(running, "slots")
+        going_on.set()
+        await until(lambda: component(running, "slots")[0] == "ok")
+
+    assert rebuilding == (
+        "degraded",
+        "0 of 2 slots here, 2 being rebuilt: read up to message 1",
+    )

@@ -25,7 +25,7 @@ class NoStreams:
     async def follow(
         self,
         stream: str,
-        on_delivery: Callable[[Delivery], None],
+        on_delivery: Callable[[Delivery], Awaitable[None] | None],
         *,
         subject: str = ">",
         start_sequence: int | None = None,
