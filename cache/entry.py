@@ -1,19 +1,23 @@
 """One cached entry: the value and what is known about it."""
 
-import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
+
+import msgspec
 
 _NO_META: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
-class Entry:
+class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
     """A key, its value, and its history in the cache.
 
-    `size_bytes` counts key (UTF-8), value, and the texts that came with them; it is what the
-    entry takes from a limit. `ttl_seconds` is what the writer asked for: None leaves the archive's
-    TTL to the heuristic, 0 keeps the entry out of the archive. `expires_at_ns` None = never.
+    `ttl_seconds` is what the writer asked for: None leaves the archive's TTL to the heuristic, 0
+    keeps the entry out of the archive. `expires_at_ns` None = never. `score` is set when the entry
+    is evicted, by a policy that estimates it: uses a second to expect at that moment.
+
+    The garbage collector does not look into entries, so that its pauses do not grow with the
+    cache: nothing in an entry may lead back to it.
     """
 
     key: str
@@ -29,16 +33,32 @@ class Entry:
     cost_seconds: float | None = None
     request_class: str | None = None
     tags: tuple[str, ...] = ()
-    meta: Mapping[str, str] = dataclasses.field(default_factory=lambda: _NO_META)
-    size_bytes: int = dataclasses.field(init=False)
+    meta: Mapping[str, str] = _NO_META
+    score: float | None = None
+    place: Any = None  # the eviction policy's own note of where the entry stands
 
-    def __post_init__(self) -> None:
-        size = len(self.key.encode()) + len(self.value)
-        for text in (self.parent, self.request_class, *self.tags, *self.meta, *self.meta.values()):
-            if text is not None:
-                size += len(text.encode())
-        self.size_bytes = size
+    @property
+    def size_bytes(self) -> int:
+        """What the entry takes from a limit: key (UTF-8), value, and the texts with them.
+
+        Computed, because a stored number would cost 40 bytes an entry.
+        """
+        size = len(self.value) + utf8_bytes(self.key)
+        if self.parent is not None:
+            size += utf8_bytes(self.parent)
+        if self.request_class is not None:
+            size += utf8_bytes(self.request_class)
+        if self.tags:
+            size += sum(map(utf8_bytes, self.tags))
+        if self.meta:
+            size += sum(utf8_bytes(key) + utf8_bytes(text) for key, text in self.meta.items())
+        return size
 
     def expired(self, now_ns: int) -> bool:
         """True from the instant `expires_at_ns` on."""
         return self.expires_at_ns is not None and self.expires_at_ns <= now_ns
+
+
+def utf8_bytes(text: str) -> int:
+    """How long `text` is in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())

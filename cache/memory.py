@@ -2,27 +2,37 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from cache.entry import Entry
+from cache.entry import Entry, utf8_bytes
 from cache.policies import make_policy
 from schemas.cache import MAX_KEY_BYTES
+from schemas.units import SECOND_NS
 
 MB = 1024 * 1024
+_SHARDS = 256
+_SAME_REQUEST_NS = SECOND_NS
+_BATCH = 64
 
 
 class InMemoryKVCacheManager:
     """Keys to byte values, at most `max_memory_mb` · 1024·1024 bytes of keys and values.
 
-    Every operation is O(1) (an evicting one: per evicted entry) and holds one lock. The limit is
-    never exceeded, not even for a moment. Expired entries are misses; they leave when looked up,
-    or without being given back when room is needed.
+    Every operation is O(1) for each key given and each entry evicted, and holds one lock. The
+    limit is never exceeded, not even for a moment. Expired entries are misses; they leave when
+    looked up, or without being given back when room is needed.
+
+    A chain is a list of keys, root first, each naming a longer prefix of the same text. The head
+    of a chain stays longer than its tail where it is looked up by `match_prefix` and stored by
+    `set_many`: a tail without its head serves nobody. Both together count as one use.
+
+    An entry takes 200 to 300 bytes beyond its key and value.
 
     Args:
         max_memory_mb: the limit, in units of 1024·1024 bytes.
         eviction_policy: a name in `cache.policies.POLICIES`.
-        clock: wall clock in nanoseconds; it never decides the order of eviction.
+        clock: wall clock in nanoseconds; steps back do not disturb the order of eviction.
     """
 
     def __init__(
@@ -32,14 +42,15 @@ class InMemoryKVCacheManager:
         *,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        if max_memory_mb <= 0:
-            raise ValueError(f"max_memory_mb must be positive, not {max_memory_mb}")
-        self.limit_bytes = max_memory_mb * MB
-        self._policy_name = eviction_policy
+        self.limit_bytes = _limit_bytes(max_memory_mb)
+        self.policy_name = eviction_policy
         self._policy = make_policy(eviction_policy)
         self._clock = clock
         self._lock = threading.Lock()
-        self._entries: dict[str, Entry] = {}
+        # Many small dicts: one that grows or is renewed copies itself, which takes 0.1 s at a
+        # million entries.
+        self._shards: tuple[dict[str, Entry], ...] = tuple({} for _ in range(_SHARDS))
+        self._count = 0
         self._used_bytes = 0
         self._hits = 0
         self._misses = 0
@@ -52,14 +63,7 @@ class InMemoryKVCacheManager:
             ValueError: key empty, None or above 10 KB; value None; entry larger than the limit.
             TypeError: value not bytes.
         """
-        if not key:
-            raise ValueError("key cannot be None or empty")
-        if value is None:
-            raise ValueError("value cannot be None or empty")
-        if not isinstance(value, bytes):
-            raise TypeError(f"value must be bytes, not {type(value).__name__}")
-        if len(key.encode()) > MAX_KEY_BYTES:
-            raise ValueError(f"key of {len(key.encode())} bytes exceeds maximum of 10KB")
+        _check(key, value)
         self.store(Entry(key=key, value=value, prefix_tokens=prefix_tokens))
 
     def get(self, key: str) -> bytes | None:
@@ -69,6 +73,54 @@ class InMemoryKVCacheManager:
         entry = self.lookup(key)
         return None if entry is None else entry.value
 
+    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """The values of those that are here, in the order asked for; each is a `get`."""
+        found = {key: self.get(key) for key in keys}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def set_many(self, items: Iterable[tuple[str, bytes]], parent: str | None = None) -> None:
+        """Keep the pairs of one chain, root first; the first one extends `parent`.
+
+        Where they are larger than the limit together, the head is kept.
+
+        Raises:
+            ValueError, TypeError: as `set`; nothing was stored then.
+        """
+        entries = []
+        for key, value in items:
+            _check(key, value)
+            entries.append(Entry(key=key, value=value, parent=parent))
+            parent = key
+        self.store_many(entries)
+
+    def match_prefix(self, keys: Iterable[str]) -> int:
+        """How many keys of a chain are here, from its root to the first that is not.
+
+        They count as hits and as used together, the first missing one as a miss.
+        """
+        with self._lock:
+            now_ns = self._clock()
+            found: dict[str, Entry] = {}
+            matched = 0
+            for key in keys:
+                entry = self._find_live(key, now_ns)
+                if entry is None:
+                    self._misses += 1
+                    break
+                matched += 1
+                found[key] = entry
+            self._hits += matched
+            if found:
+                chain = list(found.values())
+                if len(chain) == 1:
+                    self._policy.used(chain[0], now_ns)
+                else:
+                    self._policy.chain_used(chain, now_ns)
+                for entry in chain:
+                    entry.access_count += 1
+                    entry.last_accessed_ns = now_ns
+            return matched
+
     def delete(self, key: str) -> None:
         """Remove the entry; absent is fine."""
         self.remove(key)
@@ -76,9 +128,43 @@ class InMemoryKVCacheManager:
     def clear(self) -> None:
         """Remove every entry and reset the statistics."""
         with self._lock:
-            self._entries.clear()
-            self._policy = make_policy(self._policy_name)
-            self._used_bytes = self._hits = self._misses = self._evictions = 0
+            for shard in self._shards:
+                shard.clear()
+            self._policy = make_policy(self.policy_name)
+            self._count = self._used_bytes = self._hits = self._misses = self._evictions = 0
+
+    def resize(self, max_memory_mb: int) -> list[Entry]:
+        """Set the limit; returns what had to leave for it.
+
+        Raises:
+            ValueError: not positive; nothing changed.
+        """
+        limit_bytes = _limit_bytes(max_memory_mb)
+        with self._lock:
+            self.limit_bytes = limit_bytes
+            return self._make_room(0, self._clock())
+
+    def set_policy(self, eviction_policy: str) -> None:
+        """Evict by another policy from now on; entries stay, in the order they would have left.
+
+        O(entries): about a second for a million, in which the cache answers nobody.
+
+        Raises:
+            ValueError: unknown policy; nothing changed.
+        """
+        policy = make_policy(eviction_policy)
+        with self._lock:
+            now_ns = self._clock()
+            left = self._count
+            while left:
+                keys = [self._policy.pop() for _ in range(min(left, _BATCH))]
+                batch = [self._shards[hash(key) % _SHARDS][key] for key in keys]
+                left -= len(batch)
+                for entry in batch:
+                    entry.place = None
+                policy.chain_added(batch[::-1], None, now_ns)
+            self._policy = policy
+            self.policy_name = eviction_policy
 
     def get_metadata(self, key: str) -> dict[str, Any] | None:
         """What is known of the entry, or None; counts neither as access nor as hit or miss.
@@ -101,7 +187,7 @@ class InMemoryKVCacheManager:
         with self._lock:
             lookups = self._hits + self._misses
             return {
-                "total_entries": len(self._entries),
+                "total_entries": self._count,
                 "memory_used_mb": self._used_bytes / MB,
                 "cache_hits": self._hits,
                 "cache_misses": self._misses,
@@ -116,7 +202,7 @@ class InMemoryKVCacheManager:
 
     def __len__(self) -> int:
         """Entries held, expired ones that nobody looked up included."""
-        return len(self._entries)
+        return self._count
 
     def store(self, entry: Entry) -> list[Entry]:
         """Keep `entry` as the newest, replacing what its key had; returns what left for room.
@@ -127,51 +213,83 @@ class InMemoryKVCacheManager:
         Raises:
             ValueError: larger than the limit; nothing was evicted or replaced.
         """
-        if entry.size_bytes > self.limit_bytes:
-            raise ValueError(
-                f"entry of {entry.size_bytes} bytes exceeds cache limit of {self.limit_bytes} bytes"
-            )
-        evicted: list[Entry] = []
+        if entry.parent is not None:
+            return self.store_many((entry,))
+        size_bytes = self._checked_size(entry)
         with self._lock:
             now_ns = self._clock()
-            entry.inserted_at_ns = entry.inserted_at_ns or now_ns
-            entry.last_accessed_ns = entry.last_accessed_ns or now_ns
-            if entry.key in self._entries:
-                self._take(entry.key)
-            while self._used_bytes + entry.size_bytes > self.limit_bytes:
-                victim = self._take(self._policy.victim())
-                if not victim.expired(now_ns):
-                    self._evictions += 1
-                    evicted.append(victim)
-            self._entries[entry.key] = entry
-            self._policy.added(entry.key)
-            self._used_bytes += entry.size_bytes
+            self._release(entry)
+            evicted = self._make_room(size_bytes, now_ns)
+            self._insert(entry, size_bytes, now_ns)
+            self._policy.added(entry, now_ns)
         return evicted
+
+    def store_many(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Keep the entries of one chain, root first; returns what left for room, as `store`.
+
+        The chain above the first one's `parent` is in use, too, and stays. Where the entries are
+        larger than the limit together, the head is kept and the rest returned.
+
+        Raises:
+            ValueError: one is larger than the limit; nothing was evicted or replaced.
+        """
+        sized = {entry.key: (entry, self._checked_size(entry)) for entry in entries}
+        if not sized:
+            return []
+        with self._lock:
+            now_ns = self._clock()
+            for entry, _ in sized.values():
+                self._release(entry)
+            parent_key = entries[0].parent
+            self._keep_chain(parent_key, now_ns)
+            kept: list[tuple[Entry, int]] = []
+            room = self.limit_bytes
+            for entry, size_bytes in sized.values():
+                room -= size_bytes
+                if room < 0:
+                    break
+                kept.append((entry, size_bytes))
+            evicted = self._make_room(sum(size_bytes for _, size_bytes in kept), now_ns)
+            for entry, size_bytes in kept:
+                self._insert(entry, size_bytes, now_ns)
+            chain = [entry for entry, _ in kept]
+            parent = None if parent_key in sized else self._find_live(parent_key, now_ns)
+            if parent is None and len(chain) == 1:
+                self._policy.added(chain[0], now_ns)
+            else:
+                self._policy.chain_added(chain, parent, now_ns)
+            tail = [entry for entry, _ in list(sized.values())[len(kept) :]]
+            self._evictions += len(tail)
+        return evicted + tail
 
     def lookup(self, key: str) -> Entry | None:
         """The entry, counted as a hit and as its newest access; else None, counted as a miss."""
         with self._lock:
             now_ns = self._clock()
-            entry = self._live(key, now_ns)
-            if entry is None:
+            entry = self._shards[hash(key) % _SHARDS].get(key)
+            if entry is None or (
+                entry.expires_at_ns is not None and self._find_live(key, now_ns) is None
+            ):
                 self._misses += 1
                 return None
             self._hits += 1
+            self._policy.used(entry, now_ns)
             entry.access_count += 1
             entry.last_accessed_ns = now_ns
-            self._policy.used(key)
             return entry
 
     def peek(self, key: str) -> Entry | None:
         """The entry or None; counts nothing and changes no order."""
         with self._lock:
-            return self._live(key, self._clock())
+            return self._find_live(key, self._clock())
 
     def remove(self, key: str) -> Entry | None:
         """Take the entry out and return it; None when absent or expired."""
         with self._lock:
-            entry = self._live(key, self._clock())
-            return None if entry is None else self._take(key)
+            entry = self._find_live(key, self._clock())
+            if entry is not None:
+                self._take(entry)
+            return entry
 
     def take_next(self) -> Entry | None:
         """Take out the entry that would be evicted next; None when none is left but expired ones.
@@ -180,21 +298,98 @@ class InMemoryKVCacheManager:
         """
         with self._lock:
             now_ns = self._clock()
-            while self._entries:
-                entry = self._take(self._policy.victim())
+            while self._count:
+                entry = self._pop()
                 if not entry.expired(now_ns):
                     return entry
             return None
 
-    def _live(self, key: str, now_ns: int) -> Entry | None:
-        entry = self._entries.get(key)
+    def _checked_size(self, entry: Entry) -> int:
+        size_bytes = entry.size_bytes
+        if size_bytes > self.limit_bytes:
+            raise ValueError(
+                f"entry of {size_bytes} bytes exceeds cache limit of {self.limit_bytes} bytes"
+            )
+        return size_bytes
+
+    def _find_live(self, key: str | None, now_ns: int) -> Entry | None:
+        """The entry unless it has expired: then it leaves."""
+        if key is None:
+            return None
+        entry = self._shards[hash(key) % _SHARDS].get(key)
         if entry is not None and entry.expired(now_ns):
-            self._take(key)
+            self._take(entry)
             return None
         return entry
 
-    def _take(self, key: str) -> Entry:
-        entry = self._entries.pop(key)
-        self._policy.removed(key)
+    def _insert(self, entry: Entry, size_bytes: int, now_ns: int) -> None:
+        entry.inserted_at_ns = entry.inserted_at_ns or now_ns
+        entry.last_accessed_ns = entry.last_accessed_ns or now_ns
+        self._shards[hash(entry.key) % _SHARDS][entry.key] = entry
+        self._count += 1
+        self._used_bytes += size_bytes
+
+    def _release(self, entry: Entry) -> None:
+        """Take out what `entry` will replace; its place is the policy's to know."""
+        old = self._shards[hash(entry.key) % _SHARDS].get(entry.key)
+        if old is None:
+            entry.place = None
+        else:
+            place = old.place
+            self._take(old)
+            entry.place = place
+
+    def _take(self, entry: Entry) -> None:
+        self._policy.removed(entry)
+        self._forget(entry.key)
+
+    def _pop(self) -> Entry:
+        """Take out what should leave next."""
+        entry = self._forget(self._policy.pop())
+        entry.score = self._policy.score()
+        return entry
+
+    def _forget(self, key: str) -> Entry:
+        entry = self._shards[hash(key) % _SHARDS].pop(key)
+        entry.place = None
+        self._count -= 1
         self._used_bytes -= entry.size_bytes
         return entry
+
+    def _make_room(self, size_bytes: int, now_ns: int) -> list[Entry]:
+        """Evict until `size_bytes` fit; returns those that had not expired."""
+        evicted: list[Entry] = []
+        while self._used_bytes + size_bytes > self.limit_bytes:
+            entry = self._pop()
+            if not entry.expired(now_ns):
+                self._evictions += 1
+                evicted.append(entry)
+        return evicted
+
+    def _keep_chain(self, key: str | None, now_ns: int) -> None:
+        """Note that the chain that ends with `key` is in use, as far up as it is not noted yet."""
+        stale = []
+        entry = self._find_live(key, now_ns)
+        while entry is not None and now_ns - entry.last_accessed_ns > _SAME_REQUEST_NS:
+            entry.last_accessed_ns = now_ns
+            stale.append(entry)
+            entry = self._find_live(entry.parent, now_ns)
+        if stale:
+            self._policy.chain_moved(stale[::-1], entry, now_ns)
+
+
+def _limit_bytes(max_memory_mb: int) -> int:
+    if max_memory_mb <= 0:
+        raise ValueError(f"max_memory_mb must be positive, not {max_memory_mb}")
+    return max_memory_mb * MB
+
+
+def _check(key: str, value: bytes) -> None:
+    if not key:
+        raise ValueError("key cannot be None or empty")
+    if value is None:
+        raise ValueError("value cannot be None or empty")
+    if not isinstance(value, bytes):
+        raise TypeError(f"value must be bytes, not {type(value).__name__}")
+    if utf8_bytes(key) > MAX_KEY_BYTES:
+        raise ValueError(f"key of {utf8_bytes(key)} bytes exceeds maximum of 10KB")

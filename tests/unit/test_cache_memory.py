@@ -26,14 +26,22 @@ class Clock:
         return self.ns
 
 
+def contents(manager: InMemoryKVCacheManager) -> dict[str, Entry]:
+    return {key: entry for shard in manager._shards for key, entry in shard.items()}
+
+
 def order(manager: InMemoryKVCacheManager) -> list[str]:
     assert isinstance(manager._policy, Lru)
-    return list(manager._policy._order)
+    return [
+        key
+        for segment in manager._policy._segments
+        for key in (reversed(segment.keys) if segment.is_chain else segment.keys)
+    ]
 
 
 def check(manager: InMemoryKVCacheManager) -> None:
     """The counters and both containers agree."""
-    entries = manager._entries
+    entries = contents(manager)
     assert manager.used_bytes == sum(entry.size_bytes for entry in entries.values())
     assert manager.used_bytes <= manager.limit_bytes
     assert sorted(order(manager)) == sorted(entries)
@@ -132,7 +140,7 @@ def test_a_cache_without_room_is_refused(limit: int) -> None:
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'belady'; known: lru"):
+    with pytest.raises(ValueError, match="'belady'; known: fifo, lfu, lru, prefix, random"):
         InMemoryKVCacheManager(1, "belady")
 
 
@@ -310,7 +318,7 @@ def test_ten_thousand_random_operations_agree_with_a_reference_model() -> None:
         else:
             manager.clear()
             model = Model(MB)
-        assert set(manager._entries) == set(model.entries), where
+        assert set(contents(manager)) == set(model.entries), where
         stats = manager.get_stats()
         assert (stats["cache_hits"], stats["cache_misses"], stats["evictions"]) == (
             model.hits,

@@ -1,0 +1,15 @@
+"""First in, first out."""
+
+from cache.entry import Entry
+from cache.policies.policy import EvictionPolicy
+from cache.policies.segments import SegmentQueue
+
+
+class Fifo(SegmentQueue, EvictionPolicy):
+    """What was set first leaves first, whether it was used or not."""
+
+    added = SegmentQueue.append
+    removed = SegmentQueue.discard
+
+    def used(self, entry: Entry, now_ns: int) -> None:
+        """Changes nothing."""

@@ -1,0 +1,196 @@
+"""Least expected use first, for prefix chains: tails before heads, one-time prompts before all."""
+
+from collections.abc import Sequence
+
+from cache.entry import Entry
+from cache.policies.policy import EvictionPolicy
+from cache.policies.remembered import Remembered
+from cache.policies.reuse import CLASSES, LAST, NEW, ReuseModel, class_after
+from cache.policies.segments import SEGMENT_KEYS, Segment, SegmentQueue
+from schemas.units import SECOND_NS
+
+
+class Prefix(EvictionPolicy):
+    """One queue for each class of `reuse`; what leaves is the queue head that is worth least.
+
+    A chain is cut where the class changes; each part is a segment, linked to the next deeper one,
+    and what leaves is always the deepest key of the deepest one. Keys that left are remembered
+    for a while, so that one that comes back counts as used again. Only look-ups and returns count:
+    a put of what is held is the same use as the look-up before it.
+
+    Keys set or looked up alone go into segments of up to a second, treated like chains.
+    """
+
+    def __init__(self) -> None:
+        self._queues = [SegmentQueue(rank) for rank in range(CLASSES)]
+        self._model = ReuseModel()
+        self._remembered = Remembered()
+        self._entries = 0
+        self._leaving: Segment | None = None
+        self._score: float | None = None
+        self._now_ns = 0
+        self._clock_ns = 0
+
+    def added(self, entry: Entry, now_ns: int) -> None:
+        """New: of its class, or of that of the entry it replaces."""
+        now_ns = self._time(now_ns)
+        self._append(self._queues[self._class_of(entry, now_ns)], entry, now_ns)
+        self._count(1)
+
+    def used(self, entry: Entry, now_ns: int) -> None:
+        """Used again: of the class of its gap."""
+        now_ns = self._time(now_ns)
+        old = entry.place
+        old_rank = old.rank
+        gap_seconds = (now_ns - old.used_at_ns) / SECOND_NS
+        rank = class_after(old_rank, gap_seconds)
+        self._model.use(old_rank, gap_seconds, 1)
+        self._model.place(rank, 1)
+        if rank == old_rank and self._queues[rank].is_open(old):
+            return
+        self._queues[old_rank].discard(entry)
+        self._append(self._queues[rank], entry, now_ns)
+        self._model.learn_if_due(now_ns / SECOND_NS)
+
+    def removed(self, entry: Entry) -> None:
+        """Gone, and not remembered."""
+        self._queues[entry.place.rank].discard(entry)
+        self._entries -= 1
+
+    def pop(self) -> str:
+        """The deepest key of the segment worth least; one search serves all of its keys."""
+        segment = self._leaving
+        if segment is None or not segment.keys:
+            segment = self._leaving = self._least()
+        key = self._queues[segment.rank].pop_newest(segment)
+        self._remembered.put(key, segment.rank, segment.used_at_ns / SECOND_NS)
+        self._entries -= 1
+        return key
+
+    def score(self) -> float | None:
+        """As estimated when its segment began to leave."""
+        return self._score
+
+    def chain_added(self, entries: Sequence[Entry], parent: Entry | None, now_ns: int) -> None:
+        """In segments below their parent's; a last one never seen is of the class `LAST`."""
+        now_ns = self._time(now_ns)
+        segment = None if parent is None else self._chain_of(parent, now_ns)
+        last = entries[-1]
+        for entry in entries:
+            rank = self._class_of(entry, now_ns, new=LAST if entry is last else NEW)
+            if segment is None or segment.rank != rank:
+                segment = self._below(segment, rank, now_ns)
+            self._queues[rank].extend(segment, (entry,))
+        self._count(len(entries))
+
+    def chain_used(self, entries: Sequence[Entry], now_ns: int) -> None:
+        """Each part of the chain that was used together before is counted and moved as one."""
+        now_ns = self._time(now_ns)
+        old: Segment | None = None
+        segment: Segment | None = None
+        part: list[Entry] = []
+        for entry in entries:
+            if entry.place is not old and old is not None:
+                segment = self._use_part(part, old, segment, now_ns)
+                part = []
+            old = entry.place
+            part.append(entry)
+        if old is not None:
+            self._use_part(part, old, segment, now_ns)
+        self._model.learn_if_due(now_ns / SECOND_NS)
+
+    def chain_moved(self, entries: Sequence[Entry], parent: Entry | None, now_ns: int) -> None:
+        """In segments below their parent's, each of the class it has."""
+        for entry in entries:
+            self.removed(entry)
+        self.chain_added(entries, parent, now_ns)
+
+    def _time(self, now_ns: int) -> int:
+        """The time by the clock's steps ahead: it stands still where the clock steps back."""
+        step_ns = now_ns - self._clock_ns
+        self._clock_ns = now_ns
+        if step_ns > 0:
+            self._now_ns += step_ns
+        return self._now_ns
+
+    def _class_of(self, entry: Entry, now_ns: int, new: int = NEW) -> int:
+        if entry.place is not None:
+            rank: int = entry.place.rank
+            return rank
+        rank = new
+        past = self._remembered.take(entry.key, now_ns / SECOND_NS)
+        if past is not None:
+            old_rank, gap_seconds = past
+            self._model.use(old_rank, gap_seconds, 1)
+            rank = class_after(old_rank, gap_seconds)
+        self._model.place(rank, 1)
+        return rank
+
+    def _count(self, entries: int) -> None:
+        self._entries += entries
+        self._remembered.reserve(self._entries)
+        self._model.learn_if_due(self._now_ns / SECOND_NS)
+
+    def _append(self, queue: SegmentQueue, entry: Entry, now_ns: int) -> None:
+        # A segment leaves newest first: it must be a small part of the cache and of its time.
+        keys = min(SEGMENT_KEYS, 1 + self._entries // SEGMENT_KEYS)
+        queue.append(entry, now_ns, keys, SECOND_NS)
+
+    def _below(self, segment: Segment | None, rank: int, now_ns: int) -> Segment:
+        """A new segment for what is deeper than `segment`."""
+        new = self._queues[rank].new_segment(now_ns, is_chain=True)
+        if segment is not None:
+            segment.deeper = new
+        return new
+
+    def _chain_of(self, parent: Entry, now_ns: int) -> Segment:
+        """The segment of `parent`, made one of a chain that goes on."""
+        place: Segment = parent.place
+        if place.is_chain and place.rank != LAST:
+            return place
+        rank = place.rank
+        self._queues[rank].discard(parent)
+        if rank == LAST:
+            self._model.place(LAST, -1)
+            self._model.place(NEW, 1)
+            rank = NEW
+        segment = self._below(place, rank, now_ns)
+        self._queues[rank].extend(segment, (parent,))
+        return segment
+
+    def _use_part(
+        self, entries: list[Entry], old: Segment, above: Segment | None, now_ns: int
+    ) -> Segment:
+        """Move entries that are together in `old`; returns where they are now."""
+        gap_seconds = (now_ns - old.used_at_ns) / SECOND_NS
+        rank = class_after(old.rank, gap_seconds)
+        self._model.use(old.rank, gap_seconds, len(entries))
+        self._model.place(rank, len(entries))
+        queue = self._queues[old.rank]
+        for entry in entries:
+            queue.discard(entry)
+        if above is None or above.rank != rank:
+            above = self._below(above, rank, now_ns)
+        self._queues[rank].extend(above, entries)
+        return above
+
+    def _least(self) -> Segment:
+        """The deepest part of the chain whose segment is worth least; of equals the oldest."""
+        heads = (queue.first() for queue in self._queues if queue)
+        self._score, _, segment = min(
+            (
+                (self._worth(head), head.used_at_ns, head)
+                for head in heads
+            ),
+            key=lambda found: found[:2],
+        )
+        deepest = segment
+        while segment.deeper is not None:
+            segment = segment.deeper
+            if segment.keys:
+                deepest = segment
+        return deepest
+
+    def _worth(self, segment: Segment) -> float:
+        age_seconds = (self._now_ns - segment.used_at_ns) / SECOND_NS
+        return self._model.worth(segment.rank, age_seconds)
