@@ -43,15 +43,12 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
 
         Computed, because a stored number would cost 40 bytes an entry.
         """
-        size = len(self.value) + utf8_bytes(self.key)
-        if self.parent is not None:
-            size += utf8_bytes(self.parent)
-        if self.request_class is not None:
-            size += utf8_bytes(self.request_class)
-        if self.tags:
-            size += sum(map(utf8_bytes, self.tags))
-        if self.meta:
-            size += sum(utf8_bytes(key) + utf8_bytes(text) for key, text in self.meta.items())
+        key = self.key
+        size = len(self.value) + (len(key) if key.isascii() else len(key.encode()))
+        if self.parent or self.request_class or self.tags or self.meta:
+            texts = (*self.tags, *self.meta, *self.meta.values())
+            size += sum(map(utf8_bytes, texts))
+            size += utf8_bytes(self.parent or "") + utf8_bytes(self.request_class or "")
         return size
 
     def expired(self, now_ns: int) -> bool:

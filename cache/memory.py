@@ -11,16 +11,18 @@ from schemas.cache import MAX_KEY_BYTES
 from schemas.units import SECOND_NS
 
 MB = 1024 * 1024
-_SHARDS = 256
+_SHARD = 255
 _SAME_REQUEST_NS = SECOND_NS
 _BATCH = 64
+_READS = 128
 
 
 class InMemoryKVCacheManager:
     """Keys to byte values, at most `max_memory_mb` · 1024·1024 bytes of keys and values.
 
-    Every operation is O(1) for each key given and each entry evicted, and holds one lock. The
-    limit is never exceeded, not even for a moment. Expired entries are misses; they leave when
+    Every operation is O(1) for each key given and each entry evicted. Hits take no lock; whatever
+    changes or counts holds one, and learns of the hits before it first. The limit is never
+    exceeded, not even for a moment. Expired entries are misses; they leave when
     looked up, or without being given back when room is needed.
 
     A chain is a list of keys, root first, each naming a longer prefix of the same text. The head
@@ -49,7 +51,8 @@ class InMemoryKVCacheManager:
         self._lock = threading.Lock()
         # Many small dicts: one that grows or is renewed copies itself, which takes 0.1 s at a
         # million entries.
-        self._shards: tuple[dict[str, Entry], ...] = tuple({} for _ in range(_SHARDS))
+        self._shards: tuple[dict[str, Entry], ...] = tuple({} for _ in range(_SHARD + 1))
+        self._reads: list[Entry] = []
         self._count = 0
         self._used_bytes = 0
         self._hits = 0
@@ -63,15 +66,25 @@ class InMemoryKVCacheManager:
             ValueError: key empty, None or above 10 KB; value None; entry larger than the limit.
             TypeError: value not bytes.
         """
-        _check(key, value)
+        if not key or type(value) is not bytes or len(key) > MAX_KEY_BYTES // 4:
+            _check(key, value)
         self.store(Entry(key=key, value=value, prefix_tokens=prefix_tokens))
 
     def get(self, key: str) -> bytes | None:
         """The value, or None. An empty key is None and not counted as a miss."""
         if not key:
             return None
-        entry = self.lookup(key)
-        return None if entry is None else entry.value
+        # As `lookup`, spelled out: a call more is a tenth of a hit.
+        entry = self._shards[hash(key) & _SHARD].get(key)
+        if entry is None or entry.expires_at_ns is not None:
+            entry = self.lookup(key)
+            return None if entry is None else entry.value
+        entry.last_accessed_ns = self._clock()
+        reads = self._reads
+        reads.append(entry)
+        if len(reads) >= _READS:
+            self._catch_up()
+        return entry.value
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         """The values of those that are here, in the order asked for; each is a `get`."""
@@ -99,6 +112,7 @@ class InMemoryKVCacheManager:
         They count as hits and as used together, the first missing one as a miss.
         """
         with self._lock:
+            self._count_reads()
             now_ns = self._clock()
             found: dict[str, Entry] = {}
             matched = 0
@@ -112,13 +126,13 @@ class InMemoryKVCacheManager:
             self._hits += matched
             if found:
                 chain = list(found.values())
-                if len(chain) == 1:
-                    self._policy.used(chain[0], now_ns)
-                else:
-                    self._policy.chain_used(chain, now_ns)
                 for entry in chain:
                     entry.access_count += 1
                     entry.last_accessed_ns = now_ns
+                if len(chain) == 1:
+                    self._policy.used(chain)
+                else:
+                    self._policy.chain_used(chain, now_ns)
             return matched
 
     def delete(self, key: str) -> None:
@@ -130,6 +144,7 @@ class InMemoryKVCacheManager:
         with self._lock:
             for shard in self._shards:
                 shard.clear()
+            self._reads.clear()
             self._policy = make_policy(self.policy_name)
             self._count = self._used_bytes = self._hits = self._misses = self._evictions = 0
 
@@ -141,6 +156,7 @@ class InMemoryKVCacheManager:
         """
         limit_bytes = _limit_bytes(max_memory_mb)
         with self._lock:
+            self._count_reads()
             self.limit_bytes = limit_bytes
             return self._make_room(0, self._clock())
 
@@ -154,11 +170,12 @@ class InMemoryKVCacheManager:
         """
         policy = make_policy(eviction_policy)
         with self._lock:
+            self._count_reads()
             now_ns = self._clock()
             left = self._count
             while left:
                 keys = [self._policy.pop() for _ in range(min(left, _BATCH))]
-                batch = [self._shards[hash(key) % _SHARDS][key] for key in keys]
+                batch = [self._shards[hash(key) & _SHARD][key] for key in keys]
                 left -= len(batch)
                 for entry in batch:
                     entry.place = None
@@ -185,6 +202,7 @@ class InMemoryKVCacheManager:
     def get_stats(self) -> dict[str, Any]:
         """Sizes now and counters since the start or the last `clear`; `hit_rate` 0 to 1."""
         with self._lock:
+            self._count_reads()
             lookups = self._hits + self._misses
             return {
                 "total_entries": self._count,
@@ -216,12 +234,19 @@ class InMemoryKVCacheManager:
         if entry.parent is not None:
             return self.store_many((entry,))
         size_bytes = self._checked_size(entry)
-        with self._lock:
+        evicted: list[Entry] = []
+        self._lock.acquire()  # `with` takes 0.2 us more
+        try:
+            if self._reads:
+                self._count_reads()
             now_ns = self._clock()
             self._release(entry)
-            evicted = self._make_room(size_bytes, now_ns)
+            if self._used_bytes + size_bytes > self.limit_bytes:
+                evicted = self._make_room(size_bytes, now_ns)
             self._insert(entry, size_bytes, now_ns)
             self._policy.added(entry, now_ns)
+        finally:
+            self._lock.release()
         return evicted
 
     def store_many(self, entries: Sequence[Entry]) -> list[Entry]:
@@ -237,6 +262,7 @@ class InMemoryKVCacheManager:
         if not sized:
             return []
         with self._lock:
+            self._count_reads()
             now_ns = self._clock()
             for entry, _ in sized.values():
                 self._release(entry)
@@ -264,28 +290,29 @@ class InMemoryKVCacheManager:
 
     def lookup(self, key: str) -> Entry | None:
         """The entry, counted as a hit and as its newest access; else None, counted as a miss."""
-        with self._lock:
-            now_ns = self._clock()
-            entry = self._shards[hash(key) % _SHARDS].get(key)
-            if entry is None or (
-                entry.expires_at_ns is not None and self._find_live(key, now_ns) is None
-            ):
+        now_ns = self._clock()
+        entry = self._shards[hash(key) & _SHARD].get(key)
+        if entry is None or entry.expired(now_ns):
+            with self._lock:
                 self._misses += 1
-                return None
-            self._hits += 1
-            self._policy.used(entry, now_ns)
-            entry.access_count += 1
-            entry.last_accessed_ns = now_ns
-            return entry
+                self._find_live(key, now_ns)
+            return None
+        entry.last_accessed_ns = now_ns
+        self._reads.append(entry)
+        if len(self._reads) >= _READS:
+            self._catch_up()
+        return entry
 
     def peek(self, key: str) -> Entry | None:
         """The entry or None; counts nothing and changes no order."""
         with self._lock:
+            self._count_reads()
             return self._find_live(key, self._clock())
 
     def remove(self, key: str) -> Entry | None:
         """Take the entry out and return it; None when absent or expired."""
         with self._lock:
+            self._count_reads()
             entry = self._find_live(key, self._clock())
             if entry is not None:
                 self._take(entry)
@@ -297,12 +324,32 @@ class InMemoryKVCacheManager:
         Those leave on the way. Statistics stay.
         """
         with self._lock:
+            self._count_reads()
             now_ns = self._clock()
             while self._count:
                 entry = self._pop()
                 if not entry.expired(now_ns):
                     return entry
             return None
+
+    def _catch_up(self) -> None:
+        with self._lock:
+            self._count_reads()
+
+    def _count_reads(self) -> None:
+        """Tell statistics and policy of the look-ups since the last time.
+
+        A hit takes no lock: it appends to a list, which the interpreter does at once. Under the
+        lock only what was there at first is taken, so none is lost.
+        """
+        batch = self._reads[:]
+        if not batch:
+            return
+        del self._reads[: len(batch)]
+        self._hits += len(batch)
+        for entry in batch:
+            entry.access_count += 1
+        self._policy.used(batch)
 
     def _checked_size(self, entry: Entry) -> int:
         size_bytes = entry.size_bytes
@@ -316,7 +363,7 @@ class InMemoryKVCacheManager:
         """The entry unless it has expired: then it leaves."""
         if key is None:
             return None
-        entry = self._shards[hash(key) % _SHARDS].get(key)
+        entry = self._shards[hash(key) & _SHARD].get(key)
         if entry is not None and entry.expired(now_ns):
             self._take(entry)
             return None
@@ -325,19 +372,22 @@ class InMemoryKVCacheManager:
     def _insert(self, entry: Entry, size_bytes: int, now_ns: int) -> None:
         entry.inserted_at_ns = entry.inserted_at_ns or now_ns
         entry.last_accessed_ns = entry.last_accessed_ns or now_ns
-        self._shards[hash(entry.key) % _SHARDS][entry.key] = entry
+        self._shards[hash(entry.key) & _SHARD][entry.key] = entry
         self._count += 1
         self._used_bytes += size_bytes
 
     def _release(self, entry: Entry) -> None:
         """Take out what `entry` will replace; its place is the policy's to know."""
-        old = self._shards[hash(entry.key) % _SHARDS].get(entry.key)
-        if old is None:
-            entry.place = None
-        else:
-            place = old.place
-            self._take(old)
-            entry.place = place
+        key = entry.key
+        shard = self._shards[hash(key) & _SHARD]
+        entry.place = None
+        if key in shard:
+            old = shard.pop(key)
+            self._policy.removed(old)
+            entry.place = old.place
+            old.place = None
+            self._count -= 1
+            self._used_bytes -= old.size_bytes
 
     def _take(self, entry: Entry) -> None:
         self._policy.removed(entry)
@@ -350,7 +400,7 @@ class InMemoryKVCacheManager:
         return entry
 
     def _forget(self, key: str) -> Entry:
-        entry = self._shards[hash(key) % _SHARDS].pop(key)
+        entry = self._shards[hash(key) & _SHARD].pop(key)
         entry.place = None
         self._count -= 1
         self._used_bytes -= entry.size_bytes

@@ -1,5 +1,7 @@
 """First in, first out."""
 
+from collections.abc import Sequence
+
 from cache.entry import Entry
 from cache.policies.policy import EvictionPolicy
 from cache.policies.segments import SegmentQueue
@@ -11,5 +13,5 @@ class Fifo(SegmentQueue, EvictionPolicy):
     added = SegmentQueue.append
     removed = SegmentQueue.discard
 
-    def used(self, entry: Entry, now_ns: int) -> None:
+    def used(self, entries: Sequence[Entry]) -> None:
         """Changes nothing."""

@@ -1,5 +1,7 @@
 """Least frequently used first; of those used as often, the least recently used."""
 
+from collections.abc import Sequence
+
 from cache.entry import Entry
 from cache.policies.policy import EvictionPolicy
 from cache.policies.segments import SegmentQueue
@@ -34,12 +36,15 @@ class Lfu(EvictionPolicy):
             lower = higher
         self._level(uses, lower).queue.append(entry, now_ns)
 
-    def used(self, entry: Entry, now_ns: int) -> None:
-        """One level up, however far its count went elsewhere."""
-        uses = entry.place.rank
-        level = self._level(uses + 1, uses)
-        self.removed(entry)
-        level.queue.append(entry, now_ns)
+    def used(self, entries: Sequence[Entry]) -> None:
+        """One level up."""
+        for entry in entries:
+            if entry.place is None:
+                continue
+            uses = entry.place.rank
+            level = self._level(uses + 1, uses)
+            self.removed(entry)
+            level.queue.append(entry, entry.last_accessed_ns)
 
     def removed(self, entry: Entry) -> None:
         """Out of its level."""

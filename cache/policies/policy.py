@@ -22,8 +22,11 @@ class EvictionPolicy(abc.ABC):
         """`entry` is new."""
 
     @abc.abstractmethod
-    def used(self, entry: Entry, now_ns: int) -> None:
-        """`entry` was looked up."""
+    def used(self, entries: Sequence[Entry]) -> None:
+        """`entries` were looked up one after the other, each at its `last_accessed_ns`.
+
+        One that has no place has left since.
+        """
 
     @abc.abstractmethod
     def removed(self, entry: Entry) -> None:
@@ -40,8 +43,7 @@ class EvictionPolicy(abc.ABC):
 
     def chain_used(self, entries: Sequence[Entry], now_ns: int) -> None:
         """`entries` were looked up together."""
-        for entry in reversed(entries):
-            self.used(entry, now_ns)
+        self.used(entries[::-1])
 
     def chain_moved(self, entries: Sequence[Entry], parent: Entry | None, now_ns: int) -> None:
         """`entries`, which extend `parent` (as above), are in use, but were not looked up."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from cache.entry import Entry
 from cache.policies.policy import EvictionPolicy
 from cache.policies.remembered import Remembered
-from cache.policies.reuse import CLASSES, LAST, NEW, ReuseModel, class_after
+from cache.policies.reuse import CLASSES, LAST, NEW, ReuseModel
 from cache.policies.segments import SEGMENT_KEYS, Segment, SegmentQueue
 from schemas.units import SECOND_NS
 
@@ -34,22 +34,34 @@ class Prefix(EvictionPolicy):
     def added(self, entry: Entry, now_ns: int) -> None:
         """New: of its class, or of that of the entry it replaces."""
         now_ns = self._time(now_ns)
-        self._append(self._queues[self._class_of(entry, now_ns)], entry, now_ns)
+        queue = self._queues[self._class_of(entry, now_ns)]
+        segment = queue.open_segment(now_ns, self._segment_keys(), SECOND_NS)
+        segment.keys[entry.key] = None
+        entry.place = segment
         self._count(1)
 
-    def used(self, entry: Entry, now_ns: int) -> None:
-        """Used again: of the class of its gap."""
-        now_ns = self._time(now_ns)
-        old = entry.place
-        old_rank = old.rank
-        gap_seconds = (now_ns - old.used_at_ns) / SECOND_NS
-        rank = class_after(old_rank, gap_seconds)
-        self._model.use(old_rank, gap_seconds, 1)
-        self._model.place(rank, 1)
-        if rank == old_rank and self._queues[rank].is_open(old):
-            return
-        self._queues[old_rank].discard(entry)
-        self._append(self._queues[rank], entry, now_ns)
+    def used(self, entries: Sequence[Entry]) -> None:
+        """Each of the class of its gap, all at the time of the last one."""
+        now_ns = self._time(entries[-1].last_accessed_ns)
+        limit = self._segment_keys()
+        opened: dict[int, Segment] = {}
+        for entry in entries:
+            old = entry.place
+            if old is None:
+                continue
+            rank = self._model.use(old.rank, (now_ns - old.used_at_ns) / SECOND_NS, 1)
+            segment = opened.get(rank)
+            if segment is None or not 0 < len(segment.keys) < limit:
+                segment = self._queues[rank].open_segment(now_ns, limit, SECOND_NS)
+                opened[rank] = segment
+            if segment is not old:
+                key = entry.key
+                keys = old.keys
+                del keys[key]
+                if len(keys) <= old.sparse_keys:
+                    self._queues[old.rank].shrink(old)
+                segment.keys[key] = None
+                entry.place = segment
         self._model.learn_if_due(now_ns / SECOND_NS)
 
     def removed(self, entry: Entry) -> None:
@@ -117,24 +129,20 @@ class Prefix(EvictionPolicy):
         if entry.place is not None:
             rank: int = entry.place.rank
             return rank
-        rank = new
         past = self._remembered.take(entry.key, now_ns / SECOND_NS)
         if past is not None:
-            old_rank, gap_seconds = past
-            self._model.use(old_rank, gap_seconds, 1)
-            rank = class_after(old_rank, gap_seconds)
-        self._model.place(rank, 1)
-        return rank
+            return self._model.use(*past, 1)
+        self._model.place(new, 1)
+        return new
 
     def _count(self, entries: int) -> None:
         self._entries += entries
         self._remembered.reserve(self._entries)
         self._model.learn_if_due(self._now_ns / SECOND_NS)
 
-    def _append(self, queue: SegmentQueue, entry: Entry, now_ns: int) -> None:
-        # A segment leaves newest first: it must be a small part of the cache and of its time.
-        keys = min(SEGMENT_KEYS, 1 + self._entries // SEGMENT_KEYS)
-        queue.append(entry, now_ns, keys, SECOND_NS)
+    def _segment_keys(self) -> int:
+        """How long a segment of single keys gets: it leaves newest first, so it must be small."""
+        return min(SEGMENT_KEYS, 1 + self._entries // SEGMENT_KEYS)
 
     def _below(self, segment: Segment | None, rank: int, now_ns: int) -> Segment:
         """A new segment for what is deeper than `segment`."""
@@ -163,12 +171,8 @@ class Prefix(EvictionPolicy):
     ) -> Segment:
         """Move entries that are together in `old`; returns where they are now."""
         gap_seconds = (now_ns - old.used_at_ns) / SECOND_NS
-        rank = class_after(old.rank, gap_seconds)
-        self._model.use(old.rank, gap_seconds, len(entries))
-        self._model.place(rank, len(entries))
-        queue = self._queues[old.rank]
-        for entry in entries:
-            queue.discard(entry)
+        rank = self._model.use(old.rank, gap_seconds, len(entries))
+        self._queues[old.rank].discard_from(old, entries)
         if above is None or above.rank != rank:
             above = self._below(above, rank, now_ns)
         self._queues[rank].extend(above, entries)

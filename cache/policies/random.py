@@ -1,6 +1,7 @@
 """Any entry, each as likely."""
 
 import random
+from collections.abc import Sequence
 
 from cache.entry import Entry
 from cache.policies.policy import EvictionPolicy
@@ -18,7 +19,7 @@ class Random(EvictionPolicy):
         entry.place = len(self._entries)
         self._entries.append(entry)
 
-    def used(self, entry: Entry, now_ns: int) -> None:
+    def used(self, entries: Sequence[Entry]) -> None:
         """Changes nothing."""
 
     def removed(self, entry: Entry) -> None:

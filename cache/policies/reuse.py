@@ -28,9 +28,14 @@ def class_after(rank: int, gap_seconds: float) -> int:
 
     (NEW, 1 s) → 2, (NEW, 10 s) → 4, (4, 1 s) → 7, (7, 200 s) → 11.
     """
-    octave = int(gap_seconds).bit_length() // 2
-    first = 2 if rank < 2 else 2 + GAPS
-    return first + (octave if octave < GAPS else GAPS - 1)
+    octaves = int(gap_seconds).bit_length() // 2
+    return (2 if rank < 2 else 2 + GAPS) + min(octaves, GAPS - 1)
+
+
+_CLASS_AFTER = [
+    [class_after(rank, start_seconds) for start_seconds in _STARTS_SECONDS]
+    for rank in range(CLASSES)
+]
 
 
 class ReuseModel:
@@ -60,9 +65,14 @@ class ReuseModel:
         self._placed[rank] += keys
         self._keys += keys
 
-    def use(self, rank: int, gap_seconds: float, keys: int) -> None:
-        """`keys` keys of a class were used again after a gap."""
-        self._gaps[rank][bisect_right(_STARTS_SECONDS, gap_seconds) - 1] += keys
+    def use(self, rank: int, gap_seconds: float, keys: int) -> int:
+        """`keys` keys of a class were used again after a gap: their class from now on."""
+        number = bisect_right(_STARTS_SECONDS, gap_seconds) - 1
+        self._gaps[rank][number] += keys
+        after = _CLASS_AFTER[rank][number]
+        self._placed[after] += keys
+        self._keys += keys
+        return after
 
     def worth(self, rank: int, age_seconds: float) -> float:
         """Uses a second to expect of a key of this class, last used that long ago."""

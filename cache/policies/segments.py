@@ -8,7 +8,6 @@ import msgspec
 from cache.entry import Entry
 
 SEGMENT_KEYS = 64
-_ENDLESS_NS = 1 << 63
 
 
 class Segment(msgspec.Struct, eq=False, gc=False):
@@ -42,38 +41,49 @@ class SegmentQueue:
         """Whether it holds a key."""
         return bool(self._segments)
 
-    def append(
-        self,
-        entry: Entry,
-        now_ns: int,
-        segment_keys: int = SEGMENT_KEYS,
-        segment_ns: int = _ENDLESS_NS,
-    ) -> None:
-        """`entry`, held nowhere, becomes the newest.
+    def append(self, entry: Entry, now_ns: int) -> None:
+        """`entry`, held nowhere, becomes the newest."""
+        segment = self._open
+        if segment is None or len(segment.keys) >= SEGMENT_KEYS:
+            segment = self._open = self.new_segment(now_ns)
+        segment.keys[entry.key] = None
+        entry.place = segment
 
-        It joins the segment before it while that has less than `segment_keys` keys, the first of
-        them less than `segment_ns` ago.
+    def open_segment(self, now_ns: int, keys: int, span_ns: int) -> Segment:
+        """Where the newest keys go, one by one: new once it has `keys` keys or is that old.
+
+        It must get a key.
         """
         segment = self._open
         if (
             segment is None
-            or len(segment.keys) >= segment_keys
-            or now_ns - segment.used_at_ns >= segment_ns
+            or len(segment.keys) >= keys
+            or now_ns - segment.used_at_ns >= span_ns
         ):
             segment = self._open = self.new_segment(now_ns)
-            segment.sparse_keys = segment_keys // 4
-        segment.keys[entry.key] = None
-        entry.place = segment
+        return segment
 
-    def move(self, entry: Entry, now_ns: int) -> None:
-        """`entry`, held here, becomes the newest."""
-        segment = entry.place
-        if segment is self._open:
-            del segment.keys[entry.key]
-            segment.keys[entry.key] = None
-        else:
-            self.discard(entry)
-            self.append(entry, now_ns)
+    def move(self, entries: Sequence[Entry]) -> None:
+        """`entries`, held here unless they have no place, become the newest, in this order."""
+        opened = self._open
+        for entry in entries:
+            segment = entry.place
+            if segment is None:
+                continue
+            key = entry.key
+            keys = segment.keys
+            del keys[key]
+            if segment is opened:
+                keys[key] = None
+                continue
+            if len(keys) <= segment.sparse_keys:
+                self.shrink(segment)
+            if opened is None or len(opened.keys) >= SEGMENT_KEYS:
+                self.append(entry, entry.last_accessed_ns)
+                opened = self._open
+            else:
+                opened.keys[key] = None
+                entry.place = opened
 
     def is_open(self, segment: Segment) -> bool:
         """Whether `segment` is the one that `append` adds to."""
@@ -82,6 +92,7 @@ class SegmentQueue:
     def new_segment(self, now_ns: int, *, is_chain: bool = False) -> Segment:
         """An empty segment as the newest; it must get a key."""
         segment = Segment(now_ns, self._rank, is_chain)
+        segment.sparse_keys = SEGMENT_KEYS // 4
         self._segments[segment] = None
         return segment
 
@@ -104,7 +115,15 @@ class SegmentQueue:
         segment = entry.place
         del segment.keys[entry.key]
         if len(segment.keys) <= segment.sparse_keys:
-            self._shrink(segment)
+            self.shrink(segment)
+
+    def discard_from(self, segment: Segment, entries: Sequence[Entry]) -> None:
+        """Take out `entries`, which are all in `segment`."""
+        keys = segment.keys
+        for entry in entries:
+            del keys[entry.key]
+        if len(keys) <= segment.sparse_keys:
+            self.shrink(segment)
 
     def first(self) -> Segment:
         """The oldest segment; only called while there is one."""
@@ -128,13 +147,13 @@ class SegmentQueue:
             self._drop(segment)
         return key
 
-    def _shrink(self, segment: Segment) -> None:
+    def shrink(self, segment: Segment) -> None:
         """A dict never gives back memory; a copy of its rest takes only what that needs."""
         if not segment.keys:
             self._drop(segment)
         elif segment is not self._open:
             segment.keys = dict.fromkeys(segment.keys)
-            segment.sparse_keys //= 4
+            segment.sparse_keys = 0
 
     def _drop(self, segment: Segment) -> None:
         del self._segments[segment]
