@@ -41,14 +41,13 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
     def size_bytes(self) -> int:
         """What the entry takes from a limit: key (UTF-8), value, and the texts with them.
 
-        Computed, because a stored number would cost 40 bytes an entry.
+        Not the parent: that is another entry's key, and shared with it. Computed, because a stored number would cost 40 bytes an entry.
         """
         key = self.key
         size = len(self.value) + (len(key) if key.isascii() else len(key.encode()))
-        if self.parent or self.request_class or self.tags or self.meta:
-            texts = (*self.tags, *self.meta, *self.meta.values())
+        if self.request_class or self.tags or self.meta:
+            texts = (self.request_class or "", *self.tags, *self.meta, *self.meta.values())
             size += sum(map(utf8_bytes, texts))
-            size += utf8_bytes(self.parent or "") + utf8_bytes(self.request_class or "")
         return size
 
     def expired(self, now_ns: int) -> bool:

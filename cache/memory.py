@@ -252,41 +252,40 @@ class InMemoryKVCacheManager:
     def store_many(self, entries: Sequence[Entry]) -> list[Entry]:
         """Keep the entries of one chain, root first; returns what left for room, as `store`.
 
-        The chain above the first one's `parent` is in use, too, and stays. Where the entries are
-        larger than the limit together, the head is kept and the rest returned.
+        The chain above the first one's `parent` is in use, too. Where room is short, what leaves
+        can be the tail of this very chain: it is returned, too.
 
         Raises:
             ValueError: one is larger than the limit; nothing was evicted or replaced.
         """
-        sized = {entry.key: (entry, self._checked_size(entry)) for entry in entries}
-        if not sized:
+        new = {entry.key: entry for entry in entries}
+        if not new:
             return []
+        sizes = {key: self._checked_size(entry) for key, entry in new.items()}
+        added_bytes = sum(sizes.values())
+        evicted = []
         with self._lock:
             self._count_reads()
             now_ns = self._clock()
-            for entry, _ in sized.values():
+            parent = self._keep_chain(entries[0].parent, now_ns)
+            for entry in new.values():
                 self._release(entry)
-            parent_key = entries[0].parent
-            self._keep_chain(parent_key, now_ns)
-            kept: list[tuple[Entry, int]] = []
-            room = self.limit_bytes
-            for entry, size_bytes in sized.values():
-                room -= size_bytes
-                if room < 0:
-                    break
-                kept.append((entry, size_bytes))
-            evicted = self._make_room(sum(size_bytes for _, size_bytes in kept), now_ns)
-            for entry, size_bytes in kept:
-                self._insert(entry, size_bytes, now_ns)
-            chain = [entry for entry, _ in kept]
-            parent = None if parent_key in sized else self._find_live(parent_key, now_ns)
-            if parent is None and len(chain) == 1:
-                self._policy.added(chain[0], now_ns)
-            else:
-                self._policy.chain_added(chain, parent, now_ns)
-            tail = [entry for entry, _ in list(sized.values())[len(kept) :]]
-            self._evictions += len(tail)
-        return evicted + tail
+            self._add_chain(list(new.values()), parent, now_ns)
+            while self._used_bytes + added_bytes > self.limit_bytes:
+                key = self._policy.pop()
+                if key in new:
+                    entry = new.pop(key)
+                    entry.place = None
+                    added_bytes -= sizes[key]
+                else:
+                    entry = self._forget(key)
+                if not entry.expired(now_ns):
+                    entry.score = self._policy.score()
+                    self._evictions += 1
+                    evicted.append(entry)
+            for key, entry in new.items():
+                self._insert(entry, sizes[key], now_ns)
+        return evicted
 
     def lookup(self, key: str) -> Entry | None:
         """The entry, counted as a hit and as its newest access; else None, counted as a miss."""
@@ -350,6 +349,16 @@ class InMemoryKVCacheManager:
         for entry in batch:
             entry.access_count += 1
         self._policy.used(batch)
+
+    def _add_chain(self, chain: list[Entry], parent: Entry | None, now_ns: int) -> None:
+        if parent is None or parent.place is None:  # not here, or just replaced
+            if len(chain) == 1:
+                self._policy.added(chain[0], now_ns)
+            else:
+                self._policy.chain_added(chain, None, now_ns)
+        else:
+            chain[0].parent = parent.key  # one string for both
+            self._policy.chain_added(chain, parent, now_ns)
 
     def _checked_size(self, entry: Entry) -> int:
         size_bytes = entry.size_bytes
@@ -416,16 +425,21 @@ class InMemoryKVCacheManager:
                 evicted.append(entry)
         return evicted
 
-    def _keep_chain(self, key: str | None, now_ns: int) -> None:
-        """Note that the chain that ends with `key` is in use, as far up as it is not noted yet."""
+    def _keep_chain(self, key: str | None, now_ns: int) -> Entry | None:
+        """Note that the chain that ends with `key` is in use, as far up as it is not noted yet.
+
+        Returns:
+            The entry of `key`, if it is here.
+        """
         stale = []
-        entry = self._find_live(key, now_ns)
+        end = entry = self._find_live(key, now_ns)
         while entry is not None and now_ns - entry.last_accessed_ns > _SAME_REQUEST_NS:
             entry.last_accessed_ns = now_ns
             stale.append(entry)
             entry = self._find_live(entry.parent, now_ns)
         if stale:
             self._policy.chain_moved(stale[::-1], entry, now_ns)
+        return end
 
 
 def _limit_bytes(max_memory_mb: int) -> int:

@@ -45,7 +45,9 @@ class EvictionPolicy(abc.ABC):
         """`entries` were looked up together."""
         self.used(entries[::-1])
 
-    def chain_moved(self, entries: Sequence[Entry], parent: Entry | None, now_ns: int) -> None:
+    def chain_moved(  # noqa: B027 - to change nothing is right for most
+        self, entries: Sequence[Entry], parent: Entry | None, now_ns: int
+    ) -> None:
         """`entries`, which extend `parent` (as above), are in use, but were not looked up."""
 
     def score(self) -> float | None:

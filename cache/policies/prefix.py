@@ -34,7 +34,14 @@ class Prefix(EvictionPolicy):
     def added(self, entry: Entry, now_ns: int) -> None:
         """New: of its class, or of that of the entry it replaces."""
         now_ns = self._time(now_ns)
-        queue = self._queues[self._class_of(entry, now_ns)]
+        if entry.place is not None:
+            rank = entry.place.rank
+        elif (past := self._remembered.take(entry.key, now_ns)) is not None:
+            rank = self._model.use(*past, 1)
+        else:
+            rank = NEW
+            self._model.place(NEW, 1)
+        queue = self._queues[rank]
         segment = queue.open_segment(now_ns, self._segment_keys(), SECOND_NS)
         segment.keys[entry.key] = None
         entry.place = segment
@@ -75,7 +82,7 @@ class Prefix(EvictionPolicy):
         if segment is None or not segment.keys:
             segment = self._leaving = self._least()
         key = self._queues[segment.rank].pop_newest(segment)
-        self._remembered.put(key, segment.rank, segment.used_at_ns / SECOND_NS)
+        self._remembered.put(key, segment.rank, segment.used_at_ns)
         self._entries -= 1
         return key
 
@@ -86,18 +93,37 @@ class Prefix(EvictionPolicy):
     def chain_added(self, entries: Sequence[Entry], parent: Entry | None, now_ns: int) -> None:
         """In segments below their parent's; a last one never seen is of the class `LAST`."""
         now_ns = self._time(now_ns)
+        ranks: list[int] = []
+        new = 0
+        deeper: tuple[int, float] | None = None
+        for entry in reversed(entries):
+            if entry.place is not None:
+                ranks.append(entry.place.rank)
+                continue
+            # What was forgotten of a key is known of any that is deeper: they were used together.
+            deeper = self._remembered.take(entry.key, now_ns) or deeper
+            if deeper is not None:
+                ranks.append(self._model.use(*deeper, 1))
+            else:
+                ranks.append(NEW if ranks else LAST)
+                new += 1
+        if new:
+            last = ranks[0] == LAST and entries[-1].place is None
+            self._model.place(LAST, last)
+            self._model.place(NEW, new - last)
         segment = None if parent is None else self._chain_of(parent, now_ns)
-        last = entries[-1]
-        for entry in entries:
-            rank = self._class_of(entry, now_ns, new=LAST if entry is last else NEW)
+        for entry, rank in zip(entries, reversed(ranks), strict=True):
             if segment is None or segment.rank != rank:
                 segment = self._below(segment, rank, now_ns)
-            self._queues[rank].extend(segment, (entry,))
+            segment.keys[entry.key] = None
+            entry.place = segment
+        self._leaving = None
         self._count(len(entries))
 
     def chain_used(self, entries: Sequence[Entry], now_ns: int) -> None:
         """Each part of the chain that was used together before is counted and moved as one."""
         now_ns = self._time(now_ns)
+        self._leaving = None
         old: Segment | None = None
         segment: Segment | None = None
         part: list[Entry] = []
@@ -124,16 +150,6 @@ class Prefix(EvictionPolicy):
         if step_ns > 0:
             self._now_ns += step_ns
         return self._now_ns
-
-    def _class_of(self, entry: Entry, now_ns: int, new: int = NEW) -> int:
-        if entry.place is not None:
-            rank: int = entry.place.rank
-            return rank
-        past = self._remembered.take(entry.key, now_ns / SECOND_NS)
-        if past is not None:
-            return self._model.use(*past, 1)
-        self._model.place(new, 1)
-        return new
 
     def _count(self, entries: int) -> None:
         self._entries += entries
@@ -180,21 +196,20 @@ class Prefix(EvictionPolicy):
 
     def _least(self) -> Segment:
         """The deepest part of the chain whose segment is worth least; of equals the oldest."""
-        heads = (queue.first() for queue in self._queues if queue)
-        self._score, _, segment = min(
-            (
-                (self._worth(head), head.used_at_ns, head)
-                for head in heads
-            ),
-            key=lambda found: found[:2],
-        )
+        least: tuple[float, int] | None = None
+        for queue in self._queues:
+            if not queue:
+                continue
+            head = queue.first()
+            age_seconds = (self._now_ns - head.used_at_ns) / SECOND_NS
+            worth = (self._model.worth(head.rank, age_seconds), head.used_at_ns)
+            if least is None or worth < least:
+                least, segment = worth, head
+        assert least is not None, "the cache pops only while there is an entry"  # noqa: S101
+        self._score = least[0]
         deepest = segment
         while segment.deeper is not None:
             segment = segment.deeper
             if segment.keys:
                 deepest = segment
         return deepest
-
-    def _worth(self, segment: Segment) -> float:
-        age_seconds = (self._now_ns - segment.used_at_ns) / SECOND_NS
-        return self._model.worth(segment.rank, age_seconds)

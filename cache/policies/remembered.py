@@ -3,17 +3,17 @@
 from array import array
 
 _PAGE_SLOTS = 4096
-_SLOTS_AN_ENTRY = 4
-_SECONDS = (1 << 20) - 1
+_SLOTS_AN_ENTRY = 1
+_TIME = (1 << 40) - 1
+_MS = 1_000_000
 
 
 class Remembered:
-    """Class and time of last use of keys that left: about four for each entry held.
+    """Class and time of last use of keys that left: one to two for each entry held.
 
-    One slot of 4 bytes for each hash: a key that falls on another one's slot replaces it, and one
-    in 256 strangers is taken for it. Times are whole seconds and repeat after 12 days. Memory
-    comes by pages as it is needed, so that no call takes long; where the table has to grow,
-    everything is forgotten.
+    One slot of 8 bytes for each hash: a key that falls on another one's slot replaces it, and one
+    stranger in a million is taken for another. Times are milliseconds. Memory comes by pages as
+    it is needed, so that no call takes long; where the table has to grow, all is forgotten.
     """
 
     def __init__(self) -> None:
@@ -26,26 +26,24 @@ class Remembered:
             self._slots *= 2
             self._pages = [None] * max(1, self._slots // _PAGE_SLOTS)
 
-    def put(self, key: str, rank: int, used_at_seconds: float) -> None:
+    def put(self, key: str, rank: int, used_at_ns: int) -> None:
         """Remember `key`; `rank` is 0 to 14."""
         hashed = hash(key)
-        slot = (hashed >> 8) % self._slots
+        slot = hashed % self._slots
         page = self._pages[slot // _PAGE_SLOTS]
         if page is None:
-            page = array("I", bytes(4 * min(self._slots, _PAGE_SLOTS)))
+            page = array("Q", bytes(8 * min(self._slots, _PAGE_SLOTS)))
             self._pages[slot // _PAGE_SLOTS] = page
-        seconds = int(used_at_seconds) & _SECONDS
-        page[slot % _PAGE_SLOTS] = (hashed & 0xFF) << 24 | (rank + 1) << 20 | seconds
+        mark = hashed >> 40 & 0xFFFFF
+        page[slot % _PAGE_SLOTS] = mark << 44 | (rank + 1) << 40 | used_at_ns // _MS & _TIME
 
-    def take(self, key: str, now_seconds: float) -> tuple[int, float] | None:
+    def take(self, key: str, now_ns: int) -> tuple[int, float] | None:
         """Forget `key`: its class and the seconds since its last use; None for a stranger."""
         hashed = hash(key)
-        slot = (hashed >> 8) % self._slots
+        slot = hashed % self._slots
         page = self._pages[slot // _PAGE_SLOTS]
-        if page is None:
-            return None
-        note = page[slot % _PAGE_SLOTS]
-        if not note or note >> 24 != hashed & 0xFF:
+        note = 0 if page is None else page[slot % _PAGE_SLOTS]
+        if page is None or not note or note >> 44 != hashed >> 40 & 0xFFFFF:
             return None
         page[slot % _PAGE_SLOTS] = 0
-        return (note >> 20 & 15) - 1, (int(now_seconds) - note) & _SECONDS
+        return (note >> 40 & 15) - 1, ((now_ns // _MS - note) & _TIME) / 1000

@@ -20,7 +20,7 @@ _PRIOR_KEYS = 200.0
 _PRIOR_BIN_KEYS = 100.0
 _SHAPE = 2.0
 _POWER = 1.6
-_HISTOGRAM_WEIGHT = 0.4
+_HISTOGRAM_WEIGHT = 0.2
 
 
 def class_after(rank: int, gap_seconds: float) -> int:
@@ -172,7 +172,9 @@ def _row(rank: int) -> range:
     return range(first, first + GAPS)
 
 
-def _mean_gap(ranks: range | tuple[int, ...], logs: list[float], used: list[float], typical: float) -> float:
+def _mean_gap(
+    ranks: range | tuple[int, ...], logs: list[float], used: list[float], typical: float
+) -> float:
     """Geometric mean of the gaps after keys of `ranks`, in seconds."""
     total = sum(logs[rank] for rank in ranks) + 20 * typical
     return exp(total / (sum(used[rank] for rank in ranks) + 20))
@@ -183,6 +185,7 @@ def _steepest(held: list[float], uses: list[float]) -> list[float]:
     slopes = [0.0] * (len(held) - 1)
     hull = [len(held) - 1]
     for start in range(len(held) - 2, -1, -1):
+
         def slope(end: int, start: int = start) -> float:
             run = held[end] - held[start]
             return (uses[end] - uses[start]) / run if run > 0 else 0.0

@@ -55,11 +55,7 @@ class SegmentQueue:
         It must get a key.
         """
         segment = self._open
-        if (
-            segment is None
-            or len(segment.keys) >= keys
-            or now_ns - segment.used_at_ns >= span_ns
-        ):
+        if segment is None or len(segment.keys) >= keys or now_ns - segment.used_at_ns >= span_ns:
             segment = self._open = self.new_segment(now_ns)
         return segment
 

@@ -259,10 +259,10 @@ def test_taking_the_next_gives_what_lives_oldest_first_and_keeps_the_statistics(
     assert manager.get_stats()["cache_hits"] == 1
 
 
-def test_texts_that_came_with_an_entry_count_into_its_size() -> None:
+def test_texts_that_came_with_an_entry_count_into_its_size_but_not_its_parent() -> None:
     entry = Entry(key="k", value=b"v", parent="pp", tags=("ttt",), meta={"m": "é"})
 
-    assert entry.size_bytes == 1 + 1 + 2 + 3 + 1 + 2
+    assert entry.size_bytes == 1 + 1 + 3 + 1 + 2
 
 
 class Model:
