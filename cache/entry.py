@@ -41,7 +41,8 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
     def size_bytes(self) -> int:
         """What the entry takes from a limit: key (UTF-8), value, and the texts with them.
 
-        Not the parent: that is another entry's key, and shared with it. Computed, because a stored number would cost 40 bytes an entry.
+        Not the parent: that is another entry's key, and shared with it. Computed, because a
+        stored number would cost 40 bytes an entry.
         """
         key = self.key
         size = len(self.value) + (len(key) if key.isascii() else len(key.encode()))

@@ -91,7 +91,10 @@ class Prefix(EvictionPolicy):
         return self._score
 
     def chain_added(self, entries: Sequence[Entry], parent: Entry | None, now_ns: int) -> None:
-        """In segments below their parent's; a last one never seen is of the class `LAST`."""
+        """In segments below their parent's; a last one never seen is of the class `LAST`.
+
+        One that comes alone is not known to be the last.
+        """
         now_ns = self._time(now_ns)
         ranks: list[int] = []
         new = 0
@@ -105,7 +108,7 @@ class Prefix(EvictionPolicy):
             if deeper is not None:
                 ranks.append(self._model.use(*deeper, 1))
             else:
-                ranks.append(NEW if ranks else LAST)
+                ranks.append(NEW if ranks or len(entries) == 1 else LAST)
                 new += 1
         if new:
             last = ranks[0] == LAST and entries[-1].place is None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cache.entry import Entry
 from cache.memory import MB, InMemoryKVCacheManager
-from cache.policies import Lru
+from tests.support.cache_contents import check, contents, order
 
 
 class Clock:
@@ -24,28 +24,6 @@ class Clock:
 
     def __call__(self) -> int:
         return self.ns
-
-
-def contents(manager: InMemoryKVCacheManager) -> dict[str, Entry]:
-    return {key: entry for shard in manager._shards for key, entry in shard.items()}
-
-
-def order(manager: InMemoryKVCacheManager) -> list[str]:
-    assert isinstance(manager._policy, Lru)
-    return [
-        key
-        for segment in manager._policy._segments
-        for key in (reversed(segment.keys) if segment.is_chain else segment.keys)
-    ]
-
-
-def check(manager: InMemoryKVCacheManager) -> None:
-    """The counters and both containers agree."""
-    entries = contents(manager)
-    assert manager.used_bytes == sum(entry.size_bytes for entry in entries.values())
-    assert manager.used_bytes <= manager.limit_bytes
-    assert sorted(order(manager)) == sorted(entries)
-    assert all(key == entry.key for key, entry in entries.items())
 
 
 def test_set_and_get_return_the_value_and_its_metadata() -> None:

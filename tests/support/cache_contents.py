@@ -1,0 +1,61 @@
+"""What an InMemoryKVCacheManager holds, seen from inside."""
+
+from collections.abc import Iterator
+
+from cache.entry import Entry
+from cache.memory import InMemoryKVCacheManager
+from cache.policies.fifo import Fifo
+from cache.policies.lfu import Lfu
+from cache.policies.lru import Lru
+from cache.policies.policy import EvictionPolicy
+from cache.policies.prefix import Prefix
+from cache.policies.random import Random
+from cache.policies.segments import SegmentQueue
+
+
+def contents(manager: InMemoryKVCacheManager) -> dict[str, Entry]:
+    return {key: entry for shard in manager._shards for key, entry in shard.items()}
+
+
+def order(manager: InMemoryKVCacheManager) -> list[str]:
+    """The keys as the policy holds them; with lru, fifo and lfu as they would leave."""
+    with manager._lock:
+        manager._count_reads()
+    return list(_keys(manager._policy))
+
+
+def check(manager: InMemoryKVCacheManager) -> None:
+    """The counters, the contents and the policy agree."""
+    entries = contents(manager)
+    assert manager.used_bytes == sum(entry.size_bytes for entry in entries.values())
+    assert manager.used_bytes <= manager.limit_bytes
+    assert len(manager) == len(entries)
+    assert sorted(order(manager)) == sorted(entries)
+    assert all(key == entry.key for key, entry in entries.items())
+    policy = manager._policy
+    if isinstance(policy, Random):
+        assert all(policy._entries[entry.place] is entry for entry in entries.values())
+    else:
+        assert all(key in entry.place.keys for key, entry in entries.items())
+    if isinstance(policy, Prefix):
+        assert policy._entries == len(entries)
+
+
+def _keys(policy: EvictionPolicy) -> Iterator[str]:
+    match policy:
+        case Lru() | Fifo():
+            yield from _queued(policy)
+        case Lfu():
+            for uses in sorted(policy._levels):
+                yield from _queued(policy._levels[uses].queue)
+        case Prefix():
+            for queue in policy._queues:
+                yield from _queued(queue)
+        case Random():
+            yield from (entry.key for entry in policy._entries)
+
+
+def _queued(queue: SegmentQueue) -> Iterator[str]:
+    for segment in queue._segments:
+        assert segment.keys, "an empty segment stays nowhere"
+        yield from reversed(segment.keys) if segment.is_chain else segment.keys
