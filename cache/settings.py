@@ -55,8 +55,12 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         int, Meta(ge=1, description="RAM for keys and values of each namespace, in 1024*1024 bytes")
     ] = 1024
     eviction_policy: Annotated[
-        Literal["lru"], Meta(description="which entry leaves first when room is needed")
-    ] = "lru"
+        Literal["prefix", "lru", "lfu", "fifo", "random"],
+        Meta(
+            description="which entry leaves first when room is needed; prefix suits the KV blocks "
+            "of prompts (docs/cache_policies.md)"
+        ),
+    ] = "prefix"
     outbox_max_bytes: Annotated[
         int,
         Meta(

@@ -30,7 +30,7 @@ async def running(
     instance: str = "c1",
     **settings: Any,
 ) -> AsyncIterator[CacheService]:
-    """A service with 1 MiB for each namespace that is ready."""
+    """A service that is ready, with 1 MiB for each namespace, oldest out first."""
     served = await bus.serve("cache", [], description="test")
     leases = BucketLeases(bus.bucket("lease"), instance)
     service = CacheService(
@@ -42,7 +42,7 @@ async def running(
             leases=leases,
             serve=served.add,
         ),
-        msgspec.convert({"max_memory_mb": 1, **settings}, CacheSettings),
+        msgspec.convert({"max_memory_mb": 1, "eviction_policy": "lru", **settings}, CacheSettings),
         instance,
         clock or ManualClock(),
     )

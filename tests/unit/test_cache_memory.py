@@ -3,7 +3,6 @@
 import random
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from cache.entry import Entry
 from cache.memory import MB, InMemoryKVCacheManager
-from tests.support.cache_contents import check, contents, order
+from tests.support.cache_contents import check
 
 
 class Clock:
@@ -241,72 +240,6 @@ def test_texts_that_came_with_an_entry_count_into_its_size_but_not_its_parent() 
     entry = Entry(key="k", value=b"v", parent="pp", tags=("ttt",), meta={"m": "é"})
 
     assert entry.size_bytes == 1 + 1 + 3 + 1 + 2
-
-
-class Model:
-    """The same promises, written slowly and plainly."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.entries: OrderedDict[str, bytes] = OrderedDict()
-        self.hits = self.misses = self.evictions = 0
-
-    def used(self) -> int:
-        return sum(len(k.encode()) + len(v) for k, v in self.entries.items())
-
-    def set(self, key: str, value: bytes) -> list[str]:
-        self.entries.pop(key, None)
-        evicted = []
-        while self.used() + len(key.encode()) + len(value) > self.limit:
-            evicted.append(self.entries.popitem(last=False)[0])
-        self.entries[key] = value
-        self.evictions += len(evicted)
-        return evicted
-
-    def get(self, key: str) -> bytes | None:
-        if key not in self.entries:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self.entries.move_to_end(key)
-        return self.entries[key]
-
-
-def test_ten_thousand_random_operations_agree_with_a_reference_model() -> None:
-    seed = 20240229
-    rng = random.Random(seed)
-    manager, model = InMemoryKVCacheManager(1), Model(MB)
-    keys = [f"key-{number}-é" for number in range(60)]
-    evictions = 0
-
-    for step in range(10_000):
-        key = rng.choice(keys)
-        operation = rng.choices(["set", "get", "delete", "clear"], [50, 40, 9.9, 0.1])[0]
-        where = f"seed {seed}, step {step}: {operation} {key}"
-        if operation == "set":
-            value = bytes(rng.choice([0, 10, 1000, 30_000, 200_000]))
-            evicted = [entry.key for entry in manager.store(Entry(key=key, value=value))]
-            assert evicted == model.set(key, value), where
-            evictions += len(evicted)
-        elif operation == "get":
-            assert manager.get(key) == model.get(key), where
-        elif operation == "delete":
-            manager.delete(key)
-            model.entries.pop(key, None)
-        else:
-            manager.clear()
-            model = Model(MB)
-        assert set(contents(manager)) == set(model.entries), where
-        stats = manager.get_stats()
-        assert (stats["cache_hits"], stats["cache_misses"], stats["evictions"]) == (
-            model.hits,
-            model.misses,
-            model.evictions,
-        ), where
-        if step % 50 == 0:
-            assert order(manager) == list(model.entries), where
-            check(manager)
-    assert evictions > 100, "the sequence must evict"
 
 
 @settings(max_examples=50, deadline=None)

@@ -32,7 +32,9 @@ def clock() -> Clock:
 
 
 def namespace(clock: Clock, *, synced: bool = True, epoch_ms: int = 1, **changes: Any) -> Namespace:
-    settings = msgspec.convert({"max_memory_mb": 1, **changes}, CacheSettings)
+    settings = msgspec.convert(
+        {"max_memory_mb": 1, "eviction_policy": "lru", **changes}, CacheSettings
+    )
     made = Namespace(
         "default",
         settings,

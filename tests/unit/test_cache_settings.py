@@ -1,10 +1,11 @@
 """Settings of the cache: defaults as documented, nonsense refused by name."""
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
 
+from cache.policies import POLICIES
 from cache.settings import CacheSettings
 
 
@@ -14,6 +15,15 @@ def test_the_defaults_validate() -> None:
     assert settings == CacheSettings()
     assert settings.namespaces == ("default",)
     assert settings.max_memory_mb == 1024
+    assert settings.eviction_policy == "prefix"
+
+
+def test_every_policy_of_the_cache_can_be_chosen_and_no_other() -> None:
+    choices = get_args(
+        get_args(get_type_hints(CacheSettings, include_extras=True)["eviction_policy"])[0]
+    )
+
+    assert sorted(choices) == sorted(POLICIES)
 
 
 @pytest.mark.parametrize(
