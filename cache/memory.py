@@ -231,19 +231,26 @@ class InMemoryKVCacheManager:
         Raises:
             ValueError: larger than the limit; nothing was evicted or replaced.
         """
+        key = entry.key
         size_bytes = self._checked_size(entry)
         evicted: list[Entry] = []
+        shard = self._shards[hash(key) & _SHARD]
         self._lock.acquire()  # `with` takes 0.2 us more
         try:
             if self._reads:
                 self._count_reads()
             now_ns = self._clock()
             parent = None if entry.parent is None else self._keep_chain(entry.parent, now_ns)
-            self._release(entry)
+            entry.place = None
+            if key in shard:
+                self._release(entry)
             if self._used_bytes + size_bytes > self.limit_bytes:
                 evicted = self._make_room(size_bytes, now_ns)
-            self._insert(entry, size_bytes, now_ns)
-            self._add_chain((entry,), parent, now_ns)
+            self._insert(shard, entry, size_bytes, now_ns)
+            if parent is None:
+                self._policy.added(entry, now_ns)
+            else:
+                self._add_chain((entry,), parent, now_ns)
         finally:
             self._lock.release()
         return evicted
@@ -279,11 +286,11 @@ class InMemoryKVCacheManager:
                 else:
                     entry = self._forget(key)
                 if not entry.expired(now_ns):
-                    entry.score = self._policy.score()
+                    entry.score = self._policy.score
                     self._evictions += 1
                     evicted.append(entry)
             for key, entry in new.items():
-                self._insert(entry, sizes[key], now_ns)
+                self._insert(self._shards[hash(key) & _SHARD], entry, sizes[key], now_ns)
         return evicted
 
     def lookup(self, key: str) -> Entry | None:
@@ -377,10 +384,12 @@ class InMemoryKVCacheManager:
             return None
         return entry
 
-    def _insert(self, entry: Entry, size_bytes: int, now_ns: int) -> None:
-        entry.inserted_at_ns = entry.inserted_at_ns or now_ns
-        entry.last_accessed_ns = entry.last_accessed_ns or now_ns
-        self._shards[hash(entry.key) & _SHARD][entry.key] = entry
+    def _insert(self, shard: dict[str, Entry], entry: Entry, size_bytes: int, now_ns: int) -> None:
+        if not entry.inserted_at_ns:
+            entry.inserted_at_ns = now_ns
+        if not entry.last_accessed_ns:
+            entry.last_accessed_ns = now_ns
+        shard[entry.key] = entry
         self._count += 1
         self._used_bytes += size_bytes
 
@@ -404,7 +413,7 @@ class InMemoryKVCacheManager:
     def _pop(self) -> Entry:
         """Take out what should leave next."""
         entry = self._forget(self._policy.pop())
-        entry.score = self._policy.score()
+        entry.score = self._policy.score
         return entry
 
     def _forget(self, key: str) -> Entry:

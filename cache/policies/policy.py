@@ -15,7 +15,11 @@ class EvictionPolicy(abc.ABC):
 
     `entry.place` belongs to the policy while it holds the entry. An entry that replaces another
     one of its key is added with that one's place. `now_ns` may step back; order must not.
+
+    `score` is the uses a second to expect of what was popped last; None where not estimated.
     """
+
+    score: float | None = None
 
     @abc.abstractmethod
     def added(self, entry: Entry, now_ns: int) -> None:
@@ -49,7 +53,3 @@ class EvictionPolicy(abc.ABC):
         self, entries: Sequence[Entry], parent: Entry | None, now_ns: int
     ) -> None:
         """`entries`, which extend `parent` (as above), are in use, but were not looked up."""
-
-    def score(self) -> float | None:
-        """Uses a second to expect of what was popped last; None where that is not estimated."""
-        return None

@@ -27,7 +27,6 @@ class Prefix(EvictionPolicy):
         self._remembered = Remembered()
         self._entries = 0
         self._leaving: Segment | None = None
-        self._score: float | None = None
         self._now_ns = 0
         self._clock_ns = 0
 
@@ -85,10 +84,6 @@ class Prefix(EvictionPolicy):
         self._remembered.put(key, segment.rank, segment.used_at_ns)
         self._entries -= 1
         return key
-
-    def score(self) -> float | None:
-        """As estimated when its segment began to leave."""
-        return self._score
 
     def chain_added(self, entries: Sequence[Entry], parent: Entry | None, now_ns: int) -> None:
         """In segments below their parent's; a last one never seen is of the class `LAST`.
@@ -209,7 +204,7 @@ class Prefix(EvictionPolicy):
             if least is None or worth < least:
                 least, segment = worth, head
         assert least is not None, "the cache pops only while there is an entry"  # noqa: S101
-        self._score = least[0]
+        self.score = least[0]
         deepest = segment
         while segment.deeper is not None:
             segment = segment.deeper
