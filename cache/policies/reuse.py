@@ -20,7 +20,7 @@ _PRIOR_KEYS = 200.0
 _PRIOR_BIN_KEYS = 100.0
 _SHAPE = 2.0
 _POWER = 1.6
-_HISTOGRAM_WEIGHT = 0.2
+_HISTOGRAM_WEIGHT = 0.15
 
 
 def class_after(rank: int, gap_seconds: float) -> int:
@@ -41,7 +41,8 @@ _CLASS_AFTER = [
 class ReuseModel:
     """The worth of keeping a key, by its class and its age: uses a second to expect.
 
-    Two estimates, both learned while running, are averaged as logarithms. The first is smooth:
+    Two estimates, both learned while running, are averaged as logarithms, the second with a
+    weight of 0.15. The first is smooth:
     p / G · (1 + age / G) ** -1.6, p the share of keys used again, G the geometric mean of their
     gaps. The second is a histogram of the gaps by half octaves, corrected for keys too young to
     have shown their gap, and shrunk to a log-logistic with that p and G; its worth is the most
