@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 
 import structlog
 
-from archive.index import IndexEntry
+from archive.index_entry import IndexEntry
 from schemas.archive import ArchiveFailed, Expired, Restored, Stored
 from schemas.message import Message
 from schemas.protocols import Clock, Publisher, PublishError

@@ -1,116 +1,32 @@
 """What one namespace of the archive holds, in RAM; rebuilt from the objects' headers at start."""
 
 import dataclasses
-import hashlib
 import heapq
 
-import msgspec
-
-from archive.segment import ObjectHeader, expires_ns
-from schemas.cache import Evicted
-from schemas.units import to_ns
-
-HASH_BYTES = 8
-
-Order = tuple[int, str, bool]
-
-
-def order(manifest: Evicted) -> Order:
-    """Sorts the manifests of a key by age: generation, version, tombstone before value.
-
-    A tombstone is about the versions below its own: the put that wrote it has the same version.
-    """
-    return manifest.generation, manifest.version, not manifest.tombstone
-
-
-def object_name(manifest: Evicted) -> str:
-    """The name of the object: a SHA-256, so no key can reach outside the store.
-
-    Each version has its own, so that a writer that lost its lease cannot overwrite a newer one.
-    """
-    identity = [manifest.namespace, manifest.key, *order(manifest)]
-    return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()
-
-
-def key_hash(key: str) -> bytes:
-    """Eight bytes that stand for `key` in the list of archived keys (BLAKE2b)."""
-    return hashlib.blake2b(key.encode(), digest_size=HASH_BYTES).digest()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """The newest archived version of a key. Instants are Unix nanoseconds."""
-
-    namespace: str
-    key: str
-    order: Order
-    name: str
-    size_bytes: int
-    object_bytes: int
-    stored_ns: int
-    expires_ns: int | None
-    hash: bytes
-
-    @classmethod
-    def of(cls, header: ObjectHeader, object_bytes: int) -> "IndexEntry":
-        """The entry for an object with this header."""
-        manifest = header.manifest
-        return cls(
-            namespace=manifest.namespace,
-            key=manifest.key,
-            order=order(manifest),
-            name=object_name(manifest),
-            size_bytes=manifest.size_bytes,
-            object_bytes=object_bytes,
-            stored_ns=to_ns(header.stored_at),
-            expires_ns=expires_ns(manifest),
-            hash=key_hash(manifest.key),
-        )
-
-    @property
-    def generation(self) -> int:
-        """The generation of the namespace it was evicted in."""
-        return self.order[0]
-
-    @property
-    def version(self) -> str:
-        """The entry's version."""
-        return self.order[1]
-
-    @property
-    def tombstone(self) -> bool:
-        """Whether it only says that lower versions are gone."""
-        return not self.order[2]
-
-    def is_expired(self, now_ns: int) -> bool:
-        """Whether its time is over: exactly at its expiry it is."""
-        return self.expires_ns is not None and now_ns >= self.expires_ns
-
-    def outlives(self, until_ns: int | None) -> bool:
-        """Whether it lives at least until that instant; None = for ever."""
-        return self.expires_ns is None or (until_ns is not None and self.expires_ns >= until_ns)
-
-    def covers(self, order: Order, until_ns: int | None) -> bool:
-        """Whether a version of the same key with this order and expiry adds nothing to it.
-
-        The same version comes again with a later expiry when it was restored and evicted anew.
-        """
-        return self.order > order or (self.order == order and self.outlives(until_ns))
+from archive.index_entry import LEAST_SCORE, IndexEntry
+from archive.ranking import Ranking
 
 
 class NamespaceIndex:
     """The newest version of each key, and the newest generation seen.
 
-    Lookups and changes are O(1); `due`, `hashes` and `listing` walk all entries.
-    About 500 bytes and the key for each entry.
+    Lookups and changes are O(1), with a budget O(log n); `due`, `hashes` and `listing` walk all
+    entries. About 600 bytes and the key for each entry.
+
+    Args:
+        budget_bytes: what the objects of its values may take together; 0 = no limit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget_bytes: int = 0) -> None:
+        self.budget_bytes = budget_bytes
         self.generation = 0
         self.tombstones = 0
         self.size_bytes = 0
         self.object_bytes = 0
+        self._tombstone_bytes = 0
         self._entries: dict[str, IndexEntry] = {}
+        self._superseding: set[str] = set()
+        self._ranking = Ranking(lambda entry: self._entries.get(entry.key) is entry)
 
     @property
     def entries(self) -> int:
@@ -138,14 +54,16 @@ class NamespaceIndex:
             return entry
         if known is not None:
             self._count(known, -1)
-        self._entries[entry.key] = entry
-        self._count(entry, 1)
+            if known.order != entry.order:
+                self._superseding.add(entry.key)
+        self._add(entry)
         return known
 
     def remove(self, entry: IndexEntry) -> None:
         """Forget `entry`, unless a newer version took its place."""
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
+            self._superseding.discard(entry.key)
             self._count(entry, -1)
 
     def replace_by_tombstone(self, entry: IndexEntry) -> None:
@@ -158,6 +76,31 @@ class NamespaceIndex:
                     entry, order=(generation, version, False), size_bytes=0, object_bytes=0
                 )
             )
+
+    def use(self, entry: IndexEntry, score: float, used_ns: int) -> None:
+        """The value is worth something else from now on; the object keeps the old figures."""
+        if self._entries.get(entry.key) is entry:
+            self._count(entry, -1)
+            self._add(dataclasses.replace(entry, score=score, used_ns=used_ns))
+
+    def hand_out(self, entry: IndexEntry) -> None:
+        """The cache has the value in RAM: here it goes first, until it is evicted again."""
+        self.use(entry, LEAST_SCORE, entry.used_ns)
+
+    def excess(self, now_ns: int) -> IndexEntry | None:
+        """The value to drop next; None while all values are within the budget."""
+        if not self.budget_bytes or self.value_object_bytes <= self.budget_bytes:
+            return None
+        return self._ranking.least(now_ns)
+
+    def took_a_place(self, key: str) -> bool:
+        """Whether an older version of `key` was here before the one that is here now."""
+        return key in self._superseding
+
+    @property
+    def value_object_bytes(self) -> int:
+        """Bytes of the objects that hold values: what the budget bounds."""
+        return self.object_bytes - self._tombstone_bytes
 
     def due(self, now_ns: int, tombstones_before_ns: int) -> list[IndexEntry]:
         """Expired and cleared values, and tombstones stored before that instant."""
@@ -196,7 +139,16 @@ class NamespaceIndex:
             and not entry.is_expired(now_ns)
         )
 
+    def _add(self, entry: IndexEntry) -> None:
+        self._entries[entry.key] = entry
+        self._count(entry, 1)
+        if self.budget_bytes and not entry.tombstone:
+            self._ranking.add(entry)
+            values = (known for known in self._entries.values() if not known.tombstone)
+            self._ranking.tidy(self.entries, values)
+
     def _count(self, entry: IndexEntry, sign: int) -> None:
+        self._tombstone_bytes += sign * entry.object_bytes * entry.tombstone
         self.tombstones += sign * entry.tombstone
         self.size_bytes += sign * entry.size_bytes
         self.object_bytes += sign * entry.object_bytes

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from archive.announce import Announcer
-from archive.index import HASH_BYTES
+from archive.index_entry import HASH_BYTES
 from archive.intake import STREAM
 from archive.store import ObjectStore, StoreError
 from archive.vault import DamagedObjectError, Vault
@@ -178,6 +178,8 @@ class Queries:
             superseded_total=counts["superseded_total"],
             failed_total=counts["failed_total"],
             dead_total=counts["dead_total"],
+            dropped_total=self._vault.dropped[namespace],
+            budget_bytes=index.budget_bytes,
         )
 
     async def pending(self) -> int | None:

@@ -156,6 +156,7 @@ class ArchiveService:
             "tombstones": float(sum(index.tombstones for index in indexes)),
             "size_bytes": float(sum(index.size_bytes for index in indexes)),
             "stored_bytes": float(sum(index.object_bytes for index in indexes)),
+            "dropped_total": float(self._vault.dropped.total()),
             "unreadable_objects": float(self._vault.unreadable),
             "in_flight": float(self._intake.in_flight),
         }

@@ -91,6 +91,14 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         float,
         Meta(ge=1, description="original by compressed size below which a value is stored raw"),
     ] = 1.1
+    budget_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="stored bytes that the values of each namespace may take; above it the "
+            "least worthy are dropped, however long they were to live; 0 = no limit",
+        ),
+    ] = 0
     sweep_interval_seconds: Annotated[
         float, Meta(gt=0, description="seconds between removals of expired and cleared objects")
     ] = 60.0

@@ -1,6 +1,7 @@
 """The store and its index, changed together: keep, fetch, sweep. Knows nothing of the bus."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -9,7 +10,8 @@ import msgspec
 import structlog
 
 from archive import segment
-from archive.index import IndexEntry, NamespaceIndex, object_name, order
+from archive.index import NamespaceIndex
+from archive.index_entry import IndexEntry, object_name, order, score_of, used_ns
 from archive.segment import ArchiveObjectError
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
@@ -38,6 +40,11 @@ class Vault:
     Work on one key is done one at a time, on different keys concurrently. Nothing is announced
     in the index before the store has it durably. A crash at any point leaves at worst an object
     that the next `load` recognises as superseded and removes.
+
+    With `budget_bytes`, values are dropped after each `keep` and `load`, the least worthy first,
+    until the objects of the namespace's values are within it; `dropped` counts them by namespace.
+    Not bounded by it: tombstones, the objects being written now, and those that could not be
+    deleted yet.
     """
 
     def __init__(self, store: ObjectStore, settings: ArchiveSettings, clock: Clock) -> None:
@@ -48,7 +55,9 @@ class Vault:
         # A lock lives as long as somebody holds or awaits it.
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._leftovers: set[str] = set()
+        self._loaded_ns = 0
         self.unreadable = 0
+        self.dropped: Counter[str] = Counter()
 
     @property
     def namespaces(self) -> dict[str, NamespaceIndex]:
@@ -70,6 +79,7 @@ class Vault:
         """
         self._indexes = {}
         self._leftovers = set()
+        self._loaded_ns = self._clock()
         self.unreadable = 0
         names = await self._store.names()
         for start in range(0, len(names), SCAN_BATCH):
@@ -86,6 +96,8 @@ class Vault:
                 if loser is not None:
                     await self._discard(loser.name)
             on_progress(min(start + SCAN_BATCH, len(names)), len(names))
+        for index in self._indexes.values():
+            await self._trim(index)
 
     async def keep(self, manifest: Evicted, value: bytes) -> tuple[Outcome, IndexEntry | None]:
         """Store an eviction or tombstone that `segment.check_value` has accepted.
@@ -99,25 +111,11 @@ class Vault:
         Raises:
             StoreError: not stored, nothing changed; try again.
         """
+        index = self._kept_index(manifest.namespace)
         async with self._lock(manifest.namespace, manifest.key):
-            index = self._kept_index(manifest.namespace)
-            index.saw_generation(manifest.generation)
-            known = index.newest(manifest.key)
-            if manifest.generation < index.generation:
-                return "superseded", None
-            its_order, expires_ns = order(manifest), segment.expires_ns(manifest)
-            if known is not None and known.covers(its_order, expires_ns):
-                return ("repeated", known) if known.order == its_order else ("superseded", None)
-            now_ns = self._clock()
-            if expires_ns is not None and now_ns >= expires_ns:
-                if known is None or known.tombstone or known.order == its_order:
-                    return "expired", None
-                manifest, value = _as_tombstone(manifest), b""
-            entry = await self._write(manifest, value, now_ns)
-            replaced = index.put(entry)
-            if replaced is not None and replaced.name != entry.name:
-                await self._discard(replaced.name)
-            return "stored", entry
+            kept = await self._keep(index, manifest, value)
+        await self._trim(index)
+        return kept
 
     async def fetch(
         self, namespace: str, key: str, generation: int | None
@@ -150,7 +148,10 @@ class Vault:
                 index.replace_by_tombstone(entry)
                 raise DamagedObjectError(entry, error.reason) from error
             # Reading took time, and a clear may have come meanwhile.
-            return (header.manifest, value) if index.find(key, self._clock()) is entry else None
+            if index.find(key, self._clock()) is not entry:
+                return None
+            index.hand_out(entry)
+            return header.manifest, value
 
     async def sweep(self) -> AsyncGenerator[IndexEntry, None]:
         """Remove expired and cleared values and tombstones past their time; yields each.
@@ -171,6 +172,72 @@ class Vault:
                     await self._store.delete(entry.name)
                     index.remove(entry)
                 yield entry
+
+    async def _keep(
+        self, index: NamespaceIndex, manifest: Evicted, value: bytes
+    ) -> tuple[Outcome, IndexEntry | None]:
+        index.saw_generation(manifest.generation)
+        known = index.newest(manifest.key)
+        if manifest.generation < index.generation:
+            return "superseded", None
+        its_order, expires_ns = order(manifest), segment.expires_ns(manifest)
+        if known is not None and known.covers(its_order, expires_ns):
+            if known.order != its_order:
+                return "superseded", None
+            index.use(known, score_of(manifest), used_ns(manifest))
+            return "repeated", known
+        now_ns = self._clock()
+        if expires_ns is not None and now_ns >= expires_ns:
+            if known is None or known.tombstone or known.order == its_order:
+                return "expired", None
+            manifest, value = _as_tombstone(manifest), b""
+        entry = await self._write(manifest, value, now_ns)
+        replaced = index.put(entry)
+        if replaced is not None and replaced.name != entry.name:
+            await self._discard(replaced.name)
+        return "stored", entry
+
+    async def _trim(self, index: NamespaceIndex) -> None:
+        while (entry := index.excess(self._clock())) is not None:
+            async with self._lock(entry.namespace, entry.key):
+                if index.newest(entry.key) is not entry or not index.excess(self._clock()):
+                    continue
+                try:
+                    await self._drop(index, entry)
+                except StoreError as error:
+                    log.error("archive_over_budget", namespace=entry.namespace, error=str(error))
+                    return
+
+    async def _drop(self, index: NamespaceIndex, entry: IndexEntry) -> None:
+        tombstone = await self._tombstone(entry) if self._needs_tombstone(index, entry) else None
+        index.remove(entry)
+        if tombstone is not None:
+            index.put(tombstone)
+        self.dropped[entry.namespace] += 1
+        await self._discard(entry.name)
+
+    def _needs_tombstone(self, index: NamespaceIndex, entry: IndexEntry) -> bool:
+        """Whether an older version of the key could still come out of the eviction stream.
+
+        What an entry took the place of is not known any more after a start.
+        """
+        age_seconds = (self._clock() - entry.stored_ns) / SECOND_NS
+        return age_seconds < self._settings.tombstone_keep_seconds and (
+            index.took_a_place(entry.key) or entry.stored_ns <= self._loaded_ns
+        )
+
+    async def _tombstone(self, entry: IndexEntry) -> IndexEntry:
+        now_ns = self._clock()
+        manifest = Evicted(
+            namespace=entry.namespace,
+            key=entry.key,
+            version=entry.version,
+            generation=entry.generation,
+            evicted_at=instant(now_ns),
+            tombstone=True,
+            reason="budget",
+        )
+        return await self._write(manifest, b"", now_ns)
 
     async def _write(self, manifest: Evicted, value: bytes, now_ns: int) -> IndexEntry:
         content = await asyncio.to_thread(
@@ -199,7 +266,7 @@ class Vault:
             await self._store.quarantine(name)
 
     def _kept_index(self, namespace: str) -> NamespaceIndex:
-        return self._indexes.setdefault(namespace, NamespaceIndex())
+        return self._indexes.setdefault(namespace, NamespaceIndex(self._settings.budget_bytes))
 
     def _lock(self, namespace: str, key: str) -> asyncio.Lock:
         return self._locks.setdefault((namespace, key), asyncio.Lock())

@@ -224,7 +224,10 @@ class ArchiveList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The archive of one namespace: what it holds, what waits, what went wrong."""
+    """The archive of one namespace: what it holds, what waits, what went wrong.
+
+    `dropped_total`: values given up because the others filled `budget_bytes` (0 = no limit).
+    """
 
     namespace: Token
     instance: Token
@@ -243,6 +246,8 @@ class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
     superseded_total: Count
     failed_total: Count
     dead_total: Count
+    dropped_total: Count = 0
+    budget_bytes: Bytes = 0
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agent.bus import Bus
-from archive.index import key_hash
+from archive.index_entry import key_hash
 from archive.service import ArchiveService
 from schemas.api import ArchiveList, ArchiveListRequest, ArchiveStatus
 from schemas.archive import ArchiveFailed, Expired, Restored, Stored

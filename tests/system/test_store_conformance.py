@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from archive import segment
-from archive.index import object_name
+from archive.index_entry import object_name
 from archive.s3 import S3Store
 from archive.settings import ArchiveSettings, S3Settings
 from archive.store import HEAD_BYTES, ObjectStore

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from archive.index import IndexEntry, NamespaceIndex, key_hash, object_name
+from archive.index import NamespaceIndex
+from archive.index_entry import IndexEntry, key_hash, object_name
 from archive.segment import ObjectHeader
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant

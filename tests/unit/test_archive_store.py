@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from archive import segment
-from archive.index import object_name
+from archive.index_entry import object_name
 from archive.store import HEAD_BYTES, FolderStore, StoreError
 from schemas.units import instant
 from tests.support.evictions import NOW_NS, FailingStore, evicted, folder_store

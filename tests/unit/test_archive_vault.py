@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from archive.index import IndexEntry, object_name
+from archive.index_entry import IndexEntry, object_name
 from archive.settings import ArchiveSettings
 from archive.store import StoreError
 from archive.vault import DamagedObjectError, Vault
