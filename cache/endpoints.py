@@ -187,7 +187,8 @@ class NamespaceEndpoints:
             return _json(EntryMeta(found=False))
         entry, where = found
         now_ns = self._clock()
-        deadline_ns = self._namespace.archive_deadline_ns(entry, now_ns)
+        decision = self._namespace.archive_decision(entry, now_ns)
+        deadline_ns = decision.deadline_ns
         return _json(
             EntryMeta(
                 found=True,
@@ -208,6 +209,8 @@ class NamespaceEndpoints:
                 archive_ttl_seconds=(
                     0.0 if deadline_ns is None else max(0, deadline_ns - now_ns) / SECOND_NS
                 ),
+                archive_ttl_reason=f"{decision.heuristic}: {decision.reason}",
+                archive_score=decision.score,
             )
         )
 
@@ -234,6 +237,9 @@ class NamespaceEndpoints:
             restores=counters.restores,
             outbox_entries=len(namespace.outbox),
             outbox_bytes=namespace.outbox.used_bytes,
+            ttl_decisions=dict(counters.ttl_decisions),
+            evictions_watched=len(namespace.learner),
+            evictions_returned=namespace.learner.returns,
         )
 
     async def clear(self, _request: Nothing, _call: Call) -> ClearReply:

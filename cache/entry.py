@@ -15,6 +15,8 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
     `ttl_seconds` is what the writer asked for: None leaves the archive's TTL to the heuristic, 0
     keeps the entry out of the archive. `expires_at_ns` None = never. `score` is set when the entry
     is evicted, by a policy that estimates it: uses a second to expect at that moment.
+    `earlier_uses`: writes and reads before it was last evicted and lost, as far as remembered.
+    `extended`: another entry named it as its parent.
 
     The garbage collector does not look into entries, so that its pauses do not grow with the
     cache: nothing in an entry may lead back to it.
@@ -30,6 +32,8 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
     ttl_seconds: float | None = None
     prefix_tokens: int | None = None
     parent: str | None = None
+    extended: bool = False
+    earlier_uses: int = 0
     cost_seconds: float | None = None
     request_class: str | None = None
     tags: tuple[str, ...] = ()

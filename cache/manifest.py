@@ -60,6 +60,8 @@ def _manifest(item: Item, namespace: str, generation: int) -> Evicted:
         access_count=entry.access_count,
         inserted_at=instant(entry.inserted_at_ns),
         last_accessed=instant(entry.last_accessed_ns),
+        score=item.score,
+        heuristic=item.heuristic,
     )
 
 
@@ -68,7 +70,8 @@ def restored_entry(
 ) -> Entry | None:
     """The entry in the archive's answer to a restore; None for a miss.
 
-    It keeps its version, its deadline and its history; being asked for counts as an access.
+    It keeps its version, its writer's deadline and its history; being asked for counts as an
+    access. A deadline by a heuristic ends: it gets a new one when it is evicted again.
 
     Raises:
         ForeignAnswerError: no manifest, or one of another key, generation or value.
@@ -94,7 +97,11 @@ def restored_entry(
         inserted_at_ns=now_ns if manifest.inserted_at is None else to_ns(manifest.inserted_at),
         last_accessed_ns=now_ns,
         access_count=manifest.access_count + 1,
-        expires_at_ns=None if manifest.expires_at is None else to_ns(manifest.expires_at),
+        expires_at_ns=(
+            None
+            if manifest.expires_at is None or manifest.heuristic is not None
+            else to_ns(manifest.expires_at)
+        ),
         prefix_tokens=manifest.prefix_tokens,
         parent=manifest.parent,
         cost_seconds=manifest.cost_seconds,

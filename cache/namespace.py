@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
@@ -9,8 +10,9 @@ from cache.archived import ArchivedKeys
 from cache.entry import Entry
 from cache.memory import MB, InMemoryKVCacheManager
 from cache.outbox import Item, Outbox
+from cache.reuse import ReuseLearner
 from cache.settings import CacheSettings
-from cache.ttl import archive_ttl_seconds
+from cache.ttl import WRITER, Decision, decide
 from schemas.protocols import Clock
 from schemas.units import SECOND_NS
 
@@ -36,6 +38,7 @@ class Counters:
     restores: int = 0
     restores_refused: int = 0
     restores_failed: int = 0
+    ttl_decisions: Counter[str] = dataclasses.field(default_factory=Counter)
 
     @property
     def hit_ratio(self) -> float | None:
@@ -87,6 +90,7 @@ class Namespace:
             settings.max_memory_mb, settings.eviction_policy, clock=clock
         )
         self.outbox = Outbox(settings.outbox_max_bytes)
+        self.learner = ReuseLearner(settings.ttl.watched_evictions)
         self.archiving = settings.archive_mode == "on"
         self.archived = ArchivedKeys(known=not self.archiving)
         self._settings = settings
@@ -103,6 +107,7 @@ class Namespace:
         """The entry, counted as a hit or a miss; one that waits for the archive returns to RAM."""
         entry = self.memory.lookup(key)
         if entry is None:
+            self.learner.asked(key, self._clock())
             entry = self._waiting(key)
             if entry is None:
                 self.counters.misses += 1
@@ -111,6 +116,8 @@ class Namespace:
             entry.last_accessed_ns = self._clock()
             self._keep_if_room(entry)
         self.counters.hits += 1
+        if entry.ttl_seconds and self._settings.ttl.deadline == "sliding":
+            entry.expires_at_ns = entry.last_accessed_ns + int(entry.ttl_seconds * SECOND_NS)
         return entry
 
     def peek(self, key: str) -> tuple[Entry, Where] | None:
@@ -219,17 +226,9 @@ class Namespace:
             if entry is not None:
                 self._evict(entry, reason)
 
-    def archive_deadline_ns(self, entry: Entry, now_ns: int) -> int | None:
-        """Until when `entry`, evicted now, is kept in the archive; None: do not archive.
-
-        The entry's own deadline decides where it has one, else the heuristic.
-        """
-        if entry.ttl_seconds == 0:
-            return None
-        if entry.expires_at_ns is not None:
-            return entry.expires_at_ns
-        ttl_seconds = archive_ttl_seconds(self._settings.ttl, entry.access_count)
-        return now_ns + int(ttl_seconds * SECOND_NS) if ttl_seconds > 0 else None
+    def archive_decision(self, entry: Entry, now_ns: int) -> Decision:
+        """What the archive would be told of `entry` if it were evicted now."""
+        return decide(self._settings.ttl, entry, self.learner, now_ns)
 
     @property
     def used_mb(self) -> float:
@@ -254,14 +253,23 @@ class Namespace:
             self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
+        used = self.learner.kept(entry.key, self._clock())
+        entry.earlier_uses = max(0, used - entry.access_count)
+        parent = None if entry.parent is None else self.memory.peek(entry.parent)
+        if parent is not None:
+            parent.extended = True
         for evicted in self.memory.store(entry):
             self.counters.evictions += 1
             self._evict(evicted, "capacity")
 
     def _evict(self, entry: Entry, reason: str) -> None:
         now_ns = self._clock()
-        deadline_ns = self.archive_deadline_ns(entry, now_ns)
-        if not self.archiving or deadline_ns is None:
+        decision = self.archive_decision(entry, now_ns)
+        self.learner.evicted(entry, now_ns)
+        if not self.archiving:
+            return
+        self.counters.ttl_decisions[decision.outcome] += 1
+        if decision.deadline_ns is None:
             return
         self.archived.note_eviction(entry.key)
         self.outbox.add(
@@ -271,8 +279,10 @@ class Namespace:
                 message_id=next(self._message_ids),
                 evicted_at_ns=now_ns,
                 entry=entry,
-                expires_at_ns=deadline_ns,
+                expires_at_ns=decision.deadline_ns,
                 reason=reason,
+                heuristic=None if decision.heuristic == WRITER else decision.heuristic,
+                score=decision.score,
             )
         )
 

@@ -25,6 +25,8 @@ class Item:
     entry: Entry | None = None
     expires_at_ns: int | None = None
     reason: str = "capacity"
+    heuristic: str | None = None
+    score: float | None = None
     sending: bool = False
     acknowledged: bool = False
     settled: asyncio.Event | None = None

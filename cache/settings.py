@@ -15,26 +15,54 @@ class TtlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How long an evicted entry without a TTL of its own stays in the archive."""
 
     heuristic: Annotated[
-        Literal["static", "adaptive"],
-        Meta(description="static: base_seconds; adaptive: longer with every access"),
+        Literal["static", "size_aware", "adaptive", "reuse"],
+        Meta(
+            description="static: base_seconds; size_aware: shorter for larger entries; adaptive: "
+            "longer with every access; reuse: as long as what came back before makes it worth"
+        ),
     ] = "adaptive"
     base_seconds: Annotated[
         float,
         Meta(
             ge=0,
             le=TEN_YEARS_SECONDS,
-            description="life of an entry never read; 0 with static: not archived",
+            description="static: the life, 0 = not archived; size_aware: that of reference_bytes; "
+            "adaptive: that of an entry never read; reuse: that of score 1 from its last access",
         ),
     ] = 3600.0
     alpha: Annotated[
         float, Meta(ge=0, le=1e6, description="adaptive: share of base_seconds added per access")
     ] = 0.25
     min_seconds: Annotated[
-        float, Meta(ge=0, le=TEN_YEARS_SECONDS, description="adaptive: shortest life")
+        float,
+        Meta(
+            ge=0,
+            le=TEN_YEARS_SECONDS,
+            description="shortest life; reuse: what deserves less is not archived; not for static",
+        ),
     ] = 30.0
     max_seconds: Annotated[
-        float, Meta(ge=0, le=TEN_YEARS_SECONDS, description="adaptive: longest life")
+        float, Meta(ge=0, le=TEN_YEARS_SECONDS, description="longest life; not for static")
     ] = 604_800.0
+    reference_bytes: Annotated[
+        int, Meta(ge=1, description="size_aware: the size that lives base_seconds")
+    ] = 65_536
+    min_score: Annotated[
+        float, Meta(ge=0, le=1e6, description="reuse: a lower score is not archived")
+    ] = 0.1
+    deadline: Annotated[
+        Literal["fixed", "sliding"],
+        Meta(description="sliding: every hit in RAM starts Fleet-Ttl-Seconds anew"),
+    ] = "fixed"
+    watched_evictions: Annotated[
+        int,
+        Meta(
+            ge=1000,
+            le=10_000_000,
+            description="evictions of each namespace that are remembered, to learn which come "
+            "back; about 300 bytes each",
+        ),
+    ] = 50_000
 
     def __post_init__(self) -> None:
         if self.min_seconds > self.max_seconds:

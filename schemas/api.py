@@ -165,10 +165,16 @@ class EntryMeta(msgspec.Struct, frozen=True, kw_only=True):
     tags: list[str] = []
     meta: dict[str, str] = {}
     archive_ttl_seconds: Seconds | None = None
+    archive_ttl_reason: str | None = None
+    archive_score: float | None = None
 
 
 class NamespaceStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters since the instance took the namespace, and sizes now."""
+    """Counters since the instance took the namespace, and sizes now.
+
+    `ttl_decisions`: evictions by `<heuristic>.archived` or `.refused`; the heuristic `writer` is
+    a TTL that came with the put. Of the evictions, those now watched and those asked for again.
+    """
 
     namespace: Token
     instance: Token
@@ -188,6 +194,9 @@ class NamespaceStats(msgspec.Struct, frozen=True, kw_only=True):
     restores: Count
     outbox_entries: Count
     outbox_bytes: Bytes
+    ttl_decisions: dict[str, Count] = {}
+    evictions_watched: Count = 0
+    evictions_returned: Count = 0
 
 
 class ClearReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,7 +34,8 @@ class Evicted(msgspec.Struct, frozen=True, kw_only=True):
     The payload of that message is the value. A tombstone has no payload, and says that versions
     of `key` below `version` are gone. `version` orders all versions of a namespace as text.
     `ttl_seconds` counts from `evicted_at`; `expires_at` is the exact instant and decides.
-    `digest` is the SHA-256 of the value in hexadecimal.
+    `digest` is the SHA-256 of the value in hexadecimal. `score`: see `schemas.worth`.
+    `heuristic` set the deadline; null: the writer did, and the deadline holds in RAM too.
     """
 
     namespace: Token
@@ -58,6 +59,7 @@ class Evicted(msgspec.Struct, frozen=True, kw_only=True):
     inserted_at: Instant | None = None
     last_accessed: Instant | None = None
     score: float | None = None
+    heuristic: str | None = None
 
 
 def encode_header(text: str) -> str:

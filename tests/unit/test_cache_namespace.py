@@ -147,11 +147,11 @@ def test_the_archive_deadline_is_the_entrys_own_or_by_the_heuristic(clock: Clock
     space = namespace(clock)
     own = clock.ns + 100_000 * SECOND_NS
 
-    with_deadline = space.archive_deadline_ns(entry("a", expires_at_ns=own), clock.ns)
-    by_heuristic = space.archive_deadline_ns(entry("b", access_count=4), clock.ns)
+    with_deadline = space.archive_decision(entry("a", expires_at_ns=own), clock.ns)
+    by_heuristic = space.archive_decision(entry("b", access_count=4), clock.ns)
 
-    assert with_deadline == own
-    assert by_heuristic == clock.ns + 7200 * SECOND_NS
+    assert with_deadline.deadline_ns == own
+    assert by_heuristic.deadline_ns == clock.ns + 7200 * SECOND_NS
 
 
 def test_what_waits_past_its_archive_deadline_is_not_answered(clock: Clock) -> None:
