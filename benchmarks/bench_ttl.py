@@ -44,11 +44,11 @@ NEVER = {"heuristic": "static", "base_seconds": float(TEN_YEARS_SECONDS)}
 ROWS: dict[str, list[dict[str, Any]]] = {
     "static": [{"heuristic": "static"}],
     "adaptive": [
-        {"heuristic": "adaptive", "alpha": alpha, "min_seconds": 0.0} for alpha in (0.5, 2.0, 4.0)
+        {"heuristic": "adaptive", "alpha": alpha, "min_seconds": 0.0} for alpha in (1.0, 4.0)
     ],
     "reuse": [{"heuristic": "reuse", "min_seconds": 0.0, "min_score": 0.1}],
 }
-BUDGET_STEPS = (1.0, 1.1, 1.2)
+BUDGET_STEPS = (1.0, 1.15)
 """A budget is full only after a while: those tried, by the mean bytes of the share."""
 START_NS = 1_700_000_000 * SECOND_NS
 

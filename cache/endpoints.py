@@ -237,7 +237,7 @@ class NamespaceEndpoints:
             restores=counters.restores,
             outbox_entries=len(namespace.outbox),
             outbox_bytes=namespace.outbox.used_bytes,
-            ttl_decisions=dict(counters.ttl_decisions),
+            ttl_decisions=dict(namespace.ttl_decisions),
             evictions_watched=len(namespace.learner),
             evictions_returned=namespace.learner.returns,
         )

@@ -38,7 +38,6 @@ class Counters:
     restores: int = 0
     restores_refused: int = 0
     restores_failed: int = 0
-    ttl_decisions: Counter[str] = dataclasses.field(default_factory=Counter)
 
     @property
     def hit_ratio(self) -> float | None:
@@ -90,6 +89,7 @@ class Namespace:
             settings.max_memory_mb, settings.eviction_policy, clock=clock
         )
         self.outbox = Outbox(settings.outbox_max_bytes)
+        self.ttl_decisions: Counter[str] = Counter()
         self.learner = ReuseLearner(settings.ttl.watched_evictions)
         self.archiving = settings.archive_mode == "on"
         self.archived = ArchivedKeys(known=not self.archiving)
@@ -268,7 +268,7 @@ class Namespace:
         self.learner.evicted(entry, now_ns)
         if not self.archiving:
             return
-        self.counters.ttl_decisions[decision.outcome] += 1
+        self.ttl_decisions[decision.outcome] += 1
         if decision.deadline_ns is None:
             return
         self.archived.note_eviction(entry.key)

@@ -230,7 +230,7 @@ async def test_stopping_archives_more_than_the_outbox_holds(bus: Bus, client: Cl
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_an_archived_entry_comes_back_with_version_and_deadline(
+async def test_an_archived_entry_comes_back_with_version_and_history(
     bus: Bus, client: Client, store: FailingStore, clock: ManualClock, restarted: bool
 ) -> None:
     heard = await Heard.on(bus, "archived.>")
@@ -252,8 +252,23 @@ async def test_an_archived_entry_comes_back_with_version_and_deadline(
     assert answer.headers["Fleet-Version"] == version == meta.version
     assert meta.where == "ram"
     assert meta.meta == {"m": "1"}
-    assert meta.expires_at is not None
-    assert meta.archive_ttl_seconds == 3600
+    assert meta.expires_at is None
+    assert meta.archive_ttl_seconds == 4500  # read once: a new deadline from its next eviction
+
+
+async def test_a_restored_entry_keeps_the_deadline_its_writer_gave_it(
+    bus: Bus, client: Client, store: FailingStore, clock: ManualClock
+) -> None:
+    heard = await Heard.on(bus, "archived.>")
+    async with archiving(bus, store, clock=clock), running(bus, clock=clock) as service:
+        await synced(service)
+        await archive_key(client, heard, Fleet_Ttl_Seconds="60")
+        clock.advance(59)
+        before = await client.get("key")
+        clock.advance(1)
+        after = await client.get("key")
+
+    assert (before, after) == (b"old", None)
 
 
 async def test_a_get_can_do_without_the_archive(
@@ -420,7 +435,7 @@ async def write(client: Client, clock: ManualClock, story: str) -> None:
     elif story == "cleared":
         await client.clear()
     else:
-        clock.advance(3600)
+        clock.advance(4500)
 
 
 @pytest.mark.parametrize("story", ["overwritten", "deleted", "cleared", "expired"])
