@@ -10,7 +10,7 @@ from schemas.worth import OFFSET_SECONDS
 
 MOST_USES = 6
 PRIOR = (0.1, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
-"""Relative index of each group before anything was seen; the first is the last of its chain, never read."""
+"""Relative index of each group at the start; the first: last of its chain, never read again."""
 PRIOR_WEIGHT = 100.0
 FORGET_ABOVE = 100_000.0
 COST_RATIO_LIMIT = 64.0

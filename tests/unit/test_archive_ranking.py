@@ -102,6 +102,7 @@ def test_scores_of_a_manifest_are_limited_and_tombstones_are_not_dropped() -> No
 
     index = NamespaceIndex(budget_bytes=1)
     index.put(IndexEntry.of(header(tombstone()), 1000))
+    index.put(entry("value", 1, 0))
 
     assert [made(score) for score in (None, 0.0, -1.0, 1e300, 3.0)] == [
         1.0,

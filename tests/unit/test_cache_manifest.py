@@ -66,6 +66,16 @@ def test_an_entry_survives_the_way_to_the_archive_and_back(space: Namespace) -> 
     assert {name: getattr(back, name) for name in known} == {**known, "access_count": 5}
 
 
+def test_a_heuristics_deadline_ends_with_the_restore(space: Namespace) -> None:
+    item = evicted()
+    item.heuristic = "adaptive"
+
+    back = restore(Answer(*message(item, space)))
+
+    assert back is not None
+    assert back.expires_at_ns is None
+
+
 def test_a_tombstone_has_no_payload_and_says_so(space: Namespace) -> None:
     item = Item(key="key", version=VERSION, message_id="id", evicted_at_ns=NOW_NS)
 

@@ -10,6 +10,7 @@ from cache.archived import key_hash
 from cache.entry import Entry
 from cache.memory import MB
 from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
+from cache.reuse import group, uses
 from cache.settings import CacheSettings
 from schemas.units import SECOND_NS
 
@@ -152,6 +153,32 @@ def test_the_archive_deadline_is_the_entrys_own_or_by_the_heuristic(clock: Clock
 
     assert with_deadline.deadline_ns == own
     assert by_heuristic.deadline_ns == clock.ns + 7200 * SECOND_NS
+
+
+def test_only_the_last_of_a_chain_counts_as_last(clock: Clock) -> None:
+    space = namespace(clock)
+    chain = [entry("root"), entry("middle", parent="root"), entry("leaf", parent="middle")]
+
+    for written in chain:
+        space.put(written)
+
+    assert [group(written) for written in chain] == [1, 1, 0]
+
+
+def test_what_was_evicted_and_lost_is_known_when_it_is_written_again(clock: Clock) -> None:
+    space = namespace(clock, ttl={"heuristic": "static", "base_seconds": 0.0})
+    space.put(entry("key", HALF))
+    space.find("key")
+    for filler in ("filler-1", "filler-2"):
+        space.put(entry(filler, HALF, ttl_seconds=0))
+    missed = space.find("key")
+    again = entry("key")
+
+    space.put(again)
+
+    assert missed is None
+    assert uses(again) == 3  # written, read, written again
+    assert space.learner.returns == 1
 
 
 def test_what_waits_past_its_archive_deadline_is_not_answered(clock: Clock) -> None:

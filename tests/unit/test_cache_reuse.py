@@ -81,6 +81,19 @@ def test_the_true_indexes_are_found_though_most_never_return() -> None:
     assert ratio == pytest.approx(4, rel=0.1)  # three standard errors of 2,000 returns
 
 
+def test_what_stays_away_counts_for_as_long_as_it_was_seen_to_be_away() -> None:
+    learner = ReuseLearner(1000)
+    learner.evicted(entry("away"), at(95))
+
+    before = learner.relative_index(1)
+    indexes = []
+    for second in (400, 1600, 6400):
+        learner.evicted(entry(str(second), access_count=3), at(second))
+        indexes.append(learner.relative_index(1))
+
+    assert before > indexes[0] > indexes[1] > indexes[2]
+
+
 def test_a_key_returns_once_however_often_it_is_asked_for() -> None:
     learner = ReuseLearner(1000)
     learner.evicted(entry("key", access_count=2), at(1))
