@@ -34,8 +34,8 @@ from cache.settings import MIB, TEN_YEARS_SECONDS, CacheSettings
 from schemas.units import SECOND_NS
 
 TRACES = {
-    "chat": ("mooncake/conversation_dev.jsonl.gz", [30 * 1.5**step for step in range(13)]),
-    "agents": ("agent_sessions/swe_web_dev.jsonl.gz", [1.5**step for step in range(14)]),
+    "agents": ("agent_sessions/swe_web_dev.jsonl.gz", [1.6**step for step in range(12)]),
+    "chat": ("mooncake/conversation_dev.jsonl.gz", [60 * 1.6**step for step in range(8)]),
 }
 """File, and the bases to try, in seconds."""
 RAM_SHARE = 0.05
