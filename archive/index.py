@@ -11,7 +11,7 @@ class NamespaceIndex:
     """The newest version of each key, and the newest generation seen.
 
     Lookups and changes are O(1), with a budget O(log n); `due`, `hashes` and `listing` walk all
-    entries. About 600 bytes and the key for each entry.
+    entries. About 700 bytes for each entry, 800 with a budget.
 
     Args:
         budget_bytes: what the objects of its values may take together; 0 = no limit.

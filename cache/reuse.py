@@ -55,7 +55,7 @@ class ReuseLearner:
     near the end, nothing else was evicted: watched 693, mean 200 / 793 = 0.252, index
     (100 + 12.6) / 793 = 0.142, 0.563 of the mean.
 
-    At most `watched_max` evictions are watched (about 300 bytes each), the newest. All sums are
+    At most `watched_max` evictions are watched (about 500 bytes each), the newest. All sums are
     halved when `watched` of all groups exceeds 100,000: older traffic fades. Every call is
     O(log n) amortised. Not thread-safe, as its namespace.
     """

@@ -60,7 +60,7 @@ class TtlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ge=1000,
             le=10_000_000,
             description="evictions of each namespace that are remembered, to learn which come "
-            "back; about 300 bytes each",
+            "back; about 500 bytes each",
         ),
     ] = 50_000
 
