@@ -72,6 +72,13 @@ RAW_EVENTS = (
         "percent-encoded JSON of Evicted.",
     ),
     RawEvent(
+        "EvictedPart",
+        "evicted_part.{namespace}.{eviction}.{part}",
+        "cache",
+        "EVICTION_PARTS",
+        "512 KiB of a large entry on its way to the archive; its manifest follows.",
+    ),
+    RawEvent(
         "Dead",
         "dead.{stream}.{consumer}",
         "every service",
@@ -169,7 +176,19 @@ def endpoints() -> Iterator[EndpointSpec]:
 def _of_cache() -> Iterator[EndpointSpec]:
     operations: tuple[_Operation, ...] = (
         ("get", "payload = key; the value, or `Fleet-Status: miss`", None, None),
+        (
+            "range.{instance}",
+            "payload = key, `Fleet-Version`, `Fleet-Range: first-last`; those bytes",
+            None,
+            None,
+        ),
         ("put", "`Fleet-Key`, payload = value; `Fleet-Version`", None, None),
+        (
+            "put.{instance}",
+            "`Fleet-Upload`, `Fleet-Part`, payload = that part; the last one: `Fleet-Version`",
+            None,
+            None,
+        ),
         ("delete", "payload = key", None, CacheReply),
         ("exists", "payload = key", None, CacheReply),
         ("meta", "payload = key", None, EntryMeta),
@@ -191,6 +210,11 @@ def _of_archive() -> Iterator[EndpointSpec]:
         yield EndpointSpec(
             f"api.archive.{operation}.{{namespace}}", "archive", text, request, reply
         )
+    yield EndpointSpec(
+        "api.archive.range.{namespace}.{instance}",
+        "archive",
+        "payload = key, `Fleet-Version`, `Fleet-Range: first-last`; bytes of a large value",
+    )
 
 
 def first_line(kind: type) -> str:

@@ -15,6 +15,8 @@ HARMLESS_REQUESTS = (
     "api.analysis.>",
     "cache.default.get",
     "cache.default.put",
+    "cache.default.put.*",
+    "cache.default.range.*",
     "cache.default.exists",
     "cache.default.meta",
     "cache.default.stats",
@@ -185,7 +187,8 @@ def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
     if role == MAKES_STREAMS:
         publish += [f"$JS.API.STREAM.CREATE.{stream}" for stream in streams]
     if role == "cache":
-        publish += map(names.absolute, ("api.archive.restore.*", "api.archive.keys.*"))
+        asked = ("api.archive.restore.*", "api.archive.range.*.*", "api.archive.keys.*")
+        publish += map(names.absolute, asked)
     if role == "archive":
         evictions = names.stream("EVICTIONS")
         publish += [
@@ -193,6 +196,8 @@ def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
             f"$JS.API.CONSUMER.DELETE.{evictions}.archiver",  # to make it anew
             names.absolute(f"dead.{evictions}.archiver"),
         ]
+        parts = names.stream("EVICTION_PARTS")
+        publish += [f"$JS.API.DIRECT.GET.{parts}.>", f"$JS.API.STREAM.PURGE.{parts}"]
     name = f"fleet-{role}"
     subscribe = (
         *map(names.absolute, SERVED_BY[role]),

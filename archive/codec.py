@@ -12,7 +12,9 @@ class CodecError(ValueError):
     """Stored bytes do not decompress to what they should, or their codec is unknown."""
 
 
-def compress(value: bytes, *, level: int, min_ratio: float) -> tuple[str, bytes]:
+def compress(
+    value: bytes | bytearray, *, level: int, min_ratio: float
+) -> tuple[str, bytes | bytearray]:
     """`value` as (codec name, stored bytes).
 
     Raw when zstd would not shrink it by `min_ratio` (half-precision attention caches stay near
@@ -57,7 +59,7 @@ def _decompress_zstd(stored: bytes, size_bytes: int) -> bytes:
         raise CodecError(f"zstd: {error}") from error
 
 
-def _sample(value: bytes) -> bytes:
+def _sample(value: bytes | bytearray) -> bytes | bytearray:
     if len(value) <= 2 * SAMPLE_PIECES * SAMPLE_PIECE_BYTES:
         return value
     step = (len(value) - SAMPLE_PIECE_BYTES) // (SAMPLE_PIECES - 1)

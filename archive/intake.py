@@ -1,15 +1,19 @@
 """From the eviction stream to the vault: decode, verify, keep, announce, acknowledge."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import msgspec
 import structlog
 
 from archive import segment
 from archive.announce import Announcer
+from archive.index import IndexEntry
+from archive.parts import Parts
 from archive.settings import ArchiveSettings
 from archive.store import StoreError
-from archive.vault import Vault
+from archive.vault import Outcome, Vault
 from schemas.cache import EVICTED_HEADER, Evicted, decode_header
 from schemas.message import UNDECODABLE
 from schemas.protocols import Delivery, Lease, PublishError, WorkItem, WorkQueue
@@ -18,6 +22,7 @@ log = structlog.get_logger()
 
 STREAM = "EVICTIONS"
 CONSUMER = "archiver"
+EXTEND_SECONDS = 10.0
 TAKE_SECONDS = 0.25
 """Longest wait for an eviction: stopping and a lost lease are noticed so soon."""
 
@@ -25,7 +30,7 @@ _decode_manifest = msgspec.json.Decoder(Evicted).decode
 
 
 def read_manifest(delivery: Delivery) -> Evicted:
-    """The manifest of an eviction whose value is what the manifest says.
+    """The manifest of an eviction; a value in its payload is what the manifest says.
 
     Raises:
         ValueError: no manifest, an unreadable one, or one of another value or namespace.
@@ -40,7 +45,10 @@ def read_manifest(delivery: Delivery) -> Evicted:
     namespace = namespace_of(delivery)
     if manifest.namespace != namespace:
         raise ValueError(f"manifest is of namespace {manifest.namespace}, not {namespace}")
-    segment.check_value(manifest, delivery.payload)
+    if not manifest.parts:
+        segment.check_value(manifest, delivery.payload)
+    elif delivery.payload or (manifest.eviction is None):
+        raise ValueError("a manifest of parts has a payload, or does not name its eviction")
     return manifest
 
 
@@ -54,14 +62,23 @@ class Intake:
 
     At least once from the stream, once in the store: an eviction is acknowledged after it is
     durable, indexed and announced, so a crash in between repeats it, and repeating is harmless.
-    At most `in_flight` values are in memory. While the store fails, items go back with a growing
-    delay and are tried one at a time: nothing is lost, and the stream holds the rest.
+    At most `in_flight` values are in memory, and one of those that came in parts, which is read
+    only where it is to be stored; its parts are removed once it is settled. While the store
+    fails, items go back with a growing delay and are tried one at a time: nothing is lost, and
+    the stream holds the rest.
     """
 
     def __init__(
-        self, vault: Vault, queue: WorkQueue, announcer: Announcer, settings: ArchiveSettings
+        self,
+        vault: Vault,
+        queue: WorkQueue,
+        parts: Parts,
+        announcer: Announcer,
+        settings: ArchiveSettings,
     ) -> None:
         self._vault = vault
+        self._parts = parts
+        self._large = asyncio.Lock()
         self._queue = queue
         self._announcer = announcer
         self._settings = settings
@@ -123,7 +140,11 @@ class Intake:
             counts["dead_total"] += 1
             return
         try:
-            outcome, entry = await self._vault.keep(manifest, item.delivery.payload)
+            outcome, entry = await self._keep(manifest, item)
+        except ValueError as error:
+            await item.dead(str(error))
+            counts["dead_total"] += 1
+            return
         except StoreError as error:
             self.store_error = str(error)
             await item.retry(self._retry_seconds(item.attempt))
@@ -144,10 +165,35 @@ class Intake:
             await self._announcer.stored(entry)
         await item.done()
         counts[f"{outcome}_total"] += 1
+        if manifest.parts:
+            await self._parts.remove(manifest)
+
+    async def _keep(self, manifest: Evicted, item: WorkItem) -> tuple[Outcome, IndexEntry | None]:
+        if not manifest.parts or manifest.tombstone:
+            return await self._vault.keep(manifest, item.delivery.payload)
+        async with _extended(item), self._large:
+            return await self._vault.keep(manifest, lambda: self._parts.read(manifest))
 
     def _retry_seconds(self, attempt: int) -> float:
         doublings = min(attempt - 1, 30)
         return min(self._settings.retry_max_seconds, self._settings.retry_seconds * 2.0**doublings)
+
+
+@contextlib.asynccontextmanager
+async def _extended(item: WorkItem) -> AsyncIterator[None]:
+    """Keep the item from being given to another worker, however long the body takes."""
+
+    async def extend() -> None:
+        while True:
+            await asyncio.sleep(EXTEND_SECONDS)
+            with contextlib.suppress(PublishError):  # then it may come again, which is harmless
+                await item.extend()
+
+    extending = asyncio.create_task(extend())
+    try:
+        yield
+    finally:
+        extending.cancel()
 
 
 async def _wait(stopping: asyncio.Event, seconds: float) -> None:

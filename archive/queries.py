@@ -8,12 +8,20 @@ import msgspec
 import structlog
 
 from archive.announce import Announcer
+from archive.handover import Handover
 from archive.index_entry import HASH_BYTES
 from archive.intake import STREAM
 from archive.store import ObjectStore, StoreError
 from archive.vault import DamagedObjectError, Vault
 from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveStatus, Request
-from schemas.cache import EVICTED_HEADER, encode_header, read_key
+from schemas.cache import (
+    EVICTED_HEADER,
+    INLINE_LIMIT_BYTES,
+    Evicted,
+    encode_header,
+    read_key,
+    read_range,
+)
 from schemas.protocols import (
     Answer,
     Call,
@@ -29,6 +37,8 @@ from schemas.units import instant
 log = structlog.get_logger()
 
 HASHES_PER_PAGE = 512 * 1024 // HASH_BYTES
+RETRY_AFTER_SECONDS = 0.5
+"""Told to who finds no room: values are read within a second or so."""
 LIST_KEY_BYTES = 256 * 1024
 
 
@@ -49,7 +59,9 @@ class Queries:
         clock: Clock,
         namespaces: Collection[str],
         is_owner: Callable[[], bool],
+        handover: Handover,
     ) -> None:
+        self._handover = handover
         self._vault = vault
         self._store = store
         self._announcer = announcer
@@ -61,9 +73,10 @@ class Queries:
         self._announcing: set[asyncio.Task[None]] = set()
 
     def endpoints(self) -> list[Endpoint]:
-        """Raw: restore and keys. JSON: list and status."""
+        """Raw: restore, range and keys. JSON: list and status."""
         return [
             Endpoint("archive_restore", "api.archive.restore.*", self.restore),
+            Endpoint("archive_range", f"api.archive.range.*.{self._instance}", self.read_range),
             Endpoint("archive_keys", "api.archive.keys.*", self.keys),
             json_endpoint(
                 "archive_list",
@@ -86,6 +99,8 @@ class Queries:
 
         `Fleet-Generation` (absent = newest): anything older is a miss. A miss is an empty answer
         with `Fleet-Status: miss`; a damaged object is answered 500 once and a miss from then on.
+        The payload of a value above the inline limit is empty: it is held ready for ranges, which
+        this instance (`Fleet-Instance`) answers; 429 while too many are.
         """
         namespace = self._namespace(call)
         key = read_key(call.payload)
@@ -95,8 +110,46 @@ class Queries:
         return self._restore(namespace, key, None if text is None else int(text))
 
     async def _restore(self, namespace: str, key: str, generation: int | None) -> Answer:
+        known = self._vault.index(namespace).find(key, self._clock())
+        # Two copies of it are in memory while it is fetched; inline values are few and small.
+        size_bytes = 0 if known is None else known.size_bytes
+        if size_bytes <= INLINE_LIMIT_BYTES:
+            size_bytes = 0
+        if not self._handover.reserve(size_bytes):
+            raise RequestError(
+                429,
+                f"large values being handed back hold {self._handover.used_bytes} of "
+                f"{self._handover.max_bytes} bytes (archive.handover_max_bytes); try later",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
         try:
-            found = await self._vault.fetch(namespace, key, generation)
+            found = await self._fetch(namespace, key, generation)
+        finally:
+            self._handover.release(size_bytes)
+        if found is None:
+            return Answer(headers={"Fleet-Status": "miss"})
+        manifest, value = found
+        self._announce(self._announcer.restored(namespace, key, manifest.version, len(value)))
+        headers = {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
+        if len(value) <= INLINE_LIMIT_BYTES:
+            return Answer(value, headers)
+        self._handover.hold((namespace, key, manifest.version), value)
+        return Answer(headers={**headers, "Fleet-Instance": self._instance})
+
+    def read_range(self, call: Call) -> Answer:
+        """Bytes of a large value that a restore holds ready; 409 when it is not held any more."""
+        namespace = self._namespace(call, token=-2)
+        name = (namespace, read_key(call.payload), call.headers.get("Fleet-Version", ""))
+        size_bytes = self._handover.size(name)
+        if size_bytes is None:
+            raise RequestError(409, "that version is not held ready here; restore again")
+        return Answer(self._handover.read(name, *read_range(call.headers, size_bytes)))
+
+    async def _fetch(
+        self, namespace: str, key: str, generation: int | None
+    ) -> tuple[Evicted, bytes] | None:
+        try:
+            return await self._vault.fetch(namespace, key, generation)
         except DamagedObjectError as error:
             self._announce(self._announcer.damaged(error.entry, error.reason))
             raise RequestError(
@@ -105,12 +158,6 @@ class Queries:
         except StoreError as error:
             log.error("archive_unreadable", error=str(error))
             raise RequestError(503, "the archive's store cannot be read now") from error
-        if found is None:
-            return Answer(headers={"Fleet-Status": "miss"})
-        manifest, value = found
-        self._announce(self._announcer.restored(namespace, key, manifest.version, len(value)))
-        header = encode_header(msgspec.json.encode(manifest).decode())
-        return Answer(value, {EVICTED_HEADER: header})
 
     def keys(self, call: Call) -> Answer:
         """Eight-byte hashes (`index.key_hash`) of the keys that can be restored, sorted.
@@ -199,7 +246,7 @@ class Queries:
         self._announcing.add(task)
         task.add_done_callback(self._announcing.discard)
 
-    def _namespace(self, call: Call) -> str:
+    def _namespace(self, call: Call, token: int = -1) -> str:
         if not self._is_owner():
             raise RequestError(503, "this archiver does not own the store now; ask again")
-        return call.subject.rpartition(".")[2]
+        return call.subject.split(".")[token]

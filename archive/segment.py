@@ -60,7 +60,7 @@ class ObjectHeader(msgspec.Struct, frozen=True, kw_only=True):
 _decode_header = msgspec.json.Decoder(ObjectHeader).decode
 
 
-def check_value(manifest: Evicted, value: bytes) -> None:
+def check_value(manifest: Evicted, value: bytes | bytearray) -> None:
     """Compare `value` with what `manifest` says of it.
 
     Raises:
@@ -89,7 +89,12 @@ def expires_ns(manifest: Evicted) -> int | None:
 
 
 def encode(
-    manifest: Evicted, value: bytes, *, stored_at: datetime, level: int, min_ratio: float
+    manifest: Evicted,
+    value: bytes | bytearray,
+    *,
+    stored_at: datetime,
+    level: int,
+    min_ratio: float,
 ) -> bytes:
     """The object for `value`, which `check_value` has accepted."""
     codec_name, payload = codec.compress(value, level=level, min_ratio=min_ratio)

@@ -10,7 +10,9 @@ from typing import Self
 import structlog
 
 from archive.announce import Announcer
+from archive.handover import Handover
 from archive.intake import Intake
+from archive.parts import Parts
 from archive.queries import Queries
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
@@ -21,6 +23,7 @@ from schemas.protocols import (
     Endpoint,
     Lease,
     Leases,
+    PartStream,
     Publisher,
     WorkQueue,
 )
@@ -41,6 +44,7 @@ class ArchiveBus:
 
     publisher: Publisher
     queue: WorkQueue
+    parts: PartStream
     leases: Leases
     serve: Serve
 
@@ -74,7 +78,8 @@ class ArchiveService:
         self._clock = clock
         self._vault = Vault(store, settings, clock)
         self._announcer = Announcer(bus.publisher, instance, clock)
-        self._intake = Intake(self._vault, bus.queue, self._announcer, settings)
+        self._intake = Intake(self._vault, bus.queue, Parts(bus.parts), self._announcer, settings)
+        self._handover = Handover(settings.handover_max_bytes)
         self._queries = Queries(
             self._vault,
             store,
@@ -84,6 +89,7 @@ class ArchiveService:
             clock,
             namespaces,
             is_owner=lambda: self._lease is not None and self._lease.held,
+            handover=self._handover,
         )
         self._lease: Lease | None = None
         self._state = "starting"
@@ -159,6 +165,7 @@ class ArchiveService:
             "dropped_total": float(self._vault.dropped.total()),
             "unreadable_objects": float(self._vault.unreadable),
             "in_flight": float(self._intake.in_flight),
+            "handover_bytes": float(self._handover.used_bytes),
         }
 
     async def _own_or_stand_by(self) -> None:
@@ -199,6 +206,7 @@ class ArchiveService:
                 sweeper.cancel()
         finally:
             await stop_serving()
+            self._handover.close()
             await self._queries.announced()
 
     async def _sweep_regularly(self) -> None:

@@ -86,6 +86,14 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     in_flight: Annotated[
         int, Meta(ge=1, le=256, description="evictions handled at once; each holds its value")
     ] = 16
+    handover_max_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024 * 1024,
+            description="RAM for large values that are being handed back to the cache; more of "
+            "them wait, and a value above it is never handed back",
+        ),
+    ] = 256 * 1024 * 1024
     zstd_level: Annotated[int, Meta(ge=1, le=19, description="zstd compression level")] = 3
     min_ratio: Annotated[
         float,

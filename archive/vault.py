@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Literal
 from weakref import WeakValueDictionary
 
@@ -99,9 +99,12 @@ class Vault:
         for index in self._indexes.values():
             await self._trim(index)
 
-    async def keep(self, manifest: Evicted, value: bytes) -> tuple[Outcome, IndexEntry | None]:
+    async def keep(
+        self, manifest: Evicted, value: bytes | Callable[[], Awaitable[bytes | bytearray]]
+    ) -> tuple[Outcome, IndexEntry | None]:
         """Store an eviction or tombstone that `segment.check_value` has accepted.
 
+        A `value` that is a function is called for the value only where it is to be stored.
         Keeping the same manifest again changes nothing ("repeated"). An expired value is not
         stored; where an older version of its key is, a tombstone takes that one's place.
 
@@ -174,7 +177,10 @@ class Vault:
                 yield entry
 
     async def _keep(
-        self, index: NamespaceIndex, manifest: Evicted, value: bytes
+        self,
+        index: NamespaceIndex,
+        manifest: Evicted,
+        value: bytes | Callable[[], Awaitable[bytes | bytearray]],
     ) -> tuple[Outcome, IndexEntry | None]:
         index.saw_generation(manifest.generation)
         known = index.newest(manifest.key)
@@ -191,7 +197,8 @@ class Vault:
             if known is None or known.tombstone or known.order == its_order:
                 return "expired", None
             manifest, value = _as_tombstone(manifest), b""
-        entry = await self._write(manifest, value, now_ns)
+        content = value if isinstance(value, bytes) else await value()
+        entry = await self._write(manifest, content, now_ns)
         replaced = index.put(entry)
         if replaced is not None and replaced.name != entry.name:
             await self._discard(replaced.name)
@@ -239,7 +246,7 @@ class Vault:
         )
         return await self._write(manifest, b"", now_ns)
 
-    async def _write(self, manifest: Evicted, value: bytes, now_ns: int) -> IndexEntry:
+    async def _write(self, manifest: Evicted, value: bytes | bytearray, now_ns: int) -> IndexEntry:
         content = await asyncio.to_thread(
             segment.encode,
             manifest,

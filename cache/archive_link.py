@@ -9,10 +9,32 @@ import structlog
 
 from cache.archived import HASH_BYTES
 from cache.entry import Entry
-from cache.manifest import ForeignAnswerError, restored_entry
+from cache.manifest import (
+    ForeignAnswerError,
+    check_restored,
+    read_restored,
+    restored_entry,
+)
 from cache.namespace import Namespace
+from cache.room import Room, run_together
 from schemas.archive import Stored
-from schemas.protocols import Clock, Delivery, PublishError, Requester, RequestError, Subscriber
+from schemas.cache import (
+    INLINE_LIMIT_BYTES,
+    PARTS_IN_FLIGHT,
+    Evicted,
+    part_count,
+    part_range,
+)
+from schemas.protocols import (
+    Answer,
+    Clock,
+    Delivery,
+    PublishError,
+    Requester,
+    RequestError,
+    Subscriber,
+)
+from schemas.units import token
 
 log = structlog.get_logger()
 
@@ -24,6 +46,8 @@ _decode_stored = msgspec.json.Decoder(Stored).decode
 class ArchiveLink:
     """Restores, and keeps `Namespace.archived` true to what the archive holds.
 
+    Large values come in ranges, into `room`.
+
     Nothing is restored before the archive has worked off what was in the eviction stream when
     this owner began: its predecessor's last tombstones may be among it.
     """
@@ -34,9 +58,11 @@ class ArchiveLink:
         requester: Requester,
         subscriber: Subscriber,
         clock: Clock,
+        room: Room,
         *,
         restore_timeout_seconds: float,
     ) -> None:
+        self._room = room
         self._namespace = namespace
         self._requester = requester
         self._subscriber = subscriber
@@ -87,9 +113,8 @@ class ArchiveLink:
                 {"Fleet-Generation": str(generation)},
                 timeout_seconds=self._restore_timeout_seconds,
             )
-            entry = restored_entry(
-                answer, namespace=name, key=key, generation=generation, now_ns=self._clock()
-            )
+            manifest = read_restored(answer, namespace=name, key=key, generation=generation)
+            entry = None if manifest is None else await self._entry(manifest, answer)
         except (RequestError, ForeignAnswerError) as error:
             self._namespace.counters.restores_failed += 1
             if not self.error:
@@ -98,6 +123,45 @@ class ArchiveLink:
             return None
         self.error = ""
         return entry
+
+    async def _entry(self, manifest: Evicted, answer: Answer) -> Entry:
+        if manifest.size_bytes <= INLINE_LIMIT_BYTES:
+            check_restored(manifest, answer.payload)
+            return restored_entry(manifest, answer.payload, self._clock())
+        limit_bytes, which = self._namespace.value_limit
+        if manifest.size_bytes > limit_bytes:
+            raise ForeignAnswerError(
+                f"value of {manifest.size_bytes} bytes is above {limit_bytes} ({which})"
+            )
+        if "Fleet-Instance" not in answer.headers:
+            raise ForeignAnswerError("header Fleet-Instance is missing")
+        async with self._room.hold(manifest.size_bytes, self._restore_timeout_seconds):
+            value = await self._read_ranges(manifest, answer.headers["Fleet-Instance"])
+            await asyncio.to_thread(check_restored, manifest, value)
+        return restored_entry(manifest, memoryview(value).toreadonly(), self._clock())
+
+    async def _read_ranges(self, manifest: Evicted, instance: str) -> bytearray:
+        """The value from the archiver that holds it ready; in place, a few ranges at once."""
+        value = bytearray(manifest.size_bytes)
+        parts = iter(range(part_count(manifest.size_bytes)))
+        subject = f"api.archive.range.{self._namespace.name}.{token(instance)}"
+        key = manifest.key.encode()
+
+        async def read() -> None:
+            for part in parts:
+                first, end = part_range(part, manifest.size_bytes)
+                answer = await self._requester.request(
+                    subject,
+                    key,
+                    {"Fleet-Version": manifest.version, "Fleet-Range": f"{first}-{end - 1}"},
+                    timeout_seconds=self._restore_timeout_seconds,
+                )
+                if len(answer.payload) != end - first:
+                    raise ForeignAnswerError(f"{len(answer.payload)} bytes for {first}-{end - 1}")
+                value[first:end] = answer.payload
+
+        await run_together([read() for _ in range(PARTS_IN_FLIGHT)])
+        return value
 
     def _on_stored(self, delivery: Delivery) -> None:
         stored = _decode_stored(delivery.payload)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 from collections.abc import Awaitable
 from typing import NoReturn
@@ -14,10 +15,13 @@ from cache.entry import Entry
 from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
 from cache.outbox import Item
 from cache.ownership import Ownership, OwnershipError
-from cache.requests import read_put
+from cache.ranges import Ranges
+from cache.requests import PutRequest, read_put, read_upload
+from cache.room import Room
 from cache.settings import CacheSettings
+from cache.uploads import RETRY_AFTER_SECONDS, Uploads
 from schemas.api import CacheReply, ClearReply, EntryMeta, NamespaceStats, Nothing
-from schemas.cache import CacheEvent, read_key
+from schemas.cache import INLINE_LIMIT_BYTES, CacheEvent, read_key
 from schemas.protocols import (
     Answer,
     Call,
@@ -55,7 +59,16 @@ class NamespaceEndpoints:
         settings: CacheSettings,
         instance: str,
         clock: Clock,
+        room: Room,
     ) -> None:
+        self._ranges = Ranges(namespace, instance)
+        self.uploads = Uploads(
+            namespace.name,
+            instance,
+            self._store_upload,
+            room,
+            timeout_seconds=settings.upload_timeout_seconds,
+        )
         self._namespace = namespace
         self._ownership = ownership
         self._link = link
@@ -67,7 +80,11 @@ class NamespaceEndpoints:
         self._clearing = asyncio.Lock()
 
     def endpoints(self) -> list[Endpoint]:
-        """Raw: get and put. Key in, JSON out: delete, exists and meta. JSON: stats and clear."""
+        """All operations.
+
+        Raw: get, put, ranges and parts. Key in, JSON out: delete, exists and meta. JSON: stats and
+        clear.
+        """
         name = self._namespace.name
 
         def at(operation: str) -> tuple[str, str]:
@@ -76,6 +93,8 @@ class NamespaceEndpoints:
         return [
             Endpoint(*at("get"), self.get),
             Endpoint(*at("put"), self.put),
+            self._guarded(self._ranges.endpoint()),
+            self._guarded(self.uploads.endpoint()),
             Endpoint(*at("delete"), self.delete, reply_type=CacheReply),
             Endpoint(*at("exists"), self.exists, reply_type=CacheReply),
             Endpoint(*at("meta"), self.meta, reply_type=EntryMeta),
@@ -86,13 +105,15 @@ class NamespaceEndpoints:
     def get(self, call: Call) -> Answer | Awaitable[Answer]:
         """The value, with `Fleet-Version`; a miss is empty with `Fleet-Status: miss`.
 
+        Above the inline limit the payload is empty, and headers say where to read ranges.
+
         What RAM does not have is asked of the archive, unless `Fleet-No-Restore: 1`.
         """
         self._check_owned()
         key = read_key(call.payload)
         entry = self._namespace.find(key)
         if entry is not None:
-            return _hit(entry)
+            return self._ranges.hit(entry)
         if call.headers.get("Fleet-No-Restore") == "1" or not self._namespace.may_restore(key):
             return _MISS
         return self._restore(key)
@@ -100,19 +121,58 @@ class NamespaceEndpoints:
     async def _restore(self, key: str) -> Answer:
         entry = await self._link.restore(key)
         self._check_owned()
-        return _MISS if entry is None else _hit(entry)
+        if entry is None:
+            return _MISS
+        if entry.value_bytes > INLINE_LIMIT_BYTES and self._namespace.peek(key) is None:
+            raise RequestError(
+                429,
+                "the value is archived, but there is no room to bring it back now; try later",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        return self._ranges.hit(entry)
 
     def put(self, call: Call) -> Answer | Awaitable[Answer]:
         """Keep the payload under `Fleet-Key`; the answer is empty with `Fleet-Version`.
 
-        503 "kept here" when the archive, which may hold an older value, cannot be told in time.
+        With `Fleet-Size` the value comes in parts, and the answer says where they go. 503 "kept
+        here" when the archive, which may hold an older value, cannot be told in time.
         """
         self._check_owned()
-        entry, expected_version = read_put(call.headers, call.payload, self._clock())
-        if self._namespace.refuses(entry.size_bytes):
+        if "Fleet-Size" in call.headers:
+            request = read_upload(call.headers, call.payload)
+            self._check_announced(request)
+            return self.uploads.begin(request)
+        return self._store(*read_put(call.headers, call.payload, self._clock()))
+
+    def _store_upload(self, request: PutRequest, value: memoryview) -> Answer | Awaitable[Answer]:
+        return self._store(request.entry(value, self._clock()), request.expected_version)
+
+    def _check_announced(self, request: PutRequest) -> None:
+        """Refuse what could not be kept before it is sent."""
+        limit_bytes, which = self._namespace.value_limit
+        if request.size_bytes > limit_bytes:
             raise RequestError(
-                429, "evictions wait for the archive, and archive_when_full is refuse; try later"
+                413,
+                f"value of {request.size_bytes} bytes is above the limit of {limit_bytes} bytes "
+                f"({which})",
             )
+        self._check_room(request.size_bytes)
+        try:
+            self._namespace.check_version(request.key, request.expected_version)
+        except VersionConflictError as error:
+            _refuse_conflict(request.expected_version, error)
+
+    def _check_room(self, size_bytes: int) -> None:
+        if self._namespace.refuses(size_bytes):
+            raise RequestError(
+                429,
+                "evictions wait for the archive, and archive_when_full is refuse; try later",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+
+    def _store(self, entry: Entry, expected_version: str | None) -> Answer | Awaitable[Answer]:
+        self._check_owned()
+        self._check_room(entry.size_bytes)
         if self._namespace.needs_tombstone(entry.key):
             return self._put_durably(entry, expected_version)
         self._put(entry, expected_version)
@@ -133,11 +193,7 @@ class NamespaceEndpoints:
         try:
             return self._namespace.put(entry, expected_version)
         except VersionConflictError as error:
-            raise RequestError(
-                409,
-                f"version {expected_version} expected, "
-                + (f"{error.current} is here" if error.current else "no such entry is here"),
-            ) from None
+            _refuse_conflict(expected_version, error)
         except OutboxCrowdedError:
             _refuse_crowded()
         except ValueError as error:
@@ -194,7 +250,7 @@ class NamespaceEndpoints:
                 found=True,
                 where=where,
                 version=entry.version,
-                size_bytes=len(entry.value),
+                size_bytes=entry.value_bytes,
                 inserted_at=instant(entry.inserted_at_ns),
                 last_accessed=instant(entry.last_accessed_ns),
                 access_count=entry.access_count,
@@ -277,15 +333,18 @@ class NamespaceEndpoints:
             return False
         return True
 
+    def _guarded(self, endpoint: Endpoint) -> Endpoint:
+        def handle(call: Call) -> Answer | Awaitable[Answer]:
+            self._check_owned()
+            return endpoint.handle(call)
+
+        return dataclasses.replace(endpoint, handle=handle)
+
     def _check_owned(self) -> None:
         if not self._lease.held:
             raise RequestError(
                 503, f"this instance does not own namespace {self._namespace.name}; ask again"
             )
-
-
-def _hit(entry: Entry) -> Answer:
-    return Answer(entry.value, {"Fleet-Version": entry.version})
 
 
 def _json(reply: msgspec.Struct) -> Answer:
@@ -294,3 +353,11 @@ def _json(reply: msgspec.Struct) -> Answer:
 
 def _refuse_crowded() -> NoReturn:
     raise RequestError(429, "too many deletions wait for the eviction stream; try later") from None
+
+
+def _refuse_conflict(expected_version: str | None, error: VersionConflictError) -> NoReturn:
+    raise RequestError(
+        409,
+        f"version {expected_version} expected, "
+        + (f"{error.current} is here" if error.current else "no such entry is here"),
+    ) from None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -16,14 +16,16 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
     keeps the entry out of the archive. `expires_at_ns` None = never. `score` is set when the entry
     is evicted, by a policy that estimates it: uses a second to expect at that moment.
     `earlier_uses`: writes and reads before it was last evicted and lost, as far as remembered.
-    `extended`: another entry named it as its parent.
+    `extended`: another entry named it as its parent. `digest` is the value's SHA-256 in
+    hexadecimal, known of all that came in parts.
 
     The garbage collector does not look into entries, so that its pauses do not grow with the
     cache: nothing in an entry may lead back to it.
     """
 
     key: str
-    value: bytes
+    value: bytes | memoryview
+    digest: str = ""
     version: str = ""
     inserted_at_ns: int = 0
     last_accessed_ns: int = 0
@@ -49,11 +51,26 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
         stored number would cost 40 bytes an entry.
         """
         key = self.key
-        size = len(self.value) + (len(key) if key.isascii() else len(key.encode()))
+        size = self.value_bytes + (len(key) if key.isascii() else len(key.encode()))
         if self.request_class or self.tags or self.meta:
             texts = (self.request_class or "", *self.tags, *self.meta, *self.meta.values())
             size += sum(map(utf8_bytes, texts))
         return size
+
+    @property
+    def value_bytes(self) -> int:
+        """How long the value is."""
+        return len(self.value)
+
+    def view(self) -> memoryview:
+        """The value to read from, without a copy."""
+        return memoryview(self.value)
+
+    def payload(self, first: int = 0, end: int | None = None) -> bytes:
+        """Bytes of the value to send. A large value gives a view, so that only sending copies."""
+        if isinstance(self.value, bytes) and first == 0 and end is None:
+            return self.value
+        return cast(bytes, self.view()[first:end])
 
     def expired(self, now_ns: int) -> bool:
         """True from the instant `expires_at_ns` on."""

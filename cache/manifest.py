@@ -7,7 +7,7 @@ import msgspec
 from cache.entry import Entry
 from cache.namespace import Namespace
 from cache.outbox import Item
-from schemas.cache import EVICTED_HEADER, INLINE_LIMIT_BYTES, Evicted, decode_header, encode_header
+from schemas.cache import EVICTED_HEADER, Evicted, decode_header, encode_header, part_count
 from schemas.message import UNDECODABLE
 from schemas.protocols import Answer
 from schemas.units import SECOND_NS, instant, to_ns
@@ -21,9 +21,33 @@ class ForeignAnswerError(ValueError):
 
 def message(item: Item, namespace: Namespace) -> tuple[bytes, dict[str, str]]:
     """Payload and headers for `evicted.<namespace>`, in the namespace's generation of now."""
-    manifest = _manifest(item, namespace.name, namespace.generation)
-    payload = b"" if item.entry is None else item.entry.value
-    return payload, {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
+    payload = b"" if item.entry is None else item.entry.payload()
+    return payload, _headers(_manifest(item, namespace.name, namespace.generation))
+
+
+def message_of_parts(item: Item, namespace: Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """Headers of the message that follows the parts of a large value: to keep, or to give it up.
+
+    The generation is that of now: what is cleared while its parts are sent does not come back.
+    """
+    manifest = msgspec.structs.replace(
+        _manifest(item, namespace.name, namespace.generation),
+        parts=part_count(0 if item.entry is None else item.entry.value_bytes),
+        eviction=eviction_token(item),
+    )
+    given_up = msgspec.structs.replace(
+        manifest, tombstone=True, size_bytes=0, digest="", ttl_seconds=None, expires_at=None
+    )
+    return _headers(manifest), _headers(given_up)
+
+
+def eviction_token(item: Item) -> str:
+    """The item's message id as a token of the subjects of its parts; never used again."""
+    return item.message_id.replace(".", "-")
+
+
+def _headers(manifest: Evicted) -> dict[str, str]:
+    return {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
 
 
 def _manifest(item: Item, namespace: str, generation: int) -> Evicted:
@@ -46,8 +70,8 @@ def _manifest(item: Item, namespace: str, generation: int) -> Evicted:
         version=item.version,
         generation=generation,
         evicted_at=instant(item.evicted_at_ns),
-        size_bytes=len(entry.value),
-        digest=hashlib.sha256(entry.value).hexdigest(),
+        size_bytes=entry.value_bytes,
+        digest=entry.digest or hashlib.sha256(entry.value).hexdigest(),
         ttl_seconds=None if ttl_ns is None else ttl_ns / SECOND_NS,
         expires_at=None if deadline_ns is None else instant(deadline_ns),
         reason=item.reason,
@@ -65,16 +89,11 @@ def _manifest(item: Item, namespace: str, generation: int) -> Evicted:
     )
 
 
-def restored_entry(
-    answer: Answer, *, namespace: str, key: str, generation: int, now_ns: int
-) -> Entry | None:
-    """The entry in the archive's answer to a restore; None for a miss.
-
-    It keeps its version, its writer's deadline and its history; being asked for counts as an
-    access. A deadline by a heuristic ends: it gets a new one when it is evicted again.
+def read_restored(answer: Answer, *, namespace: str, key: str, generation: int) -> Evicted | None:
+    """The manifest in the archive's answer to a restore; None for a miss.
 
     Raises:
-        ForeignAnswerError: no manifest, or one of another key, generation or value.
+        ForeignAnswerError: no manifest, or one of another key or generation.
     """
     if answer.headers.get("Fleet-Status") == "miss":
         return None
@@ -86,13 +105,31 @@ def restored_entry(
         raise ForeignAnswerError("another entry than asked for")
     if manifest.generation != generation:
         raise ForeignAnswerError(f"generation {manifest.generation}, not {generation}")
-    if len(answer.payload) > INLINE_LIMIT_BYTES:
-        raise ForeignAnswerError(f"value of {len(answer.payload)} bytes")
-    if hashlib.sha256(answer.payload).hexdigest() != manifest.digest:
+    return manifest
+
+
+def check_restored(manifest: Evicted, value: bytes | bytearray) -> None:
+    """Compare a restored value with its manifest; slow for a large one.
+
+    Raises:
+        ForeignAnswerError: it is another value.
+    """
+    if len(value) != manifest.size_bytes:
+        raise ForeignAnswerError(f"value of {len(value)} bytes, not {manifest.size_bytes}")
+    if hashlib.sha256(value).hexdigest() != manifest.digest:
         raise ForeignAnswerError("the value does not have its digest")
+
+
+def restored_entry(manifest: Evicted, value: bytes | memoryview, now_ns: int) -> Entry:
+    """The entry with its version, its writer's deadline and its history.
+
+    Being asked for counts as an access. A deadline by a heuristic ends: the entry gets a new one
+    when it is evicted again.
+    """
     return Entry(
-        key=key,
-        value=answer.payload,
+        key=manifest.key,
+        value=value,
+        digest=manifest.digest,
         version=manifest.version,
         inserted_at_ns=now_ns if manifest.inserted_at is None else to_ns(manifest.inserted_at),
         last_accessed_ns=now_ns,

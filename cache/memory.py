@@ -78,13 +78,14 @@ class InMemoryKVCacheManager:
         entry = self._shards[hash(key) & _SHARD].get(key)
         if entry is None or entry.expires_at_ns is not None:
             entry = self.lookup(key)
-            return None if entry is None else entry.value
+            return None if entry is None else bytes(entry.value)
         entry.last_accessed_ns = self._clock()
         reads = self._reads
         reads.append(entry)
         if len(reads) >= _READS:
             self._catch_up()
-        return entry.value
+        value = entry.value
+        return value if type(value) is bytes else bytes(value)
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         """The values of those that are here, in the order asked for; each is a `get`."""

@@ -103,6 +103,18 @@ class Namespace:
         """Whether nothing new is kept, because what it evicts could be lost to the archive."""
         return self._settings.archive_when_full == "refuse" and not self.outbox.fits(size_bytes)
 
+    @property
+    def value_limit(self) -> tuple[int, str]:
+        """Largest value that is taken, in bytes, and the setting that says so."""
+        settings = self._settings
+        limits = [
+            (settings.max_value_bytes, "cache.max_value_bytes"),
+            (self.memory.limit_bytes, "cache.max_memory_mb"),
+        ]
+        if self.archiving:
+            limits.append((settings.outbox_max_bytes // 2, "half of cache.outbox_max_bytes"))
+        return min(limits)
+
     def find(self, key: str) -> Entry | None:
         """The entry, counted as a hit or a miss; one that waits for the archive returns to RAM."""
         entry = self.memory.lookup(key)
@@ -141,15 +153,23 @@ class Namespace:
             ValueError: larger than the cache; nothing changed.
         """
         self._check_room_for_tombstone(entry.key)
-        if expected_version is not None:
-            found = self.peek(entry.key)
-            current = None if found is None else found[0].version
-            if current != expected_version:
-                raise VersionConflictError(current)
+        self.check_version(entry.key, expected_version)
         entry.version = self._next_version()
         self._keep(entry)
         self.counters.puts += 1
         return self._supersede(entry.key, entry.version)
+
+    def check_version(self, key: str, expected_version: str | None) -> None:
+        """Compare the version that is here with the one a writer expects; None = any.
+
+        Raises:
+            VersionConflictError: it is another one.
+        """
+        if expected_version is not None:
+            found = self.peek(key)
+            current = None if found is None else found[0].version
+            if current != expected_version:
+                raise VersionConflictError(current)
 
     def delete(self, key: str) -> tuple[bool, str, Item | None]:
         """Remove `key`: whether it was here, the deletion's version, and the tombstone if any.
@@ -253,6 +273,7 @@ class Namespace:
             self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
+        self.outbox.largest_bytes = max(self.outbox.largest_bytes, entry.size_bytes)
         used = self.learner.kept(entry.key, self._clock())
         entry.earlier_uses = max(0, used - entry.access_count)
         parent = None if entry.parent is None else self.memory.peek(entry.parent)

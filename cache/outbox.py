@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Container, Iterable, Iterator
 
 from cache.entry import Entry
+from schemas.cache import INLINE_LIMIT_BYTES
 
 ITEM_OVERHEAD_BYTES = 512
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -33,6 +34,11 @@ class Item:
     successor: "Item | None" = None
 
     @property
+    def is_large(self) -> bool:
+        """Whether it travels in parts."""
+        return self.entry is not None and self.entry.value_bytes > INLINE_LIMIT_BYTES
+
+    @property
     def size_bytes(self) -> int:
         """What it takes from the outbox's limit: a little more than its texts and value."""
         own = len(self.key) if self.entry is None else self.entry.size_bytes
@@ -45,11 +51,15 @@ class Outbox:
     A value stays readable until the archive has it (`confirm`) or the room is needed. Room is
     made from acknowledged values first, which loses nothing, then from the oldest that waits,
     counted in `lost`. Tombstones are never dropped for room. At most one value and one tombstone
-    per key: the newest. All operations are O(1) but for the values in flight.
+    per key: the newest. All operations are O(1) but for the values in flight, and for large ones
+    that wait, of which there are few.
+
+    `largest_bytes` is the largest entry that may come.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self.largest_bytes = MAX_MESSAGE_BYTES
         self.used_bytes = 0
         self.acknowledged = 0
         self.lost = 0
@@ -58,7 +68,7 @@ class Outbox:
         self._done: dict[str, Item] = {}
         self.pending_bytes = 0
         self._tombstone_bytes = 0
-        self._ready = asyncio.Event()
+        self._ready = {large: asyncio.Event() for large in (False, True)}
         self._idle = asyncio.Event()
         self._idle.set()
         self._shrunk = asyncio.Event()
@@ -83,10 +93,10 @@ class Outbox:
     def fits(self, size_bytes: int) -> bool:
         """Whether there is room for what leaves RAM when an entry of `size_bytes` comes.
 
-        That is less than the entry and one largest message, unless it is hundreds of tiny
-        entries, whose overhead is not foreseen here.
+        That is less than the entry and the largest one, unless it is hundreds of tiny entries,
+        whose overhead is not foreseen here.
         """
-        return self.pending_bytes + size_bytes + MAX_MESSAGE_BYTES <= self.max_bytes
+        return self.pending_bytes + size_bytes + self.largest_bytes <= self.max_bytes
 
     def get(self, key: str) -> Item | None:
         """The value of `key` that is on its way, if it still is here."""
@@ -135,19 +145,24 @@ class Outbox:
             self.acknowledged += 1
         self.drop(key)
 
-    async def take(self) -> Item:
-        """The next to publish, marked as in flight; waits for one."""
+    async def take(self, *, large: bool = False) -> Item:
+        """The next to publish, marked as in flight; waits for one.
+
+        Large values are taken apart from the others, which they would hold up.
+        """
         while True:
+            ready = self._ready[large]
             for item in self._next():
-                item.sending = True
-                return item
-            self._ready.clear()
-            await self._ready.wait()
+                if item.is_large == large:
+                    item.sending = True
+                    return item
+            ready.clear()
+            await ready.wait()
 
     def give_back(self, item: Item) -> None:
         """It was not acknowledged: the next `take` may have it again."""
         item.sending = False
-        self._ready.set()
+        self._ready[item.is_large].set()
 
     def acknowledge(self, item: Item) -> None:
         """The stream has it."""
@@ -204,7 +219,7 @@ class Outbox:
             await self._idle.wait()
 
     async def roomy(self) -> None:
-        """Return once the largest message fits without losing one that waits."""
+        """Return once the largest entry fits without losing one that waits."""
         while not self.fits(0):
             self._shrunk.clear()
             await self._shrunk.wait()
@@ -231,7 +246,7 @@ class Outbox:
         self.used_bytes += item.size_bytes
         self.pending_bytes += item.size_bytes
         self._idle.clear()
-        self._ready.set()
+        self._ready[item.is_large].set()
 
     def _shrink(self, item: Item) -> None:
         self.used_bytes -= item.size_bytes

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,9 +20,47 @@ MAX_LABEL_BYTES = 16 * 1024
 _NUMBER = re.compile(r"\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", re.ASCII)
 _COUNT = re.compile(r"\d{1,15}", re.ASCII)
 _CLASS = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9a-f]{12}-[0-9a-f]{10}")
 _decode_meta = msgspec.json.Decoder(dict[str, str]).decode
 T = TypeVar("T")
+
+
+class PutRequest:
+    """What the headers of a put say; `digest` is empty while it has not come."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        """Read the headers.
+
+        Raises:
+            RequestError: 400 a header is missing or malformed, named.
+        """
+        self._fields = _read_fields(headers)
+        self.key: str = self._fields["key"]
+        self.expected_version = read_version(headers)
+        self.size_bytes = _read(headers, "Fleet-Size", _count) or 0
+        self.digest = ""
+        self.read_digest(headers)
+
+    def read_digest(self, headers: Mapping[str, str]) -> None:
+        """Take `Fleet-Digest` over, where it is there.
+
+        Raises:
+            RequestError: 400, it is malformed.
+        """
+        digest = _read(headers, "Fleet-Digest", lambda text: _matching(_DIGEST, text))
+        self.digest = digest or self.digest
+
+    def entry(self, value: bytes | memoryview, now_ns: int) -> Entry:
+        """The entry with this value, put at `now_ns`: from then on its time to live counts."""
+        ttl_seconds = self._fields["ttl_seconds"]
+        return Entry(
+            **self._fields,
+            value=value,
+            digest=self.digest,
+            inserted_at_ns=now_ns,
+            expires_at_ns=now_ns + int(ttl_seconds * SECOND_NS) if ttl_seconds else None,
+        )
 
 
 def read_put(headers: Mapping[str, str], payload: bytes, now_ns: int) -> tuple[Entry, str | None]:
@@ -34,13 +72,45 @@ def read_put(headers: Mapping[str, str], payload: bytes, now_ns: int) -> tuple[E
     if len(payload) > INLINE_LIMIT_BYTES:
         raise RequestError(
             413,
-            f"value of {len(payload)} bytes is above the limit of {INLINE_LIMIT_BYTES} bytes; "
-            "uploads in parts are not built yet: split it",
+            f"value of {len(payload)} bytes is above the limit of {INLINE_LIMIT_BYTES} bytes of "
+            "one message: put it with Fleet-Size and without payload, then send its parts",
         )
-    if "Fleet-Size" in headers or "Fleet-Digest" in headers:
+    if "Fleet-Digest" in headers:
+        raise RequestError(400, "header Fleet-Size is missing: Fleet-Digest is of values in parts")
+    request = PutRequest(headers)
+    return request.entry(payload, now_ns), request.expected_version
+
+
+def read_upload(headers: Mapping[str, str], payload: bytes) -> PutRequest:
+    """What is said of a large value (`Fleet-Size`) that will come in parts.
+
+    Raises:
+        RequestError: 400 a header is missing or malformed, named.
+    """
+    if payload:
         raise RequestError(
-            413, f"uploads in parts are not built yet: send values up to {INLINE_LIMIT_BYTES} bytes"
+            400, "header Fleet-Size: announces a value in parts: send it without payload"
         )
+    request = PutRequest(headers)
+    if request.size_bytes <= INLINE_LIMIT_BYTES:
+        raise RequestError(
+            400,
+            f"header Fleet-Size: must be above {INLINE_LIMIT_BYTES}; smaller values are the "
+            "payload of put",
+        )
+    return request
+
+
+def read_version(headers: Mapping[str, str]) -> str | None:
+    """`Fleet-Version`, where it is there.
+
+    Raises:
+        RequestError: 400, it is malformed.
+    """
+    return _read(headers, "Fleet-Version", lambda text: _matching(_VERSION, text))
+
+
+def _read_fields(headers: Mapping[str, str]) -> dict[str, Any]:
     key = _read(headers, "Fleet-Key", lambda text: _checked_key(decode_header(text)))
     if key is None:
         raise RequestError(400, "header Fleet-Key is missing")
@@ -53,20 +123,16 @@ def read_put(headers: Mapping[str, str], payload: bytes, now_ns: int) -> tuple[E
             400,
             f"Fleet-Tags and Fleet-Meta have {labels} bytes, more than {MAX_LABEL_BYTES} together",
         )
-    entry = Entry(
-        key=key,
-        value=payload,
-        inserted_at_ns=now_ns,
-        ttl_seconds=ttl_seconds,
-        expires_at_ns=now_ns + int(ttl_seconds * SECOND_NS) if ttl_seconds else None,
-        prefix_tokens=_read(headers, "Fleet-Prefix-Tokens", _count),
-        parent=_read(headers, "Fleet-Parent", lambda text: _checked_key(decode_header(text))),
-        cost_seconds=_read(headers, "Fleet-Cost-Seconds", _number),
-        request_class=_read(headers, "Fleet-Class", lambda text: _matching(_CLASS, text)),
-        tags=tags,
-        meta=meta,
-    )
-    return entry, _read(headers, "Fleet-Version", lambda text: _matching(_VERSION, text))
+    return {
+        "key": key,
+        "ttl_seconds": ttl_seconds,
+        "prefix_tokens": _read(headers, "Fleet-Prefix-Tokens", _count),
+        "parent": _read(headers, "Fleet-Parent", lambda text: _checked_key(decode_header(text))),
+        "cost_seconds": _read(headers, "Fleet-Cost-Seconds", _number),
+        "request_class": _read(headers, "Fleet-Class", lambda text: _matching(_CLASS, text)),
+        "tags": tags,
+        "meta": meta,
+    }
 
 
 def _read(headers: Mapping[str, str], name: str, parse: Callable[[str], T]) -> T | None:

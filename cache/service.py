@@ -13,10 +13,13 @@ import structlog
 
 from cache.archive_link import ArchiveLink
 from cache.endpoints import NamespaceEndpoints
+from cache.large_evictions import LargeEvictions
 from cache.namespace import Namespace
 from cache.ownership import Ownership, OwnershipError
 from cache.pump import Pump
+from cache.room import Room
 from cache.settings import MIB, CacheSettings
+from cache.uploads import Uploads
 from schemas.engines import CacheMetrics
 from schemas.lifecycle import Component, ComponentState
 from schemas.protocols import (
@@ -61,6 +64,8 @@ class _Owned:
     namespace: Namespace
     link: ArchiveLink
     pump: Pump
+    large: LargeEvictions
+    uploads: Uploads
 
 
 class CacheService:
@@ -153,6 +158,9 @@ class CacheService:
                 "used_bytes": namespace.memory.used_bytes,
                 "outbox_entries": len(outbox),
                 "outbox_bytes": outbox.used_bytes,
+                "uploads": len(owned.uploads),
+                "uploads_aborted_total": owned.uploads.aborted,
+                "receiving_bytes": owned.uploads.room.used_bytes,
                 "tombstones_unconfirmed": namespace.archived.unconfirmed,
             }
             for name, value in values.items():
@@ -194,11 +202,14 @@ class CacheService:
             clock=clock,
         )
         pump = Pump(namespace, self._bus.publisher, lease)
+        large = LargeEvictions(namespace, self._bus.publisher, lease)
+        room = Room(settings.uploads_max_bytes)
         link = ArchiveLink(
             namespace,
             self._bus.requester,
             self._bus.subscriber,
             clock,
+            room,
             restore_timeout_seconds=settings.restore_timeout_seconds,
         )
         endpoints = NamespaceEndpoints(
@@ -210,11 +221,13 @@ class CacheService:
             settings,
             self._instance,
             clock,
-        ).endpoints()
+            room,
+        )
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(endpoints.uploads.close)
             stack.push_async_callback(await link.listen())
-            stop_serving = await self._bus.serve(endpoints)
-            self._owned[name] = _Owned(namespace, link, pump)
+            stop_serving = await self._bus.serve(endpoints.endpoints())
+            self._owned[name] = _Owned(namespace, link, pump, large, endpoints.uploads)
             self._enter(name, "owner")
             log.info("namespace_owned", namespace=name, generation=namespace.generation)
             async with asyncio.TaskGroup() as group:
@@ -223,6 +236,7 @@ class CacheService:
                     group.create_task(lease.wait_lost()),
                     group.create_task(self._until_stopping()),
                     *(group.create_task(pump.run()) for _ in range(settings.evictions_in_flight)),
+                    group.create_task(large.run()),
                 ]
                 workers = [
                     group.create_task(self._publish_metrics(namespace)),
@@ -304,8 +318,9 @@ def _outbox_state(owned: _Owned) -> tuple[ComponentState, str]:
     outbox = owned.namespace.outbox
     used, room = outbox.used_bytes / MIB, outbox.max_bytes / MIB
     fill = f"{used:.1f} of {room:.0f} MiB, {outbox.pending} not acknowledged"
-    if owned.pump.error:
-        return "degraded", f"{owned.pump.error}; {fill}"
+    error = owned.pump.error or owned.large.error
+    if error:
+        return "degraded", f"{error}; {fill}"
     crowded = outbox.pending_bytes > CROWDED_RATIO * outbox.max_bytes
     return ("degraded" if crowded else "ok"), fill
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from schemas.cache import INLINE_LIMIT_BYTES
 from schemas.units import Token
 
 MIB = 1024 * 1024
@@ -96,7 +97,28 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             description="RAM, besides max_memory_mb, of each namespace for evicted entries that "
             "are not archived yet",
         ),
+    ] = 192 * MIB
+    max_value_bytes: Annotated[
+        int,
+        Meta(
+            ge=INLINE_LIMIT_BYTES,
+            le=1024 * MIB,
+            description="largest value of a put; no more than max_memory_mb, nor, where evictions "
+            "are archived, than half of outbox_max_bytes",
+        ),
     ] = 64 * MIB
+    uploads_max_bytes: Annotated[
+        int,
+        Meta(
+            ge=MIB,
+            description="RAM, besides max_memory_mb, of each namespace for values that are being "
+            "received in parts, from clients or from the archive; more of them wait",
+        ),
+    ] = 256 * MIB
+    upload_timeout_seconds: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="an upload without a new part for so long is given up"),
+    ] = 10.0
     evictions_in_flight: Annotated[
         int, Meta(ge=1, le=16, description="evictions published at once, of each namespace")
     ] = 8

@@ -1,5 +1,7 @@
 """The cache on the bus: what it announces, and the manifest of an eviction."""
 
+import re
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 from urllib.parse import quote, unquote_to_bytes
 
@@ -12,6 +14,12 @@ from schemas.units import Bytes, Count, Instant, Number, Seconds, Token
 INLINE_LIMIT_BYTES = 512 * 1024
 MAX_KEY_BYTES = 10 * 1024
 EVICTED_HEADER = "Fleet-Evicted"
+PART_BYTES = INLINE_LIMIT_BYTES
+"""A value above the inline limit travels in parts of this size; the last one may be smaller."""
+PARTS_IN_FLIGHT = 4
+"""Parts under way at once: with fewer the bus waits, with more only its buffers fill."""
+
+_RANGE = re.compile(r"(\d{1,15})-(\d{1,15})", re.ASCII)
 
 
 class CacheEvent(Message, frozen=True, kw_only=True):
@@ -31,11 +39,14 @@ class CacheEvent(Message, frozen=True, kw_only=True):
 class Evicted(msgspec.Struct, frozen=True, kw_only=True):
     """The manifest of an eviction, in the header `Fleet-Evicted` of `evicted.<namespace>`.
 
-    The payload of that message is the value. A tombstone has no payload, and says that versions
-    of `key` below `version` are gone. `version` orders all versions of a namespace as text.
-    `ttl_seconds` counts from `evicted_at`; `expires_at` is the exact instant and decides.
-    `digest` is the SHA-256 of the value in hexadecimal. `score`: see `schemas.worth`.
-    `heuristic` set the deadline; null: the writer did, and the deadline holds in RAM too.
+    The payload of that message is the value; with `parts` it is empty, and the value lies in that
+    many messages `evicted_part.<namespace>.<eviction>.<0 …>`, all acknowledged before this one.
+    A tombstone has no payload, and says that versions of `key` below `version` are gone; one with
+    `parts` gives up an eviction: what it has sent may be removed. `version` orders all versions
+    of a namespace as text. `ttl_seconds` counts from `evicted_at`; `expires_at` is the exact
+    instant and decides. `digest` is the SHA-256 of the value in hexadecimal. `score`: see
+    `schemas.worth`. `heuristic` set the deadline; null: the writer did, and the deadline holds in
+    RAM too.
     """
 
     namespace: Token
@@ -60,6 +71,8 @@ class Evicted(msgspec.Struct, frozen=True, kw_only=True):
     last_accessed: Instant | None = None
     score: float | None = None
     heuristic: str | None = None
+    parts: Count = 0
+    eviction: Token | None = None
 
 
 def encode_header(text: str) -> str:
@@ -101,3 +114,34 @@ def read_key(payload: bytes) -> str:
         return payload.decode()
     except UnicodeDecodeError:
         raise RequestError(400, "the payload is the key, in UTF-8") from None
+
+
+def part_count(size_bytes: int) -> int:
+    """How many parts a value of this size has."""
+    return -(-size_bytes // PART_BYTES)
+
+
+def part_range(part: int, size_bytes: int) -> tuple[int, int]:
+    """The bytes of part 0, 1, …: from the first number up to, not with, the second."""
+    return part * PART_BYTES, min((part + 1) * PART_BYTES, size_bytes)
+
+
+def read_range(headers: Mapping[str, str], size_bytes: int) -> tuple[int, int]:
+    """What `Fleet-Range: first-last` (both included) asks of a value, as a half-open range.
+
+    Raises:
+        RequestError: 400, it is missing, malformed, too long or outside the value.
+    """
+    found = _RANGE.fullmatch(headers.get("Fleet-Range", ""))
+    if found is None:
+        raise RequestError(400, "header Fleet-Range: must be `first-last`, bytes from 0, inclusive")
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < size_bytes:
+        raise RequestError(
+            400, f"header Fleet-Range: first <= last < {size_bytes}, the size, not {first}-{last}"
+        )
+    if last - first >= PART_BYTES:
+        raise RequestError(
+            400, f"header Fleet-Range: at most {PART_BYTES} bytes, not {last - first + 1}"
+        )
+    return first, last + 1

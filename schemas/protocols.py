@@ -17,12 +17,15 @@ class RequestError(Exception):
 
     `code`: 400 malformed, 404 unknown, 408 no answer in time, 409 version conflict, 413 too large,
     429 busy, 503 not ready or nobody there, 500 ours. `text` is read by a stranger: no internals.
+    `retry_after_seconds`: when it is worth asking again (header `Fleet-Retry-After`); None = not
+    said.
     """
 
-    def __init__(self, code: int, text: str) -> None:
+    def __init__(self, code: int, text: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(f"{code} {text}")
         self.code = code
         self.text = text
+        self.retry_after_seconds = retry_after_seconds
 
 
 class PublishError(RuntimeError):
@@ -142,6 +145,24 @@ class Publisher(Protocol):
 
         Raises:
             PublishError: not acknowledged (StreamFullError: no room).
+        """
+
+
+class PartStream(Protocol):
+    """A stream of which single messages are read and removed by their subject."""
+
+    async def read_last(self, stream: str, subject: str) -> bytes | None:
+        """Payload of the newest message on `subject` (below the root); None: there is none.
+
+        Raises:
+            PublishError: the server does not answer.
+        """
+
+    async def purge(self, stream: str, subject: str) -> None:
+        """Remove all messages on `subject`, which may hold `*`.
+
+        Raises:
+            PublishError: the server does not answer, or this user may not.
         """
 
 

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import dataclasses
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
 import nats.errors
+import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
@@ -120,7 +122,11 @@ class Bus(PublishingConnection):
         text = answer.headers.get("Nats-Service-Error")
         if text is not None:
             code = answer.headers.get("Nats-Service-Error-Code", "500")
-            raise RequestError(int(code) if code.isdigit() else 500, text)
+            raise RequestError(
+                int(code) if code.isdigit() else 500,
+                text,
+                retry_after_seconds=_seconds(answer.headers.get("Fleet-Retry-After")),
+            )
         return answer
 
     async def gather(
@@ -312,6 +318,22 @@ class Bus(PublishingConnection):
             max_bytes=int(info.config.max_bytes or -1),
         )
 
+    async def read_last(self, stream: str, subject: str) -> bytes | None:
+        """Payload of the newest message on `subject`, by direct get; see PartStream."""
+        name, full = self.names.stream(stream), self.names.absolute(subject)
+        with raised_as(PublishError, f"stream {name}"):
+            try:
+                found = await heed(self._js.get_last_msg(name, full, direct=True))
+            except nats.js.errors.NotFoundError:
+                return None
+        return found.data or b""
+
+    async def purge(self, stream: str, subject: str) -> None:
+        """Remove all messages on `subject`; see PartStream."""
+        name, full = self.names.stream(stream), self.names.absolute(subject)
+        with raised_as(PublishError, f"stream {name}"):
+            await heed(self._js.purge_stream(name, subject=full))
+
     async def take(
         self, stream: str, consumer: str, *, batch: int, wait_seconds: float
     ) -> Sequence[WorkItem]:
@@ -359,6 +381,14 @@ class Bus(PublishingConnection):
     def jetstream(self) -> JetStreamContext:
         """nats-py's JetStream context, for this package's own modules."""
         return self._js
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        seconds = float(text or "nan")
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 async def connect(

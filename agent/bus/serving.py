@@ -251,6 +251,8 @@ class Service:
         served.finish(started, error)
         text = " ".join(error.text.split())[:500].encode("ascii", "replace").decode()
         headers = {"Nats-Service-Error": text, "Nats-Service-Error-Code": str(error.code)}
+        if error.retry_after_seconds is not None:
+            headers["Fleet-Retry-After"] = f"{error.retry_after_seconds:g}"
         await self._reply(message, Answer(b"", headers))
 
     async def _reply(self, message: Msg, answer: Answer) -> None:

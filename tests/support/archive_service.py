@@ -40,6 +40,7 @@ async def archiving(
         ArchiveBus(
             publisher=publisher or bus,
             queue=bus,
+            parts=bus,
             leases=leases,
             serve=served.add,
         ),

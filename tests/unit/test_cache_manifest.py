@@ -7,7 +7,13 @@ import msgspec
 import pytest
 
 from cache.entry import Entry
-from cache.manifest import ForeignAnswerError, message, restored_entry
+from cache.manifest import (
+    ForeignAnswerError,
+    check_restored,
+    message,
+    read_restored,
+    restored_entry,
+)
 from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.settings import CacheSettings
@@ -43,8 +49,12 @@ def evicted(value: bytes = b"value", **known: Any) -> Item:
 
 
 def restore(answer: Answer, **asked: Any) -> Entry | None:
-    asked = {"namespace": "default", "key": "key é", "generation": 3, "now_ns": NOW_NS, **asked}
-    return restored_entry(answer, **asked)
+    asked = {"namespace": "default", "key": "key é", "generation": 3, **asked}
+    manifest = read_restored(answer, **asked)
+    if manifest is None:
+        return None
+    check_restored(manifest, answer.payload)
+    return restored_entry(manifest, answer.payload, NOW_NS)
 
 
 def test_an_entry_survives_the_way_to_the_archive_and_back(space: Namespace) -> None:

@@ -128,9 +128,29 @@ def test_a_payload_that_is_no_key_is_refused(payload: bytes) -> None:
         read_key(payload)
 
 
-@pytest.mark.parametrize("header", ["Fleet-Size", "Fleet-Digest"])
-def test_an_upload_in_parts_is_refused_and_replaces_nothing(header: str) -> None:
-    with pytest.raises(RequestError) as refused:
-        read_put({"Fleet-Key": "k", header: "1000000"}, b"", 0)
+def test_a_digest_without_a_size_is_refused_and_replaces_nothing() -> None:
+    with pytest.raises(RequestError, match="400 header Fleet-Size is missing"):
+        read_put({"Fleet-Key": "k", "Fleet-Digest": "0" * 64}, b"", 0)
 
-    assert refused.value.code == 413
+
+@pytest.mark.parametrize(
+    ("headers", "payload", "text"),
+    [
+        pytest.param({"Fleet-Size": "524288"}, b"", "Fleet-Size: must be above", id="small"),
+        pytest.param({"Fleet-Size": "0"}, b"", "Fleet-Size: must be above", id="empty"),
+        pytest.param({"Fleet-Size": "-1"}, b"", "Fleet-Size: must be a whole", id="negative"),
+        pytest.param({"Fleet-Size": "1e6"}, b"", "Fleet-Size: must be a whole", id="no number"),
+        pytest.param({"Fleet-Size": "600000"}, b"v", "without payload", id="payload"),
+        pytest.param(
+            {"Fleet-Size": "600000", "Fleet-Digest": "AB"}, b"", "Fleet-Digest", id="digest"
+        ),
+        pytest.param({"Fleet-Size": "600000", "Fleet-Ttl-Seconds": "x"}, b"", "Ttl", id="ttl"),
+    ],
+)
+def test_an_announcement_that_makes_no_sense_names_the_header(
+    headers: dict[str, str], payload: bytes, text: str
+) -> None:
+    with pytest.raises(RequestError, match=text) as refused:
+        read_upload({"Fleet-Key": "k", **headers}, payload)
+
+    assert refused.value.code == 400

@@ -1,0 +1,230 @@
+"""Uploads in parts: large values received in place, and nothing of them visible before the end."""
+
+import asyncio
+import dataclasses
+import hashlib
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from cache.requests import PutRequest
+from cache.room import Room
+from schemas.cache import PART_BYTES, part_count, part_range
+from schemas.protocols import Answer, Call, Endpoint, RequestError
+
+log = structlog.get_logger()
+
+RETRY_AFTER_SECONDS = 0.5
+"""Told to who finds no room: uploads under way end within a second or so."""
+REMEMBERED = 256
+"""Finished uploads whose answer is kept, for who asks for the last part again."""
+
+Store = Callable[[PutRequest, memoryview], Answer | Awaitable[Answer]]
+"""Makes the value visible, if its key still has the expected version; gives the put's answer."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Upload:
+    """One value on its way: `missing` parts, and how far from its start it has been digested."""
+
+    name: str
+    request: PutRequest
+    buffer: bytearray
+    missing: set[int]
+    timer: asyncio.TimerHandle
+    sha256: Any = dataclasses.field(default_factory=hashlib.sha256)
+    digested: int = 0
+    digesting: asyncio.Task[None] | None = None
+    finishing: "asyncio.Future[Answer] | None" = None
+
+
+class Uploads:
+    """Receives the large values of one namespace.
+
+    A part is copied once, into a buffer of the value's size that then is the value. All buffers
+    are within `room`: an upload for which there is none is refused with 429 before anything is
+    kept. An upload without a new part for `timeout_seconds` is forgotten, and so are
+    all at `close`. Parts may come in any order, and again: what is here already is not replaced.
+    The SHA-256 is computed in a thread while further parts come. `store` is called once, with a
+    value whose digest is right.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        instance: str,
+        store: Store,
+        room: Room,
+        *,
+        timeout_seconds: float,
+    ) -> None:
+        self._namespace = namespace
+        self._instance = instance
+        self._store = store
+        self.room = room
+        self._timeout_seconds = timeout_seconds
+        self._uploads: dict[str, _Upload] = {}
+        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.aborted = 0
+
+    def __len__(self) -> int:
+        """Uploads under way."""
+        return len(self._uploads)
+
+    def endpoint(self) -> Endpoint:
+        """Takes parts, at this instance alone."""
+        name = self._namespace
+        return Endpoint(
+            f"cache_put_part_{name}", f"cache.{name}.put.{self._instance}", self.receive
+        )
+
+    def begin(self, request: PutRequest) -> Answer:
+        """Reserve room for the value; the answer says how to send it.
+
+        Raises:
+            RequestError: 429, the room for uploads is taken.
+        """
+        size_bytes = request.size_bytes
+        if not self.room.take(size_bytes):
+            raise RequestError(
+                429,
+                f"values under way hold {self.room.used_bytes} of {self.room.max_bytes} bytes "
+                "(cache.uploads_max_bytes); try later",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        name = secrets.token_hex(16)
+        self._uploads[name] = _Upload(
+            name=name,
+            request=request,
+            buffer=bytearray(size_bytes),
+            missing=set(range(part_count(size_bytes))),
+            timer=self._start_timer(name),
+        )
+        return Answer(headers={"Fleet-Upload": name, "Fleet-Instance": self._instance})
+
+    def receive(self, call: Call) -> Answer | Awaitable[Answer]:
+        """Keep one part; the one that completes the value is answered as its put.
+
+        `Fleet-Digest` may come with any part, where the put did not have it: who streams knows it
+        only at the end.
+        """
+        name = call.headers.get("Fleet-Upload", "")
+        if name in self._answers:
+            return self._answers[name]
+        upload = self._uploads.get(name)
+        if upload is None:
+            raise RequestError(
+                404, "header Fleet-Upload: no such upload here, or no more; begin again with put"
+            )
+        request = upload.request
+        part = _part_number(call.headers, part_count(request.size_bytes))
+        first, end = part_range(part, request.size_bytes)
+        if len(call.payload) != end - first:
+            raise RequestError(
+                400, f"part {part} has {end - first} bytes, not {len(call.payload)}: parts are "
+                f"{PART_BYTES} bytes, the last one what is left"
+            )  # fmt: skip
+        request.read_digest(call.headers)
+        if part in upload.missing:
+            upload.buffer[first:end] = call.payload
+            upload.missing.discard(part)
+            upload.timer.cancel()
+            upload.timer = self._start_timer(name)
+            self._digest_on(upload)
+        if upload.missing:
+            return Answer()
+        if upload.finishing is None:
+            upload.finishing = asyncio.get_running_loop().create_future()
+            upload.timer.cancel()
+            self._keep_task(self._finish(upload, upload.finishing))
+        return asyncio.shield(upload.finishing)
+
+    def close(self) -> None:
+        """Forget all uploads; who still waits for an answer gets 503."""
+        for name in list(self._uploads):
+            self._drop(name)
+        for task in self._tasks:
+            task.cancel()
+
+    def _digest_on(self, upload: _Upload) -> None:
+        """See that all that is here from the start of the value on is being digested."""
+        is_digesting = upload.digesting is not None and not upload.digesting.done()
+        if not is_digesting and self._contiguous(upload) > upload.digested:
+            upload.digesting = self._keep_task(self._digest(upload))
+
+    async def _digest(self, upload: _Upload) -> None:
+        while (end := self._contiguous(upload)) > upload.digested:
+            fresh = memoryview(upload.buffer)[upload.digested : end]
+            await asyncio.to_thread(upload.sha256.update, fresh)
+            upload.digested = end
+
+    def _contiguous(self, upload: _Upload) -> int:
+        first_missing = min(upload.missing, default=None)
+        return len(upload.buffer) if first_missing is None else first_missing * PART_BYTES
+
+    async def _finish(self, upload: _Upload, finished: "asyncio.Future[Answer]") -> None:
+        try:
+            answer = await self._complete(upload)
+        except Exception as error:
+            finished.set_exception(error)
+            finished.exception()  # looked at, should nobody wait any more
+        except asyncio.CancelledError:
+            finished.set_exception(RequestError(503, "this instance gave the upload up; ask again"))
+            finished.exception()
+            raise
+        else:
+            self._answers[upload.name] = answer
+            while len(self._answers) > REMEMBERED:
+                self._answers.popitem(last=False)
+            finished.set_result(answer)
+        finally:
+            self._drop(upload.name)
+
+    async def _complete(self, upload: _Upload) -> Answer:
+        request = upload.request
+        if not request.digest:
+            raise RequestError(400, "header Fleet-Digest is missing: with put, or with any part")
+        self._digest_on(upload)
+        if upload.digesting is not None:
+            await upload.digesting
+        if upload.sha256.hexdigest() != request.digest:
+            raise RequestError(
+                400, "header Fleet-Digest: the parts have another SHA-256; send the value again"
+            )
+        value = memoryview(upload.buffer).toreadonly()
+        answer = self._store(request, value)
+        return answer if isinstance(answer, Answer) else await answer
+
+    def _start_timer(self, name: str) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        return loop.call_later(self._timeout_seconds, self._time_out, name)
+
+    def _time_out(self, name: str) -> None:
+        self.aborted += 1
+        log.info("upload_given_up", namespace=self._namespace, size_bytes=self._drop(name))
+
+    def _drop(self, name: str) -> int:
+        upload = self._uploads.pop(name, None)
+        if upload is None:
+            return 0
+        upload.timer.cancel()
+        self.room.give_back(upload.request.size_bytes)
+        return upload.request.size_bytes
+
+    def _keep_task(self, work: Any) -> asyncio.Task[None]:  # noqa: ANN401 - a coroutine
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _part_number(headers: Any, parts: int) -> int:  # noqa: ANN401 - the call's headers
+    text = headers.get("Fleet-Part", "")
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else parts
+    if number >= parts:
+        raise RequestError(400, f"header Fleet-Part: must be 0 to {parts - 1}, not {text!r:.40}")
+    return number
