@@ -1,14 +1,16 @@
 """The typed client: `ResourceAgent` for metrics and health, `CacheClient` for the cache."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import msgspec
 
 from agent.bus import Bus, connect
+from agent.sources import Buffer, Source
+from agent.transfer import DEADLINE_SECONDS, Found, OnProgress, Transfer
 from schemas.api import CacheReply, Filter, HealthReply, HistoryReply, HistoryRequest, LatestReply
 from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, encode_header
 from schemas.units import token
@@ -147,7 +149,12 @@ class ResourceAgent(_Connected):
 
 
 class CacheClient(_Connected):
-    """One namespace of the cache. Values up to 512 KiB, keys up to 10 KiB of UTF-8."""
+    """One namespace of the cache. Values of any size that it takes, keys up to 10 KiB of UTF-8.
+
+    Above 512 KiB a value travels in parts, a few in flight, each asked for again where it gets no
+    answer; `on_progress` is called with the bytes done and in all after each of them. Every call
+    ends within `deadline_seconds`, and raises `schemas.protocols.RequestError` when it is refused.
+    """
 
     namespace = "default"
 
@@ -157,22 +164,79 @@ class CacheClient(_Connected):
         other.namespace = token(namespace)
         return other
 
-    async def get(self, key: str, *, restore: bool = True) -> bytes | None:
+    async def get(
+        self,
+        key: str,
+        *,
+        restore: bool = True,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        on_progress: OnProgress | None = None,
+    ) -> bytes | None:
         """The value, or None. A miss in RAM asks the archive, unless `restore` is off."""
-        headers = None if restore else {"Fleet-No-Restore": "1"}
-        answer = await self._bus.request(
-            f"cache.{self.namespace}.get",
-            _key_bytes(key),
-            headers,
-            timeout_seconds=TIMEOUT_SECONDS,
-        )
-        return None if answer.headers.get("Fleet-Status") == "miss" else answer.payload
+        transfer = self._transfer(deadline_seconds, on_progress)
+        return await transfer.get(_key_bytes(key), restore=restore)
+
+    async def get_into(
+        self,
+        key: str,
+        buffer: bytearray | memoryview,
+        *,
+        restore: bool = True,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        on_progress: OnProgress | None = None,
+    ) -> int | None:
+        """Write the value to the start of `buffer`; its size, or None for a miss.
+
+        After an error the buffer may hold parts of the value.
+
+        Raises:
+            ValueError: the buffer is too small; nothing was written.
+        """
+        transfer = self._transfer(deadline_seconds, on_progress)
+        target = memoryview(buffer).cast("B")
+        return await transfer.get_into(_key_bytes(key), target, restore=restore)
+
+    async def get_to(
+        self,
+        key: str,
+        file: BinaryIO,
+        *,
+        restore: bool = True,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        on_progress: OnProgress | None = None,
+    ) -> int | None:
+        """Write the value to `file` as it comes; its size, or None for a miss.
+
+        After an error the file may hold a part of the value.
+        """
+        transfer = self._transfer(deadline_seconds, on_progress)
+        return await transfer.get_to(_key_bytes(key), file, restore=restore)
+
+    async def open(
+        self,
+        key: str,
+        *,
+        restore: bool = True,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        on_progress: OnProgress | None = None,
+    ) -> AsyncIterator[bytes] | None:
+        """The value in pieces of at most 512 KiB, in order, or None; memory for a few of them.
+
+        The pieces can raise RequestError: 409 when the value was replaced or evicted meanwhile,
+        500 after the last one when the digest is wrong. The deadline is that of the first answer.
+        """
+        transfer = self._transfer(deadline_seconds, on_progress)
+        found = await transfer.find(_key_bytes(key), restore=restore)
+        if isinstance(found, Found):
+            return transfer.read(found)
+        return None if found is None else _only(found)
 
     async def put(
         self,
         key: str,
-        value: bytes,
+        value: Buffer | BinaryIO | AsyncIterator[bytes],
         *,
+        size_bytes: int | None = None,
         ttl_seconds: float | None = None,
         prefix_tokens: int | None = None,
         parent: str | None = None,
@@ -181,22 +245,23 @@ class CacheClient(_Connected):
         tags: Sequence[str] = (),
         meta: Mapping[str, str] | None = None,
         version: str | None = None,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        on_progress: OnProgress | None = None,
     ) -> str:
         """Store the value and return its version.
 
-        `version` compares and sets: RequestError 409 if the entry has another one.
+        `value` may be bytes, a binary file, read from where it stands, or an async iterator of
+        bytes, with `size_bytes`; bytes must not change until this returns. `version` compares and
+        sets: RequestError 409 if the entry has another one.
 
         Raises:
-            ValueError: key or value is larger than the limit, or no such time to live is
-                possible; nothing was sent.
+            ValueError: the key is too long, or no such time to live is possible, and nothing was
+                sent; or the source has not the size it should, and nothing is kept.
         """
         _key_bytes(key)
         if ttl_seconds is not None and not 0 <= ttl_seconds < math.inf:
             raise ValueError(f"a time to live of {ttl_seconds:g} s: it must be finite, 0 or more")
-        if len(value) > INLINE_LIMIT_BYTES:
-            raise ValueError(
-                f"value of {len(value)} bytes exceeds the limit of {INLINE_LIMIT_BYTES} bytes"
-            )
+        source = Source(value, size_bytes)
         optional: dict[str, Any] = {
             "Fleet-Ttl-Seconds": ttl_seconds,
             "Fleet-Prefix-Tokens": prefix_tokens,
@@ -209,10 +274,21 @@ class CacheClient(_Connected):
         }
         headers = {name: str(text) for name, text in optional.items() if text is not None}
         headers["Fleet-Key"] = encode_header(key)
+        if source.size_bytes > INLINE_LIMIT_BYTES:
+            return await self._transfer(deadline_seconds, on_progress).put(source, headers)
+        payload = value if isinstance(value, bytes) else await source.read_all()
         answer = await self._bus.request(
-            f"cache.{self.namespace}.put", value, headers, timeout_seconds=TIMEOUT_SECONDS
+            f"cache.{self.namespace}.put", payload, headers, timeout_seconds=TIMEOUT_SECONDS
         )
         return answer.headers["Fleet-Version"]
+
+    def _transfer(self, deadline_seconds: float, on_progress: OnProgress | None) -> Transfer:
+        return Transfer(
+            self._bus,
+            self.namespace,
+            deadline_seconds=deadline_seconds,
+            on_progress=on_progress,
+        )
 
     async def delete(self, key: str) -> CacheReply:
         """Remove the entry from RAM and archive; `existed` tells whether RAM had it."""
@@ -229,3 +305,7 @@ def _key_bytes(key: str) -> bytes:
     if len(encoded) > MAX_KEY_BYTES:
         raise ValueError(f"key of {len(encoded)} bytes exceeds the limit of {MAX_KEY_BYTES} bytes")
     return encoded
+
+
+async def _only(value: bytes) -> AsyncIterator[bytes]:
+    yield value

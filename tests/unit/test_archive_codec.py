@@ -27,7 +27,7 @@ def test_zstd_is_used_where_it_pays_and_the_value_comes_back(value: bytes, codec
 
     assert name == codec
     assert len(stored) <= len(value)
-    assert decompress(name, stored, size_bytes=len(value)) == value
+    assert decompress(name, bytes(stored), size_bytes=len(value)) == value
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cache.requests import MAX_LABEL_BYTES, read_put
+from cache.requests import MAX_LABEL_BYTES, read_put, read_upload
 from schemas.cache import INLINE_LIMIT_BYTES, encode_header, read_key
 from schemas.protocols import RequestError
 

@@ -1,0 +1,354 @@
+"""Values of any size between a client and the cache: ranges and parts, several in flight."""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import BinaryIO, TypeVar
+
+import msgspec
+
+from agent.bus import Bus
+from agent.sources import Source
+from schemas.cache import PART_BYTES, PARTS_IN_FLIGHT, part_count, part_range
+from schemas.protocols import Answer, RequestError
+
+T = TypeVar("T")
+OnProgress = Callable[[int, int], None]
+"""Called after each part with the bytes done and the bytes of the whole value."""
+
+REQUEST_SECONDS = 5.0
+DEADLINE_SECONDS = 60.0
+TRIES = 3
+"""Of a part that gets no answer, and of a value that changes while it is read."""
+PAUSE_SECONDS = 0.1
+_UNKNOWN, _UNANSWERED, _CHANGED, _BUSY, _GONE = 404, 408, 409, 429, 503
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A large value that the cache has: which version of it, and which instance gives it."""
+
+    key: bytes
+    version: str
+    size_bytes: int
+    digest: str
+    instance: str
+
+
+class Transfer:
+    """One get or put, within `deadline_seconds`: RequestError 408 then says how far it came.
+
+    A part without an answer is asked for again, and 429 is waited for as the cache says. A get
+    whose value changes under it, or whose cache goes away, starts again, and so does a put whose
+    upload the cache has forgotten. What is received has the digest that the cache told.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        namespace: str,
+        *,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        in_flight: int = PARTS_IN_FLIGHT,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self._bus = bus
+        self._subject = f"cache.{namespace}"
+        self._deadline_seconds = deadline_seconds
+        self._in_flight = in_flight
+        self._on_progress = on_progress
+        self._done_bytes = 0
+        self._total_bytes = 0
+
+    async def get(self, key: bytes, *, restore: bool) -> bytes | None:
+        """The value, or None."""
+        pieces: list[bytes] = []
+
+        def make_room(size_bytes: int) -> None:
+            pieces[:] = [b""] * part_count(size_bytes)
+
+        found = await self._in_time(self._get(key, restore, make_room, pieces.__setitem__))
+        return b"".join(pieces) if isinstance(found, Found) else found
+
+    async def get_into(self, key: bytes, buffer: memoryview, *, restore: bool) -> int | None:
+        """Write the value to the start of `buffer`; its size, or None for a miss.
+
+        Raises:
+            ValueError: the buffer is too small; nothing was written.
+        """
+
+        def check_room(size_bytes: int) -> None:
+            if size_bytes > buffer.nbytes:
+                raise ValueError(f"value of {size_bytes} bytes, buffer of {buffer.nbytes} bytes")
+
+        def take(part: int, payload: bytes) -> None:
+            start = part * PART_BYTES
+            buffer[start : start + len(payload)] = payload
+
+        found = await self._in_time(self._get(key, restore, check_room, take))
+        if isinstance(found, bytes):
+            check_room(len(found))
+            take(0, found)
+            return len(found)
+        return None if found is None else found.size_bytes
+
+    async def get_to(self, key: bytes, file: BinaryIO, *, restore: bool) -> int | None:
+        """Write the value to `file` as it comes; its size, or None for a miss.
+
+        A value that changes after its first bytes were written is not started again.
+        """
+        return await self._in_time(self._copy(key, file, restore))
+
+    async def find(self, key: bytes, *, restore: bool) -> Found | bytes | None:
+        """A small value, where a large one is, or None."""
+        return await self._in_time(self._find(key, restore))
+
+    async def read(self, found: Found) -> AsyncGenerator[bytes, None]:
+        """The value in order, at most `in_flight` parts ahead of its reader.
+
+        Raises:
+            RequestError: 409 that version is gone; 500 the digest is wrong, after the last part.
+        """
+        sha256 = hashlib.sha256()
+        coming: deque[asyncio.Task[bytes]] = deque()
+        try:
+            for part in range(part_count(found.size_bytes)):
+                coming.append(asyncio.create_task(self._read_part(found, part)))
+                if len(coming) >= self._in_flight:
+                    yield await self._next(coming, sha256.update, found)
+            while coming:
+                yield await self._next(coming, sha256.update, found)
+        finally:
+            for task in coming:
+                task.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)
+        _check(found, sha256.hexdigest())
+
+    async def put(self, source: Source, headers: Mapping[str, str]) -> str:
+        """Send a large value; returns its version."""
+        return await self._in_time(self._put(source, headers))
+
+    async def _find(self, key: bytes, restore: bool) -> Found | bytes | None:
+        headers = {} if restore else {"Fleet-No-Restore": "1"}
+        answer = await self._ask("get", key, headers, again=())
+        if answer.headers.get("Fleet-Status") == "miss":
+            return None
+        if "Fleet-Size" not in answer.headers:
+            return answer.payload
+        return Found(
+            key=key,
+            version=answer.headers["Fleet-Version"],
+            size_bytes=int(answer.headers["Fleet-Size"]),
+            digest=answer.headers["Fleet-Digest"],
+            instance=answer.headers["Fleet-Instance"],
+        )
+
+    async def _get(
+        self,
+        key: bytes,
+        restore: bool,
+        make_room: Callable[[int], None],
+        take: Callable[[int, bytes], None],
+    ) -> Found | bytes | None:
+        """Have the parts of a large value taken, in any order, and its digest checked."""
+        for tries_left in reversed(range(TRIES)):
+            found = await self._find(key, restore)
+            if not isinstance(found, Found):
+                return found
+            make_room(found.size_bytes)
+            try:
+                await self._read_all(found, take)
+            except RequestError as error:
+                if error.code not in (_CHANGED, _GONE) or not tries_left:
+                    raise
+            else:
+                return found
+        raise AssertionError("the last try returns or raises")
+
+    async def _read_all(self, found: Found, take: Callable[[int, bytes], None]) -> None:
+        parts = iter(range(part_count(found.size_bytes)))
+        digest = _RunningDigest()
+        self._done_bytes = 0
+
+        async def read_some() -> None:
+            for part in parts:
+                payload = await self._read_part(found, part)
+                take(part, payload)
+                digest.add(part, payload)
+                self._note(len(payload), found.size_bytes)
+
+        async def read() -> None:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._in_flight):
+                    group.create_task(read_some())
+
+        await _unwrapped(read())
+        _check(found, await digest.finish())
+
+    async def _read_part(self, found: Found, part: int) -> bytes:
+        first, end = part_range(part, found.size_bytes)
+        answer = await self._ask(
+            f"range.{found.instance}",
+            found.key,
+            {"Fleet-Version": found.version, "Fleet-Range": f"{first}-{end - 1}"},
+        )
+        if len(answer.payload) != end - first:
+            raise RequestError(500, f"{len(answer.payload)} bytes for range {first}-{end - 1}")
+        return answer.payload
+
+    async def _next(
+        self,
+        coming: deque[asyncio.Task[bytes]],
+        update: Callable[[bytes], None],
+        found: Found,
+    ) -> bytes:
+        payload = await coming[0]
+        coming.popleft()
+        await asyncio.to_thread(update, payload)
+        self._note(len(payload), found.size_bytes)
+        return payload
+
+    async def _copy(self, key: bytes, file: BinaryIO, restore: bool) -> int | None:
+        for tries_left in reversed(range(TRIES)):
+            found = await self._find(key, restore)
+            if not isinstance(found, Found):
+                if found is not None:
+                    await asyncio.to_thread(file.write, found)
+                return None if found is None else len(found)
+            self._done_bytes = 0
+            try:
+                async with contextlib.aclosing(self.read(found)) as pieces:
+                    async for piece in pieces:
+                        await asyncio.to_thread(file.write, piece)
+            except RequestError as error:
+                if self._done_bytes or error.code not in (_CHANGED, _GONE) or not tries_left:
+                    raise
+            else:
+                return found.size_bytes
+        raise AssertionError("the last try returns or raises")
+
+    async def _put(self, source: Source, headers: Mapping[str, str]) -> str:
+        for tries_left in reversed(range(TRIES)):
+            try:
+                return await self._send(source, headers)
+            except RequestError as error:
+                if error.code != _UNKNOWN or not source.can_repeat or not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def _send(self, source: Source, headers: Mapping[str, str]) -> str:
+        size_bytes = source.size_bytes
+        begun = await self._ask("put", b"", {**headers, "Fleet-Size": str(size_bytes)})
+        upload = {"Fleet-Upload": begun.headers["Fleet-Upload"]}
+        subject = f"put.{begun.headers['Fleet-Instance']}"
+        last = part_count(size_bytes) - 1
+        final: list[bytes] = []
+        free = asyncio.Semaphore(self._in_flight)
+        self._done_bytes = 0
+
+        async def send(part: int, block: bytes) -> None:
+            await self._ask(subject, block, {**upload, "Fleet-Part": str(part)})
+            free.release()
+            self._note(len(block), size_bytes)
+
+        async def send_all_but_the_last() -> None:
+            part = 0
+            async with asyncio.TaskGroup() as group, contextlib.aclosing(source.blocks()) as blocks:
+                async for block in blocks:
+                    if part == last:
+                        final.append(block)
+                    else:
+                        await free.acquire()
+                        group.create_task(send(part, block))
+                    part += 1
+
+        await _unwrapped(send_all_but_the_last())
+        # It completes the value, so it is sent alone, and what it is refused for is final.
+        carried = {**upload, "Fleet-Part": str(last), "Fleet-Digest": await source.digest()}
+        answer = await self._ask(subject, final[0], carried, again=(_UNANSWERED,))
+        self._note(len(final[0]), size_bytes)
+        return answer.headers["Fleet-Version"]
+
+    async def _ask(
+        self,
+        operation: str,
+        payload: bytes,
+        headers: Mapping[str, str],
+        again: tuple[int, ...] = (_UNANSWERED, _GONE),
+    ) -> Answer:
+        """The answer. What is busy is asked until the deadline; `again`: codes tried thrice."""
+        failures = 0
+        while True:
+            try:
+                return await self._bus.request(
+                    f"{self._subject}.{operation}",
+                    payload,
+                    headers,
+                    timeout_seconds=REQUEST_SECONDS,
+                )
+            except RequestError as error:
+                pause_seconds = error.retry_after_seconds
+                if error.code != _BUSY or pause_seconds is None:
+                    failures += 1
+                    if error.code not in again or failures >= TRIES:
+                        raise
+                    pause_seconds = PAUSE_SECONDS * failures
+            # Spread out: many may have been told the same.
+            await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.5))  # noqa: S311
+
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                return await work
+        except TimeoutError:
+            raise RequestError(
+                _UNANSWERED,
+                f"not done within {self._deadline_seconds:g} s (deadline_seconds): "
+                f"{self._done_bytes} of {self._total_bytes} bytes",
+            ) from None
+
+    def _note(self, size_bytes: int, total_bytes: int) -> None:
+        self._done_bytes += size_bytes
+        self._total_bytes = total_bytes
+        if self._on_progress is not None:
+            self._on_progress(self._done_bytes, total_bytes)
+
+
+class _RunningDigest:
+    """SHA-256 of parts that come in any order, computed in a thread while others come."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._waiting: dict[int, bytes] = {}
+        self._next = 0
+        self._running: asyncio.Task[None] | None = None
+
+    def add(self, part: int, payload: bytes) -> None:
+        self._waiting[part] = payload
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+
+    async def finish(self) -> str:
+        if self._running is not None:
+            await self._running
+        return self._sha256.hexdigest()
+
+    async def _run(self) -> None:
+        while self._next in self._waiting:
+            await asyncio.to_thread(self._sha256.update, self._waiting.pop(self._next))
+            self._next += 1
+
+
+def _check(found: Found, digest: str) -> None:
+    if digest != found.digest:
+        raise RequestError(500, "what was received does not have the digest the cache told")
+
+
+async def _unwrapped(work: Awaitable[T]) -> T:
+    """Raise the first error of a TaskGroup as it is."""
+    try:
+        return await work
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
