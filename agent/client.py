@@ -152,8 +152,10 @@ class CacheClient(_Connected):
     """One namespace of the cache. Values of any size that it takes, keys up to 10 KiB of UTF-8.
 
     Above 512 KiB a value travels in parts, a few in flight, each asked for again where it gets no
-    answer; `on_progress` is called with the bytes done and in all after each of them. Every call
-    ends within `deadline_seconds`, and raises `schemas.protocols.RequestError` when it is refused.
+    answer; `on_progress` is called with the bytes done and in all after each of them. The cache
+    checks the SHA-256 of what it takes from clients and from the archive; with `verify` a get
+    checks it once more, which costs as much CPU as the transfer. Every call ends within
+    `deadline_seconds`, and raises `schemas.protocols.RequestError` when it is refused.
     """
 
     namespace = "default"
@@ -169,11 +171,12 @@ class CacheClient(_Connected):
         key: str,
         *,
         restore: bool = True,
+        verify: bool = False,
         deadline_seconds: float = DEADLINE_SECONDS,
         on_progress: OnProgress | None = None,
     ) -> bytes | None:
         """The value, or None. A miss in RAM asks the archive, unless `restore` is off."""
-        transfer = self._transfer(deadline_seconds, on_progress)
+        transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
         return await transfer.get(_key_bytes(key), restore=restore)
 
     async def get_into(
@@ -182,6 +185,7 @@ class CacheClient(_Connected):
         buffer: bytearray | memoryview,
         *,
         restore: bool = True,
+        verify: bool = False,
         deadline_seconds: float = DEADLINE_SECONDS,
         on_progress: OnProgress | None = None,
     ) -> int | None:
@@ -192,7 +196,7 @@ class CacheClient(_Connected):
         Raises:
             ValueError: the buffer is too small; nothing was written.
         """
-        transfer = self._transfer(deadline_seconds, on_progress)
+        transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
         target = memoryview(buffer).cast("B")
         return await transfer.get_into(_key_bytes(key), target, restore=restore)
 
@@ -202,6 +206,7 @@ class CacheClient(_Connected):
         file: BinaryIO,
         *,
         restore: bool = True,
+        verify: bool = False,
         deadline_seconds: float = DEADLINE_SECONDS,
         on_progress: OnProgress | None = None,
     ) -> int | None:
@@ -209,7 +214,7 @@ class CacheClient(_Connected):
 
         After an error the file may hold a part of the value.
         """
-        transfer = self._transfer(deadline_seconds, on_progress)
+        transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
         return await transfer.get_to(_key_bytes(key), file, restore=restore)
 
     async def open(
@@ -217,6 +222,7 @@ class CacheClient(_Connected):
         key: str,
         *,
         restore: bool = True,
+        verify: bool = False,
         deadline_seconds: float = DEADLINE_SECONDS,
         on_progress: OnProgress | None = None,
     ) -> AsyncIterator[bytes] | None:
@@ -225,7 +231,7 @@ class CacheClient(_Connected):
         The pieces can raise RequestError: 409 when the value was replaced or evicted meanwhile,
         500 after the last one when the digest is wrong. The deadline is that of the first answer.
         """
-        transfer = self._transfer(deadline_seconds, on_progress)
+        transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
         found = await transfer.find(_key_bytes(key), restore=restore)
         if isinstance(found, Found):
             return transfer.read(found)
@@ -282,11 +288,14 @@ class CacheClient(_Connected):
         )
         return answer.headers["Fleet-Version"]
 
-    def _transfer(self, deadline_seconds: float, on_progress: OnProgress | None) -> Transfer:
+    def _transfer(
+        self, deadline_seconds: float, on_progress: OnProgress | None, *, verify: bool = False
+    ) -> Transfer:
         return Transfer(
             self._bus,
             self.namespace,
             deadline_seconds=deadline_seconds,
+            verify=verify,
             on_progress=on_progress,
         )
 

@@ -57,10 +57,8 @@ class LargeEvictions:
             left = len(missing)
             try:
                 await self._send_parts(item, missing)
-                if outbox.get(item.key) is not item:
-                    await self._publish_manifest(item, give_up)
-                    return True
-                await self._publish_manifest(item, keep)
+                wanted = outbox.get(item.key) is item
+                await self._publish_manifest(item, keep if wanted else give_up)
             except TooLargeError as error:
                 log.error("eviction_too_large", error=str(error))
                 outbox.lose(item)
@@ -77,7 +75,8 @@ class LargeEvictions:
             if self.error:
                 log.info("large_evictions_acknowledged_again")
                 self.error = ""
-            outbox.acknowledge(item)
+            if wanted:
+                outbox.acknowledge(item)
             return True
         return False
 

@@ -153,8 +153,8 @@ async def test_a_part_that_makes_no_sense_is_refused_and_the_upload_goes_on(
 ) -> None:
     async with running(bus, **OFF):
         upload = await begin(client)
+        asked = {"Fleet_Upload": upload, "Fleet_Part": "0", **headers}
         with pytest.raises(RequestError, match=text) as refused:
-            asked = {"Fleet_Upload": upload, "Fleet_Part": "0", **headers}
             await client.ask("put.c1", payload, **asked)
         for part in range(3):
             await send(client, upload, part)

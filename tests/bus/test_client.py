@@ -97,7 +97,7 @@ async def test_the_cache_gives_back_what_was_put(fleet: str) -> None:
 
 async def test_what_is_too_large_is_refused_before_it_is_sent(fleet: str) -> None:
     async with await CacheClient.connect(fleet) as client:
-        with pytest.raises(RequestError, match="413 .* 67108864 bytes"):
+        with pytest.raises(RequestError, match=r"413 .* 67108864 bytes"):
             await client.put("k", bytes(64 * 1024 * 1024 + 1))
         with pytest.raises(ValueError, match="10240"):
             await client.get("k" * 10241)
