@@ -163,6 +163,8 @@ JETSTREAM = {
     "let the registry flow": "$JS.FC.KV_fleet-registry.consumer.1",
     "read dead letters": "$JS.API.STREAM.MSG.GET.FLEET_DEAD",
     "read a cached value": "$JS.API.DIRECT.GET.FLEET_EVICTION_PARTS",
+    "read a part of one": "$JS.API.DIRECT.GET.FLEET_EVICTION_PARTS.fleet.v1.evicted_part.x",
+    "remove the parts of one": "$JS.API.STREAM.PURGE.FLEET_EVICTION_PARTS",
     "read the registry": "$JS.API.STREAM.MSG.GET.KV_fleet-registry",
     "read the state": "$JS.API.STREAM.MSG.GET.KV_fleet-state",
     "read the archive's bucket": "$JS.API.STREAM.MSG.GET.KV_fleet-archive",
@@ -185,6 +187,7 @@ MAY = {
     "archive": {
         *("take evictions", "settle evictions", "settle evictions (2.15)"),
         *("read the registry", "let the registry flow"),
+        *("read a part of one", "remove the parts of one"),
     },
     "observer": set[str](),
     "orchestrator": {"read advice"},
