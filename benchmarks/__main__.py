@@ -7,6 +7,7 @@ from benchmarks import (
     bench_agent,
     bench_cache,
     bench_handlers,
+    bench_large,
     bench_load,
     bench_queries,
     bench_ready,
@@ -22,6 +23,7 @@ def main() -> None:
     bench_handlers.main()
     asyncio.run(bench_load.measure(nodes=10_000, seconds=30.0))
     asyncio.run(bench_cache.measure(ROUNDS))
+    asyncio.run(bench_large.measure(ROUNDS))
     asyncio.run(bench_agent.measure(bench_agent.find_exporter(), seconds=120))
 
 

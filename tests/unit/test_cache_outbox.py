@@ -6,6 +6,7 @@ import pytest
 
 from cache.entry import Entry
 from cache.outbox import ITEM_OVERHEAD_BYTES, MAX_MESSAGE_BYTES, Item, Outbox
+from schemas.cache import INLINE_LIMIT_BYTES
 
 SIZE = 10_000 + ITEM_OVERHEAD_BYTES
 
@@ -229,3 +230,44 @@ async def test_room_is_awaited_until_enough_is_acknowledged() -> None:
         await waiting
     assert not early
     assert outbox.lost == 0
+
+
+def large(key: str) -> Item:
+    entry = Entry(key=key, value=bytes(INLINE_LIMIT_BYTES + 1), version="1")
+    return Item(key=key, version="1", message_id=key, evicted_at_ns=0, entry=entry)
+
+
+async def test_large_values_are_taken_apart_from_the_others() -> None:
+    outbox = Outbox(4 * INLINE_LIMIT_BYTES)
+    outbox.add(large("a"))
+    outbox.add(value("b"))
+
+    small = await outbox.take()
+    big = await outbox.take(large=True)
+
+    assert (small.key, big.key) == ("b", "a")
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_who_waits_for_one_kind_is_not_woken_for_nothing(is_large: bool) -> None:
+    outbox = Outbox(4 * INLINE_LIMIT_BYTES)
+    taking = asyncio.create_task(outbox.take(large=is_large))
+    await asyncio.sleep(0)
+
+    outbox.add(value("b") if is_large else large("a"))
+    await asyncio.sleep(0)
+    too_early = taking.done()
+    outbox.add(large("a") if is_large else value("b"))
+    async with asyncio.timeout(20):
+        item = await taking
+
+    assert not too_early
+    assert item.is_large == is_large
+
+
+def test_room_is_kept_for_the_largest_entry_that_may_come() -> None:
+    outbox = Outbox(10 * SIZE)
+    outbox.largest_bytes = 9 * SIZE
+
+    assert outbox.fits(SIZE)
+    assert not outbox.fits(SIZE + 1)
