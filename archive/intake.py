@@ -9,7 +9,7 @@ import structlog
 
 from archive import segment
 from archive.announce import Announcer
-from archive.index import IndexEntry
+from archive.index_entry import IndexEntry
 from archive.parts import Parts
 from archive.settings import ArchiveSettings
 from archive.store import StoreError
