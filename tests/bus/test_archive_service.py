@@ -121,7 +121,7 @@ async def test_a_value_is_a_miss_from_its_expiry_on_and_then_removed(
         before = await restore(bus)
         clock.advance(0.001)
         after = await restore(bus)
-        still_there = len(list(store.folder.iterdir()))
+        still_there = len(list(store.folder.glob("*.object")))
         await service.sweep()
         expired = await heard.next(Expired)
         counted = await status(bus)
@@ -130,7 +130,7 @@ async def test_a_value_is_a_miss_from_its_expiry_on_and_then_removed(
     assert after == Answer(b"", MISS)
     assert still_there == 1
     assert expired.key == "k"
-    assert list(store.folder.iterdir()) == []
+    assert list(store.folder.glob("*.object")) == []
     assert (counted.expired_total, counted.entries) == (1, 0)
 
 
@@ -157,7 +157,7 @@ async def test_a_tombstone_takes_the_value_from_disk_and_keeps_older_ones_out(
         await evict(bus, evicted(value=b"secret", version="b1-00"), b"secret")
         await evict(bus, evicted("after"))
         await heard.next(Stored)
-    counted = [path.read_bytes() for path in store.folder.iterdir()]
+    counted = [path.read_bytes() for path in store.folder.glob("*.object")]
 
     assert announced.tombstone
     assert deleted == Answer(b"", MISS)
@@ -184,7 +184,7 @@ async def test_a_newer_generation_makes_everything_older_a_miss(
 
     assert [answer.payload for answer in answers] == [b"value", b"value", b"", b""]
     assert keys == Answer(key_hash("new"), {"Fleet-Generation": "1"})
-    assert len(list(store.folder.iterdir())) == 1
+    assert len(list(store.folder.glob("*.object"))) == 1
     assert service.counters()["cleared_total"] == 1
 
 
@@ -435,7 +435,7 @@ async def test_the_status_counts_what_is_there_and_what_happened(
     assert (found.namespace, found.instance) == ("default", "a1")
     assert str(store.folder) in found.store
     assert (found.entries, found.tombstones, found.size_bytes) == (3, 1, 16)
-    assert found.stored_bytes == sum(path.stat().st_size for path in store.folder.iterdir())
+    assert found.stored_bytes == sum(path.stat().st_size for path in store.folder.glob("*.object"))
     assert (found.restored_total, found.superseded_total, found.dead_total) == (1, 1, 0)
     assert found.pending is not None
     assert lease.text == "active"
