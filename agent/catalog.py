@@ -24,6 +24,8 @@ from schemas.api import (
     NamespaceStats,
     Nothing,
     RecommendationsReply,
+    Touched,
+    TouchedReply,
     UtilizationReply,
 )
 from schemas.message import Message
@@ -193,6 +195,7 @@ def _of_cache() -> Iterator[EndpointSpec]:
         ("exists", "payload = key", None, CacheReply),
         ("meta", "payload = key", None, EntryMeta),
         ("stats", "counters and sizes", Nothing, NamespaceStats),
+        ("touched", "reads of values kept open as files", Touched, TouchedReply),
         ("clear", "removes everything, archive included", Nothing, ClearReply),
     )
     for operation, text, request, reply in operations:

@@ -1,5 +1,7 @@
 """The typed client: `ResourceAgent` for metrics and health, `CacheClient` for the cache."""
 
+import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
@@ -9,6 +11,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 import msgspec
 
 from agent.bus import Bus, connect
+from agent.same_host import SameHost
 from agent.sources import Buffer, Source
 from agent.transfer import DEADLINE_SECONDS, Found, OnProgress, Transfer
 from schemas.api import CacheReply, Filter, HealthReply, HistoryReply, HistoryRequest, LatestReply
@@ -18,6 +21,7 @@ from schemas.units import token
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 5.0
+READS_IN_FLIGHT = 8
 
 
 class _Connected:
@@ -160,11 +164,19 @@ class CacheClient(_Connected):
 
     namespace = "default"
 
+    def __init__(self, bus: Bus, *, owns_bus: bool = False, namespace: str = "default") -> None:
+        super().__init__(bus, owns_bus=owns_bus)
+        self.namespace = token(namespace)
+        self.same_host = SameHost(bus, self.namespace)
+
+    async def close(self) -> None:
+        """Close what is open of the cache's files, then the connection if it is this client's."""
+        await self.same_host.close()
+        await super().close()
+
     def of(self, namespace: str) -> Self:
         """The same connection, another namespace."""
-        other = type(self)(self._bus)
-        other.namespace = token(namespace)
-        return other
+        return type(self)(self._bus, namespace=namespace)
 
     async def get(
         self,
@@ -176,8 +188,13 @@ class CacheClient(_Connected):
         on_progress: OnProgress | None = None,
     ) -> bytes | None:
         """The value, or None. A miss in RAM asks the archive, unless `restore` is off."""
+        encoded = _key_bytes(key)
+        kept = None if verify else self.same_host.kept(encoded)
+        if kept is not None:
+            with contextlib.suppress(OSError):
+                return await kept.read()
         transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
-        return await transfer.get(_key_bytes(key), restore=restore)
+        return await transfer.get(encoded, restore=restore)
 
     async def get_into(
         self,
@@ -196,9 +213,43 @@ class CacheClient(_Connected):
         Raises:
             ValueError: the buffer is too small; nothing was written.
         """
+        encoded, target = _key_bytes(key), memoryview(buffer).cast("B")
+        kept = None if verify else self.same_host.kept(encoded)
+        if kept is not None:
+            with contextlib.suppress(OSError):
+                return await kept.read_into(target)
         transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
-        target = memoryview(buffer).cast("B")
-        return await transfer.get_into(_key_bytes(key), target, restore=restore)
+        return await transfer.get_into(encoded, target, restore=restore)
+
+    async def get_many_into(
+        self,
+        keys: Sequence[str],
+        buffers: Sequence[bytearray | memoryview],
+        *,
+        restore: bool = True,
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> list[int | None]:
+        """As `get_into` for each key with its buffer, some at once; sizes, or None for misses.
+
+        Raises:
+            ValueError: not as many buffers as keys, or one is too small.
+        """
+        sizes: list[int | None] = [None] * len(keys)
+        pairs = enumerate(zip(keys, buffers, strict=True))
+
+        async def read_some() -> None:
+            for index, (key, buffer) in pairs:
+                sizes[index] = await self.get_into(
+                    key, buffer, restore=restore, deadline_seconds=deadline_seconds
+                )
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(READS_IN_FLIGHT, len(keys))):
+                    group.create_task(read_some())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return sizes
 
     async def get_to(
         self,
@@ -280,6 +331,12 @@ class CacheClient(_Connected):
         }
         headers = {name: str(text) for name, text in optional.items() if text is not None}
         headers["Fleet-Key"] = encode_header(key)
+        if isinstance(value, Buffer):
+            handed_over = await self.same_host.put(memoryview(value).cast("B"), headers)
+            if handed_over is not None:
+                if on_progress is not None:
+                    on_progress(source.size_bytes, source.size_bytes)
+                return handed_over
         if source.size_bytes > INLINE_LIMIT_BYTES:
             return await self._transfer(deadline_seconds, on_progress).put(source, headers)
         payload = value if isinstance(value, bytes) else await source.read_all()
@@ -297,6 +354,7 @@ class CacheClient(_Connected):
             deadline_seconds=deadline_seconds,
             verify=verify,
             on_progress=on_progress,
+            files=None if verify else self.same_host,
         )
 
     async def delete(self, key: str) -> CacheReply:

@@ -20,6 +20,7 @@ HARMLESS_REQUESTS = (
     "cache.default.exists",
     "cache.default.meta",
     "cache.default.stats",
+    "cache.default.touched",
 )
 EVENTS_FOR_ALL = (
     "metrics.>",

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import BinaryIO, TypeVar
@@ -11,6 +12,7 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from agent.bus import Bus
+from agent.same_host import OpenFile, SameHost
 from agent.sources import Source
 from schemas.cache import PART_BYTES, PARTS_IN_FLIGHT, part_count, part_range
 from schemas.protocols import Answer, RequestError
@@ -55,8 +57,10 @@ class Transfer:
         in_flight: int = PARTS_IN_FLIGHT,
         verify: bool = False,
         on_progress: OnProgress | None = None,
+        files: SameHost | None = None,
     ) -> None:
         self._verify = verify
+        self._files = files
         self._bus = bus
         self._subject = f"cache.{namespace}"
         self._deadline_seconds = deadline_seconds
@@ -72,7 +76,8 @@ class Transfer:
         def make_room(size_bytes: int) -> None:
             pieces[:] = [b""] * part_count(size_bytes)
 
-        found = await self._in_time(self._get(key, restore, make_room, pieces.__setitem__))
+        work = self._get(key, restore, make_room, pieces.__setitem__, OpenFile.read)
+        found = await self._in_time(work)
         return b"".join(pieces) if isinstance(found, Found) else found
 
     async def get_into(self, key: bytes, buffer: memoryview, *, restore: bool) -> int | None:
@@ -90,7 +95,10 @@ class Transfer:
             start = part * PART_BYTES
             buffer[start : start + len(payload)] = payload
 
-        found = await self._in_time(self._get(key, restore, check_room, take))
+        work = self._get(key, restore, check_room, take, lambda file: file.read_into(buffer))
+        found = await self._in_time(work)
+        if isinstance(found, int):
+            return found
         if isinstance(found, bytes):
             check_room(len(found))
             take(0, found)
@@ -106,7 +114,9 @@ class Transfer:
 
     async def find(self, key: bytes, *, restore: bool) -> Found | bytes | None:
         """A small value, where a large one is, or None."""
-        return await self._in_time(self._find(key, restore))
+        found = await self._in_time(self._find(key, restore, None))
+        assert not isinstance(found, OpenFile)  # noqa: S101 - none was asked for
+        return found
 
     async def read(self, found: Found) -> AsyncGenerator[bytes, None]:
         """The value in order, at most `in_flight` parts ahead of its reader.
@@ -134,9 +144,17 @@ class Transfer:
         """Send a large value; returns its version."""
         return await self._in_time(self._put(source, headers))
 
-    async def _find(self, key: bytes, restore: bool) -> Found | bytes | None:
+    async def _find(
+        self, key: bytes, restore: bool, files: SameHost | None
+    ) -> OpenFile | Found | bytes | None:
         headers = {} if restore else {"Fleet-No-Restore": "1"}
+        if files is not None and files.is_possible:
+            headers["Fleet-Same-Host"] = "1"
+        asked_at = time.monotonic()
         answer = await self._ask("get", key, headers, again=())
+        if files is not None and "Fleet-File" in answer.headers:
+            file = files.open(key, answer, asked_at)
+            return file or await self._find(key, restore, None)
         if answer.headers.get("Fleet-Status") == "miss":
             return None
         if "Fleet-Size" not in answer.headers:
@@ -155,10 +173,22 @@ class Transfer:
         restore: bool,
         make_room: Callable[[int], None],
         take: Callable[[int, bytes], None],
-    ) -> Found | bytes | None:
-        """Have the parts of a large value taken, in any order, and its digest checked."""
+        read_file: Callable[[OpenFile], Awaitable[T]],
+    ) -> Found | bytes | T | None:
+        """Have the parts of a large value taken, in any order, and its digest checked.
+
+        What is on this host is taken by `read_file` instead, whose answer this is then.
+        """
+        files = self._files
         for tries_left in reversed(range(TRIES)):
-            found = await self._find(key, restore)
+            found = await self._find(key, restore, files)
+            files = None  # one that could not be read is not tried again
+            if isinstance(found, OpenFile):
+                with contextlib.suppress(OSError):
+                    value = await read_file(found)
+                    self._note(found.size_bytes, found.size_bytes)
+                    return value
+                continue
             if not isinstance(found, Found):
                 return found
             make_room(found.size_bytes)
@@ -219,7 +249,8 @@ class Transfer:
 
     async def _copy(self, key: bytes, file: BinaryIO, restore: bool) -> int | None:
         for tries_left in reversed(range(TRIES)):
-            found = await self._find(key, restore)
+            found = await self._find(key, restore, None)
+            assert not isinstance(found, OpenFile)  # noqa: S101 - none was asked for
             if not isinstance(found, Found):
                 if found is not None:
                     await asyncio.to_thread(file.write, found)

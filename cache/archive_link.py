@@ -1,6 +1,7 @@
 """What the owner of a namespace asks the archive, and hears from it."""
 
 import asyncio
+import hashlib
 import struct
 from collections.abc import Awaitable, Callable
 
@@ -17,6 +18,7 @@ from cache.manifest import (
 )
 from cache.namespace import Namespace
 from cache.room import Room, run_together
+from cache.value_file import Draft
 from schemas.archive import Stored
 from schemas.cache import (
     INLINE_LIMIT_BYTES,
@@ -136,13 +138,16 @@ class ArchiveLink:
         if "Fleet-Instance" not in answer.headers:
             raise ForeignAnswerError("header Fleet-Instance is missing")
         async with self._room.hold(manifest.size_bytes, self._restore_timeout_seconds):
-            value = await self._read_ranges(manifest, answer.headers["Fleet-Instance"])
-            await asyncio.to_thread(check_restored, manifest, value)
-        return restored_entry(manifest, memoryview(value).toreadonly(), self._clock())
+            draft = await self._read_ranges(manifest, answer.headers["Fleet-Instance"])
+            sha256 = hashlib.sha256()
+            await asyncio.to_thread(draft.digest, sha256, 0, manifest.size_bytes)
+            if sha256.hexdigest() != manifest.digest:
+                raise ForeignAnswerError("the value does not have its digest")
+        return restored_entry(manifest, draft.finish(), self._clock())
 
-    async def _read_ranges(self, manifest: Evicted, instance: str) -> bytearray:
+    async def _read_ranges(self, manifest: Evicted, instance: str) -> Draft:
         """The value from the archiver that holds it ready; in place, a few ranges at once."""
-        value = bytearray(manifest.size_bytes)
+        draft = self._namespace.files.draft(manifest.size_bytes)
         parts = iter(range(part_count(manifest.size_bytes)))
         subject = f"api.archive.range.{self._namespace.name}.{token(instance)}"
         key = manifest.key.encode()
@@ -158,10 +163,10 @@ class ArchiveLink:
                 )
                 if len(answer.payload) != end - first:
                     raise ForeignAnswerError(f"{len(answer.payload)} bytes for {first}-{end - 1}")
-                value[first:end] = answer.payload
+                draft.write(first, answer.payload)
 
         await run_together([read() for _ in range(PARTS_IN_FLIGHT)])
-        return value
+        return draft
 
     def _on_stored(self, delivery: Delivery) -> None:
         stored = _decode_stored(delivery.payload)

@@ -15,11 +15,13 @@ from cache.entry import Entry
 from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
 from cache.outbox import Item
 from cache.ownership import Ownership, OwnershipError
-from cache.ranges import Ranges
-from cache.requests import PutRequest, read_put, read_upload
+from cache.ranges import MISS, Ranges
+from cache.requests import PutRequest, read_file_put, read_put, read_upload
 from cache.room import Room
+from cache.same_host import SameHost
 from cache.settings import CacheSettings
 from cache.uploads import RETRY_AFTER_SECONDS, Uploads
+from cache.value_file import ValueFile
 from schemas.api import CacheReply, ClearReply, EntryMeta, NamespaceStats, Nothing
 from schemas.cache import INLINE_LIMIT_BYTES, CacheEvent, read_key
 from schemas.protocols import (
@@ -38,7 +40,6 @@ from schemas.units import SECOND_NS, instant
 log = structlog.get_logger()
 
 _BY_TAG = re.compile(rb'\s*\{\s*"tag"\s*:')
-_MISS = Answer(headers={"Fleet-Status": "miss"})
 
 
 class NamespaceEndpoints:
@@ -62,11 +63,13 @@ class NamespaceEndpoints:
         room: Room,
     ) -> None:
         self._ranges = Ranges(namespace, instance)
+        self._same_host = SameHost(namespace, instance, self._store, clock)
         self.uploads = Uploads(
             namespace.name,
             instance,
             self._store_upload,
             room,
+            namespace.files.draft,
             timeout_seconds=settings.upload_timeout_seconds,
         )
         self._namespace = namespace
@@ -95,6 +98,7 @@ class NamespaceEndpoints:
             Endpoint(*at("put"), self.put),
             self._guarded(self._ranges.endpoint()),
             self._guarded(self.uploads.endpoint()),
+            self._guarded(self._same_host.endpoint()),
             Endpoint(*at("delete"), self.delete, reply_type=CacheReply),
             Endpoint(*at("exists"), self.exists, reply_type=CacheReply),
             Endpoint(*at("meta"), self.meta, reply_type=EntryMeta),
@@ -113,38 +117,46 @@ class NamespaceEndpoints:
         key = read_key(call.payload)
         entry = self._namespace.find(key)
         if entry is not None:
-            return self._ranges.hit(entry)
+            return self._ranges.hit(entry, call)
         if call.headers.get("Fleet-No-Restore") == "1" or not self._namespace.may_restore(key):
-            return _MISS
-        return self._restore(key)
+            return MISS
+        return self._restore(key, call)
 
-    async def _restore(self, key: str) -> Answer:
+    async def _restore(self, key: str, call: Call) -> Answer:
         entry = await self._link.restore(key)
         self._check_owned()
         if entry is None:
-            return _MISS
+            return MISS
         if entry.value_bytes > INLINE_LIMIT_BYTES and self._namespace.peek(key) is None:
             raise RequestError(
                 429,
                 "the value is archived, but there is no room to bring it back now; try later",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        return self._ranges.hit(entry)
+        answer = self._ranges.hit(entry, call)
+        return answer if isinstance(answer, Answer) else await answer
 
     def put(self, call: Call) -> Answer | Awaitable[Answer]:
         """Keep the payload under `Fleet-Key`; the answer is empty with `Fleet-Version`.
 
-        With `Fleet-Size` the value comes in parts, and the answer says where they go. 503 "kept
+        With `Fleet-Size` the value comes in parts, and the answer says where they go; with
+        `Fleet-File` it is in the inbox. 503 "kept
         here" when the archive, which may hold an older value, cannot be told in time.
         """
         self._check_owned()
+        if "Fleet-File" in call.headers:
+            request = read_file_put(call.headers, call.payload)
+            self._check_announced(request)
+            return self._same_host.put(request, call.headers["Fleet-File"])
         if "Fleet-Size" in call.headers:
             request = read_upload(call.headers, call.payload)
             self._check_announced(request)
             return self.uploads.begin(request)
         return self._store(*read_put(call.headers, call.payload, self._clock()))
 
-    def _store_upload(self, request: PutRequest, value: memoryview) -> Answer | Awaitable[Answer]:
+    def _store_upload(
+        self, request: PutRequest, value: memoryview | ValueFile
+    ) -> Answer | Awaitable[Answer]:
         return self._store(request.entry(value, self._clock()), request.expected_version)
 
     def _check_announced(self, request: PutRequest) -> None:
@@ -296,6 +308,7 @@ class NamespaceEndpoints:
             ttl_decisions=dict(namespace.ttl_decisions),
             evictions_watched=len(namespace.learner),
             evictions_returned=namespace.learner.returns,
+            inbox=namespace.files.inbox,
         )
 
     async def clear(self, _request: Nothing, _call: Call) -> ClearReply:

@@ -1,10 +1,13 @@
 """One cached entry: the value and what is known about it."""
 
+import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
+
+from cache.value_file import ValueFile
 
 _NO_META: Mapping[str, str] = MappingProxyType({})
 
@@ -17,14 +20,14 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
     is evicted, by a policy that estimates it: uses a second to expect at that moment.
     `earlier_uses`: writes and reads before it was last evicted and lost, as far as remembered.
     `extended`: another entry named it as its parent. `digest` is the value's SHA-256 in
-    hexadecimal, known of all that came in parts.
+    hexadecimal, empty while nobody needed it.
 
     The garbage collector does not look into entries, so that its pauses do not grow with the
     cache: nothing in an entry may lead back to it.
     """
 
     key: str
-    value: bytes | memoryview
+    value: bytes | memoryview | ValueFile
     digest: str = ""
     version: str = ""
     inserted_at_ns: int = 0
@@ -62,15 +65,32 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
         """How long the value is."""
         return len(self.value)
 
-    def view(self) -> memoryview:
-        """The value to read from, without a copy."""
-        return memoryview(self.value)
-
     def payload(self, first: int = 0, end: int | None = None) -> bytes:
-        """Bytes of the value to send. A large value gives a view, so that only sending copies."""
+        """Bytes of the value to send. What is large in RAM gives a view: only sending copies.
+
+        Raises:
+            OSError: its file was removed or cut by somebody else.
+        """
+        if isinstance(self.value, ValueFile):
+            return self.value.read(first, end)
         if isinstance(self.value, bytes) and first == 0 and end is None:
             return self.value
-        return cast(bytes, self.view()[first:end])
+        return cast(bytes, memoryview(self.value)[first:end])
+
+    def compute_digest(self) -> str:
+        """`digest`, computed if it is not known: slow for a large value, so in a thread.
+
+        Raises:
+            OSError: its file was removed or cut by somebody else.
+        """
+        if not self.digest:
+            sha256 = hashlib.sha256()
+            if isinstance(self.value, ValueFile):
+                self.value.digest(sha256)
+            else:
+                sha256.update(self.value)
+            self.digest = sha256.hexdigest()
+        return self.digest
 
     def expired(self, now_ns: int) -> bool:
         """True from the instant `expires_at_ns` on."""

@@ -50,6 +50,11 @@ class LargeEvictions:
         outbox = self._namespace.outbox
         entry = item.entry
         assert entry is not None  # noqa: S101 - only values are large
+        try:
+            await asyncio.to_thread(entry.compute_digest)
+        except OSError:
+            self._namespace.lose(entry)
+            return True
         keep, give_up = message_of_parts(item, self._namespace)
         missing = set(range(part_count(entry.value_bytes)))
         last_progress = time.monotonic()
@@ -59,6 +64,9 @@ class LargeEvictions:
                 await self._send_parts(item, missing)
                 wanted = outbox.get(item.key) is item
                 await self._publish_manifest(item, keep if wanted else give_up)
+            except OSError:
+                self._namespace.lose(entry)  # the next round gives up what was sent of it
+                continue
             except TooLargeError as error:
                 log.error("eviction_too_large", error=str(error))
                 outbox.lose(item)

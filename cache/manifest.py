@@ -7,6 +7,7 @@ import msgspec
 from cache.entry import Entry
 from cache.namespace import Namespace
 from cache.outbox import Item
+from cache.value_file import ValueFile
 from schemas.cache import EVICTED_HEADER, Evicted, decode_header, encode_header, part_count
 from schemas.message import UNDECODABLE
 from schemas.protocols import Answer
@@ -71,7 +72,7 @@ def _manifest(item: Item, namespace: str, generation: int) -> Evicted:
         generation=generation,
         evicted_at=instant(item.evicted_at_ns),
         size_bytes=entry.value_bytes,
-        digest=entry.digest or hashlib.sha256(entry.value).hexdigest(),
+        digest=entry.compute_digest(),
         ttl_seconds=None if ttl_ns is None else ttl_ns / SECOND_NS,
         expires_at=None if deadline_ns is None else instant(deadline_ns),
         reason=item.reason,
@@ -108,8 +109,8 @@ def read_restored(answer: Answer, *, namespace: str, key: str, generation: int) 
     return manifest
 
 
-def check_restored(manifest: Evicted, value: bytes | bytearray) -> None:
-    """Compare a restored value with its manifest; slow for a large one.
+def check_restored(manifest: Evicted, value: bytes) -> None:
+    """Compare a restored value with its manifest.
 
     Raises:
         ForeignAnswerError: it is another value.
@@ -120,7 +121,7 @@ def check_restored(manifest: Evicted, value: bytes | bytearray) -> None:
         raise ForeignAnswerError("the value does not have its digest")
 
 
-def restored_entry(manifest: Evicted, value: bytes | memoryview, now_ns: int) -> Entry:
+def restored_entry(manifest: Evicted, value: bytes | memoryview | ValueFile, now_ns: int) -> Entry:
     """The entry with its version, its writer's deadline and its history.
 
     Being asked for counts as an access. A deadline by a heuristic ends: the entry gets a new one

@@ -2,19 +2,27 @@
 
 import asyncio
 import dataclasses
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
+import msgspec
+import structlog
+
 from cache.archived import ArchivedKeys
 from cache.entry import Entry
+from cache.files import Files
 from cache.memory import MB, InMemoryKVCacheManager
 from cache.outbox import Item, Outbox
 from cache.reuse import ReuseLearner
 from cache.settings import CacheSettings
 from cache.ttl import WRITER, Decision, decide
+from cache.value_file import ValueFile
 from schemas.protocols import Clock
 from schemas.units import SECOND_NS
+
+log = structlog.get_logger()
 
 Where = Literal["ram", "outbox"]
 
@@ -80,8 +88,10 @@ class Namespace:
         generation: int,
         message_ids: Iterator[str],
         clock: Clock,
+        files: Files | None = None,
     ) -> None:
         self.name = name
+        self.files = files or Files(msgspec.structs.replace(settings, same_host=False))
         self.epoch_ms = epoch_ms
         self.generation = generation
         self.counters = Counters()
@@ -98,6 +108,7 @@ class Namespace:
         self._clock = clock
         self._writes = 0
         self._restores: dict[str, Restore] = {}
+        self._value_files: weakref.WeakSet[ValueFile] = weakref.WeakSet()
 
     def refuses(self, size_bytes: int) -> bool:
         """Whether nothing new is kept, because what it evicts could be lost to the archive."""
@@ -154,9 +165,11 @@ class Namespace:
         """
         self._check_room_for_tombstone(entry.key)
         self.check_version(entry.key, expected_version)
+        replaced = self.peek(entry.key)
         entry.version = self._next_version()
         self._keep(entry)
         self.counters.puts += 1
+        _retire(replaced)
         return self._supersede(entry.key, entry.version)
 
     def check_version(self, key: str, expected_version: str | None) -> None:
@@ -178,10 +191,11 @@ class Namespace:
             OutboxCrowdedError: it needs a tombstone, and there are too many; nothing changed.
         """
         self._check_room_for_tombstone(key)
-        existed = self.peek(key) is not None
+        found = self.peek(key)
         self.memory.remove(key)
+        _retire(found)
         version = self._next_version()
-        return existed, version, self._supersede(key, version)
+        return found is not None, version, self._supersede(key, version)
 
     def clear(self, generation: int) -> int:
         """Begin a generation: empty RAM and outbox, and leave everything archived behind.
@@ -198,7 +212,34 @@ class Namespace:
         self._restores.clear()
         entries = len(self.memory)
         self.memory.clear()
+        self.retire_files()
         return entries
+
+    def retire_files(self) -> None:
+        """Have every client that has a value open see that it no longer counts."""
+        for file in list(self._value_files):
+            file.retire()
+
+    def touch(self, key: str, version: str, hits: int) -> bool:
+        """Count reads of a value that a client did without asking; False: it is not here."""
+        found = self.peek(key)
+        if found is None or found[0].version != version:
+            return False
+        entry = self.find(key)
+        if entry is not None:
+            entry.access_count += hits - 1
+        self.counters.hits += hits - 1
+        return True
+
+    def lose(self, entry: Entry) -> None:
+        """Forget an entry whose file somebody else has removed; the archive does not get it."""
+        log.error("value_file_lost", namespace=self.name, key=entry.key)
+        if self.memory.peek(entry.key) is entry:
+            self.memory.remove(entry.key)
+        item = self.outbox.get(entry.key)
+        if item is not None and item.entry is entry:
+            self.outbox.lost += not item.acknowledged
+            self.outbox.drop(entry.key)
 
     def may_restore(self, key: str) -> bool:
         """Whether the archive may hold `key` and can be believed."""
@@ -273,6 +314,10 @@ class Namespace:
             self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
+        if isinstance(entry.value, bytes):
+            entry.value = self.files.keep(entry.value)
+        if isinstance(entry.value, ValueFile):
+            self._value_files.add(entry.value)
         self.outbox.largest_bytes = max(self.outbox.largest_bytes, entry.size_bytes)
         used = self.learner.kept(entry.key, self._clock())
         entry.earlier_uses = max(0, used - entry.access_count)
@@ -328,3 +373,8 @@ class Namespace:
     def _check_room_for_tombstone(self, key: str) -> None:
         if self.outbox.crowded and self.needs_tombstone(key):
             raise OutboxCrowdedError
+
+
+def _retire(replaced: tuple[Entry, Where] | None) -> None:
+    if replaced is not None and isinstance(replaced[0].value, ValueFile):
+        replaced[0].value.retire()

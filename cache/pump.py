@@ -39,7 +39,12 @@ class Pump:
             if not self._lease.held:
                 outbox.give_back(item)
                 return
-            payload, headers = message(item, self._namespace)
+            try:
+                payload, headers = message(item, self._namespace)
+            except OSError:
+                if item.entry is not None:
+                    self._namespace.lose(item.entry)
+                continue
             try:
                 await self._publisher.publish_raw(
                     f"evicted.{self._namespace.name}", payload, headers, message_id=item.message_id

@@ -1,14 +1,21 @@
 """Reads of large values: what a hit says instead of the value, and slices of it."""
 
+import asyncio
+from collections.abc import Awaitable
+
 from cache.entry import Entry
 from cache.namespace import Namespace
 from cache.requests import read_version
-from schemas.cache import INLINE_LIMIT_BYTES, read_key, read_range
+from cache.value_file import ValueFile
+from schemas.cache import INLINE_LIMIT_BYTES, encode_header, read_key, read_range
 from schemas.protocols import Answer, Call, Endpoint, RequestError
+from schemas.units import instant
+
+MISS = Answer(headers={"Fleet-Status": "miss"})
 
 
 class Ranges:
-    """Answers hits: small values themselves, large ones slice by slice, none of them copied."""
+    """Answers hits: small values themselves, large ones slice by slice, or by the file they are."""
 
     def __init__(self, namespace: Namespace, instance: str) -> None:
         self._namespace = namespace
@@ -19,18 +26,39 @@ class Ranges:
         name = self._namespace.name
         return Endpoint(f"cache_range_{name}", f"cache.{name}.range.{self._instance}", self.read)
 
-    def hit(self, entry: Entry) -> Answer:
-        """The value, or where its slices are."""
-        if entry.value_bytes <= INLINE_LIMIT_BYTES:
-            return Answer(entry.payload(), {"Fleet-Version": entry.version})
-        return Answer(
-            headers={
-                "Fleet-Version": entry.version,
-                "Fleet-Size": str(entry.value_bytes),
-                "Fleet-Digest": entry.digest,
-                "Fleet-Instance": self._instance,
-            }
-        )
+    def hit(self, entry: Entry, call: Call) -> Answer | Awaitable[Answer]:
+        """The value, or where it is: in a file for who is on this host, in ranges for others."""
+        if isinstance(entry.value, ValueFile) and "Fleet-Same-Host" in call.headers:
+            headers = self._where(entry) | {"Fleet-File": encode_header(entry.value.path)}
+            if entry.expires_at_ns is not None:
+                headers["Fleet-Expires-At"] = instant(entry.expires_at_ns).isoformat()
+            return Answer(headers=headers)
+        try:
+            if entry.value_bytes <= INLINE_LIMIT_BYTES:
+                return Answer(entry.payload(), {"Fleet-Version": entry.version})
+            if not entry.digest:
+                return self._digested(entry)
+        except OSError:
+            self._namespace.lose(entry)
+            return MISS
+        return Answer(headers=self._where(entry))
+
+    async def _digested(self, entry: Entry) -> Answer:
+        """A large value of which nobody needed the digest so far."""
+        try:
+            await asyncio.to_thread(entry.compute_digest)
+        except OSError:
+            self._namespace.lose(entry)
+            return MISS
+        return Answer(headers=self._where(entry))
+
+    def _where(self, entry: Entry) -> dict[str, str]:
+        return {
+            "Fleet-Version": entry.version,
+            "Fleet-Size": str(entry.value_bytes),
+            "Fleet-Digest": entry.digest,
+            "Fleet-Instance": self._instance,
+        }
 
     def read(self, call: Call) -> Answer:
         """The bytes `Fleet-Range` of the version `Fleet-Version`; counts as no access.
@@ -44,6 +72,14 @@ class Ranges:
             raise RequestError(400, "header Fleet-Version is missing")
         found = self._namespace.peek(key)
         if found is None or found[0].version != version:
-            raise RequestError(409, f"version {version} is no longer here; get again")
+            raise _changed(version)
         first, end = read_range(call.headers, found[0].value_bytes)
-        return Answer(found[0].payload(first, end))
+        try:
+            return Answer(found[0].payload(first, end))
+        except OSError:
+            self._namespace.lose(found[0])
+            raise _changed(version) from None
+
+
+def _changed(version: str) -> RequestError:
+    return RequestError(409, f"version {version} is no longer here; get again")

@@ -9,6 +9,7 @@ import msgspec
 
 from cache.entry import Entry
 from cache.settings import TEN_YEARS_SECONDS
+from cache.value_file import ValueFile
 from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, decode_header
 from schemas.message import UNDECODABLE
 from schemas.protocols import RequestError
@@ -51,7 +52,7 @@ class PutRequest:
         digest = _read(headers, "Fleet-Digest", lambda text: _matching(_DIGEST, text))
         self.digest = digest or self.digest
 
-    def entry(self, value: bytes | memoryview, now_ns: int) -> Entry:
+    def entry(self, value: bytes | memoryview | ValueFile, now_ns: int) -> Entry:
         """The entry with this value, put at `now_ns`: from then on its time to live counts."""
         ttl_seconds = self._fields["ttl_seconds"]
         return Entry(
@@ -98,6 +99,20 @@ def read_upload(headers: Mapping[str, str], payload: bytes) -> PutRequest:
             f"header Fleet-Size: must be above {INLINE_LIMIT_BYTES}; smaller values are the "
             "payload of put",
         )
+    return request
+
+
+def read_file_put(headers: Mapping[str, str], payload: bytes) -> PutRequest:
+    """What is said of a value (`Fleet-Size`) that lies in a file.
+
+    Raises:
+        RequestError: 400 a header is missing or malformed, named.
+    """
+    if payload:
+        raise RequestError(400, "header Fleet-File: the value is a file: send no payload")
+    request = PutRequest(headers)
+    if not request.size_bytes:
+        raise RequestError(400, "header Fleet-Size is missing")
     return request
 
 

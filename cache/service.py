@@ -13,6 +13,7 @@ import structlog
 
 from cache.archive_link import ArchiveLink
 from cache.endpoints import NamespaceEndpoints
+from cache.files import Files
 from cache.large_evictions import LargeEvictions
 from cache.namespace import Namespace
 from cache.ownership import Ownership, OwnershipError
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 
 STANDBY_POLL_SECONDS = 1.0
 STOP_SECONDS = 5.0
+SWEEP_SECONDS = 5.0
 CROWDED_RATIO = 0.8
 
 Serve = Callable[[Sequence[Endpoint]], Awaitable[Callable[[], Awaitable[None]]]]
@@ -98,10 +100,14 @@ class CacheService:
         self._work: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
+        self._files = await asyncio.to_thread(Files, self._settings)
         await self._tasks.__aenter__()
         self._work = [
-            self._tasks.create_task(self._own_or_stand_by(name))
-            for name in self._settings.namespaces
+            self._tasks.create_task(self._sweep_inbox()),
+            *(
+                self._tasks.create_task(self._own_or_stand_by(name))
+                for name in self._settings.namespaces
+            ),
         ]
         return self
 
@@ -118,7 +124,10 @@ class CacheService:
         if isinstance(error, Exception):
             # The body's own error leaves as it is, not in a group.
             kind = error = trace = None
-        await self._tasks.__aexit__(kind, error, trace)
+        try:
+            await self._tasks.__aexit__(kind, error, trace)
+        finally:
+            await asyncio.to_thread(self._files.close)
 
     async def wait_ready(self) -> None:
         """Return once every namespace is served, by this instance or by another one."""
@@ -130,7 +139,7 @@ class CacheService:
 
     def components(self) -> list[Component]:
         """State of now: each namespace's lease, and its outbox and archive where it is owned."""
-        components = []
+        components = [self._component("same_host", *self._files.state())]
         for name in self._settings.namespaces:
             if name not in self._owned:
                 text = self._waiting[name]
@@ -147,7 +156,11 @@ class CacheService:
 
     def counters(self) -> dict[str, float]:
         """Totals and sizes of the owned namespaces together."""
-        totals: dict[str, float] = {}
+        totals: dict[str, float] = {
+            "same_host_files": len(self._files.held),
+            "same_host_bytes": sum(list(self._files.held.values())),
+            "same_host_no_room_total": self._files.no_room,
+        }
         for owned in self._owned.values():
             namespace, outbox = owned.namespace, owned.namespace.outbox
             values = {
@@ -200,6 +213,7 @@ class CacheService:
             generation=ownership.generation,
             message_ids=self._message_ids,
             clock=clock,
+            files=self._files,
         )
         pump = Pump(namespace, self._bus.publisher, lease)
         large = LargeEvictions(namespace, self._bus.publisher, lease)
@@ -224,6 +238,7 @@ class CacheService:
             room,
         )
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(namespace.retire_files)
             stack.callback(endpoints.uploads.close)
             stack.push_async_callback(await link.listen())
             stop_serving = await self._bus.serve(endpoints.endpoints())
@@ -250,6 +265,11 @@ class CacheService:
                     await self._flush(namespace, lease)
                     for worker in workers:
                         worker.cancel()
+
+    async def _sweep_inbox(self) -> None:
+        while not self._stopping.is_set():
+            await asyncio.to_thread(self._files.sweep)
+            await self._pause(SWEEP_SECONDS)
 
     async def _until_stopping(self) -> None:
         await self._stopping.wait()

@@ -119,6 +119,20 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         float,
         Meta(gt=0, le=3600, description="an upload without a new part for so long is given up"),
     ] = 10.0
+    same_host: Annotated[
+        bool,
+        Meta(description="give clients of this user on this host the files of large values"),
+    ] = True
+    same_host_folder: Annotated[
+        str,
+        Meta(
+            description="where those files lie; empty: $XDG_RUNTIME_DIR or /dev/shm, whichever has "
+            "more room, if it is a tmpfs"
+        ),
+    ] = ""
+    same_host_min_bytes: Annotated[
+        int, Meta(ge=4096, description="values of this size and more are files")
+    ] = 256 * 1024
     evictions_in_flight: Annotated[
         int, Meta(ge=1, le=16, description="evictions published at once, of each namespace")
     ] = 8

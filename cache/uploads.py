@@ -12,6 +12,7 @@ import structlog
 
 from cache.requests import PutRequest
 from cache.room import Room
+from cache.value_file import Draft, ValueFile
 from schemas.cache import PART_BYTES, part_count, part_range
 from schemas.protocols import Answer, Call, Endpoint, RequestError
 
@@ -22,7 +23,7 @@ RETRY_AFTER_SECONDS = 0.5
 REMEMBERED = 256
 """Finished uploads whose answer is kept, for who asks for the last part again."""
 
-Store = Callable[[PutRequest, memoryview], Answer | Awaitable[Answer]]
+Store = Callable[[PutRequest, memoryview | ValueFile], Answer | Awaitable[Answer]]
 """Makes the value visible, if its key still has the expected version; gives the put's answer."""
 
 
@@ -32,7 +33,7 @@ class _Upload:
 
     name: str
     request: PutRequest
-    buffer: bytearray
+    draft: Draft
     missing: set[int]
     timer: asyncio.TimerHandle
     sha256: Any = dataclasses.field(default_factory=hashlib.sha256)
@@ -44,7 +45,7 @@ class _Upload:
 class Uploads:
     """Receives the large values of one namespace.
 
-    A part is copied once, into a buffer of the value's size that then is the value. All buffers
+    A part is copied once, into a draft of the value's size that then is the value. All drafts
     are within `room`: an upload for which there is none is refused with 429 before anything is
     kept. An upload without a new part for `timeout_seconds` is forgotten, and so are
     all at `close`. Parts may come in any order, and again: what is here already is not replaced.
@@ -58,6 +59,7 @@ class Uploads:
         instance: str,
         store: Store,
         room: Room,
+        make_draft: Callable[[int], Draft],
         *,
         timeout_seconds: float,
     ) -> None:
@@ -65,6 +67,7 @@ class Uploads:
         self._instance = instance
         self._store = store
         self.room = room
+        self._make_draft = make_draft
         self._timeout_seconds = timeout_seconds
         self._uploads: dict[str, _Upload] = {}
         self._answers: OrderedDict[str, Answer] = OrderedDict()
@@ -100,7 +103,7 @@ class Uploads:
         self._uploads[name] = _Upload(
             name=name,
             request=request,
-            buffer=bytearray(size_bytes),
+            draft=self._make_draft(size_bytes),
             missing=set(range(part_count(size_bytes))),
             timer=self._start_timer(name),
         )
@@ -130,7 +133,7 @@ class Uploads:
             )  # fmt: skip
         request.read_digest(call.headers)
         if part in upload.missing:
-            upload.buffer[first:end] = call.payload
+            upload.draft.write(first, call.payload)
             upload.missing.discard(part)
             upload.timer.cancel()
             upload.timer = self._start_timer(name)
@@ -158,13 +161,12 @@ class Uploads:
 
     async def _digest(self, upload: _Upload) -> None:
         while (end := self._contiguous(upload)) > upload.digested:
-            fresh = memoryview(upload.buffer)[upload.digested : end]
-            await asyncio.to_thread(upload.sha256.update, fresh)
+            await asyncio.to_thread(upload.draft.digest, upload.sha256, upload.digested, end)
             upload.digested = end
 
     def _contiguous(self, upload: _Upload) -> int:
         first_missing = min(upload.missing, default=None)
-        return len(upload.buffer) if first_missing is None else first_missing * PART_BYTES
+        return upload.request.size_bytes if first_missing is None else first_missing * PART_BYTES
 
     async def _finish(self, upload: _Upload, finished: "asyncio.Future[Answer]") -> None:
         try:
@@ -195,8 +197,7 @@ class Uploads:
             raise RequestError(
                 400, "header Fleet-Digest: the parts have another SHA-256; send the value again"
             )
-        value = memoryview(upload.buffer).toreadonly()
-        answer = self._store(request, value)
+        answer = self._store(request, upload.draft.finish())
         return answer if isinstance(answer, Answer) else await answer
 
     def _start_timer(self, name: str) -> asyncio.TimerHandle:

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.analysis import Utilization
+from schemas.cache import MAX_KEY_BYTES
 from schemas.lifecycle import ComponentState, InstanceRecord, Role
 from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.scaling import Recommendation
@@ -197,6 +198,31 @@ class NamespaceStats(msgspec.Struct, frozen=True, kw_only=True):
     ttl_decisions: dict[str, Count] = {}
     evictions_watched: Count = 0
     evictions_returned: Count = 0
+    inbox: Annotated[
+        str,
+        Meta(description="where clients of the same user and host write files to put; empty: none"),
+    ] = ""
+
+
+class Read(msgspec.Struct, frozen=True, kw_only=True):
+    """Reads of one version of a value, without a message, through a file kept open."""
+
+    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES)]
+    version: Annotated[str, Meta(max_length=64)]
+    hits: Annotated[int, Meta(ge=1, le=1_000_000_000)]
+
+
+class Touched(Request, frozen=True, kw_only=True):
+    """Reads that a client on the same host did without asking, for recency and statistics."""
+
+    reads: Annotated[list[Read], Meta(max_length=1000)] = []
+
+
+class TouchedReply(msgspec.Struct, frozen=True, kw_only=True):
+    """`counted`: of how many reads the version still is here. `instance` owns the namespace."""
+
+    instance: Token
+    counted: Count
 
 
 class ClearReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,149 @@
+"""A large value as an immutable file in tmpfs, and values while they are being received."""
+
+import contextlib
+import os
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+BLOCK_BYTES = 512 * 1024
+"""Read at once where a value is only passed over, as by its digest."""
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class ValueFile:
+    """A value in a file that is never written again; its name goes when this object does.
+
+    All reading is by `pread`, and raises OSError where somebody else removed or cut the file:
+    nothing maps it, so that nothing that happens to it can end the process by a signal.
+    """
+
+    __slots__ = ("__weakref__", "_fd", "_held", "path", "size_bytes")
+
+    def __init__(self, path: str, size_bytes: int, held: MutableMapping[str, int]) -> None:
+        """Own `path`, and stand in `held` as long as that lasts."""
+        self.path = path
+        self.size_bytes = size_bytes
+        self._held = held
+        self._fd = -1
+        held[path] = size_bytes
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+    def __bytes__(self) -> bytes:
+        return self.read()
+
+    def read(self, first: int = 0, end: int | None = None) -> bytes:
+        """The bytes from `first` up to, not with, `end`."""
+        wanted = (self.size_bytes if end is None else end) - first
+        with self._opened() as fd:
+            value = os.pread(fd, wanted, first)
+        if len(value) != wanted:
+            raise OSError(f"{self.path} was cut short")
+        return value
+
+    def digest(self, sha256: Any) -> None:  # noqa: ANN401 - hashlib names no type
+        """Feed the whole value to `sha256`; slow, so in a thread."""
+        with self._opened() as fd:
+            _digest(fd, sha256, 0, self.size_bytes)
+
+    def retire(self) -> None:
+        """Take the name away now: who has it open elsewhere sees that it no longer counts.
+
+        Who holds this object can still read.
+        """
+        if self._fd < 0:
+            with contextlib.suppress(OSError):
+                self._fd = os.open(self.path, READ)
+            _unlink(self.path)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        if self._fd >= 0:
+            yield self._fd
+            return
+        fd = os.open(self.path, READ)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self._held.pop(self.path, None)
+        if self._fd >= 0:
+            os.close(self._fd)
+        else:
+            _unlink(self.path)
+
+
+class Draft:
+    """A value that is being received, in RAM: written in any order, then finished."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._buffer = bytearray(size_bytes)
+
+    def write(self, first: int, payload: bytes | memoryview) -> None:
+        """Put `payload` at `first`."""
+        self._buffer[first : first + len(payload)] = payload
+
+    def digest(self, sha256: Any, first: int, end: int) -> None:  # noqa: ANN401
+        """Feed a range that was written to `sha256`; slow, so in a thread."""
+        sha256.update(memoryview(self._buffer)[first:end])
+
+    def finish(self) -> memoryview | ValueFile:
+        """The value, never to be written again."""
+        return memoryview(self._buffer).toreadonly()
+
+
+class FileDraft(Draft):
+    """The same in a file of its own, with its room reserved."""
+
+    def __init__(self, path: str, size_bytes: int, held: MutableMapping[str, int]) -> None:
+        """Make the file.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._path = path
+        self._size_bytes = size_bytes
+        self._held = held
+        os.posix_fallocate(self._fd, 0, size_bytes)
+
+    def write(self, first: int, payload: bytes | memoryview) -> None:
+        """As `Draft.write`; there is room."""
+        view = memoryview(payload)
+        while view:
+            written = os.pwrite(self._fd, view, first)
+            view, first = view[written:], first + written
+
+    def digest(self, sha256: Any, first: int, end: int) -> None:  # noqa: ANN401
+        """As `Draft.digest`."""
+        _digest(self._fd, sha256, first, end)
+
+    def finish(self) -> ValueFile:
+        """As `Draft.finish`."""
+        os.fchmod(self._fd, 0o400)
+        path, self._path = self._path, ""
+        return ValueFile(path, self._size_bytes, self._held)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_held"):  # else it was not made
+            os.close(self._fd)
+            if self._path:
+                _unlink(self._path)
+
+
+def _digest(fd: int, sha256: Any, first: int, end: int) -> None:  # noqa: ANN401
+    block = memoryview(bytearray(min(BLOCK_BYTES, end - first)))
+    while first < end:
+        read = os.preadv(fd, [block[: end - first]], first)
+        if not read:
+            raise OSError("a value's file was cut short")
+        sha256.update(block[:read])
+        first += read
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
