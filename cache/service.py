@@ -100,7 +100,7 @@ class CacheService:
         self._work: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._files = await asyncio.to_thread(Files, self._settings)
+        self.files = await asyncio.to_thread(Files, self._settings)
         await self._tasks.__aenter__()
         self._work = [
             self._tasks.create_task(self._sweep_inbox()),
@@ -127,7 +127,7 @@ class CacheService:
         try:
             await self._tasks.__aexit__(kind, error, trace)
         finally:
-            await asyncio.to_thread(self._files.close)
+            await asyncio.to_thread(self.files.close)
 
     async def wait_ready(self) -> None:
         """Return once every namespace is served, by this instance or by another one."""
@@ -139,7 +139,7 @@ class CacheService:
 
     def components(self) -> list[Component]:
         """State of now: each namespace's lease, and its outbox and archive where it is owned."""
-        components = [self._component("same_host", *self._files.state())]
+        components = [self._component("same_host", *self.files.state())]
         for name in self._settings.namespaces:
             if name not in self._owned:
                 text = self._waiting[name]
@@ -157,9 +157,9 @@ class CacheService:
     def counters(self) -> dict[str, float]:
         """Totals and sizes of the owned namespaces together."""
         totals: dict[str, float] = {
-            "same_host_files": len(self._files.held),
-            "same_host_bytes": sum(list(self._files.held.values())),
-            "same_host_no_room_total": self._files.no_room,
+            "same_host_files": len(self.files.held),
+            "same_host_bytes": sum(list(self.files.held.values())),
+            "same_host_no_room_total": self.files.no_room,
         }
         for owned in self._owned.values():
             namespace, outbox = owned.namespace, owned.namespace.outbox
@@ -213,7 +213,7 @@ class CacheService:
             generation=ownership.generation,
             message_ids=self._message_ids,
             clock=clock,
-            files=self._files,
+            files=self.files,
         )
         pump = Pump(namespace, self._bus.publisher, lease)
         large = LargeEvictions(namespace, self._bus.publisher, lease)
@@ -268,7 +268,7 @@ class CacheService:
 
     async def _sweep_inbox(self) -> None:
         while not self._stopping.is_set():
-            await asyncio.to_thread(self._files.sweep)
+            await asyncio.to_thread(self.files.sweep)
             await self._pause(SWEEP_SECONDS)
 
     async def _until_stopping(self) -> None:

@@ -257,12 +257,13 @@ async def test_an_archive_that_is_off_says_so_and_evictions_end(bus: Bus, client
 
 
 async def test_components_tell_the_lease_the_outbox_and_the_archive(bus: Bus) -> None:
-    async with running(bus) as service:
+    async with running(bus, same_host=False) as service:
         await until(lambda: "api.archive.keys" in component(service, "default.archive")[1])
         states = {c.name: c.state for c in service.components()}
         text = component(service, "default.archive")[1]
 
     assert states == {
+        "same_host": "off",
         "default.lease": "ok",
         "default.outbox": "ok",
         "default.archive": "degraded",
