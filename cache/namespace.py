@@ -98,7 +98,7 @@ class Namespace:
         self.memory = InMemoryKVCacheManager(
             settings.max_memory_mb, settings.eviction_policy, clock=clock
         )
-        self.outbox = Outbox(settings.outbox_max_bytes)
+        self.outbox = Outbox(settings.outbox_max_bytes, on_left=self._left)
         self.ttl_decisions: Counter[str] = Counter()
         self.learner = ReuseLearner(settings.ttl.watched_evictions)
         self.archiving = settings.archive_mode == "on"
@@ -169,7 +169,8 @@ class Namespace:
         entry.version = self._next_version()
         self._keep(entry)
         self.counters.puts += 1
-        _retire(replaced)
+        if replaced is not None:
+            _retire(replaced[0])
         return self._supersede(entry.key, entry.version)
 
     def check_version(self, key: str, expected_version: str | None) -> None:
@@ -193,7 +194,8 @@ class Namespace:
         self._check_room_for_tombstone(key)
         found = self.peek(key)
         self.memory.remove(key)
-        _retire(found)
+        if found is not None:
+            _retire(found[0])
         version = self._next_version()
         return found is not None, version, self._supersede(key, version)
 
@@ -333,9 +335,11 @@ class Namespace:
         decision = self.archive_decision(entry, now_ns)
         self.learner.evicted(entry, now_ns)
         if not self.archiving:
+            _retire(entry)
             return
         self.ttl_decisions[decision.outcome] += 1
         if decision.deadline_ns is None:
+            _retire(entry)
             return
         self.archived.note_eviction(entry.key)
         self.outbox.add(
@@ -370,11 +374,17 @@ class Namespace:
         self.outbox.add_tombstone(tombstone)
         return tombstone
 
+    def _left(self, item: Item) -> None:
+        """Whoever is still sending the value reads on, but nobody may take it for cached."""
+        in_ram = self.memory.peek(item.key)
+        if item.entry is not None and (in_ram is None or in_ram.value is not item.entry.value):
+            _retire(item.entry)
+
     def _check_room_for_tombstone(self, key: str) -> None:
         if self.outbox.crowded and self.needs_tombstone(key):
             raise OutboxCrowdedError
 
 
-def _retire(replaced: tuple[Entry, Where] | None) -> None:
-    if replaced is not None and isinstance(replaced[0].value, ValueFile):
-        replaced[0].value.retire()
+def _retire(entry: Entry) -> None:
+    if isinstance(entry.value, ValueFile):
+        entry.value.retire()

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from cache.entry import Entry
 from schemas.cache import INLINE_LIMIT_BYTES
@@ -54,11 +54,13 @@ class Outbox:
     per key: the newest. All operations are O(1) but for the values in flight, and for large ones
     that wait, of which there are few.
 
-    `largest_bytes` is the largest entry that may come.
+    `largest_bytes` is the largest entry that may come. `on_left` hears of each value that is no
+    longer kept here.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, on_left: Callable[[Item], None] = lambda item: None) -> None:
         self.max_bytes = max_bytes
+        self._on_left = on_left
         self.largest_bytes = MAX_MESSAGE_BYTES
         self.used_bytes = 0
         self.acknowledged = 0
@@ -107,6 +109,7 @@ class Outbox:
         self.drop(item.key)
         if not self._make_room(item.size_bytes):
             self.lost += 1
+            self._on_left(item)
             return
         self._waiting[item.key] = item
         self._grow(item)
@@ -130,9 +133,11 @@ class Outbox:
         waiting = self._waiting.pop(key, None)
         if waiting is not None:
             self._shrink(waiting)
+            self._on_left(waiting)
         done = self._done.pop(key, None)
         if done is not None:
             self.used_bytes -= done.size_bytes
+            self._on_left(done)
         self._rest()
 
     def confirm(self, key: str, version: str) -> None:
