@@ -101,14 +101,7 @@ class Bus(PublishingConnection):
         except TooLargeError as error:
             raise RequestError(413, str(error)) from None
         try:
-            message = await heed(
-                self._client.request(
-                    subject,
-                    payload,
-                    timeout=timeout_seconds,
-                    headers=dict(headers) if headers else None,
-                )
-            )
+            answer = await self._client.ask(subject, payload, headers or {}, timeout_seconds)
         except nats.errors.NoRespondersError:
             raise RequestError(503, f"nobody serves {subject}") from None
         except nats.errors.TimeoutError:
@@ -118,7 +111,6 @@ class Bus(PublishingConnection):
             ) from None
         except (nats.errors.Error, OSError) as error:
             raise RequestError(503, f"{subject}: {error}") from error
-        answer = Answer(message.data, message.headers or {})
         text = answer.headers.get("Nats-Service-Error")
         if text is not None:
             code = answer.headers.get("Nats-Service-Error-Code", "500")

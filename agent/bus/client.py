@@ -7,16 +7,22 @@ without them.
 
 import asyncio
 import contextlib
+import itertools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import PERMISSIONS_ERR
 
+from schemas.protocols import Answer
+
 FLUSH_SECONDS = 5.0
 RETRY_SECONDS = 0.5
+_NO_SUBJECT = re.compile(r"\s|^$")
 
 
 def size_on_wire(payload: bytes, headers: Mapping[str, str]) -> int:
@@ -27,12 +33,22 @@ def size_on_wire(payload: bytes, headers: Mapping[str, str]) -> int:
     return len(payload) + len("NATS/1.0\r\n\r\n") + lines
 
 
+def _give_up(answered: asyncio.Future[Answer]) -> None:
+    if not answered.done():
+        answered.set_exception(nats.errors.TimeoutError())
+
+
 class BusClient(Client):
     """A nats-py client that outlives hostile messages, stalled servers and its own mistakes."""
 
     def __init__(self, on_bad_message: Callable[[str, Exception], None]) -> None:
         super().__init__()
         self._on_bad_message = on_bad_message
+        self._inbox = ""
+        self._inbox_bytes = b"\0"
+        self._inbox_opening = asyncio.Lock()
+        self._asked: dict[str, asyncio.Future[Answer]] = {}
+        self._question_numbers = itertools.count()
 
     async def settle(self) -> None:
         """Return once the server knows the new subscriptions; a reconnect brings them otherwise."""
@@ -59,6 +75,56 @@ class BusClient(Client):
         `subject` is a reply address as the server delivered it. False where this is not for the
         short way: not connected, much unsent, too large, or a header with a line break.
         """
+        return self._write(subject, "", payload, headers)
+
+    async def ask(
+        self, subject: str, payload: bytes, headers: Mapping[str, str], timeout_seconds: float
+    ) -> Answer:
+        """Request and reply, with half of what nats-py's `request` takes of the CPU.
+
+        Raises:
+            nats.errors.Error: no responders, no answer in time, or not connected.
+            OSError: the socket failed.
+        """
+        if _NO_SUBJECT.search(subject):
+            raise nats.errors.BadSubjectError
+        if not self._inbox:
+            await self._open_inbox()
+        number = f"{next(self._question_numbers):x}"
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Answer] = loop.create_future()
+        self._asked[number] = answered
+        give_up = loop.call_later(timeout_seconds, _give_up, answered)
+        reply = self._inbox + number
+        try:
+            if not self._write(subject, reply, payload, headers):
+                await self.publish(subject, payload, reply, headers=dict(headers) or None)
+            return await answered
+        finally:
+            give_up.cancel()
+            del self._asked[number]
+
+    async def _open_inbox(self) -> None:
+        async def nothing(_message: Msg) -> None:
+            """Answers never come so far: `_process_msg` takes them."""
+
+        async with self._inbox_opening:
+            if not self._inbox:
+                inbox = self.new_inbox() + "."
+                self._inbox_bytes = inbox.encode()
+                await self.subscribe(inbox + "*", cb=nothing)
+                self._inbox = inbox
+
+    def _take_answer(self, number: str, data: bytes, headers: dict[str, str]) -> None:
+        answered = self._asked.get(number)
+        if answered is None or answered.done():
+            return
+        if headers.get("Status") == "503" and not data:
+            answered.set_exception(nats.errors.NoRespondersError())
+        else:
+            answered.set_result(Answer(data, headers))
+
+    def _write(self, subject: str, reply: str, payload: bytes, headers: Mapping[str, str]) -> bool:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if not lines.count("\n") == lines.count("\r") == len(headers):
             return False
@@ -69,12 +135,13 @@ class BusClient(Client):
             return False
         if self._flush_queue is None or self._flusher_task is None or self._flusher_task.done():
             return False
-        start = f"HPUB {subject} {len(head)} {size}\r\n" if headers else f"PUB {subject} {size}\r\n"
-        command = b"%b%b%b\r\n" % (start.encode(), head, payload)
+        where = f"{subject} {reply}" if reply else subject
+        start = f"HPUB {where} {len(head)} {size}\r\n" if headers else f"PUB {where} {size}\r\n"
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += len(payload)
-        self._pending.append(command)
-        self._pending_data_size += len(command)
+        # In pieces: joining them is left to the socket, so that the payload is copied once.
+        self._pending += (start.encode() + head, payload, b"\r\n")
+        self._pending_data_size += len(start) + size + 2
         if self._flush_queue.empty():
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
         return True
@@ -87,7 +154,7 @@ class BusClient(Client):
         self._pending.clear()
         self._pending_data_size = 0
         self._abort()
-        for waiting in (*self._resp_map.values(), *self._pongs):
+        for waiting in (*self._resp_map.values(), *self._asked.values(), *self._pongs):
             if not waiting.done():
                 waiting.set_exception(nats.errors.ConnectionClosedError())
                 waiting.exception()  # looked at, should nobody wait any more
@@ -105,7 +172,13 @@ class BusClient(Client):
     ) -> None:
         # Subjects, reply addresses and headers are whatever the sender wrote: not UTF-8, cut short.
         try:
-            await super()._process_msg(sid, subject, reply, data, headers)
+            if subject.startswith(self._inbox_bytes):
+                self.stats["in_msgs"] += 1
+                self.stats["in_bytes"] += len(data)
+                found = await self._process_headers(headers) if headers else None
+                self._take_answer(subject[len(self._inbox_bytes) :].decode(), data, found or {})
+            else:
+                await super()._process_msg(sid, subject, reply, data, headers)
         except Exception as error:
             subscription = self._subs.get(sid)
             is_kept = reply.startswith(b"$JS.ACK.")
