@@ -7,24 +7,29 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.markup import escape
 
-from agent import human
+from agent import cli_cache_values
 from agent import log as logs
 from agent.assembly import Simulation
 from agent.bus import Bus, BusError
+from agent.cli_options import (
+    AsJson,
+    Config,
+    Engines,
+    NatsUrl,
+    Node,
+    PasswordFile,
+    StateDir,
+)
 from agent.cli_start import (
     bus_found,
-    errors,
     fail,
     load_settings,
     password_added,
     server_address,
     with_bus,
 )
-from agent.client import CacheClient
 from agent.commands import (
     print_checks,
     print_health,
@@ -39,7 +44,6 @@ from agent.registry import NameTakenError
 from agent.server_process import ServerStartError
 from agent.settings import SettingsError
 from agent.state_folder import StateFolderError
-from schemas.api import CacheReply
 from schemas.lifecycle import Role
 from schemas.protocols import PublishError, RequestError
 
@@ -54,7 +58,6 @@ FAILURES = (
     ServerTooOldError,
     StateFolderError,
 )
-MAX_SHOWN_KEY = 80
 
 app = typer.Typer(
     name="resource-agent",
@@ -64,27 +67,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-NatsUrl = Annotated[
-    str | None, typer.Option("--nats-url", help="NATS server; else NATS_URL, the running `up`, …")
-]
-PasswordFile = Annotated[
-    Path | None,
-    typer.Option("--nats-password-file", help="file with the password for nats://user@host"),
-]
-StateDir = Annotated[
-    Path | None, typer.Option("--state-dir", help="folder for everything that is kept")
-]
-Config = Annotated[Path | None, typer.Option("--config", help="settings file (TOML)")]
-Node = Annotated[str | None, typer.Option("--node", help="name of this machine")]
-Engines = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--engine",
-        help="URL of a metrics page of vLLM, SGLang, LMCache or dcgm-exporter; may be repeated",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output on stdout")]
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="cache namespace")]
+app.add_typer(cli_cache_values.app)
 
 
 def main() -> None:
@@ -101,12 +84,6 @@ def main() -> None:
         fail(error, code=2)
     except FAILURES as error:
         fail(error)
-
-
-def _quoted(key: str) -> str:
-    """`key` for a message; a long one only by its beginning."""
-    shown = key if len(key) <= MAX_SHOWN_KEY else f"{key[:MAX_SHOWN_KEY]}…"
-    return escape(repr(shown))
 
 
 @app.command()
@@ -201,92 +178,6 @@ def run(
     failure = asyncio.run(run_one(settings, found.url, role, instance, simulation, for_))
     if failure:
         fail(RuntimeError(failure))
-
-
-@app.command()
-def get(
-    key: str,
-    nats_url: NatsUrl = None,
-    password_file: PasswordFile = None,
-    state_dir: StateDir = None,
-    config: Config = None,
-    namespace: Namespace = "default",
-    restore: Annotated[
-        bool, typer.Option("--restore/--no-restore", help="ask the archive on a miss in RAM")
-    ] = True,
-) -> None:
-    """Print a cached value; exit code 1 when there is none."""
-    settings = load_settings(config, state_dir, password_file=password_file).settings
-
-    async def work(bus: Bus) -> bytes | None:
-        return await CacheClient(bus).of(namespace).get(key, restore=restore)
-
-    try:
-        value = with_bus(settings, bus_found(settings, nats_url), work)
-    except ValueError as error:
-        fail(error, code=2)
-    if value is None:
-        errors.print(f"no value for {_quoted(key)} in namespace {escape(namespace)}")
-        raise SystemExit(1)
-    sys.stdout.buffer.write(value)
-    if sys.stdout.isatty():
-        sys.stdout.buffer.write(b"\n")
-    sys.stdout.buffer.flush()
-
-
-@app.command()
-def put(
-    key: str,
-    value: Annotated[str, typer.Argument(help="the value; - reads standard input")],
-    nats_url: NatsUrl = None,
-    password_file: PasswordFile = None,
-    state_dir: StateDir = None,
-    config: Config = None,
-    namespace: Namespace = "default",
-    ttl: Annotated[float | None, typer.Option(min=0, help="seconds to live")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Cache a value."""
-    settings = load_settings(config, state_dir, password_file=password_file).settings
-    content = sys.stdin.buffer.read() if value == "-" else os.fsencode(value)
-
-    async def work(bus: Bus) -> str:
-        return await CacheClient(bus).of(namespace).put(key, content, ttl_seconds=ttl)
-
-    try:
-        version = with_bus(settings, bus_found(settings, nats_url), work)
-    except ValueError as error:
-        fail(error, code=2)
-    if as_json:
-        print(msgspec.json.encode({"key": key, "version": version}).decode())
-    else:
-        errors.print(f"stored {human.size(len(content))} as {_quoted(key)}, version {version}")
-
-
-@app.command()
-def delete(
-    key: str,
-    nats_url: NatsUrl = None,
-    password_file: PasswordFile = None,
-    state_dir: StateDir = None,
-    config: Config = None,
-    namespace: Namespace = "default",
-    as_json: AsJson = False,
-) -> None:
-    """Remove a value from the cache and its archive."""
-    settings = load_settings(config, state_dir, password_file=password_file).settings
-
-    async def work(bus: Bus) -> CacheReply:
-        return await CacheClient(bus).of(namespace).delete(key)
-
-    try:
-        reply = with_bus(settings, bus_found(settings, nats_url), work)
-    except ValueError as error:
-        fail(error, code=2)
-    if as_json:
-        print(msgspec.json.encode(reply).decode())
-    else:
-        errors.print("deleted" if reply.existed else "it was not in RAM; archived copies are void")
 
 
 @app.command()

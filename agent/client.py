@@ -14,7 +14,17 @@ from agent.bus import Bus, connect
 from agent.same_host import SameHost
 from agent.sources import Buffer, Source
 from agent.transfer import DEADLINE_SECONDS, Found, OnProgress, Transfer
-from schemas.api import CacheReply, Filter, HealthReply, HistoryReply, HistoryRequest, LatestReply
+from schemas.api import (
+    CacheReply,
+    EntryMeta,
+    Filter,
+    HealthReply,
+    HistoryReply,
+    HistoryRequest,
+    KeysReply,
+    LatestReply,
+    NamespaceStats,
+)
 from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, encode_header
 from schemas.units import token
 
@@ -359,10 +369,30 @@ class CacheClient(_Connected):
 
     async def delete(self, key: str) -> CacheReply:
         """Remove the entry from RAM and archive; `existed` tells whether RAM had it."""
+        return await self._reply("delete", _key_bytes(key), CacheReply)
+
+    async def exists(self, key: str) -> bool:
+        """Whether the entry is in RAM or on its way to the archive, which is not asked."""
+        return (await self._reply("exists", _key_bytes(key), CacheReply)).existed
+
+    async def meta(self, key: str) -> EntryMeta:
+        """What is known of the entry in RAM or on its way to the archive."""
+        return await self._reply("meta", _key_bytes(key), EntryMeta)
+
+    async def stats(self) -> NamespaceStats:
+        """Counters since the cache took the namespace, and sizes now."""
+        return await self._reply("stats", b"", NamespaceStats)
+
+    async def keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> KeysReply:
+        """Keys in RAM in order, behind `after`; `more` says that there are others."""
+        asked = {"prefix": prefix, "after": after, "limit": limit}
+        return await self._reply("keys", msgspec.json.encode(asked), KeysReply)
+
+    async def _reply(self, operation: str, payload: bytes, kind: type[T]) -> T:
         answer = await self._bus.request(
-            f"cache.{self.namespace}.delete", _key_bytes(key), timeout_seconds=TIMEOUT_SECONDS
+            f"cache.{self.namespace}.{operation}", payload, timeout_seconds=TIMEOUT_SECONDS
         )
-        return msgspec.json.decode(answer.payload, type=CacheReply)
+        return msgspec.json.decode(answer.payload, type=kind)
 
 
 def _key_bytes(key: str) -> bytes:

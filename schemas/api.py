@@ -225,6 +225,13 @@ class TouchedReply(msgspec.Struct, frozen=True, kw_only=True):
     counted: Count
 
 
+class KeysReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys in RAM, in order; `more` says that `after` = the last one gives the next ones."""
+
+    keys: list[str]
+    more: bool
+
+
 class ClearReply(msgspec.Struct, frozen=True, kw_only=True):
     """How many entries left RAM, and the generation from now on."""
 

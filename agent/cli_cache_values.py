@@ -1,0 +1,353 @@
+"""Commands on cached values: get, put, delete, stat, keys, warm."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+from rich.markup import escape
+
+from agent import human
+from agent.bus import Bus
+from agent.cli_options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
+from agent.cli_start import bus_found, errors, fail, load_settings, with_bus
+from agent.client import CacheClient
+
+T = TypeVar("T")
+
+MAX_SHOWN_KEY = 80
+MAX_READ_BYTES = 1024**3
+"""No cache keeps a larger value; what would be read for nothing is not read."""
+TRANSFER_SECONDS = 300.0
+PROGRESS_BYTES = 8 * 1024 * 1024
+PAGE_KEYS = 1000
+WARM_AT_ONCE = 8
+
+app = typer.Typer()
+
+_Key = Annotated[str, typer.Argument(help="the key, up to 10 KiB")]
+
+
+@app.command()
+def get(
+    key: _Key,
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="file to write; default: stdout")
+    ] = None,
+    restore: Annotated[
+        bool, typer.Option("--restore/--no-restore", help="ask the archive on a miss in RAM")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Print a cached value, or write it to a file; exit code 1 when there is none."""
+    if as_json and output is None:
+        fail(ValueError("--json needs --output FILE for the value"), code=2)
+
+    async def work(cache: CacheClient) -> bytes | None:
+        with _working(f"getting {_quoted(key)}"):
+            return await cache.get(key, restore=restore)
+
+    value = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
+    if value is None:
+        if as_json:
+            _print_json({"key": key, "found": False})
+        errors.print(f"no value for {_quoted(key)} in namespace {escape(namespace)}")
+        raise SystemExit(1)
+    if output is not None:
+        output.write_bytes(value)
+        if as_json:
+            _print_json({"key": key, "found": True, "size_bytes": len(value), "file": str(output)})
+        else:
+            errors.print(f"wrote {human.size(len(value))} to {escape(str(output))}")
+        return
+    sys.stdout.buffer.write(value)
+    if sys.stdout.isatty():
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()
+
+
+@app.command()
+def put(
+    key: _Key,
+    value: Annotated[
+        str | None, typer.Argument(help="the value; - reads standard input", show_default=False)
+    ] = None,
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="read the value here")] = None,
+    ttl: Annotated[float | None, typer.Option(min=0, help="seconds to live")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="may be repeated")] = None,
+    request_class: Annotated[
+        str | None, typer.Option("--class", help="class of request, for statistics")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cache a value: from the command line, a file, or standard input."""
+    if (value is None) == (file is None):
+        fail(ValueError("give either a value (- for standard input) or --file FILE"), code=2)
+    content = _content(value, file)
+
+    async def work(cache: CacheClient) -> str:
+        with _working(f"putting {human.size(len(content))}", len(content)):
+            return await cache.put(
+                key, content, ttl_seconds=ttl, tags=tag or (), request_class=request_class
+            )
+
+    version = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
+    if as_json:
+        _print_json({"key": key, "version": version, "size_bytes": len(content)})
+    else:
+        errors.print(f"stored {human.size(len(content))} as {_quoted(key)}, version {version}")
+
+
+@app.command()
+def delete(
+    key: _Key,
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Remove a value from the cache and its archive."""
+    reply = _ask(
+        (config, state_dir, password_file, nats_url),
+        namespace,
+        lambda cache: cache.delete(key),
+        as_json,
+    )
+    if as_json:
+        _print_json(reply)
+    else:
+        errors.print("deleted" if reply.existed else "it was not in RAM; archived copies are void")
+
+
+@app.command()
+def stat(
+    key: Annotated[
+        str | None, typer.Argument(help="of this entry; default: of the namespace")
+    ] = None,
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Show a namespace's statistics, or what is known of one entry (exit code 1: nothing)."""
+
+    async def work(cache: CacheClient) -> tuple[msgspec.Struct, bool]:
+        if key is None:
+            return await cache.stats(), True
+        meta = await cache.meta(key)
+        return meta, meta.found
+
+    reply, found = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
+    if as_json:
+        _print_json(reply)
+    elif found:
+        _print_fields(reply)
+    else:
+        errors.print(
+            f"{_quoted(key or '')} is neither in RAM nor on its way to the archive of namespace "
+            f"{escape(namespace)}; `get` asks the archive too"
+        )
+    raise SystemExit(0 if found else 1)
+
+
+@app.command()
+def keys(
+    prefix: Annotated[str, typer.Argument(help="only keys that begin so")] = "",
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    after: Annotated[str, typer.Option(help="only keys behind this one, in order")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="at most so many; default: all")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the keys in RAM, one a line, in order."""
+
+    async def work(cache: CacheClient) -> tuple[list[str], bool]:
+        listed: list[str] = []
+        more, last = True, after
+        while more and (limit is None or len(listed) < limit):
+            room = PAGE_KEYS if limit is None else min(PAGE_KEYS, limit - len(listed))
+            page = await cache.keys(prefix=prefix, after=last, limit=room)
+            listed += page.keys
+            more = page.more and bool(page.keys)
+            last = listed[-1] if listed else last
+        return listed, more
+
+    listed, more = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
+    if as_json:
+        _print_json({"keys": listed, "more": more})
+        return
+    for key in listed:
+        print(human.printable(key))
+    if more:
+        errors.print(f"there are more: --after {_quoted(listed[-1])}")
+
+
+@app.command()
+def warm(
+    key: Annotated[list[str] | None, typer.Argument(help="keys to bring into RAM")] = None,
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="file with one key a line; - reads stdin")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring archived values back into RAM before they are asked for."""
+    wanted = [*(key or []), *_lines(file)]
+    if not wanted:
+        fail(ValueError("no keys: name them, or --file FILE with one a line"), code=2)
+
+    async def work(cache: CacheClient) -> int:
+        with _counted(len(wanted), "warming") as advance:
+            return await _warm(cache, wanted, advance)
+
+    there = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
+    if as_json:
+        _print_json({"asked": len(wanted), "in_ram": there})
+    else:
+        errors.print(f"{there} of {len(wanted)} keys are in RAM")
+    raise SystemExit(0 if there == len(wanted) else 1)
+
+
+def _ask(
+    where: tuple[Path | None, Path | None, Path | None, str | None],
+    namespace: str,
+    work: Callable[[CacheClient], Awaitable[T]],
+    quiet: bool,
+) -> T:
+    """Run `work` on the namespace; `where`: --config, --state-dir, the password file, the URL."""
+    config, state_dir, password_file, nats_url = where
+    settings = load_settings(config, state_dir, password_file=password_file).settings
+
+    async def asking(bus: Bus) -> T:
+        return await work(CacheClient(bus).of(namespace))
+
+    found = bus_found(settings, nats_url, quiet=quiet)
+    try:
+        return with_bus(settings, found, asking, limit_seconds=TRANSFER_SECONDS)
+    except ValueError as error:
+        fail(error, code=2)
+
+
+def _content(value: str | None, file: Path | None) -> bytes:
+    if file is not None and file != Path("-"):
+        with file.open("rb") as opened:
+            content = opened.read(MAX_READ_BYTES + 1)
+    elif value not in (None, "-"):
+        return os.fsencode(str(value))
+    else:
+        content = sys.stdin.buffer.read(MAX_READ_BYTES + 1)
+    if len(content) > MAX_READ_BYTES:
+        fail(ValueError(f"more than {human.size(MAX_READ_BYTES)}: no cache keeps that"), code=2)
+    return content
+
+
+def _lines(file: Path | None) -> list[str]:
+    """The keys in `file`, one a line; empty lines are left out."""
+    if file is None:
+        return []
+    content = sys.stdin.buffer.read() if file == Path("-") else file.read_bytes()
+    try:
+        return [line for line in content.decode().split("\n") if line]
+    except UnicodeDecodeError as error:
+        fail(ValueError(f"{file}: keys are UTF-8, one a line: {error}"), code=2)
+
+
+async def _warm(cache: CacheClient, keys: list[str], advance: Callable[[], None]) -> int:
+    """Have each key restored, a few at once; how many are in RAM then."""
+    waiting, there = iter(keys), 0
+
+    async def worker() -> None:
+        nonlocal there
+        for key in waiting:
+            found = await cache.get(key) is not None
+            there += found  # not in one line: it would read `there` before it waits
+            advance()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(WARM_AT_ONCE):
+            group.create_task(worker())
+    return there
+
+
+@contextlib.contextmanager
+def _working(text: str, size_bytes: int = PROGRESS_BYTES) -> Iterator[None]:
+    """A bar that moves on a terminal, while something large is under way."""
+    if not errors.is_terminal or size_bytes < PROGRESS_BYTES:
+        yield
+        return
+    with errors.status(text):
+        yield
+
+
+@contextlib.contextmanager
+def _counted(total: int, text: str) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; call what it gives once for each that is done."""
+    if not errors.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import (  # noqa: PLC0415 - the light commands must start fast
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda: progress.advance(task)
+
+
+def _print_json(reply: Any) -> None:  # noqa: ANN401 - whatever msgspec encodes
+    print(msgspec.json.encode(reply).decode())
+
+
+def _print_fields(reply: msgspec.Struct) -> None:
+    """One line a field: bytes and seconds as people read them, what is not known as `-`."""
+    width = max(map(len, reply.__struct_fields__))
+    for name in reply.__struct_fields__:
+        value = getattr(reply, name)
+        if value is None or value in ([], {}):
+            text = "-"
+        elif name.endswith("_bytes"):
+            text = human.size(value)
+        elif name.endswith("_seconds"):
+            text = human.duration(value)
+        elif isinstance(value, float):
+            text = f"{value:.3f}"
+        else:
+            text = human.printable(str(value))
+        print(f"{name:{width}}  {text}")
+
+
+def _quoted(key: str) -> str:
+    """`key` for a message; a long one only by its beginning."""
+    shown = key if len(key) <= MAX_SHOWN_KEY else f"{key[:MAX_SHOWN_KEY]}…"
+    return escape(repr(shown))

@@ -1,0 +1,116 @@
+"""get, put, stat, keys and warm as a user types them, on a running installation."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.bus import connect
+from schemas.protocols import Answer, Call, Endpoint
+from tests.support.program import Up, in_thread, running_up
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running_up(tmp_path_factory.mktemp("up"), "--node", "n1", "--no-live") as running:
+        yield running
+
+
+def test_a_file_is_put_and_written_back_unchanged(up: Up, tmp_path: Path) -> None:
+    value, source, target = bytes(range(256)) * 64, tmp_path / "in", tmp_path / "out"
+    source.write_bytes(value)
+
+    put = up.command("put", "file", "--file", source, "--json")
+    got = up.command("get", "file", "--output", target, "--json")
+
+    assert json.loads(put.stdout)["size_bytes"] == len(value)
+    assert json.loads(got.stdout) == {
+        "key": "file",
+        "found": True,
+        "size_bytes": len(value),
+        "file": str(target),
+    }
+    assert target.read_bytes() == value
+
+
+def test_a_miss_writes_no_file(up: Up, tmp_path: Path) -> None:
+    done = up.command("get", "nothing-here", "--output", tmp_path / "out", "--json")
+
+    assert (done.returncode, json.loads(done.stdout)["found"]) == (1, False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "code"),
+    [
+        (("put", "k"), "give either a value", 2),
+        (("put", "k", "v", "--file", "f"), "give either a value", 2),
+        (("put", "k", "--file", "/no/such/file"), "No such file", 1),
+        (("get", "k", "--json"), "--json needs --output", 2),
+        (("warm",), "no keys", 2),
+        (("warm", "--file", "/no/such/file"), "No such file", 1),
+        (("stat", "--namespace", "nobodys"), "nobody serves", 1),
+    ],
+    ids=["no-value", "two-values", "no-file", "json", "no-keys", "no-key-file", "namespace"],
+)
+def test_what_is_missing_is_named(up: Up, arguments: tuple[str, ...], text: str, code: int) -> None:
+    name, *rest = arguments
+
+    done = up.command(name, *rest)
+
+    assert done.returncode == code
+    assert text in done.stderr.decode().splitlines()[-1]
+    assert b"Traceback" not in done.stderr
+
+
+def test_stat_shows_the_namespace_and_one_entry(up: Up) -> None:
+    up.command("put", "dear", "value", "--ttl", 3600, "--tag", "a", "--tag", "b", "--class", "chat")
+
+    shown = up.command("stat", "dear")
+    entry = json.loads(up.command("stat", "dear", "--json").stdout)
+    whole = json.loads(up.command("stat", "--json").stdout)
+    unknown = up.command("stat", "never-put")
+
+    assert "ttl_seconds          60.0 min" in shown.stdout.decode()
+    assert (entry["tags"], entry["request_class"]) == (["a", "b"], "chat")
+    assert whole["total_entries"] >= 1
+    assert unknown.returncode == 1
+    assert b"neither in RAM" in unknown.stderr
+
+
+def test_warm_counts_the_keys_that_are_there(up: Up, tmp_path: Path) -> None:
+    up.command("put", "warm one", "1")
+    up.command("put", "warm two", "2")
+    names = tmp_path / "keys"
+    names.write_text("warm two\n\nnever put\n")
+
+    some = up.command("warm", "warm one", "--file", names)
+    whole = up.command("warm", "warm one", "--json")
+    piped = up.command("warm", "--file", "-", stdin=b"warm one\nwarm two\n")
+
+    assert (some.returncode, piped.returncode) == (1, 0), piped.stderr
+    assert some.stderr.decode().splitlines()[-1] == "2 of 3 keys are in RAM"
+    assert json.loads(whole.stdout) == {"asked": 1, "in_ram": 1}
+
+
+async def test_keys_come_page_after_page(up: Up) -> None:
+    held = [f"k{number:04}" for number in range(2500)]
+
+    def page(call: Call) -> Answer:
+        asked = msgspec.json.decode(call.payload)
+        rest = [key for key in held if key > asked["after"] and key.startswith(asked["prefix"])]
+        found = rest[: asked["limit"]]
+        body = {"keys": found, "more": len(rest) > len(found)}
+        return Answer(msgspec.json.encode(body))
+
+    async with await connect(up.url, name="test") as bus:
+        await bus.serve("test", [Endpoint("keys", "cache.paged.keys", page)], description="test")
+        whole = await in_thread(up.command, "keys", "-n", "paged")
+        some = await in_thread(up.command, "keys", "k1", "-n", "paged", "--limit", 3, "--json")
+        left = await in_thread(up.command, "keys", "-n", "paged", "--limit", 2)
+
+    assert whole.stdout.decode().split() == held
+    assert json.loads(some.stdout) == {"keys": ["k1000", "k1001", "k1002"], "more": True}
+    assert left.stderr.decode().splitlines()[-1] == "there are more: --after 'k0001'"
