@@ -34,6 +34,7 @@ check: $(STAMP)
 	@$(BIN)/mypy .
 
 bench: setup
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	@$(BIN)/python -m benchmarks
 
 clean:

@@ -1,131 +1,257 @@
-"""A cache get over the bus against a bare nats-py responder that returns the same bytes.
+"""The cache over the bus against a bare responder, redis, memcached and a JetStream KV bucket.
 
-`python -m benchmarks.bench_cache`: a private nats-server, `resource-agent run cache` and the bare
-responder as processes of their own, the client here. For each size and concurrency twelve ABBA
-rounds of half-second slices; gets a second, their ratio round by round, and the CPU time of the
-responding process for each request.
+`python -m benchmarks.bench_cache`: a private nats-server; every peer as a process of its own, with
+the asyncio client that its users have; all clients in this process. Twelve ABBA rounds of
+half-second slices for each operation, size and concurrency: operations a second, ours to theirs
+round by round, and the CPU time that the answering process takes for one. A peer that is not here
+is named and left out. `--charts FOLDER` draws how the rates grow.
 """
 
 import argparse
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
-import nats
-import psutil
-from nats.aio.client import Client
+import msgspec
 
+from agent.bus import Bus
+from agent.charts import Axis, Series, line_chart
 from agent.client import CacheClient
-from benchmarks.installation import private_bus, python, service
-from benchmarks.rounds import ROUNDS, abba, ratios, spread
+from agent.human import size as shown
+from benchmarks import cache_memory, cache_rates
+from benchmarks.cache_rates import Cell
+from benchmarks.installation import private_bus, server_pid
+from benchmarks.peers import (
+    MissingError,
+    Peer,
+    bare_responder,
+    bucket,
+    memcached,
+    our_cache,
+    redis,
+)
+from benchmarks.rounds import ROUNDS
 
-SIZES = (128, 4096)
+SIZES = (128, 4096, 64 * 1024, 512 * 1024)
 CONCURRENCIES = (1, 32)
-SLICE_SECONDS = 0.5
-
-RESPONDER = """
-import asyncio, sys
-import nats
-
-async def main():
-    client = await nats.connect(sys.argv[1])
-    values = {size: b"x" * size for size in map(int, sys.argv[2:])}
-
-    async def answer(message):
-        await message.respond(values[int(message.data)])
-
-    await client.subscribe("bench.bare", cb=answer)
-    await client.flush()
-    print("ready", flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
+CHARTED_CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
+CHARTED_ENTRIES = (1_000, 10_000, 100_000, 300_000)
+CHARTED_ROUNDS = 3
+PARTS = ("rates", "concurrency", "entries", "batches", "memory", "disk")
 
 
-async def gets(
-    ask: Callable[[], Awaitable[object]], concurrency: int, watched: psutil.Process
-) -> tuple[float, float]:
-    """Requests a second, and CPU microseconds of `watched` for each, over one slice."""
-    count = 0
-    end = time.perf_counter() + SLICE_SECONDS
+class Report:
+    """Tables as they come, and every row for `--json`."""
 
-    async def worker() -> None:
-        nonlocal count
-        while time.perf_counter() < end:
-            await ask()
-            count += 1
+    def __init__(self, *, as_json: bool) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._tables = sys.stderr if as_json else sys.stdout
 
-    cpu_before, started = sum(watched.cpu_times()[:2]), time.perf_counter()
-    await asyncio.gather(*(worker() for _ in range(concurrency)))
-    seconds = time.perf_counter() - started
-    return count / seconds, (sum(watched.cpu_times()[:2]) - cpu_before) / count * 1e6
+    def line(self, text: str) -> None:
+        """Print one line."""
+        print(text, file=self._tables, flush=True)
+
+    def table(self, title: str, *columns: str) -> None:
+        """Begin a table."""
+        self.line(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+
+    def row(self, part: str, values: dict[str, Any], *cells: object) -> None:
+        """Keep `values` as a row of `part`, and print the cells."""
+        self.rows.append({"part": part, **values})
+        self.line(f"| {' | '.join(map(str, cells))} |")
 
 
-async def compare(
-    client: Client, cache_pid: int, bare_pid: int, size: int, concurrency: int, rounds: int
-) -> None:
-    """Print one line for this size and concurrency."""
-    cpu: dict[str, list[float]] = {"cache": [], "bare": []}
-
-    def asks(name: str, subject: str, payload: bytes, pid: int) -> Callable[[], Awaitable[float]]:
-        watched = psutil.Process(pid)
-
-        async def ask() -> None:
-            answer = await client.request(subject, payload, timeout=5)
-            if len(answer.data) != size:
-                raise RuntimeError(f"{subject} answered {len(answer.data)} bytes, not {size}")
-
-        async def one_slice() -> float:
-            rate, microseconds = await gets(ask, concurrency, watched)
-            cpu[name].append(microseconds)
-            return rate
-
-        return one_slice
-
-    figures = await abba(
-        {
-            "cache": asks(
-                "cache", "fleet.v1.cache.default.get", f"value-{size}".encode(), cache_pid
-            ),
-            "bare": asks("bare", "bench.bare", str(size).encode(), bare_pid),
-        },
-        rounds,
+async def rates(report: Report, peers: list[Peer], rounds: int) -> list[Cell]:
+    """Get and put, by value size, one after the other and 32 at once."""
+    report.table(
+        f"{rounds} ABBA rounds of {cache_rates.SLICE_SECONDS} s slices: operations a second, p95, "
+        "CPU of the answering process for one; `cache to it` is the cache's rate by the peer's",
+        *("operation", "value", "at once", "peer", "rate", "p95", "CPU", "cache to it"),
     )
-    print(
-        f"| {size:,} B | {concurrency} | {spread(figures['cache']).median:,.0f} | "
-        f"{spread(figures['bare']).median:,.0f} | {ratios(figures, 'cache', 'bare')} | "
-        f"{spread(cpu['cache']).median:.0f} | {spread(cpu['bare']).median:.0f} |",
-        flush=True,
-    )
-
-
-async def measure(rounds: int) -> None:
-    """Print the table."""
-    async with (
-        private_bus() as bus,
-        service(bus, "cache") as cache_pid,
-        python("-c", RESPONDER, bus.url, *map(str, SIZES)) as bare,
-    ):
-        assert bare.stdout is not None
-        await bare.stdout.readline()
-        client = await nats.connect(bus.url)
-        for size in SIZES:
-            await CacheClient(bus).put(f"value-{size}", b"x" * size)
-        print(f"{rounds} ABBA rounds of {SLICE_SECONDS} s slices")
-        print("| value | at once | cache gets/s | bare/s | ratio (quartiles) | cache CPU µs "
-              "| bare CPU µs |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    cells = []
+    for operation in ("get", "put"):
         for size in SIZES:
             for concurrency in CONCURRENCIES:
-                await compare(client, cache_pid, bare.pid, size, concurrency, rounds)
-        await client.close()
+                cell = await cache_rates.compare(peers, operation, size, concurrency, rounds)
+                cells.append(cell)
+                show(report, "rates", cell, operation, shown(size), concurrency)
+    return cells
+
+
+async def by_concurrency(report: Report, peers: list[Peer]) -> list[Cell]:
+    """Gets of 4 KiB, from one at once to 128."""
+    report.table("Gets of 4 KiB by concurrency", "at once", "peer", "rate", "p95", "CPU", "ratio")
+    cells = []
+    for concurrency in CHARTED_CONCURRENCIES:
+        cell = await cache_rates.compare(peers, "get", 4096, concurrency, CHARTED_ROUNDS)
+        cells.append(cell)
+        show(report, "concurrency", cell, concurrency)
+    return cells
+
+
+async def by_entries(report: Report, peers: list[Peer]) -> list[tuple[int, Cell]]:
+    """Gets of 128 B, 32 at once, with more and more other entries beside them."""
+    report.table(
+        "Gets of 128 B, 32 at once, by entries held", "entries", "peer", "rate", "p95", "CPU",
+        "ratio",
+    )  # fmt: skip
+    cells: list[tuple[int, Cell]] = []
+    held = 0
+    for entries in CHARTED_ENTRIES:
+        for peer in peers:
+            await cache_rates.fill(peer, held, entries)
+        held = entries
+        cell = await cache_rates.compare(peers, "get", 128, 32, CHARTED_ROUNDS)
+        cells.append((entries, cell))
+        show(report, "entries", cell, f"{entries:,}")
+    return cells
+
+
+def show(report: Report, part: str, cell: Cell, *first: object) -> None:
+    """One row for each peer of a cell."""
+    for result in cell.results:
+        report.row(
+            part,
+            {
+                "operation": cell.operation,
+                "size_bytes": cell.size_bytes,
+                "concurrency": cell.concurrency,
+                "labels": list(map(str, first)),
+                **msgspec.to_builtins(result),
+            },
+            *first,
+            result.peer,
+            f"{result.rate.median:,.0f}/s",
+            f"{result.p95_seconds * 1000:.2f} ms",
+            f"{result.cpu_seconds * 1e6:.0f} µs",
+            "" if result.ratio is None else result.ratio,
+        )
+
+
+async def batches(report: Report, bus: Bus, rounds: int) -> None:
+    """64 values of 4 KiB by one `get_many` and by 64 gets."""
+    report.table("64 values of 4 KiB at once", "how", "batches a second", "`get_many` to it")
+    try:
+        for how, rate, ratio in await cache_rates.batches(CacheClient(bus), rounds):
+            report.row("batches", {"how": how, "rate": rate.median}, how, rate, ratio or "")
+    except MissingError as error:
+        report.line(f"| {error} | | |")
+
+
+async def disk(report: Report) -> None:
+    """One value of 1 MiB: from our RAM, and from diskcache."""
+    report.table("Gets of 1 MiB in process, against a disk", "what", "gets a second", "ratio")
+    try:
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # not tmpfs
+            for what, rate, ratio in await cache_rates.disk(folder):
+                report.row("disk", {"what": what, "rate": rate.median}, what, rate, ratio or "")
+    except MissingError as error:
+        report.line(f"| diskcache | {error} | |")
+
+
+def draw(
+    folder: Path, sizes: list[Cell], concurrencies: list[Cell], entries: list[tuple[int, Cell]]
+) -> None:
+    """One SVG for each way to grow, of what was measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rate = Axis("operations a second", text=lambda v: f"{v:,.0f}")
+    gets = [cell for cell in sizes if cell.operation == "get" and cell.concurrency == 32]
+    charts = {
+        "size": ("Gets by value size, 32 at once",
+                 [(float(c.size_bytes), c) for c in gets],
+                 Axis("value", logarithmic=True, text=shown, ticks=SIZES)),
+        "concurrency": ("Gets of 4 KiB by requests at once",
+                        [(float(c.concurrency), c) for c in concurrencies],
+                        Axis("at once", logarithmic=True, ticks=CHARTED_CONCURRENCIES)),
+        "entries": ("Gets of 128 B by entries held, 32 at once",
+                    [(float(n), c) for n, c in entries],
+                    Axis("entries", logarithmic=True, text=lambda v: f"{v:,.0f}",
+                         ticks=CHARTED_ENTRIES)),
+    }  # fmt: skip
+    for name, (title, cells, x) in charts.items():
+        if not cells:
+            continue
+        names = [result.peer for result in cells[0][1].results]
+        series = [Series(one, [(at, cell.rate_of(one)) for at, cell in cells]) for one in names]
+        y = Axis(rate.label, logarithmic=name == "size", text=rate.text)
+        (folder / f"cache_by_{name}.svg").write_text(line_chart(title, series, x, y) + "\n")
+
+
+async def measure(
+    rounds: int,
+    parts: tuple[str, ...] = PARTS,
+    *,
+    as_json: bool = False,
+    charts: Path | None = None,
+    redis_server: str | None = None,
+    memcached_server: str | None = None,
+) -> None:
+    """Measure the chosen parts and print them."""
+    report = Report(as_json=as_json)
+    sizes: list[Cell] = []
+    concurrencies: list[Cell] = []
+    entries: list[tuple[int, Cell]] = []
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        async with (
+            private_bus() as bus,
+            our_cache(bus) as ours,
+            bare_responder(bus) as bare,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            peers = [*ours, bare]
+            others = (
+                redis(redis_server),
+                memcached(memcached_server),
+                bucket(bus, server_pid(bus)),
+            )
+            for other in others:
+                try:
+                    peers.append(await stack.enter_async_context(other))
+                except MissingError as error:
+                    report.line(f"left out: {error}")
+            if "rates" in parts:
+                sizes = await rates(report, peers, rounds)
+            if "concurrency" in parts:
+                concurrencies = await by_concurrency(report, peers)
+            if "entries" in parts:
+                entries = await by_entries(report, peers)
+            if "batches" in parts:
+                await batches(report, bus, rounds)
+        if "memory" in parts:
+            report.table("Resident memory under a full random load", *cache_memory.COLUMNS)
+            for row in await cache_memory.measure():
+                report.row("memory", msgspec.to_builtins(row), *row.cells())
+        if "disk" in parts:
+            await disk(report)
+    if charts is not None:
+        draw(charts, sizes, concurrencies, entries)
+    if as_json:
+        print(msgspec.json.encode(report.rows).decode())
 
 
 def main() -> None:
     """Run with the command line's numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    asyncio.run(measure(parser.parse_args().rounds))
+    parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated")
+    parser.add_argument("--json", action="store_true", help="rows as JSON on stdout, tables beside")
+    parser.add_argument("--charts", type=Path, help="folder for the charts")
+    parser.add_argument("--redis-server", help="else the one on PATH")
+    parser.add_argument("--memcached", help="else the one on PATH")
+    asked = parser.parse_args()
+    asyncio.run(
+        measure(
+            asked.rounds,
+            tuple(asked.only or PARTS),
+            as_json=asked.json,
+            charts=asked.charts,
+            redis_server=asked.redis_server,
+            memcached_server=asked.memcached,
+        )
+    )
 
 
 if __name__ == "__main__":

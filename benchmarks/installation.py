@@ -7,8 +7,10 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
+import psutil
 
 from agent.bus import Bus, connect, ensure_streams
 from agent.nats_server import find_server, server_version
@@ -32,6 +34,16 @@ async def private_bus(name: str = "bench") -> AsyncIterator[Bus]:
         ):
             await ensure_streams(bus)
             yield bus
+
+
+def server_pid(bus: Bus) -> int:
+    """Process id of the private server behind `bus`."""
+    port = urlsplit(bus.url).port
+    return next(
+        one.pid
+        for one in psutil.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.laddr[1:] == (port,) and one.pid
+    )
 
 
 @contextlib.asynccontextmanager
