@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agent import cli_cache_values
+from agent import cli_cache_values, cli_replay
 from agent import log as logs
 from agent.assembly import Simulation
 from agent.bus import Bus, BusError
@@ -68,6 +68,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_cache_values.app)
+app.command()(cli_replay.replay)
 
 
 def main() -> None:

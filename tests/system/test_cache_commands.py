@@ -114,3 +114,51 @@ async def test_keys_come_page_after_page(up: Up) -> None:
     assert whole.stdout.decode().split() == held
     assert json.loads(some.stdout) == {"keys": ["k1000", "k1001", "k1002"], "more": True}
     assert left.stderr.decode().splitlines()[-1] == "there are more: --after 'k0001'"
+
+
+def test_a_made_up_trace_is_replayed_with_figures_table_and_files(up: Up, tmp_path: Path) -> None:
+    page, rows = tmp_path / "r.html", tmp_path / "r.csv"
+
+    shown = up.command(
+        *("replay", "--synthetic", "sessions", "--requests", 20, "--clients", 3),
+        *("--html", page, "--csv", rows),
+    )
+    whole = up.command("replay", "--synthetic", "sessions", "--requests", 20, "--json")
+
+    summary = json.loads(whole.stdout)
+    assert (shown.returncode, whole.returncode) == (0, 0), shown.stderr + whole.stderr
+    assert "20 of 20 requests" in shown.stdout.decode()
+    assert summary["classes"]["all"]["requests"] == 20
+    assert 0 < summary["classes"]["all"]["block_hit_ratio"] < 1
+    assert page.read_text().startswith("<!doctype html>")
+    assert rows.read_text().startswith("elapsed_seconds,class,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((), "either --trace FILE or --synthetic"),
+        (("--trace", "/no/such.jsonl"), "No such file"),
+        (("--trace", __file__), "no request in it; line 1: "),
+        (("--synthetic", "sessions", "--speed", "0x"), "a positive number like 10x"),
+    ],
+    ids=["nothing", "no-file", "no-trace", "speed"],
+)
+def test_a_replay_that_cannot_be_is_one_clear_line(
+    up: Up, arguments: tuple[str, ...], text: str
+) -> None:
+    done = up.command("replay", *arguments)
+
+    assert done.returncode == 2
+    assert text in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def test_bad_lines_of_a_trace_are_named_by_number(up: Up, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "hash_ids": [1, 2]}\noops\n')
+
+    done = up.command("replay", "--trace", trace, "--json")
+
+    assert json.loads(done.stdout)["bad_lines"] == 1
+    assert "line 2 left out" in done.stderr.decode()
