@@ -31,6 +31,7 @@ EXTRA = {
     "agent/commands.py": {"rich"},
     "agent/demo.py": {"rich"},
     "agent/live.py": {"rich"},
+    "agent/replay_view.py": {"rich"},
 }
 
 
