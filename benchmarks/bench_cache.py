@@ -38,7 +38,7 @@ from benchmarks.rounds import ROUNDS
 SIZES = (128, 4096, 64 * 1024, 512 * 1024)
 CONCURRENCIES = (1, 32)
 CHARTED_CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
-CHARTED_ENTRIES = (1_000, 10_000, 100_000, 300_000)
+CHARTED_ENTRIES = (1_000, 10_000, 100_000)
 CHARTED_ROUNDS = 3
 PARTS = ("rates", "concurrency", "entries", "batches", "memory", "disk")
 

@@ -40,6 +40,15 @@ async def test_hits_are_prefix_hits_by_class_and_in_all(bus: Bus) -> None:
     assert (summary.errors, summary.wrong_values, summary.blocks_not_kept) == ({}, 0, 0)
 
 
+async def test_each_block_is_put_as_the_child_of_the_one_before(bus: Bus) -> None:
+    async with cache_service.running(bus, archive_mode="off"):
+        await played(bus, ROOT, LONGER, key_prefix="p-").run()
+        client = cache_service.Client(bus)
+        parents = [(await client.meta(f"p-{block}")).parent for block in "abc"]
+
+    assert parents == [None, "p-a", "p-b"]
+
+
 async def test_a_hole_in_a_chain_ends_its_prefix(bus: Bus) -> None:
     async with cache_service.running(bus, archive_mode="off"):
         client = cache_service.Client(bus)
