@@ -66,11 +66,7 @@ class Report:
 
 async def rates(report: Report, peers: list[Peer], rounds: int) -> list[Cell]:
     """Get and put, by value size, one after the other and 32 at once."""
-    report.table(
-        f"{rounds} ABBA rounds of {cache_rates.SLICE_SECONDS} s slices: operations a second, p95, "
-        "CPU of the answering process for one; `cache to it` is the cache's rate by the peer's",
-        *("operation", "value", "at once", "peer", "rate", "p95", "CPU", "cache to it"),
-    )
+    begin(report, f"{rounds} ABBA rounds", peers, "operation", "value", "at once")
     cells = []
     for operation in ("get", "put"):
         for size in SIZES:
@@ -83,7 +79,7 @@ async def rates(report: Report, peers: list[Peer], rounds: int) -> list[Cell]:
 
 async def by_concurrency(report: Report, peers: list[Peer]) -> list[Cell]:
     """Gets of 4 KiB, from one at once to 128."""
-    report.table("Gets of 4 KiB by concurrency", "at once", "peer", "rate", "p95", "CPU", "ratio")
+    begin(report, f"Gets of 4 KiB by concurrency, {CHARTED_ROUNDS} rounds", peers, "at once")
     cells = []
     for concurrency in CHARTED_CONCURRENCIES:
         cell = await cache_rates.compare(peers, "get", 4096, concurrency, CHARTED_ROUNDS)
@@ -94,10 +90,8 @@ async def by_concurrency(report: Report, peers: list[Peer]) -> list[Cell]:
 
 async def by_entries(report: Report, peers: list[Peer]) -> list[tuple[int, Cell]]:
     """Gets of 128 B, 32 at once, with more and more other entries beside them."""
-    report.table(
-        "Gets of 128 B, 32 at once, by entries held", "entries", "peer", "rate", "p95", "CPU",
-        "ratio",
-    )  # fmt: skip
+    title = f"Gets of 128 B, 32 at once, by entries held, {CHARTED_ROUNDS} rounds"
+    begin(report, title, peers, "entries")
     cells: list[tuple[int, Cell]] = []
     held = 0
     for entries in CHARTED_ENTRIES:
@@ -110,25 +104,39 @@ async def by_entries(report: Report, peers: list[Peer]) -> list[tuple[int, Cell]
     return cells
 
 
+def begin(report: Report, title: str, peers: list[Peer], *first: str) -> None:
+    """The head of a table of cells."""
+    report.table(
+        f"{title} of {cache_rates.SLICE_SECONDS} s slices; beside the cache's own figures its rate "
+        "by each peer's (quartiles), and the peer's CPU for one",
+        *first,
+        *("cache", "p95", "CPU"),
+        *(f"to {peer.name}" for peer in peers[1:]),
+    )
+
+
 def show(report: Report, part: str, cell: Cell, *first: object) -> None:
-    """One row for each peer of a cell."""
+    """One row of a cell: the cache, then it against each peer."""
     for result in cell.results:
-        report.row(
-            part,
+        report.rows.append(
             {
+                "part": part,
+                "labels": list(map(str, first)),
                 "operation": cell.operation,
                 "size_bytes": cell.size_bytes,
                 "concurrency": cell.concurrency,
-                "labels": list(map(str, first)),
                 **msgspec.to_builtins(result),
-            },
-            *first,
-            result.peer,
-            f"{result.rate.median:,.0f}/s",
-            f"{result.p95_seconds * 1000:.2f} ms",
-            f"{result.cpu_seconds * 1e6:.0f} µs",
-            "" if result.ratio is None else result.ratio,
+            }
         )
+    ours, *others = cell.results
+    cells = (
+        *first,
+        f"{ours.rate.median:,.0f}/s",
+        f"{ours.p95_seconds * 1000:.2f} ms",
+        f"{ours.cpu_seconds * 1e6:.0f} µs",
+        *(f"{other.ratio}, {other.cpu_seconds * 1e6:.0f} µs" for other in others),
+    )
+    report.line(f"| {' | '.join(map(str, cells))} |")
 
 
 async def batches(report: Report, bus: Bus, rounds: int) -> None:

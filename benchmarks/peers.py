@@ -18,6 +18,7 @@ from benchmarks.installation import python, service
 
 READY_SECONDS = 10.0
 MAX_MEMORY_MB = 512
+MAX_CONNECTIONS = 256
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ async def redis(program: str | None) -> AsyncIterator[Peer]:
     arguments = ("--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
     async with (
         _server(program, "redis-server", "--redis-server", *arguments) as pid,
-        Redis(host="127.0.0.1", port=int(port)) as client,
+        Redis(host="127.0.0.1", port=int(port), max_connections=MAX_CONNECTIONS) as client,
     ):
         await _until(client.ping)
         get: Any = client.get  # typed for every kind of key and answer
@@ -145,7 +146,7 @@ async def memcached(program: str | None) -> AsyncIterator[Peer]:
     port = str(_free_port())
     arguments = ("-l", "127.0.0.1", "-p", port, "-m", str(MAX_MEMORY_MB), "-u", "root")
     async with _server(program, "memcached", "--memcached", *arguments) as pid:
-        client: Any = aiomcache.Client("127.0.0.1", int(port), pool_size=64)
+        client: Any = aiomcache.Client("127.0.0.1", int(port), pool_size=MAX_CONNECTIONS)
         await _until(client.version)
 
         async def get(key: str) -> bytes | None:
