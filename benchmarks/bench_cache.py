@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ CONCURRENCIES = (1, 32)
 CHARTED_CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
 CHARTED_ENTRIES = (1_000, 10_000, 100_000)
 CHARTED_ROUNDS = 3
-PARTS = ("rates", "concurrency", "entries", "batches", "memory", "disk")
+PARTS = ("rates", "concurrency", "entries", "batches", "memory")
 
 
 class Report:
@@ -149,17 +148,6 @@ async def batches(report: Report, bus: Bus, rounds: int) -> None:
         report.line(f"| {error} | | |")
 
 
-async def disk(report: Report) -> None:
-    """One value of 1 MiB: from our RAM, and from diskcache."""
-    report.table("Gets of 1 MiB in process, against a disk", "what", "gets a second", "ratio")
-    try:
-        with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # not tmpfs
-            for what, rate, ratio in await cache_rates.disk(folder):
-                report.row("disk", {"what": what, "rate": rate.median}, what, rate, ratio or "")
-    except MissingError as error:
-        report.line(f"| diskcache | {error} | |")
-
-
 def draw(
     folder: Path, sizes: list[Cell], concurrencies: list[Cell], entries: list[tuple[int, Cell]]
 ) -> None:
@@ -232,8 +220,6 @@ async def measure(
             report.table("Resident memory under a full random load", *cache_memory.COLUMNS)
             for row in await cache_memory.measure():
                 report.row("memory", msgspec.to_builtins(row), *row.cells())
-        if "disk" in parts:
-            await disk(report)
     if charts is not None:
         draw(charts, sizes, concurrencies, entries)
     if as_json:

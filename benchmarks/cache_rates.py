@@ -10,7 +10,6 @@ import psutil
 from agent.client import CacheClient
 from benchmarks.peers import MissingError, Peer
 from benchmarks.rounds import Spread, abba, ratios, spread
-from cache.memory import InMemoryKVCacheManager
 
 SLICE_SECONDS = 0.5
 KEYS = 64
@@ -165,37 +164,4 @@ async def batches(client: CacheClient, rounds: int) -> list[tuple[str, Spread, S
     return [
         (how, spread(rates), None if how == first else ratios(figures, first, how))
         for how, rates in figures.items()
-    ]
-
-
-async def disk(folder: str, rounds: int = 12) -> list[tuple[str, Spread, Spread | None]]:
-    """Gets of 1 MiB a second: `InMemoryKVCacheManager`, and diskcache in `folder`.
-
-    Raises:
-        MissingError: diskcache is not installed.
-    """
-    try:
-        import diskcache  # noqa: PLC0415 - the bench group may be absent
-    except ImportError as error:
-        raise MissingError(f"{error}; pip install --group bench") from None
-    ours, value = InMemoryKVCacheManager(max_memory_mb=128), b"x" * 1024 * 1024
-    with diskcache.Cache(folder) as theirs:
-        for number in range(KEYS):
-            ours.set(str(number), value)
-            theirs.set(str(number), value)
-
-        def slice_of(get: Callable[[str], object]) -> Callable[[], Awaitable[float]]:
-            async def one_slice() -> float:
-                started, count = time.perf_counter(), 0
-                while (now := time.perf_counter()) - started < SLICE_SECONDS:
-                    get(str(count % KEYS))
-                    count += 1
-                return count / (now - started)
-
-            return one_slice
-
-        figures = await abba({"RAM": slice_of(ours.get), "diskcache": slice_of(theirs.get)}, rounds)
-    return [
-        ("`InMemoryKVCacheManager`", spread(figures["RAM"]), None),
-        ("diskcache", spread(figures["diskcache"]), ratios(figures, "RAM", "diskcache")),
     ]
