@@ -296,14 +296,14 @@ async def test_a_version_that_changes_during_an_upload_is_a_conflict_at_its_end(
     assert kept == b"newer"
 
 
-async def test_hundreds_of_uploads_at_once_end_or_are_refused(bus: Bus, client: Client) -> None:
+async def test_many_uploads_at_once_end_or_are_refused(bus: Bus, client: Client) -> None:
     async def upload(number: int) -> None:
         name = await begin(client, f"key-{number}")
         for part in range(3):
             await send(client, name, part)
 
     async with running(bus, **OFF, uploads_max_bytes=4 * len(VALUE)) as service:
-        uploads = (upload(number) for number in range(200))
+        uploads = (upload(number) for number in range(40))
         ends = await asyncio.gather(*uploads, return_exceptions=True)
         counters = service.counters()
 
