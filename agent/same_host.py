@@ -179,10 +179,13 @@ class SameHost:
         """
         if value.nbytes < MIN_BYTES or not self.is_possible:
             return None
-        for inbox in (self._inbox, None):
-            # One that was learned earlier may be that of an instance which is no longer the owner.
-            self._inbox = await self._ask_inbox() if inbox is None else inbox
-            if self._inbox:
+        # The one learned earlier may be that of an instance which is no longer the owner.
+        for is_learned in (True, False):
+            inbox = self._inbox if is_learned else await self._ask_inbox()
+            if inbox is None:
+                return None
+            self._inbox = inbox
+            if inbox:
                 with contextlib.suppress(OSError):
                     version = await self._put(value, headers)
                     if version:
@@ -225,8 +228,13 @@ class SameHost:
                 os.unlink(path)
         return answer.headers["Fleet-Version"]
 
-    async def _ask_inbox(self) -> str:
-        answer = await self._bus.request(f"{self._subject}.stats", timeout_seconds=TIMEOUT_SECONDS)
+    async def _ask_inbox(self) -> str | None:
+        try:
+            answer = await self._bus.request(
+                f"{self._subject}.stats", timeout_seconds=TIMEOUT_SECONDS
+            )
+        except RequestError:
+            return None  # the put over the bus will tell what is wrong
         return msgspec.json.decode(answer.payload, type=NamespaceStats).inbox
 
     def _trust(self, instance: str, asked_at: float) -> None:

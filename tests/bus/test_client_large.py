@@ -18,7 +18,7 @@ from schemas.protocols import Answer, Call, Endpoint, RequestError
 from tests.support.cache_service import Client, running
 
 pytestmark = pytest.mark.bus
-OFF: dict[str, Any] = {"archive_mode": "off", "max_memory_mb": 32}
+OFF: dict[str, Any] = {"archive_mode": "off", "max_memory_mb": 32, "same_host": False}
 LARGE = os.urandom(5 * PART_BYTES + 7)
 
 

@@ -25,7 +25,7 @@ from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
 KIB = 1024
-OFF: dict[str, Any] = {"archive_mode": "off", "max_memory_mb": 8}
+OFF: dict[str, Any] = {"archive_mode": "off", "max_memory_mb": 8, "eviction_policy": "lru"}
 SIZES = [
     pytest.param(300 * KIB, id="small enough for one message"),
     pytest.param(3000 * KIB, id="larger, in a thread"),
