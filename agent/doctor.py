@@ -65,7 +65,7 @@ async def doctor_checks(settings: Settings, found: Found) -> list[Check]:
                 )
             )
             checks += await _check_streams(bus)
-            checks.append(await _check_services(bus))
+            checks += await _check_services(bus)
     except (BusError, PublishError, RequestError, TimeoutError) as error:
         checks.append(
             Check(
@@ -205,16 +205,25 @@ async def _reach(bus: Bus) -> Check:
     return Check(name="metrics history", ok=True, text=text)
 
 
-async def _check_services(bus: Bus) -> Check:
+async def _check_services(bus: Bus) -> list[Check]:
     try:
-        answer = await bus.request("api.health.basic", timeout_seconds=3)
+        answer = await bus.request("api.health.detailed", timeout_seconds=3)
     except RequestError as error:
-        return Check(name="services", ok=False, text=error.text, remedy="start `resource-agent up`")
+        start = "start `resource-agent up`"
+        return [Check(name="services", ok=False, text=error.text, remedy=start)]
     health = msgspec.json.decode(answer.payload, type=HealthReply)
     trouble = [f"{r.role}: {r.text or r.state}" for r in health.roles if r.state != "ok"]
-    return Check(
-        name="services",
-        ok=health.ready,
-        text="; ".join(trouble) or "all roles are ready",
-        remedy="see `resource-agent health`" if trouble else "",
-    )
+    return [
+        Check(
+            name="services",
+            ok=health.ready,
+            text="; ".join(trouble) or "all roles are ready",
+            remedy="see `resource-agent health`" if trouble else "",
+        ),
+        *(
+            Check(name="same host", ok=component.state != "degraded", text=component.text)
+            for instance in health.instances
+            for component in instance.record.components
+            if component.name == "same_host"
+        ),
+    ]

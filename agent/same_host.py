@@ -34,7 +34,7 @@ TRUST_SECONDS = 2.0
 """How long after its last answer an instance is taken for the namespace's owner."""
 REPORT_SECONDS = 0.1
 REPORT_KEYS, REPORT_BYTES = 1000, 100 * 1024
-SWEEP_SECONDS = 1.0
+SWEEP_SECONDS = 0.1
 ELSEWHERE_SECONDS = 30.0
 """How long a cache whose files are not on this host, or not for this user, is not asked again."""
 TIMEOUT_SECONDS = 5.0
