@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import io
 import random
 import time
 from collections import deque
@@ -71,14 +72,9 @@ class Transfer:
 
     async def get(self, key: bytes, *, restore: bool) -> bytes | None:
         """The value, or None."""
-        pieces: list[bytes] = []
-
-        def make_room(size_bytes: int) -> None:
-            pieces[:] = [b""] * part_count(size_bytes)
-
-        work = self._get(key, restore, make_room, pieces.__setitem__, OpenFile.read)
-        found = await self._in_time(work)
-        return b"".join(pieces) if isinstance(found, Found) else found
+        whole = _InOrder()
+        found = await self._in_time(self._get(key, restore, whole.begin, whole.take, OpenFile.read))
+        return whole.value() if isinstance(found, Found) else found
 
     async def get_into(self, key: bytes, buffer: memoryview, *, restore: bool) -> int | None:
         """Write the value to the start of `buffer`; its size, or None for a miss.
@@ -352,6 +348,28 @@ class Transfer:
         self._total_bytes = total_bytes
         if self._on_progress is not None:
             self._on_progress(self._done_bytes, total_bytes)
+
+
+class _InOrder:
+    """Puts parts that come in any order together. Memory: the value, and the parts in flight."""
+
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, _size_bytes: int) -> None:
+        self._file = io.BytesIO()
+        self._early: dict[int, bytes] = {}
+        self._next = 0
+
+    def take(self, part: int, payload: bytes) -> None:
+        self._early[part] = payload
+        while self._next in self._early:
+            # Grows in place, so that fresh memory, which is slow to get, is taken once.
+            self._file.write(self._early.pop(self._next))
+            self._next += 1
+
+    def value(self) -> bytes:
+        return self._file.getvalue()
 
 
 class _RunningDigest:
