@@ -220,6 +220,8 @@ async def run_cache(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             requester=bus,
             subscriber=bus,
             state=bus.bucket("state"),
+            config=bus.bucket("config"),
+            config_name=bus.names.bucket("config"),
             leases=leases,
             serve=instance.serve,
         )

@@ -28,6 +28,15 @@ from schemas.api import (
     TouchedReply,
     UtilizationReply,
 )
+from schemas.lmcache import (
+    LmcacheConfig,
+    LmcacheConfigure,
+    LmcacheMetrics,
+    LmcacheRequest,
+    LmcacheStatus,
+    LmcacheStatusRequest,
+    OptimizeReply,
+)
 from schemas.message import Message
 from schemas.views import GPU_VIEWS, SYSTEM_VIEWS
 
@@ -197,9 +206,24 @@ def _of_cache() -> Iterator[EndpointSpec]:
         ("stats", "counters and sizes", Nothing, NamespaceStats),
         ("touched", "reads of values kept open as files", Touched, TouchedReply),
         ("clear", "removes everything, archive included", Nothing, ClearReply),
+        ("config", "changes the configuration; empty: shows it", LmcacheConfigure, LmcacheConfig),
+        ("optimize", "takes expired and worthless entries out", LmcacheRequest, OptimizeReply),
     )
     for operation, text, request, reply in operations:
         yield EndpointSpec(f"cache.{{namespace}}.{operation}", "cache", text, request, reply)
+    operations = (
+        ("status", "metrics, configuration, top entries", LmcacheStatusRequest, LmcacheStatus),
+        ("metrics", "sizes, hits, tokens, latencies", LmcacheRequest, LmcacheMetrics),
+        ("config", "the configuration in force", LmcacheRequest, LmcacheConfig),
+        ("configure", "changes it: the fields given", LmcacheConfigure, LmcacheConfig),
+        ("optimize", "takes expired and worthless entries out", LmcacheRequest, OptimizeReply),
+        ("clear", "removes everything, archive included", LmcacheRequest, ClearReply),
+    )
+    for operation, text, request, reply in operations:
+        yield EndpointSpec(f"api.lmcache.{operation}", "cache", text, request, reply)
+    yield EndpointSpec(
+        "api.lmcache.{name}.{namespace}", "cache", "the same of one namespace", LmcacheRequest
+    )
 
 
 def _of_archive() -> Iterator[EndpointSpec]:

@@ -86,7 +86,7 @@ BUCKETS_FOLLOWED = ("registry", "config")
 BUCKETS_OF: Mapping[Role, tuple[str, ...]] = {
     "agent": ("registry",),
     "handlers": ("registry", "lease", "state"),
-    "cache": ("registry", "lease", "state"),
+    "cache": ("registry", "lease", "state", "config"),
     "archive": ("registry", "lease"),
 }
 """Where a role writes the keys that begin with its name."""
@@ -188,7 +188,10 @@ def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
     if role == MAKES_STREAMS:
         publish += [f"$JS.API.STREAM.CREATE.{stream}" for stream in streams]
     if role == "cache":
-        asked = ("api.archive.restore.*", "api.archive.range.*.*", "api.archive.keys.*")
+        asked = (
+            *("api.archive.restore.*", "api.archive.range.*.*", "api.archive.keys.*"),
+            "api.lmcache.*.*",
+        )
         publish += map(names.absolute, asked)
     if role == "archive":
         evictions = names.stream("EVICTIONS")

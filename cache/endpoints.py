@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import re
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import msgspec
@@ -12,7 +14,12 @@ import structlog
 
 from cache.archive_link import ArchiveLink
 from cache.entry import Entry
-from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
+from cache.namespace import (
+    DisabledError,
+    Namespace,
+    OutboxCrowdedError,
+    VersionConflictError,
+)
 from cache.outbox import Item
 from cache.ownership import Ownership, OwnershipError
 from cache.ranges import MISS, Ranges
@@ -62,8 +69,8 @@ class NamespaceEndpoints:
         clock: Clock,
         room: Room,
     ) -> None:
-        self._ranges = Ranges(namespace, instance)
-        self._same_host = SameHost(namespace, instance, self._store, clock)
+        self._ranges = Ranges(namespace, instance, self._key_of)
+        self._same_host = SameHost(namespace, instance, self._store, self._kept_key, clock)
         self.uploads = Uploads(
             namespace.name,
             instance,
@@ -113,17 +120,22 @@ class NamespaceEndpoints:
 
         What RAM does not have is asked of the archive, unless `Fleet-No-Restore: 1`.
         """
-        self._check_owned()
-        key = read_key(call.payload)
-        entry = self._namespace.find(key)
+        started_ns = time.perf_counter_ns()
+        key = self._key_of(call)
+        namespace = self._namespace
+        entry = namespace.find(key)
         if entry is not None:
+            namespace.latencies.hit.add(time.perf_counter_ns() - started_ns)
             return self._ranges.hit(entry, call)
-        if call.headers.get("Fleet-No-Restore") == "1" or not self._namespace.may_restore(key):
+        if call.headers.get("Fleet-No-Restore") == "1" or not namespace.may_restore(key):
+            if namespace.config.enabled:
+                namespace.latencies.miss.add(time.perf_counter_ns() - started_ns)
             return MISS
-        return self._restore(key, call)
+        return self._restore(key, started_ns, call)
 
-    async def _restore(self, key: str, call: Call) -> Answer:
+    async def _restore(self, key: str, started_ns: int, call: Call) -> Answer:
         entry = await self._link.restore(key)
+        self._namespace.latencies.miss.add(time.perf_counter_ns() - started_ns)
         self._check_owned()
         if entry is None:
             return MISS
@@ -136,23 +148,35 @@ class NamespaceEndpoints:
         answer = self._ranges.hit(entry, call)
         return answer if isinstance(answer, Answer) else await answer
 
+    def _key_of(self, call: Call) -> str:
+        """The key that is the payload, as it is kept for this client."""
+        self._check_owned()
+        return self._kept_key(call)(read_key(call.payload))
+
+    def _kept_key(self, call: Call) -> Callable[[str], str]:
+        """What gives the key under which a key of this client, which is admitted, is kept."""
+        clients, config = self._namespace.clients, self._namespace.config
+        return functools.partial(clients.key, config, clients.admit(config, call.headers))
+
     def put(self, call: Call) -> Answer | Awaitable[Answer]:
         """Keep the payload under `Fleet-Key`; the answer is empty with `Fleet-Version`.
 
+        `Fleet-Status: not-cached` where the prefix is too short to be kept: the key is empty now.
         With `Fleet-Size` the value comes in parts, and the answer says where they go; with
         `Fleet-File` it is in the inbox. 503 "kept
         here" when the archive, which may hold an older value, cannot be told in time.
         """
         self._check_owned()
+        kept_key = self._kept_key(call)
         if "Fleet-File" in call.headers:
-            request = read_file_put(call.headers, call.payload)
+            request = read_file_put(call.headers, call.payload, kept_key)
             self._check_announced(request)
             return self._same_host.put(request, call.headers["Fleet-File"])
         if "Fleet-Size" in call.headers:
-            request = read_upload(call.headers, call.payload)
+            request = read_upload(call.headers, call.payload, kept_key)
             self._check_announced(request)
             return self.uploads.begin(request)
-        return self._store(*read_put(call.headers, call.payload, self._clock()))
+        return self._store(*read_put(call.headers, call.payload, self._clock(), kept_key))
 
     def _store_upload(
         self, request: PutRequest, value: memoryview | ValueFile
@@ -161,6 +185,8 @@ class NamespaceEndpoints:
 
     def _check_announced(self, request: PutRequest) -> None:
         """Refuse what could not be kept before it is sent."""
+        if not self._namespace.config.enabled:
+            self._refuse_disabled()
         limit_bytes, which = self._namespace.value_limit
         if request.size_bytes > limit_bytes:
             raise RequestError(
@@ -173,6 +199,10 @@ class NamespaceEndpoints:
             self._namespace.check_version(request.key, request.expected_version)
         except VersionConflictError as error:
             _refuse_conflict(request.expected_version, error)
+        try:
+            self._namespace.check_room(request.key, request.size_bytes)
+        except ValueError as error:
+            raise RequestError(413, str(error)) from None
 
     def _check_room(self, size_bytes: int) -> None:
         if self._namespace.refuses(size_bytes):
@@ -188,7 +218,7 @@ class NamespaceEndpoints:
         if self._namespace.needs_tombstone(entry.key):
             return self._put_durably(entry, expected_version)
         self._put(entry, expected_version)
-        return Answer(headers={"Fleet-Version": entry.version})
+        return self._kept(entry)
 
     async def _put_durably(self, entry: Entry, expected_version: str | None) -> Answer:
         self._check_owned()
@@ -199,13 +229,21 @@ class NamespaceEndpoints:
                 "kept here, but the archive could not be told durably yet; it is being tried "
                 "again, and until then the older value could return after a restart",
             )
-        return Answer(headers={"Fleet-Version": entry.version})
+        return self._kept(entry)
+
+    def _kept(self, entry: Entry) -> Answer:
+        headers = {"Fleet-Version": entry.version}
+        if not self._namespace.caches(entry):
+            headers["Fleet-Status"] = "not-cached"
+        return Answer(headers=headers)
 
     def _put(self, entry: Entry, expected_version: str | None) -> Item | None:
         try:
             return self._namespace.put(entry, expected_version)
         except VersionConflictError as error:
             _refuse_conflict(expected_version, error)
+        except DisabledError:
+            self._refuse_disabled()
         except OutboxCrowdedError:
             _refuse_crowded()
         except ValueError as error:
@@ -216,7 +254,7 @@ class NamespaceEndpoints:
         self._check_owned()
         if _BY_TAG.match(call.payload):
             raise RequestError(503, "delete by tag is not built yet; delete by key")
-        key = read_key(call.payload)
+        key = self._key_of(call)
         if self._namespace.needs_tombstone(key):
             return self._delete_durably(key)
         return self._delete(key)[0]
@@ -241,16 +279,14 @@ class NamespaceEndpoints:
 
     def exists(self, call: Call) -> Answer:
         """Whether the key is in RAM or on its way to the archive; the archive is not asked."""
-        self._check_owned()
-        found = self._namespace.peek(read_key(call.payload))
+        found = self._namespace.peek(self._key_of(call))
         if found is None:
             return _json(CacheReply(existed=False))
         return _json(CacheReply(existed=True, version=found[0].version))
 
     def meta(self, call: Call) -> Answer:
         """What is known of an entry in RAM or on its way to the archive; counts as no access."""
-        self._check_owned()
-        found = self._namespace.peek(read_key(call.payload))
+        found = self._namespace.peek(self._key_of(call))
         if found is None:
             return _json(EntryMeta(found=False))
         entry, where = found
@@ -290,7 +326,7 @@ class NamespaceEndpoints:
             namespace=namespace.name,
             instance=self._instance,
             generation=namespace.generation,
-            policy=self._settings.eviction_policy,
+            policy=namespace.config.eviction_policy,
             total_entries=len(namespace.memory),
             memory_used_mb=namespace.used_mb,
             used_bytes=namespace.memory.used_bytes,
@@ -352,6 +388,11 @@ class NamespaceEndpoints:
             return endpoint.handle(call)
 
         return dataclasses.replace(endpoint, handle=handle)
+
+    def _refuse_disabled(self) -> NoReturn:
+        raise RequestError(
+            503, f"enabled is off in the configuration of {self._namespace.name}"
+        ) from None
 
     def _check_owned(self) -> None:
         if not self._lease.held:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from cache.entry import Entry, utf8_bytes
@@ -56,6 +56,7 @@ class InMemoryKVCacheManager:
         self._reads: list[Entry] = []
         self._count = 0
         self._used_bytes = 0
+        self._tokens = 0
         self._hits = 0
         self._misses = 0
         self._evictions = 0
@@ -148,7 +149,8 @@ class InMemoryKVCacheManager:
                 shard.clear()
             self._reads.clear()
             self._policy = make_policy(self.policy_name)
-            self._count = self._used_bytes = self._hits = self._misses = self._evictions = 0
+            self._count = self._used_bytes = self._tokens = 0
+            self._hits = self._misses = self._evictions = 0
 
     def resize(self, max_memory_mb: int) -> list[Entry]:
         """Set the limit; returns what had to leave for it.
@@ -219,6 +221,11 @@ class InMemoryKVCacheManager:
     def used_bytes(self) -> int:
         """Bytes of all entries; never above `limit_bytes`."""
         return self._used_bytes
+
+    @property
+    def tokens(self) -> int:
+        """Sum of `prefix_tokens` of all entries."""
+        return self._tokens
 
     def __len__(self) -> int:
         """Entries held, expired ones that nobody looked up included."""
@@ -339,6 +346,36 @@ class InMemoryKVCacheManager:
                     return entry
             return None
 
+    def key_batches(self) -> Iterator[list[str]]:
+        """The keys in batches; what comes or goes meanwhile may be among them or not."""
+        for shard in self._shards:
+            with self._lock:
+                keys = list(shard)
+            yield keys
+
+    def sweep(
+        self, keys: Iterable[str], is_worthless: Callable[[Entry, int], bool]
+    ) -> tuple[list[Entry], list[Entry]]:
+        """Take out, of the entries of `keys`, the expired ones, and the worthless ones.
+
+        `is_worthless` gets each other entry and the time of now.
+        """
+        expired, worthless = [], []
+        with self._lock:
+            self._count_reads()
+            now_ns = self._clock()
+            for key in keys:
+                entry = self._shards[hash(key) & _SHARD].get(key)
+                if entry is None:
+                    continue
+                if entry.expired(now_ns):
+                    self._take(entry)
+                    expired.append(entry)
+                elif is_worthless(entry, now_ns):
+                    self._take(entry)
+                    worthless.append(entry)
+        return expired, worthless
+
     def _catch_up(self) -> None:
         with self._lock:
             self._count_reads()
@@ -394,6 +431,7 @@ class InMemoryKVCacheManager:
         shard[entry.key] = entry
         self._count += 1
         self._used_bytes += size_bytes
+        self._tokens += entry.prefix_tokens or 0
 
     def _release(self, entry: Entry) -> None:
         """Take out what `entry` will replace; its place is the policy's to know."""
@@ -407,6 +445,7 @@ class InMemoryKVCacheManager:
             old.place = None
             self._count -= 1
             self._used_bytes -= old.size_bytes
+            self._tokens -= old.prefix_tokens or 0
 
     def _take(self, entry: Entry) -> None:
         self._policy.removed(entry)
@@ -423,6 +462,7 @@ class InMemoryKVCacheManager:
         entry.place = None
         self._count -= 1
         self._used_bytes -= entry.size_bytes
+        self._tokens -= entry.prefix_tokens or 0
         return entry
 
     def _make_room(self, size_bytes: int, now_ns: int) -> list[Entry]:

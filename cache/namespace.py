@@ -4,21 +4,25 @@ import asyncio
 import dataclasses
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
 import structlog
 
 from cache.archived import ArchivedKeys
+from cache.clients import Clients
 from cache.entry import Entry
 from cache.files import Files
+from cache.hot import KEPT, HotEntries
+from cache.latency import Latencies
 from cache.memory import MB, InMemoryKVCacheManager
 from cache.outbox import Item, Outbox
 from cache.reuse import ReuseLearner
 from cache.settings import CacheSettings
 from cache.ttl import WRITER, Decision, decide
 from cache.value_file import ValueFile
+from schemas.lmcache import LmcacheConfig
 from schemas.protocols import Clock
 from schemas.units import SECOND_NS
 
@@ -46,6 +50,10 @@ class Counters:
     restores: int = 0
     restores_refused: int = 0
     restores_failed: int = 0
+    hit_bytes: int = 0
+    put_bytes: int = 0
+    tokens_served: int = 0
+    tokens_computed: int = 0
 
     @property
     def hit_ratio(self) -> float | None:
@@ -58,6 +66,10 @@ class OutboxCrowdedError(Exception):
     """Too many tombstones wait for the eviction stream: a write that needs one is refused."""
 
 
+class DisabledError(Exception):
+    """The configuration has `enabled` off: nothing is kept."""
+
+
 class Restore:
     """One question to the archive, shared by all who miss the key meanwhile.
 
@@ -68,6 +80,13 @@ class Restore:
         self.stale = False
         self.answer: Entry | None = None
         self.finished = asyncio.Event()
+
+
+def configured(settings: CacheSettings) -> LmcacheConfig:
+    """The configuration that the settings give, before anybody changes it."""
+    return LmcacheConfig(
+        max_size_mb=settings.max_memory_mb, eviction_policy=settings.eviction_policy
+    )
 
 
 class Namespace:
@@ -83,6 +102,7 @@ class Namespace:
         self,
         name: str,
         settings: CacheSettings,
+        config: LmcacheConfig | None = None,
         *,
         epoch_ms: int,
         generation: int,
@@ -107,8 +127,69 @@ class Namespace:
         self._message_ids = message_ids
         self._clock = clock
         self._writes = 0
+        self.config = LmcacheConfig()
+        self.clients = Clients()
+        self.hot = HotEntries(self.memory.peek)
+        self.latencies = Latencies()
+        self.has_seen_tokens = False
         self._restores: dict[str, Restore] = {}
         self._value_files: weakref.WeakSet[ValueFile] = weakref.WeakSet()
+        self.configure(config or configured(settings))
+
+    def configure(self, config: LmcacheConfig) -> None:
+        """Use `config` from now on; what is in RAM beyond its limit leaves by `shrink`.
+
+        Clients that read open files without asking must ask again where the answer would differ.
+        """
+        if (config.enabled, config.enable_sharing) != (
+            self.config.enabled,
+            self.config.enable_sharing,
+        ):
+            self.retire_files()
+        self.config = config
+        if config.eviction_policy != self.memory.policy_name:
+            self.memory.set_policy(config.eviction_policy)
+        self._limit_memory()
+
+    @property
+    def surplus_bytes(self) -> int:
+        """What RAM holds beyond the configured limit."""
+        return max(0, self.memory.used_bytes - self._configured_bytes)
+
+    def shrink(self) -> None:
+        """Evict one entry, and lower the limit in force as far as the rest allows."""
+        entry = self.memory.take_next()
+        self._limit_memory()
+        if entry is not None:
+            self.counters.evictions += 1
+            self._evict(entry, "shrink")
+
+    def sweep(self, keys: Iterable[str]) -> tuple[list[Entry], list[Entry]]:
+        """Take the expired and the worthless entries of `keys` out of RAM, and return them."""
+        expired, worthless = self.memory.sweep(keys, self.is_worthless)
+        for entry in (*expired, *worthless):
+            _retire(entry)
+        return expired, worthless
+
+    def is_worthless(self, entry: Entry, now_ns: int) -> bool:
+        """Whether the archive would have dropped `entry` by now, evicted at its last access.
+
+        One that was put with a TTL is worth what its writer said, and one that was used within
+        `ttl.min_seconds` is worth keeping.
+        """
+        idle_ns = now_ns - entry.last_accessed_ns
+        if entry.ttl_seconds is not None or idle_ns <= self._settings.ttl.min_seconds * SECOND_NS:
+            return False
+        deadline_ns = self.archive_decision(entry, entry.last_accessed_ns).deadline_ns
+        return deadline_ns is None or deadline_ns < now_ns
+
+    def caches(self, entry: Entry) -> bool:
+        """Whether an entry like this one is kept: its prefix may be too short."""
+        return (
+            not self.config.enable_prefix_caching
+            or entry.prefix_tokens is None
+            or entry.prefix_tokens >= self.config.min_prefix_length
+        )
 
     def refuses(self, size_bytes: int) -> bool:
         """Whether nothing new is kept, because what it evicts could be lost to the archive."""
@@ -120,14 +201,19 @@ class Namespace:
         settings = self._settings
         limits = [
             (settings.max_value_bytes, "cache.max_value_bytes"),
-            (self.memory.limit_bytes, "cache.max_memory_mb"),
+            (self.memory.limit_bytes, "max_size_mb"),
         ]
         if self.archiving:
             limits.append((settings.outbox_max_bytes // 2, "half of cache.outbox_max_bytes"))
         return min(limits)
 
     def find(self, key: str) -> Entry | None:
-        """The entry, counted as a hit or a miss; one that waits for the archive returns to RAM."""
+        """The entry, counted as a hit or a miss; one that waits for the archive returns to RAM.
+
+        None, and not counted, while the configuration has `enabled` off.
+        """
+        if not self.config.enabled:
+            return None
         entry = self.memory.lookup(key)
         if entry is None:
             self.learner.asked(key, self._clock())
@@ -139,6 +225,9 @@ class Namespace:
             entry.last_accessed_ns = self._clock()
             self._keep_if_room(entry)
         self.counters.hits += 1
+        self.counters.hit_bytes += entry.value_bytes
+        self.counters.tokens_served += entry.prefix_tokens or 0
+        self.hot.note(key, entry.access_count)
         if entry.ttl_seconds and self._settings.ttl.deadline == "sliding":
             entry.expires_at_ns = entry.last_accessed_ns + int(entry.ttl_seconds * SECOND_NS)
         return entry
@@ -158,20 +247,53 @@ class Namespace:
     def put(self, entry: Entry, expected_version: str | None = None) -> Item | None:
         """Keep `entry` as a new version; returns the tombstone of what may be archived.
 
+        One that the cache does not keep (`caches`) takes what its key had with it.
+
         Raises:
+            DisabledError: the cache is off; nothing changed.
             VersionConflictError: `expected_version` is not the version that is here.
             OutboxCrowdedError: it needs a tombstone, and there are too many; nothing changed.
-            ValueError: larger than the cache; nothing changed.
+            ValueError: larger than the cache, or it is full and evicts nothing by itself;
+                nothing changed.
         """
+        if not self.config.enabled:
+            raise DisabledError
         self._check_room_for_tombstone(entry.key)
         self.check_version(entry.key, expected_version)
         replaced = self.peek(entry.key)
+        if not self.caches(entry):
+            self.memory.remove(entry.key)
+            entry.version = self._next_version()
+            if replaced is not None:
+                _retire(replaced[0])
+            return self._supersede(entry.key, entry.version)
+        if not self.config.enable_prefix_caching:
+            entry.parent = None
+        self.check_room(entry.key, entry.size_bytes)
         entry.version = self._next_version()
         self._keep(entry)
-        self.counters.puts += 1
         if replaced is not None:
             _retire(replaced[0])
+        self.counters.puts += 1
+        self.counters.put_bytes += entry.value_bytes
+        if entry.prefix_tokens is not None:
+            self.counters.tokens_computed += entry.prefix_tokens
         return self._supersede(entry.key, entry.version)
+
+    def check_room(self, key: str, size_bytes: int) -> None:
+        """Whether an entry of `key` finds room, should the cache not evict by itself.
+
+        Raises:
+            ValueError: it does not; the text names the ways out.
+        """
+        too_large_for_any = size_bytes > self.memory.limit_bytes
+        if self.config.auto_eviction or too_large_for_any:
+            return
+        if self._room_bytes(key) < size_bytes:
+            raise ValueError(
+                f"the cache is full: {self.memory.used_bytes} of {self._configured_bytes} bytes, "
+                "and auto_eviction is off; delete something, optimize, or raise max_size_mb"
+            )
 
     def check_version(self, key: str, expected_version: str | None) -> None:
         """Compare the version that is here with the one a writer expects; None = any.
@@ -215,6 +337,7 @@ class Namespace:
         entries = len(self.memory)
         self.memory.clear()
         self.retire_files()
+        self._limit_memory()
         return entries
 
     def retire_files(self) -> None:
@@ -245,7 +368,12 @@ class Namespace:
 
     def may_restore(self, key: str) -> bool:
         """Whether the archive may hold `key` and can be believed."""
-        return self.archiving and self.archived.caught_up and self.archived.may_hold(key)
+        return (
+            self.config.enabled
+            and self.archiving
+            and self.archived.caught_up
+            and self.archived.may_hold(key)
+        )
 
     def restore_under_way(self, key: str) -> Restore | None:
         """The unanswered question for `key` that still is worth waiting for."""
@@ -289,6 +417,13 @@ class Namespace:
             if entry is not None:
                 self._evict(entry, reason)
 
+    async def evict_hottest(self, reason: str) -> None:
+        """Send what is hot in RAM to the outbox, hottest first, as fast as that has room."""
+        for entry in self.hot.top(KEPT):
+            await self.outbox.roomy()
+            if self.memory.remove(entry.key) is entry:
+                self._evict(entry, reason)
+
     def archive_decision(self, entry: Entry, now_ns: int) -> Decision:
         """What the archive would be told of `entry` if it were evicted now."""
         return decide(self._settings.ttl, entry, self.learner, now_ns)
@@ -312,7 +447,8 @@ class Namespace:
 
     def _keep_if_room(self, entry: Entry) -> None:
         """Like `_keep`, but never at the price of an eviction that puts are refused to save."""
-        if entry.size_bytes <= self.memory.limit_bytes and not self.refuses(entry.size_bytes):
+        fits = entry.size_bytes <= self.memory.limit_bytes and not self.refuses(entry.size_bytes)
+        if fits and (self.config.auto_eviction or self._room_bytes(entry.key) >= entry.size_bytes):
             self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
@@ -321,6 +457,7 @@ class Namespace:
         if isinstance(entry.value, ValueFile):
             self._value_files.add(entry.value)
         self.outbox.largest_bytes = max(self.outbox.largest_bytes, entry.size_bytes)
+        self.has_seen_tokens = self.has_seen_tokens or entry.prefix_tokens is not None
         used = self.learner.kept(entry.key, self._clock())
         entry.earlier_uses = max(0, used - entry.access_count)
         parent = None if entry.parent is None else self.memory.peek(entry.parent)
@@ -379,6 +516,19 @@ class Namespace:
         in_ram = self.memory.peek(item.key)
         if item.entry is not None and (in_ram is None or in_ram.value is not item.entry.value):
             _retire(item.entry)
+
+    @property
+    def _configured_bytes(self) -> int:
+        return max(1, int(self.config.max_size_mb * MB))
+
+    def _limit_memory(self) -> None:
+        self.memory.limit_bytes = max(self._configured_bytes, self.memory.used_bytes)
+
+    def _room_bytes(self, key: str) -> int:
+        """What an entry of `key` may take without an eviction."""
+        present = self.memory.peek(key)
+        own = 0 if present is None else present.size_bytes
+        return self._configured_bytes - self.memory.used_bytes + own
 
     def _check_room_for_tombstone(self, key: str) -> None:
         if self.outbox.crowded and self.needs_tombstone(key):

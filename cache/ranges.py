@@ -1,13 +1,13 @@
 """Reads of large values: what a hit says instead of the value, and slices of it."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from cache.entry import Entry
 from cache.namespace import Namespace
 from cache.requests import read_version
 from cache.value_file import ValueFile
-from schemas.cache import INLINE_LIMIT_BYTES, encode_header, read_key, read_range
+from schemas.cache import INLINE_LIMIT_BYTES, encode_header, read_range
 from schemas.protocols import Answer, Call, Endpoint, RequestError
 from schemas.units import instant
 
@@ -17,9 +17,11 @@ MISS = Answer(headers={"Fleet-Status": "miss"})
 class Ranges:
     """Answers hits: small values themselves, large ones slice by slice, or by the file they are."""
 
-    def __init__(self, namespace: Namespace, instance: str) -> None:
+    def __init__(self, namespace: Namespace, instance: str, key_of: Callable[[Call], str]) -> None:
+        """`key_of` gives the key that a request names."""
         self._namespace = namespace
         self._instance = instance
+        self._key_of = key_of
 
     def endpoint(self) -> Endpoint:
         """Gives slices, at this instance alone."""
@@ -66,7 +68,7 @@ class Ranges:
         Raises:
             RequestError: 409 when that version is no longer here; 400 a header is malformed.
         """
-        key = read_key(call.payload)
+        key = self._key_of(call)
         version = read_version(call.headers)
         if version is None:
             raise RequestError(400, "header Fleet-Version is missing")

@@ -30,13 +30,13 @@ T = TypeVar("T")
 class PutRequest:
     """What the headers of a put say; `digest` is empty while it has not come."""
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        """Read the headers.
+    def __init__(self, headers: Mapping[str, str], kept_key: Callable[[str], str] = str) -> None:
+        """Read the headers; `kept_key` gives the key under which the cache keeps a key.
 
         Raises:
             RequestError: 400 a header is missing or malformed, named.
         """
-        self._fields = _read_fields(headers)
+        self._fields = _read_fields(headers, kept_key)
         self.key: str = self._fields["key"]
         self.expected_version = read_version(headers)
         self.size_bytes = _read(headers, "Fleet-Size", _count) or 0
@@ -64,8 +64,13 @@ class PutRequest:
         )
 
 
-def read_put(headers: Mapping[str, str], payload: bytes, now_ns: int) -> tuple[Entry, str | None]:
-    """The entry to keep, and the version it expects to replace.
+def read_put(
+    headers: Mapping[str, str],
+    payload: bytes,
+    now_ns: int,
+    kept_key: Callable[[str], str] = str,
+) -> tuple[Entry, str | None]:
+    """The entry to keep, and the version it expects to replace; `kept_key` as in PutRequest.
 
     Raises:
         RequestError: 413 the value is too large; 400 a header is missing or malformed, named.
@@ -78,11 +83,13 @@ def read_put(headers: Mapping[str, str], payload: bytes, now_ns: int) -> tuple[E
         )
     if "Fleet-Digest" in headers:
         raise RequestError(400, "header Fleet-Size is missing: Fleet-Digest is of values in parts")
-    request = PutRequest(headers)
+    request = PutRequest(headers, kept_key)
     return request.entry(payload, now_ns), request.expected_version
 
 
-def read_upload(headers: Mapping[str, str], payload: bytes) -> PutRequest:
+def read_upload(
+    headers: Mapping[str, str], payload: bytes, kept_key: Callable[[str], str] = str
+) -> PutRequest:
     """What is said of a large value (`Fleet-Size`) that will come in parts.
 
     Raises:
@@ -92,7 +99,7 @@ def read_upload(headers: Mapping[str, str], payload: bytes) -> PutRequest:
         raise RequestError(
             400, "header Fleet-Size: announces a value in parts: send it without payload"
         )
-    request = PutRequest(headers)
+    request = PutRequest(headers, kept_key)
     if request.size_bytes <= INLINE_LIMIT_BYTES:
         raise RequestError(
             400,
@@ -102,7 +109,9 @@ def read_upload(headers: Mapping[str, str], payload: bytes) -> PutRequest:
     return request
 
 
-def read_file_put(headers: Mapping[str, str], payload: bytes) -> PutRequest:
+def read_file_put(
+    headers: Mapping[str, str], payload: bytes, kept_key: Callable[[str], str] = str
+) -> PutRequest:
     """What is said of a value (`Fleet-Size`) that lies in a file.
 
     Raises:
@@ -110,7 +119,7 @@ def read_file_put(headers: Mapping[str, str], payload: bytes) -> PutRequest:
     """
     if payload:
         raise RequestError(400, "header Fleet-File: the value is a file: send no payload")
-    request = PutRequest(headers)
+    request = PutRequest(headers, kept_key)
     if not request.size_bytes:
         raise RequestError(400, "header Fleet-Size is missing")
     return request
@@ -125,10 +134,11 @@ def read_version(headers: Mapping[str, str]) -> str | None:
     return _read(headers, "Fleet-Version", lambda text: _matching(_VERSION, text))
 
 
-def _read_fields(headers: Mapping[str, str]) -> dict[str, Any]:
+def _read_fields(headers: Mapping[str, str], kept_key: Callable[[str], str]) -> dict[str, Any]:
     key = _read(headers, "Fleet-Key", lambda text: _checked_key(decode_header(text)))
     if key is None:
         raise RequestError(400, "header Fleet-Key is missing")
+    parent = _read(headers, "Fleet-Parent", lambda text: _checked_key(decode_header(text)))
     ttl_seconds = _read(headers, "Fleet-Ttl-Seconds", _ttl)
     tags = _read(headers, "Fleet-Tags", _tags) or ()
     meta = _read(headers, "Fleet-Meta", lambda text: _decode_meta(decode_header(text))) or {}
@@ -139,10 +149,10 @@ def _read_fields(headers: Mapping[str, str]) -> dict[str, Any]:
             f"Fleet-Tags and Fleet-Meta have {labels} bytes, more than {MAX_LABEL_BYTES} together",
         )
     return {
-        "key": key,
+        "key": kept_key(key),
         "ttl_seconds": ttl_seconds,
         "prefix_tokens": _read(headers, "Fleet-Prefix-Tokens", _count),
-        "parent": _read(headers, "Fleet-Parent", lambda text: _checked_key(decode_header(text))),
+        "parent": None if parent is None else kept_key(parent),
         "cost_seconds": _read(headers, "Fleet-Cost-Seconds", _number),
         "request_class": _read(headers, "Fleet-Class", lambda text: _matching(_CLASS, text)),
         "tags": tags,

@@ -16,10 +16,19 @@ Store = Callable[[Entry, str | None], Answer | Awaitable[Answer]]
 class SameHost:
     """Takes over files from the inbox, and counts what clients read from files they keep open."""
 
-    def __init__(self, namespace: Namespace, instance: str, store: Store, clock: Clock) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        instance: str,
+        store: Store,
+        kept_key: Callable[[Call], Callable[[str], str]],
+        clock: Clock,
+    ) -> None:
+        """`kept_key` gives what gives the key under which a client's key is kept."""
         self._namespace = namespace
         self._instance = instance
         self._store = store
+        self._kept_key = kept_key
         self._clock = clock
 
     def endpoint(self) -> Endpoint:
@@ -54,8 +63,9 @@ class SameHost:
         answer = self._store(entry, request.expected_version)
         return answer if isinstance(answer, Answer) else await answer
 
-    def touched(self, request: Touched, _call: Call) -> TouchedReply:
+    def touched(self, request: Touched, call: Call) -> TouchedReply:
         """Count the reads; the answer also says that this instance owns the namespace now."""
         reads = request.reads
-        counted = sum(self._namespace.touch(r.key, r.version, r.hits) for r in reads)
+        kept_key, touch = self._kept_key(call), self._namespace.touch
+        counted = sum(touch(kept_key(read.key), read.version, read.hits) for read in reads)
         return TouchedReply(instance=self._instance, counted=counted)

@@ -12,15 +12,20 @@ from typing import Self
 import structlog
 
 from cache.archive_link import ArchiveLink
+from cache.configuration import Configuration
 from cache.endpoints import NamespaceEndpoints
 from cache.files import Files
 from cache.large_evictions import LargeEvictions
-from cache.namespace import Namespace
+from cache.lmcache import LmcacheEndpoints
+from cache.lmcache_front import LmcacheFront
+from cache.namespace import Namespace, configured
 from cache.ownership import Ownership, OwnershipError
 from cache.pump import Pump
 from cache.room import Room
 from cache.settings import MIB, CacheSettings
+from cache.tuning import Tuning
 from cache.uploads import Uploads
+from cache.warmup import Warmup
 from schemas.engines import CacheMetrics
 from schemas.lifecycle import Component, ComponentState
 from schemas.protocols import (
@@ -49,12 +54,18 @@ Serve = Callable[[Sequence[Endpoint]], Awaitable[Callable[[], Awaitable[None]]]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CacheBus:
-    """What the cache needs of the bus; `state` is the bucket for what outlives a restart."""
+    """What the cache needs of the bus.
+
+    `state` is the bucket for what outlives a restart, `config` the one for what people change, and
+    `config_name` its name on the server.
+    """
 
     publisher: Publisher
     requester: Requester
     subscriber: Subscriber
     state: Bucket
+    config: Bucket
+    config_name: str
     leases: Leases
     serve: Serve
 
@@ -68,6 +79,8 @@ class _Owned:
     pump: Pump
     large: LargeEvictions
     uploads: Uploads
+    lmcache: LmcacheEndpoints
+    configuration: Configuration
 
 
 class CacheService:
@@ -94,6 +107,7 @@ class CacheService:
         self._message_ids = (f"{instance}.{boot}.{count}" for count in itertools.count(1))
         self._owned: dict[str, _Owned] = {}
         self._waiting: dict[str, str] = dict.fromkeys(settings.namespaces, "starting")
+        self._front = LmcacheFront(self._lmcache_here, bus.requester)
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
@@ -101,6 +115,7 @@ class CacheService:
 
     async def __aenter__(self) -> Self:
         self.files = await asyncio.to_thread(Files, self._settings)
+        self._stop_front = await self._bus.serve(self._front.endpoints())
         await self._tasks.__aenter__()
         self._work = [
             self._tasks.create_task(self._sweep_inbox()),
@@ -118,6 +133,7 @@ class CacheService:
         trace: TracebackType | None,
     ) -> None:
         self._stopping.set()
+        await self._stop_front()
         await asyncio.wait(self._work, timeout=self._settings.drain_timeout_seconds + STOP_SECONDS)
         for task in self._work:
             task.cancel()
@@ -137,6 +153,10 @@ class CacheService:
         """Whether this instance serves `namespace` now."""
         return namespace in self._owned
 
+    def _lmcache_here(self, namespace: str) -> LmcacheEndpoints | None:
+        owned = self._owned.get(namespace)
+        return None if owned is None else owned.lmcache
+
     def components(self) -> list[Component]:
         """State of now: each namespace's lease, and its outbox and archive where it is owned."""
         components = [self._component("same_host", *self.files.state())]
@@ -151,6 +171,7 @@ class CacheService:
                 self._component(f"{name}.lease", "ok", "owner"),
                 self._component(f"{name}.outbox", *_outbox_state(owned)),
                 self._component(f"{name}.archive", *_archive_state(owned)),
+                self._component(f"{name}.configuration", *_configuration_state(owned)),
             ]
         return components
 
@@ -206,9 +227,12 @@ class CacheService:
         await ownership.take_over(
             clock() // 1_000_000, new_generation=settings.archive_mode == "off"
         )
+        configuration = Configuration(self._bus.config, self._bus.state, name, configured(settings))
+        await configuration.load()
         namespace = Namespace(
             name,
             settings,
+            configuration.current,
             epoch_ms=ownership.epoch_ms,
             generation=ownership.generation,
             message_ids=self._message_ids,
@@ -237,12 +261,27 @@ class CacheService:
             clock,
             room,
         )
+        tuning = Tuning(namespace, configuration, self._bus.publisher, self._instance, clock)
+        warmup = Warmup(namespace, link, self._bus.state)
+        lmcache = LmcacheEndpoints(
+            namespace, tuning, warmup, lease, endpoints.clear, self._instance, clock
+        )
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(namespace.retire_files)
             stack.callback(endpoints.uploads.close)
             stack.push_async_callback(await link.listen())
-            stop_serving = await self._bus.serve(endpoints.endpoints())
-            self._owned[name] = _Owned(namespace, link, pump, large, endpoints.uploads)
+            stack.push_async_callback(
+                await self._bus.subscriber.follow(
+                    f"KV_{self._bus.config_name}",
+                    configuration.heard,
+                    subject=f"$KV.{self._bus.config_name}.cache.{name}",
+                    last_per_subject=True,
+                )
+            )
+            stop_serving = await self._bus.serve([*endpoints.endpoints(), *lmcache.endpoints()])
+            self._owned[name] = _Owned(
+                namespace, link, pump, large, endpoints.uploads, lmcache, configuration
+            )
             self._enter(name, "owner")
             log.info("namespace_owned", namespace=name, generation=namespace.generation)
             async with asyncio.TaskGroup() as group:
@@ -256,13 +295,15 @@ class CacheService:
                 workers = [
                     group.create_task(self._publish_metrics(namespace)),
                     group.create_task(link.run()),
+                    group.create_task(tuning.run()),
+                    group.create_task(warmup.run()),
                     *until_over,
                 ]
                 try:
                     await asyncio.wait(until_over, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     await stop_serving()
-                    await self._flush(namespace, lease)
+                    await self._flush(namespace, lease, warmup)
                     for worker in workers:
                         worker.cancel()
 
@@ -274,12 +315,13 @@ class CacheService:
     async def _until_stopping(self) -> None:
         await self._stopping.wait()
 
-    async def _flush(self, namespace: Namespace, lease: Lease) -> None:
+    async def _flush(self, namespace: Namespace, lease: Lease, warmup: Warmup) -> None:
         """Publish what waits; nothing of an owner that lost its lease, for another one serves."""
         archive_all = self._settings.archive_on_stop and namespace.archiving
         if lease.held:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.drain_timeout_seconds):
+                    await warmup.save_at_stop()
                     if archive_all:
                         await namespace.evict_everything("stop")
                     await namespace.outbox.drained()
@@ -304,7 +346,7 @@ class CacheService:
             instance=self._instance,
             namespace=namespace.name,
             observed_at=instant(self._clock()),
-            policy=self._settings.eviction_policy,
+            policy=namespace.config.eviction_policy,
             entries=len(namespace.memory),
             used_bytes=namespace.memory.used_bytes,
             limit_bytes=namespace.memory.limit_bytes,
@@ -356,3 +398,17 @@ def _archive_state(owned: _Owned) -> tuple[ComponentState, str]:
     if not namespace.archived.known:
         return "degraded", "the archive has not sent its list of keys"
     return "ok", f"{namespace.archived.unconfirmed} tombstones not confirmed"
+
+
+def _configuration_state(owned: _Owned) -> tuple[ComponentState, str]:
+    configuration, namespace = owned.configuration, owned.namespace
+    if configuration.problem:
+        return "degraded", f"{configuration.problem}; the last good one is in force"
+    if configuration.ignored:
+        fields = ", ".join(configuration.ignored)
+        return "degraded", f"fields of a newer release do nothing here: {fields}"[:300]
+    if namespace.surplus_bytes:
+        surplus = namespace.surplus_bytes / MIB
+        return "degraded", f"RAM is {surplus:.1f} MiB above max_size_mb and shrinks"
+    text = f"version {configuration.version}" if configuration.version else "of the settings"
+    return "ok", text if namespace.config.enabled else f"{text}, enabled is off"

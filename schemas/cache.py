@@ -23,7 +23,7 @@ _RANGE = re.compile(r"(\d{1,15})-(\d{1,15})", re.ASCII)
 
 
 class CacheEvent(Message, frozen=True, kw_only=True):
-    """A namespace was cleared, or its configuration changed."""
+    """A namespace was cleared, or its configuration changed: to `version`."""
 
     SUBJECT: ClassVar[str] = "cache_event.{kind}.{namespace}"
     PUBLISHER: ClassVar[str] = "cache"
@@ -34,6 +34,7 @@ class CacheEvent(Message, frozen=True, kw_only=True):
     observed_at: Instant
     generation: Count
     entries: Count = 0
+    version: Count | None = None
 
 
 class Evicted(msgspec.Struct, frozen=True, kw_only=True):

@@ -260,7 +260,7 @@ async def test_an_upload_takes_every_header_of_a_put(bus: Bus, client: Client) -
             Fleet_Parent="root",
             Fleet_Tags="a,b",
             Fleet_Class="chat",
-            Fleet_Prefix_Tokens="7",
+            Fleet_Prefix_Tokens="17",
             Fleet_Version=version,
         )
         clock.advance(100)  # its time begins when it is there
@@ -273,7 +273,7 @@ async def test_an_upload_takes_every_header_of_a_put(bus: Bus, client: Client) -
         expired = await cache.get("key")
 
     assert (meta.ttl_seconds, meta.parent, meta.tags) == (60, "root", ["a", "b"])
-    assert (meta.request_class, meta.prefix_tokens) == ("chat", 7)
+    assert (meta.request_class, meta.prefix_tokens) == ("chat", 17)
     assert meta.version is not None
     assert meta.version > version
     assert conflict.value.code == 409

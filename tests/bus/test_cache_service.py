@@ -267,6 +267,7 @@ async def test_components_tell_the_lease_the_outbox_and_the_archive(bus: Bus) ->
         "default.lease": "ok",
         "default.outbox": "ok",
         "default.archive": "degraded",
+        "default.configuration": "ok",
     }
     assert "nobody serves" in text
 

@@ -172,6 +172,7 @@ JETSTREAM = {
     "write the cache's lease": "$KV.fleet-lease.cache.default",
     "write a slot's state": "$KV.fleet-state.handlers.slot.0",
     "write the configuration": "$KV.fleet-config.agent",
+    "configure the cache": "$KV.fleet-config.cache.default",
     "ask the system": "$SYS.REQ.SERVER.PING",
 }
 MAY = {
@@ -182,7 +183,7 @@ MAY = {
     },
     "cache": {
         *("read events", "read the registry", "let the registry flow", "read the state"),
-        "write the cache's lease",
+        *("write the cache's lease", "configure the cache"),
     },
     "archive": {
         *("take evictions", "settle evictions", "settle evictions (2.15)"),
@@ -193,7 +194,7 @@ MAY = {
     "orchestrator": {"read advice"},
     "operator": {
         *(what for what, subject in JETSTREAM.items() if subject.startswith("$JS.")),
-        "write the configuration",
+        *("write the configuration", "configure the cache"),
     },
 }
 

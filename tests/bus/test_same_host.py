@@ -295,7 +295,7 @@ async def test_what_the_cache_gave_up_is_closed_soon_and_no_more_is_kept_than_al
         pytest.param({"Fleet_File": "f" * 32}, 404, "send the value in parts", id="no such file"),
         pytest.param({"Fleet_Size": "5"}, 400, "the file has 307200 bytes", id="another size"),
         pytest.param({"Fleet_Size": "x"}, 400, "Fleet-Size", id="no size"),
-        pytest.param({"Fleet_Size": str(10**9)}, 413, "max_memory_mb", id="too large"),
+        pytest.param({"Fleet_Size": str(10**9)}, 413, "max_size_mb", id="too large"),
         pytest.param({"Fleet_Digest": "0" * 64}, 400, "another SHA-256", id="wrong digest"),
         pytest.param({"Fleet_Version": f"{1:012x}-{1:010x}"}, 409, "expected", id="other version"),
     ],

@@ -39,6 +39,8 @@ async def running(
             requester=bus,
             subscriber=bus,
             state=bus.bucket("state"),
+            config=bus.bucket("config"),
+            config_name=bus.names.bucket("config"),
             leases=leases,
             serve=served.add,
         ),
