@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agent import cli_cache_values, cli_replay
+from agent import cli_cache, cli_cache_values, cli_replay
 from agent import log as logs
 from agent.assembly import Simulation
 from agent.bus import Bus, BusError
@@ -66,6 +66,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_cache.app)
 
 app.add_typer(cli_cache_values.app)
 app.command()(cli_replay.replay)

@@ -16,6 +16,7 @@ from agent.sources import Buffer, Source
 from agent.transfer import DEADLINE_SECONDS, Found, OnProgress, Transfer
 from schemas.api import (
     CacheReply,
+    ClearReply,
     EntryMeta,
     Filter,
     HealthReply,
@@ -26,12 +27,21 @@ from schemas.api import (
     NamespaceStats,
 )
 from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, encode_header
+from schemas.lmcache import (
+    LmcacheConfig,
+    LmcacheMetrics,
+    LmcacheRequest,
+    LmcacheStatus,
+    LmcacheStatusRequest,
+    OptimizeReply,
+)
 from schemas.units import token
 
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 5.0
 READS_IN_FLIGHT = 8
+WORK_TIMEOUT_SECONDS = 30.0
 
 
 class _Connected:
@@ -66,9 +76,16 @@ class _Connected:
     ) -> None:
         await self.close()
 
-    async def _ask(self, subject: str, body: msgspec.Struct | None, reply: type[T]) -> T:
+    async def _ask(
+        self,
+        subject: str,
+        body: msgspec.Struct | Mapping[str, Any] | None,
+        reply: type[T],
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> T:
         payload = b"" if body is None else msgspec.json.encode(body)
-        answer = await self._bus.request(subject, payload, timeout_seconds=TIMEOUT_SECONDS)
+        answer = await self._bus.request(subject, payload, timeout_seconds=timeout_seconds)
         return msgspec.json.decode(answer.payload, type=reply)
 
 
@@ -161,6 +178,43 @@ class ResourceAgent(_Connected):
         """`name`: root, basic, detailed, ready or live; for the whole installation."""
         return await self._ask(f"api.health.{name}", None, HealthReply)
 
+    async def lmcache_status(self, namespace: str = "default", *, top: int = 10) -> LmcacheStatus:
+        """Metrics, configuration and the `top` entries by hits of a namespace of the cache."""
+        request = LmcacheStatusRequest(namespace=namespace, top=top)
+        return await self._ask("api.lmcache.status", request, LmcacheStatus)
+
+    async def lmcache_metrics(self, namespace: str = "default") -> LmcacheMetrics:
+        """Sizes, hits, tokens and latencies of a namespace of the cache."""
+        request = LmcacheRequest(namespace=namespace)
+        return await self._ask("api.lmcache.metrics", request, LmcacheMetrics)
+
+    async def lmcache_config(self, namespace: str = "default") -> LmcacheConfig:
+        """The configuration that a namespace of the cache runs with."""
+        request = LmcacheRequest(namespace=namespace)
+        return await self._ask("api.lmcache.config", request, LmcacheConfig)
+
+    async def configure_lmcache(
+        self, changes: Mapping[str, Any], namespace: str = "default"
+    ) -> LmcacheConfig:
+        """Change these fields of LmcacheConfig; returns what is in force now."""
+        return await self._ask(
+            "api.lmcache.configure", {**changes, "namespace": namespace}, LmcacheConfig
+        )
+
+    async def optimize_lmcache(self, namespace: str = "default") -> OptimizeReply:
+        """Take expired and worthless entries out of RAM; returns what that did."""
+        return await self._ask(
+            "api.lmcache.optimize",
+            LmcacheRequest(namespace=namespace),
+            OptimizeReply,
+            timeout_seconds=WORK_TIMEOUT_SECONDS,
+        )
+
+    async def clear_lmcache(self, namespace: str = "default") -> ClearReply:
+        """Remove everything of a namespace, what is archived included."""
+        request = LmcacheRequest(namespace=namespace)
+        return await self._ask("api.lmcache.clear", request, ClearReply)
+
 
 class CacheClient(_Connected):
     """One namespace of the cache. Values of any size that it takes, keys up to 10 KiB of UTF-8.
@@ -174,19 +228,30 @@ class CacheClient(_Connected):
 
     namespace = "default"
 
-    def __init__(self, bus: Bus, *, owns_bus: bool = False, namespace: str = "default") -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        owns_bus: bool = False,
+        namespace: str = "default",
+        client: str | None = None,
+    ) -> None:
         super().__init__(bus, owns_bus=owns_bus)
         self.namespace = token(namespace)
-        self.same_host = SameHost(bus, self.namespace)
+        self._who = {} if client is None else {"Fleet-Client": client}
+        self.same_host = SameHost(bus, self.namespace, self._who)
 
     async def close(self) -> None:
         """Close what is open of the cache's files, then the connection if it is this client's."""
         await self.same_host.close()
         await super().close()
 
-    def of(self, namespace: str) -> Self:
-        """The same connection, another namespace."""
-        return type(self)(self._bus, namespace=namespace)
+    def of(self, namespace: str, *, client: str | None = None) -> Self:
+        """The same connection, another namespace; `client` is who asks (`Fleet-Client`).
+
+        A namespace whose clients do not share needs it, and keeps each one's keys apart.
+        """
+        return type(self)(self._bus, namespace=namespace, client=client)
 
     async def get(
         self,
@@ -338,6 +403,7 @@ class CacheClient(_Connected):
             "Fleet-Tags": ",".join(map(encode_header, tags)) or None,
             "Fleet-Meta": encode_header(msgspec.json.encode(dict(meta)).decode()) if meta else None,
             "Fleet-Version": version,
+            **self._who,
         }
         headers = {name: str(text) for name, text in optional.items() if text is not None}
         headers["Fleet-Key"] = encode_header(key)
@@ -361,6 +427,7 @@ class CacheClient(_Connected):
         return Transfer(
             self._bus,
             self.namespace,
+            who=self._who,
             deadline_seconds=deadline_seconds,
             verify=verify,
             on_progress=on_progress,
@@ -390,7 +457,10 @@ class CacheClient(_Connected):
 
     async def _reply(self, operation: str, payload: bytes, kind: type[T]) -> T:
         answer = await self._bus.request(
-            f"cache.{self.namespace}.{operation}", payload, timeout_seconds=TIMEOUT_SECONDS
+            f"cache.{self.namespace}.{operation}",
+            payload,
+            self._who,
+            timeout_seconds=TIMEOUT_SECONDS,
         )
         return msgspec.json.decode(answer.payload, type=kind)
 

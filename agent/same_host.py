@@ -109,8 +109,10 @@ class SameHost:
     meanwhile is closed within `SWEEP_SECONDS`, so that its memory is free again.
     """
 
-    def __init__(self, bus: Bus, namespace: str) -> None:
+    def __init__(self, bus: Bus, namespace: str, who: Mapping[str, str] | None = None) -> None:
+        """`who`: headers of every request."""
         self.kept_files = KEPT_FILES
+        self._who = who or {}
         self._bus = bus
         self._subject = f"cache.{namespace}"
         self._kept: OrderedDict[bytes, OpenFile] = OrderedDict()
@@ -273,6 +275,7 @@ class SameHost:
             answer = await self._bus.request(
                 f"{self._subject}.touched",
                 msgspec.json.encode(request),
+                self._who,
                 timeout_seconds=TIMEOUT_SECONDS,
             )
             reply = msgspec.json.decode(answer.payload, type=TouchedReply)

@@ -46,7 +46,7 @@ class Transfer:
     A part without an answer is asked for again, and 429 is waited for as the cache says. A get
     whose value changes under it, or whose cache goes away, starts again, and so does a put whose
     upload the cache has forgotten. With `verify`, what was received has the digest that the cache
-    checked when the value was put.
+    checked when the value was put. Every request carries the headers `who`.
     """
 
     def __init__(
@@ -54,12 +54,14 @@ class Transfer:
         bus: Bus,
         namespace: str,
         *,
+        who: Mapping[str, str] | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
         in_flight: int = PARTS_IN_FLIGHT,
         verify: bool = False,
         on_progress: OnProgress | None = None,
         files: SameHost | None = None,
     ) -> None:
+        self._who = who or {}
         self._verify = verify
         self._files = files
         self._bus = bus
@@ -314,6 +316,7 @@ class Transfer:
     ) -> Answer:
         """The answer. What is busy is asked until the deadline; `again`: codes tried thrice."""
         failures = 0
+        headers = {**self._who, **headers}
         while True:
             try:
                 return await self._bus.request(

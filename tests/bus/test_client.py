@@ -34,6 +34,37 @@ async def fleet(nats_url: str, tmp_path: Path) -> AsyncIterator[str]:
         yield nats_url
 
 
+async def test_the_cache_is_looked_at_configured_optimized_and_cleared(fleet: str) -> None:
+    async with (
+        await CacheClient.connect(fleet) as cache,
+        await ResourceAgent.connect(fleet) as agent,
+    ):
+        await cache.put("key", b"value", prefix_tokens=64)
+        await cache.get("key")
+        status = await agent.lmcache_status(top=1)
+        metrics = await agent.lmcache_metrics()
+        config = await agent.configure_lmcache({"enable_sharing": False})
+        shown = await agent.lmcache_config()
+        mine, other = cache.of("default", client="me"), cache.of("default", client="other")
+        await mine.put("key", b"mine")
+        await mine.put("large", bytes(600_000))
+        large = [len(await mine.get("large") or b""), await other.get("large")]
+        values = [await mine.get("key"), await other.get("key")]
+        deleted = await mine.delete("key")
+        optimized = await agent.optimize_lmcache()
+        cleared = await agent.clear_lmcache()
+
+    assert [entry.entry_id for entry in status.top_entries] == ["key"]
+    assert (metrics.tokens_served, metrics.cache_hits) == (64, 1)
+    assert config == shown
+    assert not config.enable_sharing
+    assert values == [b"mine", None]
+    assert large == [600_000, None]
+    assert deleted.existed
+    assert (optimized.success, optimized.entries_before) == (True, 2)
+    assert cleared.entries == 2
+
+
 async def test_metrics_health_and_history_have_types(fleet: str) -> None:
     async with await ResourceAgent.connect(fleet) as agent:
 

@@ -94,9 +94,9 @@ class Up:
     def command(
         self, name: str, *arguments: object, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run another command that finds this `up` by its state folder."""
+        """Run another command, `name` or `group name`, that finds this `up` by its state folder."""
         return resource_agent(
-            name, "--state-dir", self.state_dir, *arguments, env=self.env, stdin=stdin
+            *name.split(), "--state-dir", self.state_dir, *arguments, env=self.env, stdin=stdin
         )
 
     def server_pid(self) -> int:

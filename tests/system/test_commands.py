@@ -45,6 +45,26 @@ def test_a_value_is_put_got_and_deleted(up: Up) -> None:
     assert b"no value for 'greeting' in namespace default" in missed.stderr
 
 
+def test_the_cache_is_configured_and_shown(up: Up) -> None:
+    configured = up.command("cache configure", "max_size_mb=64.5", "min_prefix_length=5")
+    shown = up.command("cache config", "--json")
+    status = up.command("cache status")
+    optimized = up.command("cache optimize", "--json")
+    refused = up.command("cache configure", "max_size_mb=-1")
+    malformed = up.command("cache configure", "max_size_mb")
+    unasked = up.command("cache clear", stdin=b"")
+    cleared = up.command("cache clear", "--yes", "--json")
+
+    assert b"64.5" in configured.stdout
+    assert (document(shown)["max_size_mb"], document(shown)["min_prefix_length"]) == (64.5, 5)
+    assert b"hit_rate_percent" in status.stdout
+    assert document(optimized)["success"] is True
+    assert (refused.returncode, b"max_size_mb = -1 is refused" in refused.stderr) == (1, True)
+    assert (malformed.returncode, b"is not FIELD=VALUE" in malformed.stderr) == (2, True)
+    assert unasked.returncode == 1
+    assert "generation" in document(cleared)
+
+
 def test_bytes_come_through_standard_input_unchanged(up: Up) -> None:
     value = bytes(range(256))
 

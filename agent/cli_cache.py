@@ -1,0 +1,157 @@
+"""`resource-agent cache`: what a namespace of the cache does, and how it is configured."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+from rich.markup import escape
+
+from agent import human
+from agent.bus import Bus
+from agent.cli_options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
+from agent.cli_start import bus_found, fail, load_settings, with_bus
+from agent.client import ResourceAgent
+from agent.commands import console
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+LIMIT_SECONDS = 60.0
+
+app = typer.Typer(
+    name="cache", help="Shows and changes a namespace of the cache.", no_args_is_help=True
+)
+
+
+@app.command()
+def status(
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    top: Annotated[int, typer.Option(min=0, max=100, help="how many top entries")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show sizes, hits, latencies, the configuration, and the entries read most."""
+    start = (nats_url, password_file, state_dir, config)
+    reply = _ask(start, lambda agent: agent.lmcache_status(namespace, top=top), quiet=as_json)
+    _show(reply, as_json=as_json)
+
+
+@app.command("config")
+def show_config(
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Show the configuration in force."""
+    start = (nats_url, password_file, state_dir, config)
+    reply = _ask(start, lambda agent: agent.lmcache_config(namespace), quiet=as_json)
+    _show(reply, as_json=as_json)
+
+
+@app.command()
+def configure(
+    changes: Annotated[
+        list[str], typer.Argument(help="FIELD=VALUE …, like max_size_mb=2048 enable_sharing=false")
+    ],
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Change the configuration; it takes effect at once and is kept."""
+    fields = dict(_field(change) for change in changes)
+    start = (nats_url, password_file, state_dir, config)
+    reply = _ask(start, lambda agent: agent.configure_lmcache(fields, namespace), quiet=as_json)
+    _show(reply, as_json=as_json)
+
+
+@app.command()
+def optimize(
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Take expired and worthless entries out of RAM."""
+    start = (nats_url, password_file, state_dir, config)
+    reply = _ask(start, lambda agent: agent.optimize_lmcache(namespace), quiet=as_json)
+    _show(reply, as_json=as_json)
+
+
+@app.command()
+def clear(
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    namespace: Namespace = "default",
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove everything of a namespace, what is archived included."""
+    if not yes:
+        typer.confirm(f"Remove everything of namespace {namespace}?", abort=True, err=True)
+    start = (nats_url, password_file, state_dir, config)
+    reply = _ask(start, lambda agent: agent.clear_lmcache(namespace), quiet=as_json)
+    _show(reply, as_json=as_json)
+
+
+def _ask(start: tuple[Any, ...], ask: Callable[[ResourceAgent], Awaitable[R]], *, quiet: bool) -> R:
+    nats_url, password_file, state_dir, config = start
+    settings = load_settings(config, state_dir, password_file=password_file).settings
+    found = bus_found(settings, nats_url, quiet=quiet)
+
+    def work(bus: Bus) -> Awaitable[R]:
+        return ask(ResourceAgent(bus))
+
+    return with_bus(settings, found, work, limit_seconds=LIMIT_SECONDS)
+
+
+def _field(change: str) -> tuple[str, Any]:
+    name, separator, value = change.partition("=")
+    if not separator:
+        fail(ValueError(f"{change!r} is not FIELD=VALUE, like max_size_mb=2048"), code=2)
+    try:
+        return name, msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name, value
+
+
+def _show(reply: msgspec.Struct, *, as_json: bool) -> None:
+    if as_json:
+        print(msgspec.json.encode(reply).decode())
+        return
+    _print_fields(msgspec.to_builtins(reply), indent="")
+
+
+def _print_fields(fields: dict[str, Any], indent: str) -> None:
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            console.print(f"{indent}[bold]{name}[/]")
+            _print_fields(value, f"{indent}  ")
+        elif isinstance(value, list):
+            console.print(f"{indent}[bold]{name}[/]{'' if value else '  none'}")
+            for one in value:
+                parts = (f"[dim]{field}[/] {_text(part)}" for field, part in one.items())
+                console.print(f"{indent}  {'  '.join(parts)}", soft_wrap=True)
+        else:
+            console.print(f"{indent}{name:{width}}  {_text(value)}", soft_wrap=True)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str):
+        return escape(human.printable(value))
+    return "[dim]unknown[/]" if value is None else str(value).lower()
