@@ -213,7 +213,8 @@ async def cleared(_client: CacheClient, raw: Client, _clock: ManualClock) -> byt
 
 
 async def evicted(client: CacheClient, _raw: Client, _clock: ManualClock) -> bytes | None:
-    for seed in range(30):
+    # Many more than there is room for: the report of the first read may come in between.
+    for seed in range(90):
         await client.put(f"filler-{seed}", value(seed=seed))
     return None
 
