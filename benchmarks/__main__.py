@@ -1,5 +1,6 @@
 """Runs every benchmark of this folder, one after the other: `make bench`."""
 
+import argparse
 import asyncio
 
 from benchmarks import (
@@ -16,8 +17,9 @@ from benchmarks.rounds import ROUNDS
 
 
 def main() -> None:
-    """Run all."""
-    bench_ready.main()
+    """Run all, each with its own defaults."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    bench_ready.measure(runs=6)
     asyncio.run(bench_advice.measure(pools=200, runs=5))
     asyncio.run(bench_queries.measure(requests=300, runs=5))
     bench_handlers.main()

@@ -1,10 +1,11 @@
 """From the metric that completes a condition to the advice, over a real bus, in one process.
 
-`python -m benchmarks.bench_advice`: for each of 200 pools one EngineMetrics message that makes the
+`python -m benchmarks.bench_advice`: for each pool (200) one EngineMetrics message that makes the
 scaling handler act at once (no hold), published by one connection; the advice is received by a
 second one. Time from before the publish to the receipt; five runs, median of their quantiles.
 """
 
+import argparse
 import asyncio
 import statistics
 import tempfile
@@ -100,5 +101,14 @@ async def measure(pools: int, runs: int) -> None:
         print(f"  {name} {statistics.median(values):6.2f} ms   (runs: {spread})")
 
 
+def main() -> None:
+    """Run with the command line's numbers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pools", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=5)
+    asked = parser.parse_args()
+    asyncio.run(measure(asked.pools, asked.runs))
+
+
 if __name__ == "__main__":
-    asyncio.run(measure(pools=200, runs=5))
+    main()

@@ -5,6 +5,7 @@ timed in slices of 20,000, one candidate after the other and back (A B B A); the
 operation is that of a run that fills the cache and goes on at full size.
 """
 
+import argparse
 import asyncio
 import os
 import random
@@ -156,6 +157,7 @@ def bytes_an_entry(entries: int, policy: str) -> tuple[float, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for policy in POLICIES:
         loaded, read = bytes_an_entry(200_000, policy)
         print(f"{policy:8} bytes an entry: {loaded:.0f}, after a get of each {read:.0f}")

@@ -1,9 +1,10 @@
 """How long `resource-agent up` takes to be ready: `python -m benchmarks.bench_ready`.
 
-Whole processes, seven starts on one state folder (the first one creates all streams), from exec
+Whole processes, several starts on one state folder (the first one creates all streams), from exec
 to the ready file.
 """
 
+import argparse
 import os
 import signal
 import statistics
@@ -12,8 +13,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-STARTS = 7
 
 
 def one_start(folder: Path) -> float:
@@ -37,14 +36,21 @@ def one_start(folder: Path) -> float:
     return seconds
 
 
-def main() -> None:
+def measure(runs: int) -> None:
     """Print the first start and the median of the others."""
     with tempfile.TemporaryDirectory() as folder:
-        seconds = [one_start(Path(folder)) for _ in range(STARTS)]
+        first, *later = [one_start(Path(folder)) for _ in range(runs + 1)]
     print(
-        f"up ready: first start {seconds[0]:.2f} s, median of {STARTS - 1} later starts "
-        f"{statistics.median(seconds[1:]):.2f} s (slowest {max(seconds[1:]):.2f} s)"
+        f"up ready: first start {first:.2f} s, median of {runs} later starts "
+        f"{statistics.median(later):.2f} s (slowest {max(later):.2f} s)"
     )
+
+
+def main() -> None:
+    """Run with the command line's numbers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=6, help="starts after the first one")
+    measure(parser.parse_args().runs)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import runpy
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import get_type_hints
@@ -113,3 +115,22 @@ def test_every_test_that_the_operators_are_told_of_is_there() -> None:
 
     assert len(named) > 10
     assert named - there == set()
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted([ROOT / "benchmarks/__main__.py", *ROOT.glob("benchmarks/bench_*.py")]),
+    ids=lambda script: script.stem,
+)
+def test_a_benchmark_that_is_asked_for_help_gives_it_and_does_not_start(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+
+    with pytest.raises((SystemExit, ModuleNotFoundError)) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    if isinstance(ended.value, ModuleNotFoundError):
+        pytest.skip("needs the dependency group `bench`")
+
+    assert ended.value.args == (0,)
+    assert "usage:" in capsys.readouterr().out
