@@ -1,10 +1,11 @@
 """What handlers conclude about nodes, pools and the fleet: utilization and alerts."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
+from msgspec import Meta
 
-from schemas.message import Message
+from schemas.message import Message, Simulated
 from schemas.units import Count, Instant, Ratio, Seconds, Token
 
 Scope = Literal["node", "pool", "fleet"]
@@ -17,20 +18,49 @@ GpuState = Literal["active", "idle_held", "idle"]
 class ResourceUse(msgspec.Struct, frozen=True, kw_only=True):
     """Use of one resource, averaged over the window the message names."""
 
-    resource: Literal["cpu", "memory", "gpu", "gpu_memory", "kv_cache"]
-    mean_ratio: Ratio
-    peak_ratio: Ratio
-    level: Level
+    resource: Annotated[
+        Literal["cpu", "memory", "gpu", "gpu_memory", "kv_cache"],
+        Meta(
+            description="`cpu`, `memory`: of HostMetrics; `gpu`, `gpu_memory`: of GpuMetrics; "
+            "`kv_cache`: of EngineMetrics"
+        ),
+    ]
+    mean_ratio: Annotated[
+        Ratio,
+        Meta(
+            description="mean over the window; of several GPUs, engines or nodes the mean of "
+            "their means"
+        ),
+    ]
+    peak_ratio: Annotated[Ratio, Meta(description="highest single sample in the window")]
+    level: Annotated[
+        Level,
+        Meta(
+            description="of the mean: low from 0.2, moderate 0.5, high 0.7, critical 0.9; "
+            "falls a margin below that"
+        ),
+    ]
 
 
 class Bottleneck(msgspec.Struct, frozen=True, kw_only=True):
     """A resource above its threshold; `resource_id` names the GPU or engine, where several."""
 
-    resource: str
-    resource_id: str | None = None
-    severity: Severity
-    value_ratio: Ratio
-    threshold_ratio: Ratio
+    resource: Annotated[str, Meta(description="as in ResourceUse")]
+    resource_id: Annotated[
+        str | None,
+        Meta(
+            description="GPU or engine; of a pool or the fleet `<node>`, `<node>-<gpu>`, "
+            "`<node>-<engine>`; null: the node itself, or the mean over all"
+        ),
+    ] = None
+    severity: Annotated[
+        Severity,
+        Meta(description="the highest threshold that the mean reached: warning or critical"),
+    ]
+    value_ratio: Annotated[Ratio, Meta(description="mean over the window")]
+    threshold_ratio: Annotated[
+        Ratio, Meta(description="that of the severity, of `handlers.utilization`")
+    ]
 
 
 class GpuUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,12 +69,25 @@ class GpuUse(msgspec.Struct, frozen=True, kw_only=True):
     `state` is null where too little was measured to tell.
     """
 
-    gpu: Token
-    node: Token
-    state: GpuState | None
-    utilization_ratio: Ratio | None
-    memory_utilization_ratio: Ratio | None
-    evidence: list[str]
+    gpu: Annotated[Token, Meta(description="`gpu` of GpuMetrics")]
+    node: Annotated[Token, Meta(description="its machine")]
+    state: Annotated[
+        GpuState | None,
+        Meta(
+            description="active: utilization or power above its threshold; idle_held: neither, "
+            "but memory held; idle: none of them; null: too little measured"
+        ),
+    ]
+    utilization_ratio: Annotated[
+        Ratio | None, Meta(description="how busy, mean over the window; null: not measured in it")
+    ]
+    memory_utilization_ratio: Annotated[
+        Ratio | None,
+        Meta(description="memory used by total, mean over the window; null: not measured in it"),
+    ]
+    evidence: Annotated[
+        list[str], Meta(description="each of the three against its threshold, in words")
+    ]
 
 
 class Utilization(Message, frozen=True, kw_only=True):
@@ -60,18 +103,45 @@ class Utilization(Message, frozen=True, kw_only=True):
     PUBLISHER: ClassVar[str] = "handlers"
     STREAM: ClassVar[str | None] = "EVENTS"
 
-    scope: Scope
-    id: Token
-    decided_at: Instant
-    window_seconds: Seconds
-    level: Level | None
-    health: Health | None
-    efficiency_ratio: Ratio | None
-    resources: list[ResourceUse]
-    bottlenecks: list[Bottleneck]
-    gpus: list[GpuUse] = []
-    nodes: Count = 1
-    simulated: bool = False
+    scope: Annotated[Scope, Meta(description="what `id` names")]
+    id: Annotated[Token, Meta(description="node or pool; `all`: the fleet")]
+    decided_at: Annotated[Instant, Meta(description="when it was judged, by the server's clock")]
+    window_seconds: Annotated[
+        Seconds, Meta(description="samples this old count: `handlers.utilization.window_seconds`")
+    ]
+    level: Annotated[
+        Level | None,
+        Meta(
+            description="of `gpu` in `resources` where there is a GPU, else of `cpu`; null: "
+            "that was not measured"
+        ),
+    ]
+    health: Annotated[
+        Health | None,
+        Meta(
+            description="by the worst bottleneck; of a pool or the fleet only their means are "
+            "critical; null: no resource was measured"
+        ),
+    ]
+    efficiency_ratio: Annotated[
+        Ratio | None,
+        Meta(description="1: well used; from the mean that `level` is of, null where that is"),
+    ]
+    resources: Annotated[
+        list[ResourceUse], Meta(description="those that were measured in the window")
+    ]
+    bottlenecks: Annotated[
+        list[Bottleneck],
+        Meta(
+            description="critical ones first, then the highest; at most 32 "
+            "(`handlers.utilization.bottlenecks_max`)"
+        ),
+    ]
+    gpus: Annotated[
+        list[GpuUse], Meta(description="of a node, by name; of a pool or the fleet empty")
+    ] = []
+    nodes: Annotated[Count, Meta(description="how many sent metrics in the window")] = 1
+    simulated: Simulated = False
 
 
 class Alert(Message, frozen=True, kw_only=True):
@@ -88,20 +158,52 @@ class Alert(Message, frozen=True, kw_only=True):
     PUBLISHER: ClassVar[str] = "handlers"
     STREAM: ClassVar[str | None] = "ALERTS"
 
-    transition: Literal["raised", "updated", "cleared"]
-    severity: Severity
-    scope: Scope
-    id: Token
-    rule: Token
-    part: str | None = None
-    alert_id: str
-    text: str
-    metric: str
-    value: float | None
-    threshold: float
-    clear_threshold: float
-    for_seconds: Seconds
-    raised_at: Instant
-    decided_at: Instant
-    pool: Token | None = None
-    simulated: bool = False
+    transition: Annotated[
+        Literal["raised", "updated", "cleared"],
+        Meta(
+            description="`raised`, then `updated` at each change of severity, `cleared` at the end"
+        ),
+    ]
+    severity: Annotated[
+        Severity, Meta(description="from now on; a cleared alert keeps its last one")
+    ]
+    scope: Annotated[Scope, Meta(description="what `id` names: today always a node")]
+    id: Annotated[Token, Meta(description="the node")]
+    rule: Annotated[
+        Token,
+        Meta(
+            description="a name in `handlers.alerts.rules`, for a part with `-<part>`; or "
+            "`node_stale`"
+        ),
+    ]
+    part: Annotated[
+        str | None,
+        Meta(description="the part's own name, like `/var/lib`; null: the rule is not about parts"),
+    ] = None
+    alert_id: Annotated[str, Meta(description="the same in all transitions of one alert")]
+    text: Annotated[str, Meta(description="for people: what, where, value and threshold")]
+    metric: Annotated[
+        str, Meta(description="what is compared: message and field, like `gpu.temperature_celsius`")
+    ]
+    value: Annotated[
+        float | None,
+        Meta(
+            description="what it was, in the unit of `metric`; null: not told, never by our "
+            "handlers"
+        ),
+    ]
+    threshold: Annotated[float, Meta(description="that of `severity`, in the unit of `metric`")]
+    clear_threshold: Annotated[
+        float, Meta(description="past it the alert clears; in the unit of `metric`")
+    ]
+    for_seconds: Annotated[
+        Seconds, Meta(description="how long the condition must hold, by the rule")
+    ]
+    raised_at: Annotated[
+        Instant, Meta(description="when the alert was raised, by the server's clock")
+    ]
+    decided_at: Annotated[
+        Instant, Meta(description="when this transition was, by the server's clock")
+    ]
+    pool: Annotated[Token | None, Meta(description="that of the metrics; null: in none")] = None
+    simulated: Simulated = False

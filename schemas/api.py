@@ -26,8 +26,8 @@ class Nothing(Request, frozen=True, kw_only=True):
 class Filter(Request, frozen=True, kw_only=True):
     """Which of the fleet's latest values to answer."""
 
-    node: Token | None = None
-    pool: Token | None = None
+    node: Annotated[Token | None, Meta(description="only that machine's; null: of all")] = None
+    pool: Annotated[Token | None, Meta(description="only that pool's; null: of all")] = None
     limit: Limit = 1000
 
 
@@ -37,137 +37,239 @@ class HistoryRequest(Request, frozen=True, kw_only=True):
     More than `limit` samples are thinned evenly; the reply then says how many there were.
     """
 
-    node: Token | None = None
-    gpu: Token | None = None
-    start: Instant | None = None
-    end: Instant | None = None
-    seconds: Annotated[float, Meta(gt=0, le=90 * 86400)] | None = None
+    node: Annotated[
+        Token | None,
+        Meta(description="only that machine's; null: of all, or of the one in the subject"),
+    ] = None
+    gpu: Annotated[
+        Token | None, Meta(description="only that GPU's, `gpu` of GpuMetrics; null: of all")
+    ] = None
+    start: Annotated[
+        Instant | None, Meta(description="first instant; null: `seconds` before `end`")
+    ] = None
+    end: Annotated[Instant | None, Meta(description="last instant; null: now")] = None
+    seconds: Annotated[
+        Annotated[float, Meta(gt=0, le=90 * 86400)] | None,
+        Meta(
+            description="instead of `start`, at most 90 days; null: 600 where `start` is null too"
+        ),
+    ] = None
     limit: Limit = 1000
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One node's or GPU's latest values of one kind, with their age."""
 
-    node: Token
-    gpu: Token | None = None
-    pool: Token | None = None
-    observed_at: Instant
-    age_seconds: Seconds
-    simulated: bool
-    values: dict[str, Any]
+    node: Annotated[Token, Meta(description="its machine")]
+    gpu: Annotated[
+        Token | None, Meta(description="`gpu` of GpuMetrics; null: a machine's values")
+    ] = None
+    pool: Annotated[Token | None, Meta(description="that of the sample; null: in none")] = None
+    observed_at: Annotated[Instant, Meta(description="that of the sample, by its machine's clock")]
+    age_seconds: Annotated[
+        Seconds,
+        Meta(
+            description="since the stream stored it; asked of the agent itself, since it was taken"
+        ),
+    ]
+    simulated: Annotated[bool, Meta(description="that of the sample")]
+    values: Annotated[
+        dict[str, Any],
+        Meta(
+            description="the fields of HostMetrics or GpuMetrics that the subject asks for, "
+            "null as there"
+        ),
+    ]
 
 
 class LatestReply(msgspec.Struct, frozen=True, kw_only=True):
     """The last values seen. `text` says why there are none, when there are none."""
 
-    answered_at: Instant
-    rows: list[Row]
-    total: Count
-    text: str = ""
+    answered_at: Annotated[Instant, Meta(description="when, by the clock of who answers")]
+    rows: Annotated[list[Row], Meta(description="by node, then GPU index; at most `limit`")]
+    total: Annotated[Count, Meta(description="how many match, those beyond `limit` included")]
+    text: Annotated[str, Meta(description="why there are none; else empty")] = ""
 
 
 class HistorySample(msgspec.Struct, frozen=True, kw_only=True):
     """One instant (or one minute, from rollups) of one node or GPU."""
 
-    at: Instant
-    node: Token
-    gpu: Token | None = None
-    simulated: bool
-    values: dict[str, Any]
+    at: Annotated[Instant, Meta(description="`observed_at` of the sample; begin of the minute")]
+    node: Annotated[Token, Meta(description="its machine")]
+    gpu: Annotated[
+        Token | None, Meta(description="`gpu` of GpuMetrics; null: a machine's values")
+    ] = None
+    simulated: Annotated[bool, Meta(description="that of the sample or minute")]
+    values: Annotated[
+        dict[str, Any],
+        Meta(
+            description="measured numbers by field, one of several devices the highest; in a "
+            "minute each a Summary"
+        ),
+    ]
 
 
 class HistoryReply(msgspec.Struct, frozen=True, kw_only=True):
     """Samples in time order. `source` is `rollups` where the raw metrics no longer reach."""
 
-    source: Literal["metrics", "rollups"]
-    start: Instant
-    end: Instant
-    samples: list[HistorySample]
-    matched: Count
+    source: Annotated[
+        Literal["metrics", "rollups"],
+        Meta(
+            description="`rollups`: minutes, where the raw metrics do not reach back or are "
+            "too many"
+        ),
+    ]
+    start: Annotated[Instant, Meta(description="begin of the range")]
+    end: Annotated[Instant, Meta(description="end of the range")]
+    samples: Annotated[list[HistorySample], Meta(description="in time order; at most `limit`")]
+    matched: Annotated[Count, Meta(description="how many there are in the range, before thinning")]
 
 
 class UtilizationReply(msgspec.Struct, frozen=True, kw_only=True):
     """The last judgement of each node, pool and the fleet; `text` says why there is none."""
 
-    answered_at: Instant
-    rows: list[Utilization]
-    total: Count
-    text: str = ""
+    answered_at: Annotated[Instant, Meta(description="when, by the clock of who answers")]
+    rows: Annotated[list[Utilization], Meta(description="by scope and `id`; at most `limit`")]
+    total: Annotated[Count, Meta(description="how many match, those beyond `limit` included")]
+    text: Annotated[str, Meta(description="why there are none; else empty")] = ""
 
 
 class RecommendationsReply(msgspec.Struct, frozen=True, kw_only=True):
     """Advice that stands: not expired, rejected, superseded or carried out."""
 
-    answered_at: Instant
-    rows: list[Recommendation]
-    total: Count
-    text: str = ""
+    answered_at: Annotated[Instant, Meta(description="when, by the clock of who answers")]
+    rows: Annotated[list[Recommendation], Meta(description="newest first; at most `limit`")]
+    total: Annotated[Count, Meta(description="how many match, those beyond `limit` included")]
+    text: Annotated[str, Meta(description="why there are none; else empty")] = ""
 
 
 class RoleHealth(msgspec.Struct, frozen=True, kw_only=True):
     """One role of the installation: is it expected, present, ready."""
 
-    role: Role
-    expected: bool
-    instances: Count
-    ready: bool
-    state: ComponentState
-    text: str = ""
+    role: Annotated[Role, Meta(description="whose it is")]
+    expected: Annotated[bool, Meta(description="true: a setting says that it must be there")]
+    instances: Annotated[Count, Meta(description="how many are registered")]
+    ready: Annotated[bool, Meta(description="at least one instance is")]
+    state: Annotated[
+        ComponentState,
+        Meta(
+            description="that of its best instance; without one failed, or off where none is "
+            "expected"
+        ),
+    ]
+    text: Annotated[str, Meta(description="what is wrong, by instance; empty: nothing")] = ""
 
 
 class InstanceHealth(msgspec.Struct, frozen=True, kw_only=True):
     """One instance, with the age of its last heartbeat and of each component's probe."""
 
-    role: Role
-    instance: Token
-    node: Token
-    ready: bool
-    state: ComponentState
-    age_seconds: Seconds
-    component_age_seconds: dict[str, Seconds]
-    record: InstanceRecord
+    role: Annotated[Role, Meta(description="from `record`")]
+    instance: Annotated[Token, Meta(description="from `record`")]
+    node: Annotated[Token, Meta(description="from `record`")]
+    ready: Annotated[bool, Meta(description="it says so, and is not silent")]
+    state: Annotated[
+        ComponentState,
+        Meta(description="worst of its components; failed: silent for two heartbeats"),
+    ]
+    age_seconds: Annotated[Seconds, Meta(description="since its last heartbeat")]
+    component_age_seconds: Annotated[
+        dict[str, Seconds], Meta(description="since each component was looked at, by name")
+    ]
+    record: Annotated[InstanceRecord, Meta(description="what it last said of itself")]
 
 
 class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
     """The whole installation's health. `ready`: all expected roles are present and ready."""
 
-    answered_at: Instant
-    answered_by: str
-    status: Literal["healthy", "degraded", "critical"]
-    live: bool
-    ready: bool
-    roles: list[RoleHealth] = []
-    instances: list[InstanceHealth] = []
+    answered_at: Annotated[Instant, Meta(description="when, by the clock of who answers")]
+    answered_by: Annotated[str, Meta(description="`<role>.<instance>`")]
+    status: Annotated[
+        Literal["healthy", "degraded", "critical"],
+        Meta(
+            description="critical: not ready, or an expected role failed; degraded: something "
+            "is not ok"
+        ),
+    ]
+    live: Annotated[bool, Meta(description="always true: who answers lives")]
+    ready: Annotated[bool, Meta(description="every expected role has an instance that is")]
+    roles: Annotated[
+        list[RoleHealth], Meta(description="in `basic`, `ready` and `detailed`; else empty")
+    ] = []
+    instances: Annotated[list[InstanceHealth], Meta(description="in `detailed`; else empty")] = []
 
 
 class CacheReply(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to `delete` and `exists`."""
 
-    existed: bool
-    version: str | None = None
+    existed: Annotated[bool, Meta(description="it was in RAM or on its way to the archive")]
+    version: Annotated[
+        str | None,
+        Meta(description="of the entry; after `delete` of the deletion; null: not there"),
+    ] = None
 
 
 class EntryMeta(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one cached entry; `found` false leaves the rest null."""
 
-    found: bool
-    where: Literal["ram", "outbox"] | None = None
-    version: str | None = None
-    size_bytes: Bytes | None = None
-    inserted_at: Instant | None = None
-    last_accessed: Instant | None = None
-    access_count: Count | None = None
-    expires_at: Instant | None = None
-    ttl_seconds: Seconds | None = None
-    prefix_tokens: Count | None = None
-    parent: str | None = None
-    cost_seconds: Number | None = None
-    request_class: str | None = None
-    tags: list[str] = []
-    meta: dict[str, str] = {}
-    archive_ttl_seconds: Seconds | None = None
-    archive_ttl_reason: str | None = None
-    archive_score: float | None = None
+    found: Annotated[bool, Meta(description="it is in RAM or on its way to the archive")]
+    where: Annotated[
+        Literal["ram", "outbox"] | None,
+        Meta(description="`outbox`: on its way to the archive; null: not found"),
+    ] = None
+    version: Annotated[
+        str | None, Meta(description="`<epoch>-<count>` in hexadecimal; null: not found")
+    ] = None
+    size_bytes: Annotated[Bytes | None, Meta(description="of the value; null: not found")] = None
+    inserted_at: Annotated[
+        Instant | None, Meta(description="when it was put, by the cache's clock; null: not found")
+    ] = None
+    last_accessed: Annotated[
+        Instant | None, Meta(description="its last hit, else its put; null: not found")
+    ] = None
+    access_count: Annotated[
+        Count | None, Meta(description="hits since it was put; null: not found")
+    ] = None
+    expires_at: Annotated[
+        Instant | None, Meta(description="from then on a miss; null: never, or not found")
+    ] = None
+    ttl_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="`Fleet-Ttl-Seconds` of its put; null: not given, restored since, or "
+            "not found"
+        ),
+    ] = None
+    prefix_tokens: Annotated[
+        Count | None,
+        Meta(description="`Fleet-Prefix-Tokens` of its put; null: not given, or not found"),
+    ] = None
+    parent: Annotated[
+        str | None,
+        Meta(description="key, `Fleet-Parent` of its put; null: not given, or not found"),
+    ] = None
+    cost_seconds: Annotated[
+        Number | None,
+        Meta(description="`Fleet-Cost-Seconds` of its put; null: not given, or not found"),
+    ] = None
+    request_class: Annotated[
+        str | None, Meta(description="`Fleet-Class` of its put; null: not given, or not found")
+    ] = None
+    tags: Annotated[list[str], Meta(description="`Fleet-Tags` of its put")] = []
+    meta: Annotated[dict[str, str], Meta(description="`Fleet-Meta` of its put")] = {}
+    archive_ttl_seconds: Annotated[
+        Seconds | None,
+        Meta(
+            description="how long the archive would keep it, evicted now; 0: not at all; null: "
+            "not found"
+        ),
+    ] = None
+    archive_ttl_reason: Annotated[
+        str | None,
+        Meta(description="why: heuristic, or `writer`, and what it saw; null: not found"),
+    ] = None
+    archive_score: Annotated[
+        float | None, Meta(description="1: ordinary, see `schemas.worth`; null: not found")
+    ] = None
 
 
 class NamespaceStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,27 +279,45 @@ class NamespaceStats(msgspec.Struct, frozen=True, kw_only=True):
     a TTL that came with the put. Of the evictions, those now watched and those asked for again.
     """
 
-    namespace: Token
-    instance: Token
-    generation: Count
-    policy: str
-    total_entries: Count
-    memory_used_mb: float
-    used_bytes: Bytes
-    limit_bytes: Bytes
-    cache_hits: Count
-    cache_misses: Count
-    hit_rate: Ratio | None
-    puts: Count
-    evictions: Count
-    evictions_acknowledged: Count
-    evictions_lost: Count
-    restores: Count
-    outbox_entries: Count
-    outbox_bytes: Bytes
-    ttl_decisions: dict[str, Count] = {}
-    evictions_watched: Count = 0
-    evictions_returned: Count = 0
+    namespace: Annotated[Token, Meta(description="the one asked")]
+    instance: Annotated[Token, Meta(description="cache that owns it")]
+    generation: Annotated[Count, Meta(description="raised by each clear")]
+    policy: Annotated[str, Meta(description="`cache.eviction_policy`")]
+    total_entries: Annotated[Count, Meta(description="values in RAM")]
+    memory_used_mb: Annotated[float, Meta(description="`used_bytes` in other units")]
+    used_bytes: Annotated[Bytes, Meta(description="of RAM: keys, values and what came with them")]
+    limit_bytes: Annotated[Bytes, Meta(description="`cache.max_memory_mb`")]
+    cache_hits: Annotated[
+        Count, Meta(description="lookups that found their key in RAM or on its way to the archive")
+    ]
+    cache_misses: Annotated[Count, Meta(description="lookups that did not")]
+    hit_rate: Annotated[Ratio | None, Meta(description="hits by lookups; null: no lookup yet")]
+    puts: Annotated[Count, Meta(description="values stored")]
+    evictions: Annotated[Count, Meta(description="values that left RAM for want of room")]
+    evictions_acknowledged: Annotated[
+        Count, Meta(description="values that the eviction stream has")
+    ]
+    evictions_lost: Annotated[
+        Count, Meta(description="values dropped because the way there was full")
+    ]
+    restores: Annotated[Count, Meta(description="misses in RAM that the archive answered")]
+    outbox_entries: Annotated[
+        Count, Meta(description="evictions and deletions not known to be in the archive yet")
+    ]
+    outbox_bytes: Annotated[Bytes, Meta(description="their size")]
+    ttl_decisions: Annotated[
+        dict[str, Count],
+        Meta(
+            description="evictions by `<heuristic>.archived` or `.refused`; `writer`: a TTL "
+            "that came with the put"
+        ),
+    ] = {}
+    evictions_watched: Annotated[
+        Count, Meta(description="evictions now watched, to learn which are asked for again")
+    ] = 0
+    evictions_returned: Annotated[
+        Count, Meta(description="of all that were watched, those asked for again")
+    ] = 0
     inbox: Annotated[
         str,
         Meta(description="where clients of the same user and host write files to put; empty: none"),
@@ -207,22 +327,24 @@ class NamespaceStats(msgspec.Struct, frozen=True, kw_only=True):
 class Read(msgspec.Struct, frozen=True, kw_only=True):
     """Reads of one version of a value, without a message, through a file kept open."""
 
-    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES)]
-    version: Annotated[str, Meta(max_length=64)]
-    hits: Annotated[int, Meta(ge=1, le=1_000_000_000)]
+    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES, description="the value's")]
+    version: Annotated[str, Meta(max_length=64, description="the one that was read")]
+    hits: Annotated[int, Meta(ge=1, le=1000000000, description="how often it was read")]
 
 
 class Touched(Request, frozen=True, kw_only=True):
     """Reads that a client on the same host did without asking, for recency and statistics."""
 
-    reads: Annotated[list[Read], Meta(max_length=1000)] = []
+    reads: Annotated[
+        list[Read], Meta(max_length=1000, description="of at most 1,000 versions")
+    ] = []
 
 
 class TouchedReply(msgspec.Struct, frozen=True, kw_only=True):
     """`counted`: of how many reads the version still is here. `instance` owns the namespace."""
 
-    instance: Token
-    counted: Count
+    instance: Annotated[Token, Meta(description="cache that owns the namespace")]
+    counted: Annotated[Count, Meta(description="of how many reads the version still is here")]
 
 
 class KeysReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,34 +357,42 @@ class KeysReply(msgspec.Struct, frozen=True, kw_only=True):
 class ClearReply(msgspec.Struct, frozen=True, kw_only=True):
     """How many entries left RAM, and the generation from now on."""
 
-    entries: Count
-    generation: Count
+    entries: Annotated[Count, Meta(description="how many left RAM")]
+    generation: Annotated[
+        Count, Meta(description="from now on; what was archived before is never given back")
+    ]
 
 
 class ArchiveEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One archived entry."""
 
-    key: str
-    version: str
-    size_bytes: Bytes
-    stored_bytes: Bytes
-    stored_at: Instant
-    expires_at: Instant | None
+    key: Annotated[str, Meta(description="the entry's")]
+    version: Annotated[str, Meta(description="the entry's, of the cache")]
+    size_bytes: Annotated[Bytes, Meta(description="of the value")]
+    stored_bytes: Annotated[
+        Bytes, Meta(description="of the object in the store: header and compressed value")
+    ]
+    stored_at: Annotated[Instant, Meta(description="when, by the archive's clock")]
+    expires_at: Annotated[
+        Instant | None, Meta(description="from then on it is not given back; null: never")
+    ]
 
 
 class ArchiveListRequest(Request, frozen=True, kw_only=True):
     """Which archived entries to list, in key order after `after`."""
 
-    prefix: str = ""
-    after: str = ""
+    prefix: Annotated[str, Meta(description="only keys that begin with it")] = ""
+    after: Annotated[str, Meta(description="only keys above it, as text")] = ""
     limit: Limit = 1000
 
 
 class ArchiveList(msgspec.Struct, frozen=True, kw_only=True):
     """Archived entries; `more` says that `after` = the last key gives the next ones."""
 
-    entries: list[ArchiveEntry]
-    more: bool
+    entries: Annotated[
+        list[ArchiveEntry], Meta(description="by key; at most `limit`, or 256 KiB of keys")
+    ]
+    more: Annotated[bool, Meta(description="there are more after the last one")]
 
 
 class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,25 +401,41 @@ class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
     `dropped_total`: values given up because the others filled `budget_bytes` (0 = no limit).
     """
 
-    namespace: Token
-    instance: Token
-    store: str
-    entries: Count
-    tombstones: Count
-    size_bytes: Bytes
-    stored_bytes: Bytes
+    namespace: Annotated[Token, Meta(description="the one asked")]
+    instance: Annotated[Token, Meta(description="archive that owns the store")]
+    store: Annotated[str, Meta(description="folder or bucket")]
+    entries: Annotated[
+        Count, Meta(description="values, expired ones until the next sweep included")
+    ]
+    tombstones: Annotated[Count, Meta(description="kept so that older versions stay gone")]
+    size_bytes: Annotated[Bytes, Meta(description="of the values")]
+    stored_bytes: Annotated[Bytes, Meta(description="of the objects in the store")]
     pending: Annotated[
         Count | None,
         Meta(description="evictions of all namespaces on their way here; null: not known now"),
     ]
-    stored_total: Count
-    restored_total: Count
-    expired_total: Count
-    superseded_total: Count
-    failed_total: Count
-    dead_total: Count
-    dropped_total: Count = 0
-    budget_bytes: Bytes = 0
+    stored_total: Annotated[
+        Count,
+        Meta(description="evictions and tombstones stored since it started, like the following"),
+    ]
+    restored_total: Annotated[Count, Meta(description="values given back")]
+    expired_total: Annotated[
+        Count, Meta(description="values removed, or not stored, as their time was over")
+    ]
+    superseded_total: Annotated[
+        Count, Meta(description="evictions not stored, as a newer version or generation is known")
+    ]
+    failed_total: Annotated[
+        Count,
+        Meta(description="tries to store that failed, and values that could not be read any more"),
+    ]
+    dead_total: Annotated[
+        Count, Meta(description="evictions that are malformed, now in `FLEET_DEAD`")
+    ]
+    dropped_total: Annotated[
+        Count, Meta(description="values given up because the others filled the budget")
+    ] = 0
+    budget_bytes: Annotated[Bytes, Meta(description="`archive.budget_bytes`; 0: no limit")] = 0
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):

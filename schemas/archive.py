@@ -1,6 +1,8 @@
 """What the archive announces: stored, restored, expired, failed."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
 
 from schemas.message import Message
 from schemas.units import Bytes, Instant, Token
@@ -10,10 +12,10 @@ class _ArchiveEvent(Message, frozen=True, kw_only=True):
     PUBLISHER: ClassVar[str] = "archive"
     STREAM: ClassVar[str | None] = "EVENTS"
 
-    namespace: Token
-    key: str
-    version: str
-    observed_at: Instant
+    namespace: Annotated[Token, Meta(description="that of the cache")]
+    key: Annotated[str, Meta(description="the entry's")]
+    version: Annotated[str, Meta(description="the entry's, of the cache")]
+    observed_at: Annotated[Instant, Meta(description="when it was said, by the archive's clock")]
 
 
 class Stored(_ArchiveEvent, frozen=True, kw_only=True):
@@ -21,10 +23,17 @@ class Stored(_ArchiveEvent, frozen=True, kw_only=True):
 
     SUBJECT: ClassVar[str] = "archived.stored.{namespace}"
 
-    size_bytes: Bytes
-    stored_bytes: Bytes
-    expires_at: Instant | None
-    tombstone: bool = False
+    size_bytes: Annotated[Bytes, Meta(description="of the value; of a tombstone 0")]
+    stored_bytes: Annotated[
+        Bytes, Meta(description="of the object in the store: header and compressed value")
+    ]
+    expires_at: Annotated[
+        Instant | None,
+        Meta(description="from then on it is not given back; null: never, as a tombstone"),
+    ]
+    tombstone: Annotated[
+        bool, Meta(description="true: it only says that older versions are gone")
+    ] = False
 
 
 class Restored(_ArchiveEvent, frozen=True, kw_only=True):
@@ -32,7 +41,7 @@ class Restored(_ArchiveEvent, frozen=True, kw_only=True):
 
     SUBJECT: ClassVar[str] = "archived.restored.{namespace}"
 
-    size_bytes: Bytes
+    size_bytes: Annotated[Bytes, Meta(description="of the value")]
 
 
 class Expired(_ArchiveEvent, frozen=True, kw_only=True):
@@ -46,4 +55,4 @@ class ArchiveFailed(_ArchiveEvent, frozen=True, kw_only=True):
 
     SUBJECT: ClassVar[str] = "archived.failed.{namespace}"
 
-    error: str
+    error: Annotated[str, Meta(description="why, for people")]

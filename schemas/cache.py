@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
+from msgspec import Meta
 
 from schemas.message import Message
 from schemas.protocols import RequestError
@@ -28,13 +29,20 @@ class CacheEvent(Message, frozen=True, kw_only=True):
     SUBJECT: ClassVar[str] = "cache_event.{kind}.{namespace}"
     PUBLISHER: ClassVar[str] = "cache"
 
-    kind: Literal["invalidated", "cleared", "config"]
-    namespace: Token
-    instance: Token
-    observed_at: Instant
-    generation: Count
-    entries: Count = 0
-    version: Count | None = None
+    kind: Annotated[
+        Literal["invalidated", "cleared", "config"],
+        Meta(description="what happened"),
+    ]
+    namespace: Annotated[Token, Meta(description="the one it happened to")]
+    instance: Annotated[Token, Meta(description="cache that owns the namespace")]
+    observed_at: Annotated[Instant, Meta(description="when, by the cache's clock")]
+    generation: Annotated[
+        Count, Meta(description="from now on; what was archived before is never given back")
+    ]
+    entries: Annotated[Count, Meta(description="how many left RAM")] = 0
+    version: Annotated[
+        Count | None, Meta(description="of the configuration, with `config`; null: something else")
+    ] = None
 
 
 class Evicted(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,30 +58,76 @@ class Evicted(msgspec.Struct, frozen=True, kw_only=True):
     RAM too.
     """
 
-    namespace: Token
-    key: str
-    version: str
-    generation: Count
-    evicted_at: Instant
-    tombstone: bool = False
-    size_bytes: Bytes = 0
-    digest: str = ""
-    ttl_seconds: Seconds | None = None
-    expires_at: Instant | None = None
-    reason: str = "capacity"
-    request_class: str | None = None
-    tags: list[str] = []
-    meta: dict[str, str] = {}
-    prefix_tokens: Count | None = None
-    parent: str | None = None
-    cost_seconds: Number | None = None
-    access_count: Count = 0
-    inserted_at: Instant | None = None
-    last_accessed: Instant | None = None
-    score: float | None = None
-    heuristic: str | None = None
-    parts: Count = 0
-    eviction: Token | None = None
+    namespace: Annotated[Token, Meta(description="the entry's")]
+    key: Annotated[str, Meta(description="the entry's")]
+    version: Annotated[
+        str,
+        Meta(
+            description="the entry's, `<epoch>-<count>` in hexadecimal; of a tombstone that of "
+            "the write or deletion"
+        ),
+    ]
+    generation: Annotated[Count, Meta(description="of the namespace, raised by each clear")]
+    evicted_at: Annotated[Instant, Meta(description="when it left RAM, by the cache's clock")]
+    tombstone: Annotated[
+        bool, Meta(description="true: no value, only that older versions are gone")
+    ] = False
+    size_bytes: Annotated[Bytes, Meta(description="of the value; of a tombstone 0")] = 0
+    digest: Annotated[str, Meta(description="of the value; of a tombstone empty")] = ""
+    ttl_seconds: Annotated[
+        Seconds | None,
+        Meta(description="from `evicted_at` to `expires_at`; null: for ever, or a tombstone"),
+    ] = None
+    expires_at: Annotated[
+        Instant | None,
+        Meta(
+            description="the entry's own expiry, else by `heuristic`; null: never, or a tombstone"
+        ),
+    ] = None
+    reason: Annotated[
+        str,
+        Meta(
+            description="`capacity`, `stop` (the cache was stopped) or `superseded` (a tombstone)"
+        ),
+    ] = "capacity"
+    request_class: Annotated[
+        str | None, Meta(description="`Fleet-Class` of its put; null: not given")
+    ] = None
+    tags: Annotated[list[str], Meta(description="`Fleet-Tags` of its put")] = []
+    meta: Annotated[dict[str, str], Meta(description="`Fleet-Meta` of its put")] = {}
+    prefix_tokens: Annotated[
+        Count | None, Meta(description="`Fleet-Prefix-Tokens` of its put; null: not given")
+    ] = None
+    parent: Annotated[
+        str | None, Meta(description="key, `Fleet-Parent` of its put; null: not given")
+    ] = None
+    cost_seconds: Annotated[
+        Number | None,
+        Meta(description="to compute it anew, `Fleet-Cost-Seconds` of its put; null: not given"),
+    ] = None
+    access_count: Annotated[Count, Meta(description="hits since it was put")] = 0
+    inserted_at: Annotated[
+        Instant | None, Meta(description="when it was put, by the cache's clock; null: a tombstone")
+    ] = None
+    last_accessed: Annotated[
+        Instant | None, Meta(description="its last hit, else its put; null: a tombstone")
+    ] = None
+    score: Annotated[
+        float | None, Meta(description="1: ordinary, see `schemas.worth`; null: a tombstone")
+    ] = None
+    heuristic: Annotated[
+        str | None,
+        Meta(
+            description="of `cache.ttl.heuristic`, which set the deadline; null: the writer "
+            "did, or a tombstone"
+        ),
+    ] = None
+    parts: Annotated[
+        Count, Meta(description="messages that hold the value; 0: it is the payload")
+    ] = 0
+    eviction: Annotated[
+        Token | None, Meta(description="token in the subjects of its parts; null: it has none")
+    ] = None
 
 
 def encode_header(text: str) -> str:

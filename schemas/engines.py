@@ -4,8 +4,12 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
-from schemas.message import Message
+from schemas.message import Message, Simulated
 from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
+
+_NOT_ON_PAGE = "null: not on the page"
+_NO_GROWTH = "null where `interval_seconds` is, or the total was not on both pages"
+_LMCACHE_ONLY = "null: not on the page; ours: null"
 
 
 class EngineMetrics(Message, frozen=True, kw_only=True):
@@ -48,11 +52,14 @@ class EngineMetrics(Message, frozen=True, kw_only=True):
     ]
     requests_running: Annotated[
         Count | None,
-        Meta(description="`vllm:num_requests_running`; `sglang:num_running_reqs`"),
+        Meta(description=f"`vllm:num_requests_running`; `sglang:num_running_reqs`; {_NOT_ON_PAGE}"),
     ] = None
     requests_waiting: Annotated[
         Count | None,
-        Meta(description="in the queue: `vllm:num_requests_waiting`; `sglang:num_queue_reqs`"),
+        Meta(
+            description="in the queue: `vllm:num_requests_waiting`; `sglang:num_queue_reqs`; "
+            f"{_NOT_ON_PAGE}"
+        ),
     ] = None
     requests_running_max: Annotated[
         Count | None,
@@ -63,47 +70,45 @@ class EngineMetrics(Message, frozen=True, kw_only=True):
     ] = None
     kv_cache_usage_ratio: Annotated[
         Ratio | None,
-        Meta(description="`vllm:kv_cache_usage_perc`; `sglang:token_usage`"),
+        Meta(description=f"`vllm:kv_cache_usage_perc`; `sglang:token_usage`; {_NOT_ON_PAGE}"),
     ] = None
     prompt_tokens_total: Annotated[
         Count | None,
         Meta(
-            description="since its start: `vllm:prompt_tokens_total`; `sglang:prompt_tokens_total`"
+            description="since its start: `vllm:prompt_tokens_total`; "
+            f"`sglang:prompt_tokens_total`; {_NOT_ON_PAGE}"
         ),
     ] = None
     generation_tokens_total: Annotated[
         Count | None,
         Meta(
             description="since its start: `vllm:generation_tokens_total`; "
-            "`sglang:generation_tokens_total`"
+            f"`sglang:generation_tokens_total`; {_NOT_ON_PAGE}"
         ),
     ] = None
     prompt_tokens_per_second: Annotated[
-        Number | None,
-        Meta(description="growth of `prompt_tokens_total`"),
+        Number | None, Meta(description=f"growth of `prompt_tokens_total`; {_NO_GROWTH}")
     ] = None
     generation_tokens_per_second: Annotated[
-        Number | None,
-        Meta(description="growth of `generation_tokens_total`"),
+        Number | None, Meta(description=f"growth of `generation_tokens_total`; {_NO_GROWTH}")
     ] = None
     ttft_p95_seconds: Annotated[
         Seconds | None,
         Meta(
             description="to the first token: histograms `vllm:time_to_first_token_seconds`, "
-            "`sglang:time_to_first_token_seconds`; null too: no request in the interval"
+            "`sglang:time_to_first_token_seconds`; null: not on both pages, or no "
+            "request in between"
         ),
     ] = None
     itl_p95_seconds: Annotated[
         Seconds | None,
         Meta(
             description="between tokens: histograms `vllm:inter_token_latency_seconds`, "
-            "`sglang:inter_token_latency_seconds`; null too: no token in the interval"
+            "`sglang:inter_token_latency_seconds`; null: not on both pages, or no "
+            "token in between"
         ),
     ] = None
-    simulated: Annotated[
-        bool,
-        Meta(description="nothing of it was measured"),
-    ] = False
+    simulated: Simulated = False
     source: Annotated[
         str | None,
         Meta(description="what was scraped: `vllm`, `sglang`; null: published by someone else"),
@@ -111,83 +116,81 @@ class EngineMetrics(Message, frozen=True, kw_only=True):
     interval_seconds: Annotated[
         Seconds | None,
         Meta(
-            description="between the two scrapes that rates and quantiles compare; null: there is "
-            "only one"
+            description="between the two scrapes that rates and quantiles compare; null: the "
+            "first one, after a restart, or after an outage of a minute"
         ),
     ] = None
     requests_completed_total: Annotated[
         Count | None,
         Meta(
-            description="since its start: `vllm:request_success_total`; `sglang:num_requests_total`"
+            description="since its start: `vllm:request_success_total`; "
+            f"`sglang:num_requests_total`; {_NOT_ON_PAGE}"
         ),
     ] = None
     requests_completed_per_second: Annotated[
-        Number | None,
-        Meta(description="growth of `requests_completed_total`"),
+        Number | None, Meta(description=f"growth of `requests_completed_total`; {_NO_GROWTH}")
     ] = None
     preemptions_total: Annotated[
         Count | None,
         Meta(
-            description="requests that lost their KV cache to make room, the sign of too little: "
-            "`vllm:num_preemptions_total`; `sglang:num_retracted_requests_total`"
+            description="requests that lost their KV cache to make room, the sign of too "
+            "little: `vllm:num_preemptions_total`; "
+            f"`sglang:num_retracted_requests_total`; {_NOT_ON_PAGE}"
         ),
     ] = None
     preemptions_per_second: Annotated[
-        Number | None,
-        Meta(description="growth of `preemptions_total`"),
+        Number | None, Meta(description=f"growth of `preemptions_total`; {_NO_GROWTH}")
     ] = None
     prefix_cache_hit_ratio: Annotated[
         Ratio | None,
         Meta(
-            description="growth of prompt tokens found in the engine's own prefix cache by those "
-            "looked for: `vllm:prefix_cache_hits_total` by "
+            description="prompt tokens found in the engine's own prefix cache by those looked "
+            "for: growth of `vllm:prefix_cache_hits_total` by "
             "`vllm:prefix_cache_queries_total`; `sglang:cached_tokens_total` by "
-            "`sglang:prompt_tokens_total`"
+            "`sglang:prompt_tokens_total`; null: none in the interval"
         ),
     ] = None
     kv_cache_capacity_tokens: Annotated[
         Count | None,
         Meta(
             description="room of the KV cache: labels `num_gpu_blocks` by `block_size` of "
-            "`vllm:cache_config_info`; `sglang:max_total_num_tokens`"
+            "`vllm:cache_config_info`; `sglang:max_total_num_tokens`; "
+            f"{_NOT_ON_PAGE}"
         ),
     ] = None
     ttft_p50_seconds: Annotated[
-        Seconds | None,
-        Meta(description="median, as `ttft_p95_seconds`"),
+        Seconds | None, Meta(description="median, as `ttft_p95_seconds`, and null with it")
     ] = None
     itl_p50_seconds: Annotated[
-        Seconds | None,
-        Meta(description="median, as `itl_p95_seconds`"),
+        Seconds | None, Meta(description="median, as `itl_p95_seconds`, and null with it")
     ] = None
     e2e_p50_seconds: Annotated[
-        Seconds | None,
-        Meta(description="median, as `e2e_p95_seconds`"),
+        Seconds | None, Meta(description="median, as `e2e_p95_seconds`, and null with it")
     ] = None
     e2e_p95_seconds: Annotated[
         Seconds | None,
         Meta(
             description="whole requests: histograms `vllm:e2e_request_latency_seconds`, "
-            "`sglang:e2e_request_latency_seconds`; null too: none ended in the interval"
+            "`sglang:e2e_request_latency_seconds`; null: not on both pages, or "
+            "none ended in between"
         ),
     ] = None
     queue_time_p50_seconds: Annotated[
-        Seconds | None,
-        Meta(description="median, as `queue_time_p95_seconds`"),
+        Seconds | None, Meta(description="median, as `queue_time_p95_seconds`, and null with it")
     ] = None
     queue_time_p95_seconds: Annotated[
         Seconds | None,
         Meta(
             description="waiting before a request runs: histograms "
-            "`vllm:request_queue_time_seconds`, `sglang:queue_time_seconds`; "
-            "null too: none began in the interval"
+            "`vllm:request_queue_time_seconds`, `sglang:queue_time_seconds`; null: "
+            "not on both pages, or none began in between"
         ),
     ] = None
     is_sleeping: Annotated[
         bool | None,
         Meta(
             description="its weights are out of the GPU, neither idle nor dead: "
-            "`vllm:engine_sleep_state`; SGLang: null"
+            "`vllm:engine_sleep_state`; null: not on the page, as with SGLang"
         ),
     ] = None
 
@@ -224,13 +227,16 @@ class CacheMetrics(Message, frozen=True, kw_only=True):
     ] = None
     entries: Annotated[
         Count | None,
-        Meta(description="values in RAM; LMCache: chunks, `lmcache:local_cpu_hot_cache_count`"),
+        Meta(
+            description="values in RAM; LMCache: chunks, `lmcache:local_cpu_hot_cache_count`; "
+            f"{_NOT_ON_PAGE}"
+        ),
     ] = None
     used_bytes: Annotated[
         Bytes | None,
         Meta(
             description="of RAM; LMCache: `lmcache_mp_l1_memory_usage_bytes`, "
-            "`lmcache:local_cache_usage`"
+            f"`lmcache:local_cache_usage`; {_NOT_ON_PAGE}"
         ),
     ] = None
     limit_bytes: Annotated[
@@ -241,22 +247,27 @@ class CacheMetrics(Message, frozen=True, kw_only=True):
         Count | None,
         Meta(
             description="lookups that found their key; LMCache: at least one token, "
-            "`lmcache:num_lookup_requests_total` less misses"
+            f"`lmcache:num_lookup_requests_total` less misses; {_NOT_ON_PAGE}"
         ),
     ] = None
     misses_total: Annotated[
         Count | None,
-        Meta(description="lookups that did not; LMCache: `lmcache:lookup_0_hit_requests_total`"),
+        Meta(
+            description="lookups that did not; LMCache: `lmcache:lookup_0_hit_requests_total`; "
+            f"{_NOT_ON_PAGE}"
+        ),
     ] = None
     hit_ratio: Annotated[
         Ratio | None,
-        Meta(description="hits by lookups since the start; null: no lookup yet"),
+        Meta(
+            description="hits by lookups since the start; null: no lookup yet, or not on the page"
+        ),
     ] = None
     puts_total: Annotated[
         Count | None,
         Meta(
             description="values stored; LMCache: `lmcache_mp_l1_write_chunks_total`, "
-            "`lmcache:num_store_requests_total`"
+            f"`lmcache:num_store_requests_total`; {_NOT_ON_PAGE}"
         ),
     ] = None
     evictions_total: Annotated[
@@ -264,7 +275,7 @@ class CacheMetrics(Message, frozen=True, kw_only=True):
         Meta(
             description="values that left RAM for want of room; LMCache: "
             "`lmcache_mp_l1_evicted_chunks_total`, "
-            "`lmcache:local_cpu_evict_keys_count_total`"
+            f"`lmcache:local_cpu_evict_keys_count_total`; {_NOT_ON_PAGE}"
         ),
     ] = None
     evictions_acknowledged_total: Annotated[
@@ -281,16 +292,15 @@ class CacheMetrics(Message, frozen=True, kw_only=True):
     ] = None
     outbox_entries: Annotated[
         Count | None,
-        Meta(description="evictions not acknowledged yet; LMCache: null"),
+        Meta(
+            description="evictions and deletions not known to be in the archive yet; LMCache: null"
+        ),
     ] = None
     outbox_bytes: Annotated[
         Bytes | None,
         Meta(description="their size; LMCache: null"),
     ] = None
-    simulated: Annotated[
-        bool,
-        Meta(description="nothing of it was measured"),
-    ] = False
+    simulated: Simulated = False
     source: Annotated[
         str,
         Meta(description="whose cache: `resource-agent`, or `lmcache` for a scraped one"),
@@ -308,39 +318,41 @@ class CacheMetrics(Message, frozen=True, kw_only=True):
     ] = None
     model: Annotated[
         str | None,
-        Meta(description="label `model_name` where all have the same; ours: null"),
+        Meta(
+            description="label `model_name` where all have the same; null: they do not; ours: null"
+        ),
     ] = None
     interval_seconds: Annotated[
         Seconds | None,
         Meta(
-            description="between the two scrapes that ratio and quantiles compare; null: there is "
-            "only one; ours: null"
+            description="between the two scrapes that ratio and quantiles compare; null: the "
+            "first one, after a restart or a long outage; ours: null"
         ),
     ] = None
     usage_ratio: Annotated[
         Ratio | None,
-        Meta(description="how full its RAM is: `lmcache_mp_l1_usage_ratio`; ours: null"),
+        Meta(description=f"how full its RAM is: `lmcache_mp_l1_usage_ratio`; {_LMCACHE_ONLY}"),
     ] = None
     disk_used_bytes: Annotated[
         Bytes | None,
-        Meta(description="on its local disk: `lmcache:local_storage_usage`; ours: null"),
+        Meta(description=f"on its local disk: `lmcache:local_storage_usage`; {_LMCACHE_ONLY}"),
     ] = None
     remote_used_bytes: Annotated[
         Bytes | None,
-        Meta(description="in its second level: `lmcache_mp_l2_usage_bytes`; ours: null"),
+        Meta(description=f"in its second level: `lmcache_mp_l2_usage_bytes`; {_LMCACHE_ONLY}"),
     ] = None
     lookup_tokens_total: Annotated[
         Count | None,
         Meta(
             description="tokens asked for: `lmcache_mp_lookup_requested_tokens_total`, "
-            "`lmcache:num_lookup_tokens_total`; ours: null"
+            f"`lmcache:num_lookup_tokens_total`; {_LMCACHE_ONLY}"
         ),
     ] = None
     hit_tokens_total: Annotated[
         Count | None,
         Meta(
             description="of these, found: `lmcache_mp_lookup_hit_tokens_total`, "
-            "`lmcache:num_lookup_hits_total`; ours: null"
+            f"`lmcache:num_lookup_hits_total`; {_LMCACHE_ONLY}"
         ),
     ] = None
     token_hit_ratio: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from schemas.units import Bytes, Count, Instant, Number
+from schemas.units import UNREAD, Bytes, Count, Instant, Number
 
 
 class GpuProcess(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -49,32 +49,33 @@ class PcieMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     generation: Annotated[
         Count | None,
         Meta(
-            description="now, lower while the GPU idles: `nvmlDeviceGetCurrPcieLinkGeneration`; "
-            "AMD: from `pcie_speed` of `amdsmi_get_pcie_info`"
+            description="now, lower while the GPU idles: "
+            "`nvmlDeviceGetCurrPcieLinkGeneration`; AMD: from `pcie_speed` of "
+            f"`amdsmi_get_pcie_info`; {UNREAD}"
         ),
     ] = None
     generation_max: Annotated[
         Count | None,
         Meta(
-            description="of GPU and slot together: `nvmlDeviceGetMaxPcieLinkGeneration`; "
-            "AMD: `pcie_interface_version`"
+            description="of GPU and slot together: `nvmlDeviceGetMaxPcieLinkGeneration`; AMD: "
+            f"`pcie_interface_version`; {UNREAD}"
         ),
     ] = None
     lanes: Annotated[
         Count | None,
-        Meta(description="now: `nvmlDeviceGetCurrPcieLinkWidth`; AMD: `pcie_width`"),
+        Meta(description=f"now: `nvmlDeviceGetCurrPcieLinkWidth`; AMD: `pcie_width`; {UNREAD}"),
     ] = None
     lanes_max: Annotated[
         Count | None,
-        Meta(description="`nvmlDeviceGetMaxPcieLinkWidth`; AMD: `max_pcie_width`"),
+        Meta(description=f"`nvmlDeviceGetMaxPcieLinkWidth`; AMD: `max_pcie_width`; {UNREAD}"),
     ] = None
     sent_bytes_total: Annotated[
         Bytes | None,
-        Meta(description="may wrap: NVML field `PCIE_COUNT_TX_BYTES`; AMD: null"),
+        Meta(description=f"may wrap: NVML field `PCIE_COUNT_TX_BYTES`; not for AMD; {UNREAD}"),
     ] = None
     received_bytes_total: Annotated[
         Bytes | None,
-        Meta(description="may wrap: NVML field `PCIE_COUNT_RX_BYTES`; AMD: null"),
+        Meta(description=f"may wrap: NVML field `PCIE_COUNT_RX_BYTES`; not for AMD; {UNREAD}"),
     ] = None
     sent_bytes_per_second: Annotated[
         Number | None,
@@ -94,7 +95,7 @@ class PcieMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         Count | None,
         Meta(
             description="packets sent again; growth means a bad link: "
-            "`nvmlDeviceGetPcieReplayCounter`; AMD: `pcie_replay_count`"
+            f"`nvmlDeviceGetPcieReplayCounter`; AMD: `pcie_replay_count`; {UNREAD}"
         ),
     ] = None
 
@@ -102,17 +103,26 @@ class PcieMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class NvlinkMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """All NVLinks of one GPU together, payload only; null where there are none, and for AMD."""
 
-    links: Annotated[Count | None, Meta(description="NVML field `NVLINK_LINK_COUNT`")] = None
+    links: Annotated[
+        Count | None, Meta(description=f"NVML field `NVLINK_LINK_COUNT`; {UNREAD}")
+    ] = None
     links_active: Annotated[
-        Count | None, Meta(description="links whose `nvmlDeviceGetNvLinkState` says active")
+        Count | None,
+        Meta(description=f"links whose `nvmlDeviceGetNvLinkState` says active; {UNREAD}"),
     ] = None
     sent_bytes_total: Annotated[
         Bytes | None,
-        Meta(description="NVML field `NVLINK_THROUGHPUT_DATA_TX`, else `NVLINK_COUNT_XMIT_BYTES`"),
+        Meta(
+            description="NVML field `NVLINK_THROUGHPUT_DATA_TX`, else "
+            f"`NVLINK_COUNT_XMIT_BYTES`; {UNREAD}"
+        ),
     ] = None
     received_bytes_total: Annotated[
         Bytes | None,
-        Meta(description="NVML field `NVLINK_THROUGHPUT_DATA_RX`, else `NVLINK_COUNT_RCV_BYTES`"),
+        Meta(
+            description="NVML field `NVLINK_THROUGHPUT_DATA_RX`, else "
+            f"`NVLINK_COUNT_RCV_BYTES`; {UNREAD}"
+        ),
     ] = None
     sent_bytes_per_second: Annotated[
         Number | None,
@@ -129,13 +139,13 @@ class NvlinkMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         ),
     ] = None
     crc_errors_total: Annotated[
-        Count | None, Meta(description="NVML field `NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL`")
+        Count | None, Meta(description=f"NVML field `NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL`; {UNREAD}")
     ] = None
     replays_total: Annotated[
-        Count | None, Meta(description="NVML field `NVLINK_REPLAY_ERROR_COUNT_TOTAL`")
+        Count | None, Meta(description=f"NVML field `NVLINK_REPLAY_ERROR_COUNT_TOTAL`; {UNREAD}")
     ] = None
     recoveries_total: Annotated[
-        Count | None, Meta(description="NVML field `NVLINK_RECOVERY_ERROR_COUNT_TOTAL`")
+        Count | None, Meta(description=f"NVML field `NVLINK_RECOVERY_ERROR_COUNT_TOTAL`; {UNREAD}")
     ] = None
 
 
@@ -145,23 +155,25 @@ class EccMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     Null where the GPU has no ECC memory or it is switched off.
     """
 
-    is_enabled: Annotated[bool | None, Meta(description="`nvmlDeviceGetEccMode`; AMD: null")] = None
+    is_enabled: Annotated[
+        bool | None, Meta(description=f"`nvmlDeviceGetEccMode`; not for AMD; {UNREAD}")
+    ] = None
     volatile_corrected_total: Annotated[
         Count | None,
         Meta(
             description="`nvmlDeviceGetTotalEccErrors`; AMD: `correctable_count` of "
-            "`amdsmi_get_gpu_total_ecc_count`"
+            f"`amdsmi_get_gpu_total_ecc_count`; {UNREAD}"
         ),
     ] = None
     volatile_uncorrected_total: Annotated[
         Count | None,
-        Meta(description="`nvmlDeviceGetTotalEccErrors`; AMD: `uncorrectable_count`"),
+        Meta(description=f"`nvmlDeviceGetTotalEccErrors`; AMD: `uncorrectable_count`; {UNREAD}"),
     ] = None
     aggregate_corrected_total: Annotated[
-        Count | None, Meta(description="`nvmlDeviceGetTotalEccErrors`; AMD: null")
+        Count | None, Meta(description=f"`nvmlDeviceGetTotalEccErrors`; not for AMD; {UNREAD}")
     ] = None
     aggregate_uncorrected_total: Annotated[
-        Count | None, Meta(description="`nvmlDeviceGetTotalEccErrors`; AMD: null")
+        Count | None, Meta(description=f"`nvmlDeviceGetTotalEccErrors`; not for AMD; {UNREAD}")
     ] = None
     rows_remapped_corrected_total: Annotated[
         Count | None,
@@ -172,20 +184,23 @@ class EccMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ] = None
     rows_remapped_uncorrected_total: Annotated[
         Count | None,
-        Meta(description="after uncorrected errors: `nvmlDeviceGetRemappedRows`; null as above"),
+        Meta(
+            description="rows replaced after uncorrected errors: `nvmlDeviceGetRemappedRows`; "
+            "null before Ampere, and for AMD"
+        ),
     ] = None
     is_remap_pending: Annotated[
         bool | None,
         Meta(
             description="a row is replaced at the next reset: `nvmlDeviceGetRemappedRows`; "
-            "null as above"
+            "null before Ampere, and for AMD"
         ),
     ] = None
     is_remap_failed: Annotated[
         bool | None,
         Meta(
             description="a replacement failed, the GPU wants to be exchanged: "
-            "`nvmlDeviceGetRemappedRows`; null as above"
+            "`nvmlDeviceGetRemappedRows`; null before Ampere, and for AMD"
         ),
     ] = None
 

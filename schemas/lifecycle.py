@@ -1,8 +1,9 @@
 """Services that come, beat and go, and the state of their parts."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
+from msgspec import Meta
 
 from schemas.message import Message
 from schemas.units import Count, Instant, Seconds, Token
@@ -15,10 +16,13 @@ ComponentState = Literal["ok", "degraded", "failed", "off"]
 class Component(msgspec.Struct, frozen=True, kw_only=True):
     """One part of a service as its last live probe saw it; `probed_at` gives its age."""
 
-    name: str
-    state: ComponentState
-    text: str = ""
-    probed_at: Instant
+    name: Annotated[str, Meta(description="of the part, like `bus`, `gpus`, `store`")]
+    state: Annotated[
+        ComponentState,
+        Meta(description="degraded: works in part; off: not wanted, or nothing there"),
+    ]
+    text: Annotated[str, Meta(description="why, and what to do; empty: nothing to say")] = ""
+    probed_at: Annotated[Instant, Meta(description="when it was looked at, by the service's clock")]
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,29 +32,47 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     over) from another machine with the same name (refused).
     """
 
-    role: Role
-    instance: Token
-    node: Token
-    machine: str
-    identity: str
-    boot: str
-    pid: Count
-    version: str
-    started_at: Instant
-    heartbeat_at: Instant
-    heartbeat_seconds: Seconds
-    ready: bool
-    components: list[Component] = []
-    counters: dict[str, float] = {}
-    labels: dict[str, str] = {}
+    role: Annotated[Role, Meta(description="what it does")]
+    instance: Annotated[
+        Token, Meta(description="setting or option; else the node: unique in its role")
+    ]
+    node: Annotated[Token, Meta(description="machine it runs on, as a subject token")]
+    machine: Annotated[
+        str, Meta(description="host name and a digest of the machine's id, for people")
+    ]
+    identity: Annotated[str, Meta(description="random, kept in the state folder")]
+    boot: Annotated[str, Meta(description="random, new at each start of the process")]
+    pid: Annotated[Count, Meta(description="process id, as the process sees it")]
+    version: Annotated[str, Meta(description="of resource-agent")]
+    started_at: Annotated[
+        Instant, Meta(description="when its process started, by the service's clock")
+    ]
+    heartbeat_at: Annotated[
+        Instant, Meta(description="when this record was made, by the service's clock")
+    ]
+    heartbeat_seconds: Annotated[
+        Seconds,
+        Meta(description="longest time to the next heartbeat; silent for two counts as failed"),
+    ]
+    ready: Annotated[
+        bool, Meta(description="true: it does its work; false while it starts and drains")
+    ]
+    components: Annotated[list[Component], Meta(description="its parts, the bus first")] = []
+    counters: Annotated[
+        dict[str, float],
+        Meta(description="totals since its start and sizes now: `docs/operations.md`"),
+    ] = {}
+    labels: Annotated[
+        dict[str, str], Meta(description="what whoever starts it adds; from the command line none")
+    ] = {}
 
 
 class _Lifecycle(Message, frozen=True, kw_only=True):
     PUBLISHER: ClassVar[str] = "every service"
 
-    role: Role
-    instance: Token
-    observed_at: Instant
+    role: Annotated[Role, Meta(description="of the service")]
+    instance: Annotated[Token, Meta(description="of the service")]
+    observed_at: Annotated[Instant, Meta(description="when it was said, by the service's clock")]
 
 
 class Registered(_Lifecycle, frozen=True, kw_only=True):
@@ -58,7 +80,7 @@ class Registered(_Lifecycle, frozen=True, kw_only=True):
 
     SUBJECT: ClassVar[str] = "service.registered.{role}.{instance}"
 
-    record: InstanceRecord
+    record: Annotated[InstanceRecord, Meta(description="the service as it is now")]
 
 
 class Heartbeat(_Lifecycle, frozen=True, kw_only=True):
@@ -66,7 +88,7 @@ class Heartbeat(_Lifecycle, frozen=True, kw_only=True):
 
     SUBJECT: ClassVar[str] = "service.heartbeat.{role}.{instance}"
 
-    record: InstanceRecord
+    record: Annotated[InstanceRecord, Meta(description="the service as it is now")]
 
 
 class Deregistered(_Lifecycle, frozen=True, kw_only=True):
@@ -74,4 +96,4 @@ class Deregistered(_Lifecycle, frozen=True, kw_only=True):
 
     SUBJECT: ClassVar[str] = "service.deregistered.{role}.{instance}"
 
-    reason: str = "stopped"
+    reason: Annotated[str, Meta(description="why it left, for people")] = "stopped"

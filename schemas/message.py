@@ -1,9 +1,12 @@
 """The base of every event: a frozen Struct that knows its subject."""
 
 import re
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
+from msgspec import Meta
+
+Simulated = Annotated[bool, Meta(description="true: from a simulator, at least in part")]
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")

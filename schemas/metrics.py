@@ -23,8 +23,10 @@ from schemas.host import (
     PressureMetrics,
     ProcessMetrics,
 )
-from schemas.message import Message
-from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
+from schemas.message import Message, Simulated
+from schemas.units import UNREAD, Bytes, Count, Instant, Number, Ratio, Seconds, Token
+
+_NO_GPM = "null: by NVML before Hopper and in the first sample; AMD"
 
 
 class HostMetrics(Message, frozen=True, kw_only=True):
@@ -51,12 +53,19 @@ class HostMetrics(Message, frozen=True, kw_only=True):
     interval_seconds: Annotated[
         Seconds, Meta(description="since the previous reading; 0: the first")
     ]
-    boot_at: Annotated[Instant | None, Meta(description="`psutil.boot_time`")] = None
-    uptime_seconds: Annotated[Seconds | None, Meta(description="since `boot_at`")] = None
-    cpu: Annotated[CpuMetrics | None, Meta(description="always there, field by field")] = None
-    memory: Annotated[MemoryMetrics | None, Meta(description="null: failed, then in `errors`")] = (
-        None
-    )
+    boot_at: Annotated[
+        Instant | None, Meta(description="`psutil.boot_time`; null: failed, then in `errors`")
+    ] = None
+    uptime_seconds: Annotated[
+        Seconds | None, Meta(description="since `boot_at`; null where that is")
+    ] = None
+    cpu: Annotated[
+        CpuMetrics | None,
+        Meta(description="always there from our agent, field by field; null: not measured"),
+    ] = None
+    memory: Annotated[
+        MemoryMetrics | None, Meta(description="RAM and swap; null: failed, then in `errors`")
+    ] = None
     filesystems: Annotated[
         list[FilesystemMetrics] | None,
         Meta(
@@ -65,7 +74,8 @@ class HostMetrics(Message, frozen=True, kw_only=True):
         ),
     ] = None
     disks: Annotated[
-        list[DiskIoMetrics] | None, Meta(description="null: failed, then in `errors`")
+        list[DiskIoMetrics] | None,
+        Meta(description="block devices; null: failed, then in `errors`"),
     ] = None
     network: Annotated[
         list[NetworkMetrics] | None,
@@ -74,19 +84,30 @@ class HostMetrics(Message, frozen=True, kw_only=True):
     connections_count: Annotated[
         Count | None,
         Meta(
-            description="TCP and UDP sockets in any state but closed: `/proc/net/sockstat`, else "
-            "`psutil.net_connections`; null: not readable"
+            description="TCP and UDP sockets in any state but closed: `/proc/net/sockstat`, "
+            "else `psutil.net_connections`; null: not readable"
         ),
     ] = None
     pressure: Annotated[
-        list[PressureMetrics] | None, Meta(description="null where the kernel has none")
+        list[PressureMetrics] | None,
+        Meta(
+            description="of the whole machine; null where the kernel has none, or failed (then "
+            "in `errors`)"
+        ),
     ] = None
     cgroup: Annotated[
-        CgroupMetrics | None, Meta(description="null on platforms without control groups")
+        CgroupMetrics | None,
+        Meta(
+            description="the agent's own group; null on platforms without, or failed (then in "
+            "`errors`)"
+        ),
     ] = None
     processes: Annotated[
         list[ProcessMetrics] | None,
-        Meta(description="busiest first; null in the samples in between"),
+        Meta(
+            description="busiest first; null in the samples in between, or failed (then in "
+            "`errors`)"
+        ),
     ] = None
     errors: Annotated[
         dict[str, str],
@@ -95,7 +116,7 @@ class HostMetrics(Message, frozen=True, kw_only=True):
         ),
     ] = {}
     leaving: Annotated[bool, Meta(description="the last sample of an agent that stops")] = False
-    simulated: Annotated[bool, Meta(description="nothing of it was measured")] = False
+    simulated: Simulated = False
 
 
 class GpuMetrics(Message, frozen=True, kw_only=True):
@@ -122,7 +143,10 @@ class GpuMetrics(Message, frozen=True, kw_only=True):
     ]
     uuid: Annotated[
         str,
-        Meta(description="`nvmlDeviceGetUUID`; AMD: `amdsmi_get_gpu_device_uuid`; empty as above"),
+        Meta(
+            description="`nvmlDeviceGetUUID`; AMD: `amdsmi_get_gpu_device_uuid`; empty for one "
+            "that never answered"
+        ),
     ]
     index: Annotated[
         Count,
@@ -130,11 +154,17 @@ class GpuMetrics(Message, frozen=True, kw_only=True):
     ]
     name: Annotated[
         str | None,
-        Meta(description="model: `nvmlDeviceGetName`; AMD: `market_name`"),
+        Meta(
+            description="model: `nvmlDeviceGetName`; AMD: `market_name`; null: the driver does "
+            "not tell, or never answered"
+        ),
     ] = None
     driver_version: Annotated[
         str | None,
-        Meta(description="`nvmlSystemGetDriverVersion`; AMD: `amdsmi_get_gpu_driver_info`"),
+        Meta(
+            description="`nvmlSystemGetDriverVersion`; AMD: `amdsmi_get_gpu_driver_info`; "
+            "null: the driver does not tell"
+        ),
     ] = None
     pool: Annotated[Token | None, Meta(description="setting `pool`; null: in none")] = None
     parent: Annotated[
@@ -181,21 +211,21 @@ class GpuMetrics(Message, frozen=True, kw_only=True):
     sm_activity_ratio: Annotated[
         Ratio | None,
         Meta(
-            description="mean share of SMs with work: GPM `SM_UTIL` since the previous reading; "
-            "null before Hopper, in the first sample, and for AMD"
+            description="mean share of SMs with work: GPM `SM_UTIL` since the previous "
+            f"reading; {_NO_GPM}"
         ),
     ] = None
     sm_occupancy_ratio: Annotated[
         Ratio | None,
-        Meta(description="warps resident by warps possible: GPM `SM_OCCUPANCY`; null as above"),
+        Meta(description=f"warps resident by warps possible: GPM `SM_OCCUPANCY`; {_NO_GPM}"),
     ] = None
     tensor_activity_ratio: Annotated[
         Ratio | None,
-        Meta(description="tensor cores' share of time: GPM `ANY_TENSOR_UTIL`; null as above"),
+        Meta(description=f"tensor cores' share of time: GPM `ANY_TENSOR_UTIL`; {_NO_GPM}"),
     ] = None
     dram_activity_ratio: Annotated[
         Ratio | None,
-        Meta(description="memory bandwidth by its maximum: GPM `DRAM_BW_UTIL`; null as above"),
+        Meta(description=f"memory bandwidth by its maximum: GPM `DRAM_BW_UTIL`; {_NO_GPM}"),
     ] = None
     memory_activity_ratio: Annotated[
         Ratio | None,
@@ -205,26 +235,34 @@ class GpuMetrics(Message, frozen=True, kw_only=True):
         ),
     ] = None
     encoder_utilization_ratio: Annotated[
-        Ratio | None, Meta(description="`nvmlDeviceGetEncoderUtilization`; AMD: null")
+        Ratio | None, Meta(description=f"`nvmlDeviceGetEncoderUtilization`; not for AMD; {UNREAD}")
     ] = None
     decoder_utilization_ratio: Annotated[
-        Ratio | None,
-        Meta(description="`nvmlDeviceGetDecoderUtilization`; AMD: null"),
+        Ratio | None, Meta(description=f"`nvmlDeviceGetDecoderUtilization`; not for AMD; {UNREAD}")
     ] = None
     memory_total_bytes: Annotated[
         Bytes | None,
-        Meta(description="`nvmlDeviceGetMemoryInfo_v2`; AMD: `amdsmi_get_gpu_vram_usage`"),
+        Meta(
+            description=f"`nvmlDeviceGetMemoryInfo_v2`; AMD: `amdsmi_get_gpu_vram_usage`; {UNREAD}"
+        ),
     ] = None
     memory_used_bytes: Annotated[
         Bytes | None,
-        Meta(description="as above; on a driver before 510 the driver's own share counts too"),
+        Meta(
+            description="`nvmlDeviceGetMemoryInfo_v2`; AMD: as the total; before driver 510 "
+            f"the driver's own share counts too; {UNREAD}"
+        ),
     ] = None
     memory_free_bytes: Annotated[
-        Bytes | None, Meta(description="as above; AMD: total minus used")
+        Bytes | None,
+        Meta(description=f"`nvmlDeviceGetMemoryInfo_v2`; AMD: total minus used; {UNREAD}"),
     ] = None
     memory_reserved_bytes: Annotated[
         Bytes | None,
-        Meta(description="the driver's own share: as above; null on an older driver, and for AMD"),
+        Meta(
+            description="the driver's own share: `nvmlDeviceGetMemoryInfo_v2`; null on an "
+            "older driver, and for AMD"
+        ),
     ] = None
     memory_utilization_ratio: Annotated[
         Ratio | None, Meta(description="used by total; null: one of them is")
@@ -233,71 +271,84 @@ class GpuMetrics(Message, frozen=True, kw_only=True):
         float | None,
         Meta(
             description="`nvmlDeviceGetTemperatureV`, else `nvmlDeviceGetTemperature`; AMD: "
-            "`amdsmi_get_temp_metric` of the hot spot, else of the edge"
+            f"`amdsmi_get_temp_metric` of the hot spot, else of the edge; {UNREAD}"
         ),
     ] = None
     temperature_memory_celsius: Annotated[
         float | None,
-        Meta(description="NVML field `MEMORY_TEMP`; AMD: `amdsmi_get_temp_metric` of the VRAM"),
+        Meta(
+            description="NVML field `MEMORY_TEMP`; AMD: `amdsmi_get_temp_metric` of the VRAM; "
+            f"{UNREAD}"
+        ),
     ] = None
     temperature_slowdown_celsius: Annotated[
         float | None,
         Meta(
             description="from here on the driver slows the GPU down: "
-            "`nvmlDeviceGetTemperatureThreshold`; AMD: the sensor's critical temperature"
+            "`nvmlDeviceGetTemperatureThreshold`; AMD: the sensor's critical "
+            f"temperature; {UNREAD}"
         ),
     ] = None
     temperature_shutdown_celsius: Annotated[
         float | None,
         Meta(
             description="from here on it is switched off: `nvmlDeviceGetTemperatureThreshold`; "
-            "AMD: the sensor's emergency temperature"
+            f"AMD: the sensor's emergency temperature; {UNREAD}"
         ),
     ] = None
     power_watts: Annotated[
         Number | None,
         Meta(
             description="`nvmlDeviceGetPowerUsage`, a mean of 1 s from Ampere on (A100: now); "
-            "AMD: `amdsmi_get_power_info`; may exceed the limit for a moment"
+            "AMD: `amdsmi_get_power_info`; may exceed the limit for a moment; "
+            f"{UNREAD}"
         ),
     ] = None
     power_limit_watts: Annotated[
         Number | None,
         Meta(
             description="`nvmlDeviceGetEnforcedPowerLimit`, else "
-            "`nvmlDeviceGetPowerManagementLimit`; AMD: `amdsmi_get_power_cap_info`"
+            "`nvmlDeviceGetPowerManagementLimit`; AMD: "
+            f"`amdsmi_get_power_cap_info`; {UNREAD}"
         ),
     ] = None
     energy_joules_total: Annotated[
         Number | None,
         Meta(
-            description="since the driver was loaded: `nvmlDeviceGetTotalEnergyConsumption`; "
-            "AMD: `amdsmi_get_energy_count`; null before Volta"
+            description="since the driver was loaded: `nvmlDeviceGetTotalEnergyConsumption` "
+            f"(from Volta on); AMD: `amdsmi_get_energy_count`; {UNREAD}"
         ),
     ] = None
     clock_graphics_hertz: Annotated[
         Number | None,
-        Meta(description="`nvmlDeviceGetClockInfo`; AMD: `amdsmi_get_clock_info`, type GFX"),
+        Meta(
+            description="`nvmlDeviceGetClockInfo`; AMD: `amdsmi_get_clock_info`, type GFX; "
+            f"{UNREAD}"
+        ),
     ] = None
     clock_sm_hertz: Annotated[
-        Number | None, Meta(description="`nvmlDeviceGetClockInfo`; AMD: null")
+        Number | None, Meta(description=f"`nvmlDeviceGetClockInfo`; not for AMD; {UNREAD}")
     ] = None
     clock_memory_hertz: Annotated[
         Number | None,
-        Meta(description="`nvmlDeviceGetClockInfo`; AMD: `amdsmi_get_clock_info`, type MEM"),
+        Meta(
+            description="`nvmlDeviceGetClockInfo`; AMD: `amdsmi_get_clock_info`, type MEM; "
+            f"{UNREAD}"
+        ),
     ] = None
     throttle_reasons: Annotated[
         list[str] | None,
         Meta(
-            description="why the clocks are low: `nvmlDeviceGetCurrentClocksEventReasons`, else "
-            "`nvmlDeviceGetCurrentClocksThrottleReasons`; empty: they are not; AMD: null"
+            description="why the clocks are low (empty: they are not): "
+            "`nvmlDeviceGetCurrentClocksEventReasons`, else "
+            f"`nvmlDeviceGetCurrentClocksThrottleReasons`; not for AMD; {UNREAD}"
         ),
     ] = None
     performance_state: Annotated[
         str | None,
         Meta(
-            description="`P0` (highest) to `P15`: `nvmlDeviceGetPerformanceState`; "
-            "null: the driver says unknown; AMD: null"
+            description="`P0` (highest) to `P15`: `nvmlDeviceGetPerformanceState`; not for "
+            f"AMD; {UNREAD}"
         ),
     ] = None
     recovery_action: Annotated[
@@ -315,34 +366,44 @@ class GpuMetrics(Message, frozen=True, kw_only=True):
             "null: no fan of its own"
         ),
     ] = None
-    pcie: Annotated[PcieMetrics | None, Meta(description="null: nothing of it measured")] = None
-    nvlink: Annotated[NvlinkMetrics | None, Meta(description="null: nothing of it measured")] = None
-    ecc: Annotated[EccMetrics | None, Meta(description="null: nothing of it measured")] = None
+    pcie: Annotated[
+        PcieMetrics | None, Meta(description="its link to the host; null: nothing of it measured")
+    ] = None
+    nvlink: Annotated[
+        NvlinkMetrics | None,
+        Meta(description="its links to other GPUs; null: nothing of it measured"),
+    ] = None
+    ecc: Annotated[
+        EccMetrics | None, Meta(description="its memory errors; null: nothing of it measured")
+    ] = None
     xid: Annotated[
         XidMetrics | None,
         Meta(
-            description="null: not offered, or not allowed (then in `errors`); a MIG instance's "
-            "are with its GPU; AMD: null"
+            description="errors that the driver reported; null: not offered, or not allowed "
+            "(then in `errors`); a MIG instance's are with its GPU; AMD: null"
         ),
     ] = None
     processes: Annotated[
-        list[GpuProcess] | None, Meta(description="compute processes; empty: none")
+        list[GpuProcess] | None, Meta(description=f"compute processes; empty: none; {UNREAD}")
     ] = None
     errors: Annotated[
         dict[str, str],
         Meta(description="field (`gpu`: the whole GPU) to reason, of each reading that failed"),
     ] = {}
-    simulated: Annotated[bool, Meta(description="nothing of it was measured")] = False
+    simulated: Simulated = False
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One metric over one minute; `p95` is the nearest-rank 95th percentile."""
 
-    min: float
-    mean: float
-    max: float
-    p95: float
-    count: Count
+    min: Annotated[float, Meta(description="lowest sample, in the unit of the metric's name")]
+    mean: Annotated[float, Meta(description="mean of the samples")]
+    max: Annotated[float, Meta(description="highest sample")]
+    p95: Annotated[
+        float,
+        Meta(description="95th percentile by nearest rank: of fewer than 20 samples the highest"),
+    ]
+    count: Annotated[Count, Meta(description="samples; a pool's are those of all its members")]
 
 
 class Rollup(Message, frozen=True, kw_only=True):
@@ -358,11 +419,25 @@ class Rollup(Message, frozen=True, kw_only=True):
     PUBLISHER: ClassVar[str] = "handlers"
     STREAM: ClassVar[str | None] = "ROLLUPS"
 
-    kind: Literal["host", "gpu", "engine", "pool"]
-    id: Token
-    node: Token | None = None
-    pool: Token | None = None
-    minute_at: Instant
-    metrics: dict[str, Summary]
-    energy_joules: Number | None = None
-    simulated: bool = False
+    kind: Annotated[Literal["host", "gpu", "engine", "pool"], Meta(description="what `id` names")]
+    id: Annotated[Token, Meta(description="node, `<node>-<gpu>`, `<node>-<engine>` or pool")]
+    node: Annotated[Token | None, Meta(description="its machine; null: a pool")] = None
+    pool: Annotated[Token | None, Meta(description="as its samples say; null: in none")] = None
+    minute_at: Annotated[
+        Instant, Meta(description="begin of the minute in which the stream stored the samples")
+    ]
+    metrics: Annotated[
+        dict[str, Summary],
+        Meta(
+            description="by field of the sample, of a pool `host_…`, `gpu_…`, `engine_…`; "
+            "absent: not measured"
+        ),
+    ]
+    energy_joules: Annotated[
+        Number | None,
+        Meta(
+            description="growth of the counter `energy_joules_total`, of a pool that of all "
+            "its GPUs; null: no GPU with two readings"
+        ),
+    ] = None
+    simulated: Simulated = False

@@ -1,10 +1,11 @@
 """Scaling advice and what became of it: recommendation, decision, execution."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
+from msgspec import Meta
 
-from schemas.message import Message
+from schemas.message import Message, Simulated
 from schemas.units import Count, Instant, Number, Ratio, Seconds, Token
 
 Action = Literal["scale_up", "scale_down", "consolidate", "right_size", "tune_cache"]
@@ -17,13 +18,33 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     between, replayed, give the same advice.
     """
 
-    signal: str
-    value: float
-    threshold: float | None = None
-    window_seconds: Seconds | None = None
-    engines: list[Token] = []
-    stream_from: Count | None = None
-    stream_to: Count | None = None
+    signal: Annotated[
+        str,
+        Meta(
+            description="a field of EngineMetrics, or `capacity_usage_ratio` (running by "
+            "`requests_running_max`); `…_projected`: after the change"
+        ),
+    ]
+    value: Annotated[
+        float,
+        Meta(description="mean over the replicas that were measured, in the unit of `signal`"),
+    ]
+    threshold: Annotated[
+        float | None,
+        Meta(description="target of the signal, of `handlers.scaling`; null: it has none"),
+    ] = None
+    window_seconds: Annotated[
+        Seconds | None,
+        Meta(description="how long the condition has held: the action's hold; null: none needed"),
+    ] = None
+    engines: Annotated[list[Token], Meta(description="replicas that were measured")] = []
+    stream_from: Annotated[
+        Count | None,
+        Meta(description="first message in `FLEET_METRICS` that counts; null: not told"),
+    ] = None
+    stream_to: Annotated[
+        Count | None, Meta(description="last one, which brought the advice; null: not told")
+    ] = None
 
 
 class Recommendation(Message, frozen=True, kw_only=True):
@@ -38,25 +59,61 @@ class Recommendation(Message, frozen=True, kw_only=True):
     PUBLISHER: ClassVar[str] = "handlers"
     STREAM: ClassVar[str | None] = "RECOMMENDATIONS"
 
-    action: Action
-    pool: Token
-    recommendation_id: str
-    idempotency_key: str
-    decided_at: Instant
-    expires_at: Instant
-    replicas_from: Count
-    replicas_to: Count
-    reason: str
-    text: str
-    evidence: list[Evidence]
-    confidence_ratio: Ratio
-    risk: Literal["low", "medium", "high"]
-    effective_after_seconds: Seconds
-    saving_usd_per_hour: float | None = None
-    one_off_cost_usd: Number | None = None
-    payback_hours: Number | None = None
-    supersedes: str | None = None
-    simulated: bool = False
+    action: Annotated[
+        Action, Meta(description="`scale_up` or `scale_down`; the others are not given yet")
+    ]
+    pool: Annotated[Token, Meta(description="`pool` of EngineMetrics")]
+    recommendation_id: Annotated[str, Meta(description="`<pool>.<action>.<decided at, ns>`")]
+    idempotency_key: Annotated[
+        str, Meta(description="for the execution: the same as `recommendation_id`")
+    ]
+    decided_at: Annotated[Instant, Meta(description="when, by the server's clock")]
+    expires_at: Annotated[
+        Instant,
+        Meta(
+            description="from then on it does not stand: "
+            "`handlers.scaling.expires_after_seconds` later"
+        ),
+    ]
+    replicas_from: Annotated[Count, Meta(description="engines of the pool that report now")]
+    replicas_to: Annotated[Count, Meta(description="how many there should be")]
+    reason: Annotated[
+        str, Meta(description="up: the signal furthest above its target; down: `spare_capacity`")
+    ]
+    text: Annotated[str, Meta(description="for people: change, reason and figures")]
+    evidence: Annotated[list[Evidence], Meta(description="each signal that was measured")]
+    confidence_ratio: Annotated[
+        Ratio, Meta(description="share of replicas heard of late by share of signals measured")
+    ]
+    risk: Annotated[
+        Literal["low", "medium", "high"],
+        Meta(description="up: low; down: medium, to a single replica high"),
+    ]
+    effective_after_seconds: Annotated[
+        Seconds,
+        Meta(
+            description="until the change helps; up: `handlers.scaling.startup_lead_seconds`, "
+            "down: 0"
+        ),
+    ]
+    saving_usd_per_hour: Annotated[
+        float | None,
+        Meta(
+            description="replicas less by price, negative for up; null: no "
+            "`handlers.scaling.usd_per_replica_hour`"
+        ),
+    ] = None
+    one_off_cost_usd: Annotated[
+        Number | None, Meta(description="what the change costs once; null: not known, today always")
+    ] = None
+    payback_hours: Annotated[
+        Number | None, Meta(description="until that is saved; null: not known, today always")
+    ] = None
+    supersedes: Annotated[
+        str | None,
+        Meta(description="`recommendation_id` of the advice that it replaces; null: none stood"),
+    ] = None
+    simulated: Simulated = False
 
 
 class Decision(Message, frozen=True, kw_only=True):
@@ -66,13 +123,21 @@ class Decision(Message, frozen=True, kw_only=True):
     PUBLISHER: ClassVar[str] = "orchestrator, operator; handlers for superseded and expired"
     STREAM: ClassVar[str | None] = "RECOMMENDATIONS"
 
-    verdict: Literal["accepted", "rejected", "superseded", "expired"]
-    pool: Token
-    recommendation_id: str
-    decided_at: Instant
-    decided_by: str
-    reason: str = ""
-    simulated: bool = False
+    verdict: Annotated[
+        Literal["accepted", "rejected", "superseded", "expired"],
+        Meta(description="what became of the advice"),
+    ]
+    pool: Annotated[Token, Meta(description="that of the advice")]
+    recommendation_id: Annotated[str, Meta(description="the advice")]
+    decided_at: Annotated[
+        Instant, Meta(description="when, by the clock of who decided; of the handlers the server's")
+    ]
+    decided_by: Annotated[
+        str,
+        Meta(description="`handlers`, or the name that an orchestrator or operator gives itself"),
+    ]
+    reason: Annotated[str, Meta(description="why, for people")] = ""
+    simulated: Simulated = False
 
 
 class Execution(Message, frozen=True, kw_only=True):
@@ -82,14 +147,26 @@ class Execution(Message, frozen=True, kw_only=True):
     PUBLISHER: ClassVar[str] = "orchestrator, handlers"
     STREAM: ClassVar[str | None] = "RECOMMENDATIONS"
 
-    phase: Literal["requested", "started", "succeeded", "failed"]
-    pool: Token
-    recommendation_id: str
-    idempotency_key: str
-    observed_at: Instant
-    executed_by: str
-    dry_run: bool = True
-    replicas_before: Count | None = None
-    replicas_after: Count | None = None
-    error: str | None = None
-    simulated: bool = False
+    phase: Annotated[
+        Literal["requested", "started", "succeeded", "failed"], Meta(description="how far it is")
+    ]
+    pool: Annotated[Token, Meta(description="that of the advice")]
+    recommendation_id: Annotated[str, Meta(description="the advice")]
+    idempotency_key: Annotated[
+        str, Meta(description="that of the advice: a step with the same key is not done twice")
+    ]
+    observed_at: Annotated[
+        Instant, Meta(description="when the step was taken, by the executor's clock")
+    ]
+    executed_by: Annotated[str, Meta(description="name that the executor gives itself")]
+    dry_run: Annotated[bool, Meta(description="true: only shown, nothing was changed")] = True
+    replicas_before: Annotated[
+        Count | None, Meta(description="before the change; null: not told")
+    ] = None
+    replicas_after: Annotated[
+        Count | None, Meta(description="after the change; null: not told, or not done yet")
+    ] = None
+    error: Annotated[
+        str | None, Meta(description="why it failed, for people; null: it did not")
+    ] = None
+    simulated: Simulated = False

@@ -24,6 +24,9 @@ Number = Annotated[
 ]
 Instant = Annotated[datetime, Meta(tz=True, description="RFC 3339 instant in UTC")]
 
+# When a reading of a driver or the kernel is null: most of the fields of hosts and GPUs say it.
+UNREAD = "null: not offered here, or failed (then in `errors`)"
+
 SECOND_NS = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NOT_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
