@@ -13,6 +13,7 @@ from schemas.api import Request
 from schemas.units import Count, Instant, Number, Token
 
 LmcacheState = Literal["enabled", "disabled", "initializing", "error"]
+UNCHANGED = Meta(description="as in LmcacheConfig; null: stays as it is")
 Percent = Annotated[float, Meta(ge=0, le=100, description="percent, 0 to 100")]
 
 
@@ -86,11 +87,11 @@ class LmcacheMetrics(msgspec.Struct, frozen=True, kw_only=True):
         LmcacheState,
         Meta(description="initializing: warming up; error: the stored configuration is refused"),
     ]
-    enabled: bool
+    enabled: Annotated[bool, Meta(description="as configured")]
     total_size_mb: Annotated[Number, Meta(description="the limit in force now")]
-    used_size_mb: Number
-    available_size_mb: Number
-    utilization_percent: Percent
+    used_size_mb: Annotated[Number, Meta(description="keys and values in RAM")]
+    available_size_mb: Annotated[Number, Meta(description="limit less used")]
+    utilization_percent: Annotated[Percent, Meta(description="used by limit")]
     total_requests: Annotated[Count, Meta(description="lookups: hits and misses")]
     cache_hits: Annotated[Count, Meta(description="lookups that RAM or the outbox answered")]
     cache_misses: Annotated[Count, Meta(description="the others, answered by the archive or not")]
@@ -98,26 +99,37 @@ class LmcacheMetrics(msgspec.Struct, frozen=True, kw_only=True):
         Percent | None, Meta(description="hits by lookups; null before the first")
     ]
     tokens_cached: Annotated[
-        Count | None, Meta(description="sum of Fleet-Prefix-Tokens of the entries in RAM")
+        Count | None,
+        Meta(description="Fleet-Prefix-Tokens of the entries in RAM; null: none came with them"),
     ]
-    tokens_served: Annotated[Count | None, Meta(description="the same of every hit, added up")]
+    tokens_served: Annotated[
+        Count | None, Meta(description="the same of every hit, added up; null: none came with them")
+    ]
     tokens_computed: Annotated[
-        Count | None, Meta(description="the same of every put that was kept, added up")
+        Count | None,
+        Meta(
+            description="the same of every put that was kept, added up; null: none came with them"
+        ),
     ]
     avg_latency_ms: Annotated[
         Number | None, Meta(description="mean of all gets; null before the first")
     ]
-    cache_hit_latency_ms: Annotated[Number | None, Meta(description="mean of the gets that hit")]
+    cache_hit_latency_ms: Annotated[
+        Number | None, Meta(description="mean of the gets that hit; null before the first")
+    ]
     cache_miss_latency_ms: Annotated[
         Number | None,
-        Meta(description="mean of the gets that missed RAM, the archive's answer included"),
+        Meta(
+            description="mean of those that missed RAM, the archive's answer included; null before "
+            "the first"
+        ),
     ]
     memory_saved_mb: Annotated[Number, Meta(description="an estimate, by memory_saved_formula")]
     memory_savings_percent: Annotated[
         Percent | None,
         Meta(description="an estimate, by memory_saved_formula; null before the first put or hit"),
     ]
-    memory_saved_formula: str
+    memory_saved_formula: Annotated[str, Meta(description="how the two estimates are computed")]
 
 
 class LmcacheEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,20 +143,22 @@ class LmcacheEntry(msgspec.Struct, frozen=True, kw_only=True):
             "key, which names the prefix (8 bytes, hexadecimal); null: a plain entry"
         ),
     ]
-    token_count: Annotated[Count | None, Meta(description="its Fleet-Prefix-Tokens")]
-    size_mb: Number
-    hit_count: Count
-    created_at: Instant
-    last_accessed: Instant
+    token_count: Annotated[
+        Count | None, Meta(description="its Fleet-Prefix-Tokens; null: it came without")
+    ]
+    size_mb: Annotated[Number, Meta(description="key and value")]
+    hit_count: Annotated[Count, Meta(description="reads since it was put")]
+    created_at: Annotated[Instant, Meta(description="when it was put, by the cache's clock")]
+    last_accessed: Annotated[Instant, Meta(description="its last read, or put")]
 
 
 class LmcacheStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Everything at once."""
 
-    timestamp: Instant
-    instance_id: Token
-    metrics: LmcacheMetrics
-    config: LmcacheConfig
+    timestamp: Annotated[Instant, Meta(description="when it was answered, by the cache's clock")]
+    instance_id: Annotated[Token, Meta(description="cache that owns the namespace")]
+    metrics: Annotated[LmcacheMetrics, Meta(description="its counters and sizes")]
+    config: Annotated[LmcacheConfig, Meta(description="what it runs with")]
     lmcache_version: Annotated[
         str | None, Meta(description="null: no LMCache runs in this cache")
     ] = None
@@ -160,19 +174,21 @@ class OptimizeReply(msgspec.Struct, frozen=True, kw_only=True):
     Puts go on meanwhile, so `entries_after` may differ from before less evicted.
     """
 
-    success: bool
-    message: str
-    entries_before: Count
-    entries_after: Count
-    entries_evicted: Count
-    memory_freed_mb: Number
-    optimization_time_ms: Number
+    success: Annotated[bool, Meta(description="whether it ran to its end")]
+    message: Annotated[str, Meta(description="what was done, in words")]
+    entries_before: Annotated[Count, Meta(description="in RAM when it began")]
+    entries_after: Annotated[Count, Meta(description="in RAM when it ended")]
+    entries_evicted: Annotated[Count, Meta(description="that it took out")]
+    memory_freed_mb: Annotated[Number, Meta(description="keys and values of those")]
+    optimization_time_ms: Annotated[Number, Meta(description="how long it took")]
 
 
 class LmcacheRequest(Request, frozen=True, kw_only=True):
     """Which namespace; null is the one the subject names, else `default`."""
 
-    namespace: Token | None = None
+    namespace: Annotated[
+        Token | None, Meta(description="null: the one the subject names, else default")
+    ] = None
 
 
 class LmcacheStatusRequest(LmcacheRequest, frozen=True, kw_only=True):
@@ -187,12 +203,12 @@ class LmcacheConfigure(LmcacheRequest, frozen=True, kw_only=True):
     The header `Fleet-Version` compares and sets: 409 unless the configuration has that version.
     """
 
-    enabled: bool | None = None
-    max_size_mb: float | None = None
-    eviction_policy: str | None = None
-    enable_prefix_caching: bool | None = None
-    min_prefix_length: int | None = None
-    cache_warmup: bool | None = None
-    auto_eviction: bool | None = None
-    enable_sharing: bool | None = None
-    max_concurrent_users: int | None = None
+    enabled: Annotated[bool | None, UNCHANGED] = None
+    max_size_mb: Annotated[float | None, UNCHANGED] = None
+    eviction_policy: Annotated[str | None, UNCHANGED] = None
+    enable_prefix_caching: Annotated[bool | None, UNCHANGED] = None
+    min_prefix_length: Annotated[int | None, UNCHANGED] = None
+    cache_warmup: Annotated[bool | None, UNCHANGED] = None
+    auto_eviction: Annotated[bool | None, UNCHANGED] = None
+    enable_sharing: Annotated[bool | None, UNCHANGED] = None
+    max_concurrent_users: Annotated[int | None, UNCHANGED] = None
