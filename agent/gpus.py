@@ -34,7 +34,7 @@ class GpuSampler:
         rescan_seconds: float,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter(gpu_failures_total=0, gpu_timeouts_total=0)
         self._clock = clock
         self._drivers = [
             _Driver(backend, timeout_seconds, rescan_seconds, self.counters) for backend in backends

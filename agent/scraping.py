@@ -20,6 +20,17 @@ MAX_SHOWN = 300
 """Characters of an error."""
 
 
+COUNTERS = (
+    "engine_config_refused_total",
+    "engine_gpus_skipped_total",
+    "engine_missing_metrics_total",
+    "engine_restarts_total",
+    "engine_scrape_failures_total",
+    "engine_scrapes_total",
+)
+"""What the scraping counts."""
+
+
 class Scraper(Protocol):
     """Scrapes one endpoint."""
 
@@ -52,7 +63,7 @@ class EngineScraping:
         local_gpus: Callable[[], Collection[str]] = frozenset,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._subscriber = subscriber
         self._settings = settings
         self._stream = f"KV_{bucket}"

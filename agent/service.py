@@ -30,6 +30,14 @@ T = TypeVar("T")
 FRESH_NS = SECOND_NS
 GOODBYE_SECONDS = 1.0
 
+COUNTERS = (
+    "host_failures_total",
+    "host_timeouts_total",
+    "publish_failures_total",
+    "samples_total",
+)
+"""What the agent counts, besides its GPUs and engines."""
+
 
 class HostSource(Protocol):
     """Samples the machine; blocking, called from one thread."""
@@ -66,6 +74,7 @@ class NodeAgent:
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self.counters: Counter[str] = gpus.counters  # one set for all that the agent counts
+        self.counters.update(dict.fromkeys(COUNTERS, 0))
         self._publisher = publisher
         self._settings = settings
         self._node = node

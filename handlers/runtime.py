@@ -42,6 +42,21 @@ REBUILD_SECONDS = 5.0
 SILENCE_NS = 2 * SECOND_NS
 MAX_UNPUBLISHED = 50_000
 
+COUNTERS = (
+    "foreign_messages_total",
+    "handler_failures_total",
+    "messages_total",
+    "publish_retries_total",
+    "published_total",
+    "slots_lost_total",
+    "slots_not_acquired_total",
+    "undecodable_total",
+    "unpublishable_total",
+    "watermarks_not_saved_total",
+    "watermarks_unreadable_total",
+)
+"""What the handlers count; there from the start, so that 0 can be told from a wrong name."""
+
 _DECODERS: dict[str, msgspec.json.Decoder[Message]] = {
     kind.SUBJECT.split("{", 1)[0]: msgspec.json.Decoder(kind)
     for kind in (HostMetrics, GpuMetrics, EngineMetrics, CacheMetrics)
@@ -111,7 +126,7 @@ class HandlersRuntime:
         observe: Callable[[Message, int], None] = lambda message, stored_ns: None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._outgoing = Outgoing(publisher, self.counters, self._start)
         self._subscriber = subscriber
         self._state = state

@@ -14,6 +14,25 @@ MAX_LOGGED_KEYS = 100
 PERMISSION_HINT_SECONDS = 10.0
 
 
+COUNTERS = (
+    "bad_messages_total",
+    "callback_failures_total",
+    "consumers_made_anew_total",
+    "dead_letters_total",
+    "disconnects_total",
+    "dropped_while_disconnected_total",
+    "duplicates_total",
+    "forced_reconnects_total",
+    "permission_denied_total",
+    "reader_restarts_total",
+    "reconnects_total",
+    "refused_too_large_total",
+    "slow_consumer_drops_total",
+    "streams_made_anew_total",
+)
+"""What a connection counts."""
+
+
 class Incidents:
     """Counters and memory of a connection's troubles. Nothing a stranger sends can flood the log.
 
@@ -22,7 +41,8 @@ class Incidents:
     """
 
     def __init__(self, bus_name: str) -> None:
-        self.counters: Counter[str] = Counter()
+        # From the start, so that who alerts on one can tell 0 from a name that is not there.
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self.last_error = ""
         self.login_refused = asyncio.Event()
         self.connecting = False
