@@ -83,7 +83,7 @@ class Replay:
         blocks = len({block for request in requests for block in request.hash_ids})
         ram_blocks = max(1, round(RAM_SHARE * blocks))
         ram_mb = max(1, ram_blocks * 1024 // MIB)
-        self._value = bytes(ram_mb * MIB // ram_blocks - 20)
+        self._value = bytes(ram_mb * MIB // ram_blocks - 10)
         self._now_ns = START_NS
         self._requests = requests
         self._index = NamespaceIndex(budget_blocks)
@@ -92,7 +92,9 @@ class Replay:
         self.result = Result()
         self._namespace = Namespace(
             "default",
-            msgspec.convert({"max_memory_mb": ram_mb, "ttl": ttl}, CacheSettings),
+            msgspec.convert(
+                {"max_memory_mb": ram_mb, "eviction_policy": "lru", "ttl": ttl}, CacheSettings
+            ),
             epoch_ms=1,
             generation=1,
             message_ids=map(str, itertools.count()),
@@ -110,7 +112,8 @@ class Replay:
             for depth in range(len(keys) - 1, -1, -1):
                 parent = keys[depth - 1] if depth else None
                 self._use(keys[depth], parent, extended=depth < len(keys) - 1)
-                await self._take_evictions()
+                if self._namespace.outbox.pending:
+                    await self._take_evictions()
         for key in list(self._archived):
             self._leave(key)
         return self.result
@@ -128,8 +131,9 @@ class Replay:
             namespace.put(Entry(key=key, value=self._value, parent=parent, extended=extended))
             return
         self.result.gaps.append((self._now_ns - item.evicted_at_ns) / SECOND_NS)
-        entry = dataclasses.replace(
+        entry = msgspec.structs.replace(
             item.entry,
+            place=None,
             access_count=item.entry.access_count + 1,
             last_accessed_ns=self._now_ns,
             earlier_uses=0,
