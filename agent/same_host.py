@@ -36,7 +36,7 @@ REPORT_SECONDS = 0.1
 REPORT_KEYS, REPORT_BYTES = 1000, 100 * 1024
 SWEEP_SECONDS = 0.1
 ELSEWHERE_SECONDS = 30.0
-"""How long a cache whose files are not on this host, or not for this user, is not asked again."""
+"""How long a cache whose files cannot be reached or take no more is not asked for them again."""
 TIMEOUT_SECONDS = 5.0
 
 
@@ -120,6 +120,7 @@ class SameHost:
         self._trusted_until = 0.0
         self._elsewhere_until = 0.0
         self._inbox = ""
+        self._puts_elsewhere_until = 0.0
         self._reads: dict[tuple[bytes, str], int] = {}
         self._read_bytes = 0
         self._report: asyncio.Task[None] | None = None
@@ -179,7 +180,7 @@ class SameHost:
         Raises:
             RequestError: the cache refuses the value, or does not answer.
         """
-        if value.nbytes < MIN_BYTES or not self.is_possible:
+        if value.nbytes < MIN_BYTES or time.monotonic() < self._puts_elsewhere_until:
             return None
         # The one learned earlier may be that of an instance which is no longer the owner.
         for is_learned in (True, False):
@@ -192,7 +193,7 @@ class SameHost:
                     version = await self._put(value, headers)
                     if version:
                         return version
-        self._elsewhere_until = time.monotonic() + ELSEWHERE_SECONDS
+        self._puts_elsewhere_until = time.monotonic() + ELSEWHERE_SECONDS
         return None
 
     async def close(self) -> None:
