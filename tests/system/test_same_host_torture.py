@@ -252,12 +252,6 @@ async def test_nothing_is_wrong_or_left_under_torture(tmp_path: Path, ram: Path)
     assert min(did["puts"], did["hits"], did["kept"]) > 0, did
 
 
-async def test_nothing_is_wrong_or_left_in_a_full_tmpfs(tmp_path: Path, small_ram: Path) -> None:
-    did = await survive(Arena(tmp_path, small_ram), rounds=3, kills=0)
-
-    assert min(did["puts"], did["hits"]) > 0, did
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("place", ["ram", "small_ram"])
 async def test_nothing_is_wrong_or_left_under_long_torture(
@@ -298,7 +292,11 @@ async def test_another_user_on_this_host_reads_right_values_over_the_bus(
     "program",
     [
         pytest.param(WRITES_IN_PLACE, id="a cache that writes over its files"),
-        pytest.param(KEEPS_NAMES, id="a cache that does not unlink what is replaced"),
+        pytest.param(
+            KEEPS_NAMES,
+            id="a cache that does not unlink what is replaced",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 async def test_the_torture_finds(tmp_path: Path, ram: Path, program: str) -> None:
