@@ -220,10 +220,10 @@ def _of_cache() -> Iterator[EndpointSpec]:
         ("clear", "removes everything, archive included", LmcacheRequest, ClearReply),
     )
     for operation, text, request, reply in operations:
-        yield EndpointSpec(f"api.lmcache.{operation}", "cache", text, request, reply)
-    yield EndpointSpec(
-        "api.lmcache.{name}.{namespace}", "cache", "the same of one namespace", LmcacheRequest
-    )
+        subject = f"api.lmcache.{operation}"
+        yield EndpointSpec(subject, "cache", text, request, reply)
+        of_one = f"{subject}.{{namespace}}"
+        yield EndpointSpec(of_one, "cache", f"{text}; of one namespace", request, reply)
 
 
 def _of_archive() -> Iterator[EndpointSpec]:

@@ -77,7 +77,7 @@ def test_bytes_come_through_standard_input_unchanged(up: Up) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text", "code"),
     [
-        (("put", "k", "v" * 524_289), "exceeds the limit of 524288 bytes", 2),
+        (("put", "k", "v" * (65 * 2**20)), "is above the limit of 67108864 bytes", 1),
         (("put", "k", "v", "--ttl", "inf"), "it must be finite", 2),
         (("get", ""), "the key is empty", 2),
         (("get", "k", "--namespace", "nobodys"), "nobody serves fleet.v1.cache.nobodys.get", 1),
@@ -146,7 +146,7 @@ def test_doctor_finds_nothing_wrong(up: Up) -> None:
     assert done.returncode == 0, checks
     assert list(checks) == [
         "state folder", "nats-server", "archive store", "bus", "streams", "metrics history",
-        "services",
+        "services", "same host",
     ]  # fmt: skip
     assert f"the running `up` on {up.state_dir}" in checks["bus"]["text"]
     assert "metrics " in checks["streams"]["text"]
