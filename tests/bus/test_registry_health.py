@@ -239,7 +239,8 @@ async def test_a_heartbeat_carries_what_is_known_of_the_service(bus: Bus, anothe
         HERE.machine, HERE.folder, HERE.boot, HERE.pid,
     )  # fmt: skip
     assert record.heartbeat_seconds == 0.2
-    assert record.counters == {"bus_bad_messages_total": 7.0, "evictions_total": 3.0}
+    counted = {name: count for name, count in record.counters.items() if count}
+    assert counted == {"bus_bad_messages_total": 7.0, "evictions_total": 3.0}
     assert record.labels == {"pool": "a"}
     assert [(c.name, c.state) for c in record.components] == [("bus", "ok"), ("store", "degraded")]
     assert beats[1].record.heartbeat_at > record.heartbeat_at >= record.started_at
