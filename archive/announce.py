@@ -51,6 +51,7 @@ class Announcer:
                 stored_bytes=entry.object_bytes,
                 expires_at=None if expires_ns is None else instant(expires_ns),
                 tombstone=entry.tombstone,
+                tag=entry.tag,
             )
         )
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import heapq
+from collections.abc import Iterable
 
-from archive.index_entry import LEAST_SCORE, IndexEntry
+from archive.index_entry import LEAST_SCORE, IndexEntry, Order
 from archive.ranking import Ranking
 
 
@@ -11,7 +12,7 @@ class NamespaceIndex:
     """The newest version of each key, and the newest generation seen.
 
     Lookups and changes are O(1), with a budget O(log n); `due`, `hashes` and `listing` walk all
-    entries. About 700 bytes for each entry, 800 with a budget.
+    entries. About 600 bytes and the key for each entry.
 
     Args:
         budget_bytes: what the objects of its values may take together; 0 = no limit.
@@ -27,11 +28,12 @@ class NamespaceIndex:
         self._entries: dict[str, IndexEntry] = {}
         self._superseding: set[str] = set()
         self._ranking = Ranking(lambda entry: self._entries.get(entry.key) is entry)
+        self._tags: dict[str, IndexEntry] = {}
 
     @property
     def entries(self) -> int:
         """How many values there are, tombstones not counted."""
-        return len(self._entries) - self.tombstones
+        return len(self._entries) + len(self._tags) - self.tombstones
 
     def saw_generation(self, generation: int) -> None:
         """A newer generation makes everything older unreachable."""
@@ -46,25 +48,41 @@ class NamespaceIndex:
         entry = self._entries.get(key)
         return entry if entry is not None and self._is_live(entry, now_ns) else None
 
+    def tombstone_of(self, tag: str) -> IndexEntry | None:
+        """The newest deletion of `tag`."""
+        return self._tags.get(tag)
+
+    def is_deleted(self, tags: Iterable[str], order: Order) -> bool:
+        """Whether a value of this order with these tags was deleted by one of them."""
+        return any(tag in self._tags and order < self._tags[tag].order for tag in tags)
+
     def put(self, entry: IndexEntry) -> IndexEntry | None:
         """Add a version; returns the loser of the comparison, whose object is not needed."""
         self.saw_generation(entry.generation)
-        known = self._entries.get(entry.key)
+        entries, name = self._place(entry)
+        known = entries.get(name)
         if known is not None and known.covers(entry.order, entry.expires_ns):
             return entry
         if known is not None:
             self._count(known, -1)
-            if known.order != entry.order:
+            if known.order != entry.order and entry.tag is None:
                 self._superseding.add(entry.key)
         self._add(entry)
         return known
 
     def remove(self, entry: IndexEntry) -> None:
         """Forget `entry`, unless a newer version took its place."""
-        if self._entries.get(entry.key) is entry:
-            del self._entries[entry.key]
-            self._superseding.discard(entry.key)
+        if self.holds(entry):
+            entries, name = self._place(entry)
+            del entries[name]
+            if entry.tag is None:
+                self._superseding.discard(entry.key)
             self._count(entry, -1)
+
+    def holds(self, entry: IndexEntry) -> bool:
+        """Whether `entry` is still the newest version of its key or tag."""
+        entries, name = self._place(entry)
+        return entries.get(name) is entry
 
     def replace_by_tombstone(self, entry: IndexEntry) -> None:
         """Keep only the memory that versions below are gone: the object is damaged."""
@@ -103,10 +121,13 @@ class NamespaceIndex:
         return self.object_bytes - self._tombstone_bytes
 
     def due(self, now_ns: int, tombstones_before_ns: int) -> list[IndexEntry]:
-        """Expired and cleared values, and tombstones stored before that instant."""
+        """Expired, cleared and deleted values, and tombstones stored before that instant.
+
+        Values stand first: the tombstone of a tag is not needed once they are gone.
+        """
         return [
             entry
-            for entry in self._entries.values()
+            for entry in (*self._entries.values(), *self._tags.values())
             if (
                 entry.stored_ns < tombstones_before_ns
                 if entry.tombstone
@@ -137,15 +158,20 @@ class NamespaceIndex:
             not entry.tombstone
             and entry.generation >= self.generation
             and not entry.is_expired(now_ns)
+            and not (entry.tags and self.is_deleted(entry.tags, entry.order))
         )
 
     def _add(self, entry: IndexEntry) -> None:
-        self._entries[entry.key] = entry
+        entries, name = self._place(entry)
+        entries[name] = entry
         self._count(entry, 1)
         if self.budget_bytes and not entry.tombstone:
             self._ranking.add(entry)
             values = (known for known in self._entries.values() if not known.tombstone)
             self._ranking.tidy(self.entries, values)
+
+    def _place(self, entry: IndexEntry) -> tuple[dict[str, IndexEntry], str]:
+        return (self._entries, entry.key) if entry.tag is None else (self._tags, entry.tag)
 
     def _count(self, entry: IndexEntry, sign: int) -> None:
         self._tombstone_bytes += sign * entry.object_bytes * entry.tombstone

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 
 import msgspec
 
@@ -29,6 +30,8 @@ def object_name(manifest: Evicted) -> str:
     Each version has its own, so that a writer that lost its lease cannot overwrite a newer one.
     """
     identity = [manifest.namespace, manifest.key, *order(manifest)]
+    if manifest.tag is not None:
+        identity.append(manifest.tag)
     return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()
 
 
@@ -52,7 +55,7 @@ def used_ns(manifest: Evicted) -> int:
 class IndexEntry:
     """The newest archived version of a key. Instants are Unix nanoseconds.
 
-    `score` is above 0, `used_ns` the last access.
+    `score` is above 0, `used_ns` the last access. `tag` set: the tombstone of that tag, no key's.
     """
 
     namespace: str
@@ -66,6 +69,8 @@ class IndexEntry:
     hash: bytes
     score: float
     used_ns: int
+    tags: tuple[str, ...] = ()
+    tag: str | None = None
 
     @classmethod
     def of(cls, header: ObjectHeader, object_bytes: int) -> "IndexEntry":
@@ -83,6 +88,8 @@ class IndexEntry:
             hash=key_hash(manifest.key),
             score=score_of(manifest),
             used_ns=used_ns(manifest),
+            tags=tuple(map(sys.intern, manifest.tags)),
+            tag=manifest.tag,
         )
 
     @property

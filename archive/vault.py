@@ -170,7 +170,7 @@ class Vault:
         for index in list(self._indexes.values()):
             for entry in index.due(now_ns, tombstones_before_ns):
                 async with self._lock(entry.namespace, entry.key):
-                    if index.newest(entry.key) is not entry:
+                    if not index.holds(entry):
                         continue
                     await self._store.delete(entry.name)
                     index.remove(entry)
@@ -183,8 +183,13 @@ class Vault:
         value: bytes | Callable[[], Awaitable[bytes | bytearray]],
     ) -> tuple[Outcome, IndexEntry | None]:
         index.saw_generation(manifest.generation)
-        known = index.newest(manifest.key)
+        if manifest.tag is None:
+            known = index.newest(manifest.key)
+        else:
+            known = index.tombstone_of(manifest.tag)
         if manifest.generation < index.generation:
+            return "superseded", None
+        if not manifest.tombstone and index.is_deleted(manifest.tags, order(manifest)):
             return "superseded", None
         its_order, expires_ns = order(manifest), segment.expires_ns(manifest)
         if known is not None and known.covers(its_order, expires_ns):

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.analysis import Utilization
-from schemas.cache import MAX_KEY_BYTES
+from schemas.cache import MAX_KEY_BYTES, ClassStats
 from schemas.lifecycle import ComponentState, InstanceRecord, Role
 from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.scaling import Recommendation
@@ -208,6 +208,94 @@ class CacheReply(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
 
+class TagRequest(Request, frozen=True, kw_only=True):
+    """A `delete` of every entry that was put with this tag."""
+
+    tag: Annotated[str, Meta(description="one of `Fleet-Tags`, 1 byte to 16 KiB")]
+
+
+class TagReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What was deleted by its tag; what the archive had of it is gone, too, and not counted."""
+
+    entries: Annotated[Count, Meta(description="left RAM and the way to the archive")]
+    version: Annotated[str, Meta(description="of the deletion; entries with a lower one are gone")]
+
+
+class MatchReply(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a chain is here."""
+
+    matched: Annotated[Count, Meta(description="keys from the root to the first that is not here")]
+
+
+class BatchEntry(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """One entry of an `mput`; what is left out is as the headers say for all."""
+
+    key: Annotated[str, Meta(description="1 byte to 10 KiB of UTF-8")]
+    size: Annotated[Bytes, Meta(description="of its value, at most 512 KiB")]
+    prefix_tokens: Annotated[
+        Count | None, Meta(description="as `Fleet-Prefix-Tokens`; null: the header's")
+    ] = None
+    parent: Annotated[
+        str | None, Meta(description="key, as `Fleet-Parent`; null: the header's, or in a chain")
+    ] = None
+    cost_seconds: Annotated[
+        Number | None, Meta(description="as `Fleet-Cost-Seconds`; null: the header's")
+    ] = None
+    ttl_seconds: Annotated[
+        Seconds | None, Meta(description="as `Fleet-Ttl-Seconds`; null: the header's")
+    ] = None
+    version: Annotated[
+        str | None, Meta(description="of the entry to replace, else 409; null: whatever is there")
+    ] = None
+
+
+class BatchError(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands in the place of a version in the answer to `mput`."""
+
+    error: Annotated[str, Meta(description="why the entry was refused")]
+    code: Annotated[int, Meta(description="as for put: 409, 413, 429 or 503")]
+
+
+class KeysRequest(Request, frozen=True, kw_only=True):
+    """Which keys to list."""
+
+    prefix: Annotated[str, Meta(description="they begin with it")] = ""
+    after: Annotated[
+        str, Meta(description="last key of the page before; empty: the first page")
+    ] = ""
+    limit: Limit = 1000
+
+
+class KeysReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the keys in RAM, in no telling order."""
+
+    keys: Annotated[list[str], Meta(description="at most `limit`, and 512 KiB of JSON")]
+    more: Annotated[bool, Meta(description="`after` = the last key gives the next page")]
+
+
+class WarmRequest(Request, frozen=True, kw_only=True):
+    """Keys to bring back from the archive; without any: how far that is."""
+
+    keys: Annotated[list[str], Meta(description="at most 10,000")] = []
+    cancel: Annotated[bool, Meta(description="forget those that still wait, first")] = False
+
+
+class WarmReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the queue stands; counts since nothing was left to do before."""
+
+    accepted: Annotated[Count, Meta(description="of this request, and not waiting before")]
+    waiting: Annotated[Count, Meta(description="keys still to do")]
+    restored: Annotated[Count, Meta(description="brought back into RAM")]
+    here: Annotated[Count, Meta(description="were in RAM, or on their way to the archive")]
+    absent: Annotated[Count, Meta(description="the archive has nothing of them to give")]
+    failed: Annotated[Count, Meta(description="the archive did not answer in time")]
+    left_out: Annotated[
+        Count, Meta(description="too much would have had to leave RAM, or cancelled")
+    ]
+
+
 class EntryMeta(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one cached entry; `found` false leaves the rest null."""
 
@@ -322,6 +410,9 @@ class NamespaceStats(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(description="where clients of the same user and host write files to put; empty: none"),
     ] = ""
+    classes: Annotated[
+        dict[str, ClassStats], Meta(description="by `Fleet-Class`, up to 32 and `other`")
+    ] = {}
 
 
 class Read(msgspec.Struct, frozen=True, kw_only=True):
@@ -345,13 +436,6 @@ class TouchedReply(msgspec.Struct, frozen=True, kw_only=True):
 
     instance: Annotated[Token, Meta(description="cache that owns the namespace")]
     counted: Annotated[Count, Meta(description="of how many reads the version still is here")]
-
-
-class KeysReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Keys in RAM, in order; `more` says that `after` = the last one gives the next ones."""
-
-    keys: list[str]
-    more: bool
 
 
 class ClearReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,10 @@ class _ArchiveEvent(Message, frozen=True, kw_only=True):
 
 
 class Stored(_ArchiveEvent, frozen=True, kw_only=True):
-    """An evicted entry, or a tombstone, is safely in the store and in the index."""
+    """An evicted entry, or a tombstone, is safely in the store and in the index.
+
+    The tombstone of a tag has no key but `tag`.
+    """
 
     SUBJECT: ClassVar[str] = "archived.stored.{namespace}"
 
@@ -34,6 +37,9 @@ class Stored(_ArchiveEvent, frozen=True, kw_only=True):
     tombstone: Annotated[
         bool, Meta(description="true: it only says that older versions are gone")
     ] = False
+    tag: Annotated[
+        str | None, Meta(description="whose tombstone it is; null: a value's, or a key's")
+    ] = None
 
 
 class Restored(_ArchiveEvent, frozen=True, kw_only=True):

@@ -14,6 +14,13 @@ from schemas.units import Bytes, Count, Instant, Number, Seconds, Token
 
 INLINE_LIMIT_BYTES = 512 * 1024
 MAX_KEY_BYTES = 10 * 1024
+MAX_TAG_BYTES = 16 * 1024
+MAX_BATCH_KEYS = 1000
+"""Of one mget or mput."""
+MAX_CHAIN_KEYS = 10_000
+"""Of one match: a chain of 160,000 tokens in blocks of 16."""
+BATCH_ANSWER_BYTES = 1_000_000
+"""Of one answer to mget: it fits into the 1 MiB that a nats-server lets through by default."""
 EVICTED_HEADER = "Fleet-Evicted"
 PART_BYTES = INLINE_LIMIT_BYTES
 """A value above the inline limit travels in parts of this size; the last one may be smaller."""
@@ -24,7 +31,13 @@ _RANGE = re.compile(r"(\d{1,15})-(\d{1,15})", re.ASCII)
 
 
 class CacheEvent(Message, frozen=True, kw_only=True):
-    """A namespace was cleared, or its configuration changed: to `version`."""
+    """Entries of a namespace are outdated (`invalidated`), all of them (`cleared`), or `config`.
+
+    Who keeps copies drops those of `keys` that have a lower version than the one named there, with
+    `tag` set all of that tag below `below_version`, and on `cleared` all. Versions compare as text.
+    Sent at most once: who was disconnected, or sees `sequence` of an instance skip a number, drops
+    all.
+    """
 
     SUBJECT: ClassVar[str] = "cache_event.{kind}.{namespace}"
     PUBLISHER: ClassVar[str] = "cache"
@@ -43,6 +56,63 @@ class CacheEvent(Message, frozen=True, kw_only=True):
     version: Annotated[
         Count | None, Meta(description="of the configuration, with `config`; null: something else")
     ] = None
+    keys: Annotated[
+        dict[str, str], Meta(description="what was put or deleted, with the version of that")
+    ] = {}
+    tag: Annotated[str | None, Meta(description="what was deleted; null: no tag was")] = None
+    below_version: Annotated[
+        str | None, Meta(description="lower ones of `tag` are outdated; null without `tag`")
+    ] = None
+    sequence: Annotated[
+        Count | None,
+        Meta(description="counts the `invalidated` of the instance; null: another kind"),
+    ] = None
+
+
+class Warming(Message, frozen=True, kw_only=True):
+    """How far the keys are that `warm` asked for; counts since nothing was left to do before.
+
+    Once a second while there is something to do, and when the last key is done (`waiting` 0).
+    """
+
+    SUBJECT: ClassVar[str] = "cache_event.warming.{namespace}"
+    PUBLISHER: ClassVar[str] = "cache"
+
+    namespace: Annotated[Token, Meta(description="the one that is warmed")]
+    instance: Annotated[Token, Meta(description="cache that owns the namespace")]
+    observed_at: Annotated[Instant, Meta(description="when, by the cache's clock")]
+    waiting: Annotated[Count, Meta(description="keys still to do")]
+    restored: Annotated[Count, Meta(description="brought back into RAM")]
+    here: Annotated[Count, Meta(description="were in RAM, or on their way to the archive")]
+    absent: Annotated[Count, Meta(description="the archive has nothing of them to give")]
+    failed: Annotated[Count, Meta(description="the archive did not answer in time")]
+    left_out: Annotated[
+        Count, Meta(description="too much would have had to leave RAM, or cancelled")
+    ]
+
+
+class ClassStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One `Fleet-Class` since the instance took the namespace.
+
+    A get or mget counts for the class its header names, a hit without one for the class that the
+    entry was put with; so misses are only seen of requests that name their class.
+    """
+
+    hits_total: Annotated[Count, Meta(description="keys that RAM or the outbox had")]
+    misses_total: Annotated[Count, Meta(description="the others, answered by the archive or not")]
+    puts_total: Annotated[Count, Meta(description="entries put with the class")]
+    answered_bytes_total: Annotated[Bytes, Meta(description="values given out, restored ones too")]
+    cost_saved_seconds_total: Annotated[
+        Number, Meta(description="sum of `Fleet-Cost-Seconds` of the values given out")
+    ]
+    latency_p50_seconds: Annotated[
+        Seconds | None,
+        Meta(description="of gets and mgets in the service, up to an eighth high; null: none yet"),
+    ]
+    latency_p95_seconds: Annotated[
+        Seconds | None,
+        Meta(description="of gets and mgets in the service, up to an eighth high; null: none yet"),
+    ]
 
 
 class Evicted(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,12 +120,12 @@ class Evicted(msgspec.Struct, frozen=True, kw_only=True):
 
     The payload of that message is the value; with `parts` it is empty, and the value lies in that
     many messages `evicted_part.<namespace>.<eviction>.<0 …>`, all acknowledged before this one.
-    A tombstone has no payload, and says that versions of `key` below `version` are gone; one with
-    `parts` gives up an eviction: what it has sent may be removed. `version` orders all versions
-    of a namespace as text. `ttl_seconds` counts from `evicted_at`; `expires_at` is the exact
-    instant and decides. `digest` is the SHA-256 of the value in hexadecimal. `score`: see
-    `schemas.worth`. `heuristic` set the deadline; null: the writer did, and the deadline holds in
-    RAM too.
+    A tombstone has no payload, and says that versions of `key` below `version` are gone; with `tag`
+    set (and no key) those of every key of that tag. One with `parts` gives up an eviction: what it
+    has sent may be removed. `version` orders all versions of a namespace as text. `ttl_seconds`
+    counts from `evicted_at`; `expires_at` is the exact instant and decides. `digest` is the SHA-256
+    of the value in hexadecimal. `score`: see `schemas.worth`. `heuristic` set the deadline; null:
+    the writer did, and the deadline holds in RAM too.
     """
 
     namespace: Annotated[Token, Meta(description="the entry's")]
@@ -127,6 +197,9 @@ class Evicted(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     eviction: Annotated[
         Token | None, Meta(description="token in the subjects of its parts; null: it has none")
+    ] = None
+    tag: Annotated[
+        str | None, Meta(description="whose tombstone it is; null: a value's, or a key's")
     ] = None
 
 

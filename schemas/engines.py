@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
+from schemas.cache import ClassStats
 from schemas.message import Message, Simulated
 from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
 
@@ -299,6 +300,10 @@ class CacheMetrics(Message, frozen=True, kw_only=True):
     outbox_bytes: Annotated[
         Bytes | None,
         Meta(description="their size; LMCache: null"),
+    ] = None
+    classes: Annotated[
+        dict[str, ClassStats] | None,
+        Meta(description="by `Fleet-Class`, up to 32 and `other`; LMCache: null"),
     ] = None
     simulated: Simulated = False
     source: Annotated[

@@ -172,3 +172,53 @@ def test_totals_agree_with_the_entries_after_random_changes() -> None:
     assert index.tombstones == len(model) - len(values), seed
     assert index.size_bytes == sum(known.size_bytes for known in values), seed
     assert index.object_bytes == 100 * len(model), seed
+
+
+def test_a_deleted_tag_hides_what_had_it_before() -> None:
+    index = filled(
+        evicted("old", version="b1-01", tags=["t", "u"]),
+        evicted("new", version="b1-09", tags=["t"]),
+        evicted("other", version="b1-01", tags=["u"]),
+    )
+
+    index.put(entry(tombstone("", version="b1-05", tag="t")))
+
+    assert [index.find(key, NOW_NS) is not None for key in ("old", "new", "other")] == [
+        False,
+        True,
+        True,
+    ]
+    assert [one.key for one in index.listing("", "", 10, NOW_NS)] == ["new", "other"]
+    assert len(index.hashes(b"", 10, NOW_NS)) == 2
+    assert [one.key for one in index.due(NOW_NS, 0)] == ["old"]
+    assert (index.entries, index.tombstones) == (3, 1)
+
+
+def test_of_two_deletions_of_a_tag_the_newer_stays() -> None:
+    index = NamespaceIndex()
+    newer, older = (entry(tombstone("", version=v, tag="t")) for v in ("b1-05", "b1-02"))
+
+    index.put(newer)
+    loser = index.put(older)
+
+    assert loser is older
+    assert index.tombstone_of("t") is newer
+    assert index.tombstones == 1
+
+
+def test_the_tombstone_of_a_tag_goes_after_the_values_it_hides() -> None:
+    index = filled(evicted("old", version="b1-01", tags=["t"]))
+    index.put(entry(tombstone("", version="b1-05", tag="t")))
+
+    due = index.due(NOW_NS, NOW_NS + 1)
+    for one in due:
+        index.remove(one)
+
+    assert [one.tag for one in due] == [None, "t"]
+    assert (index.entries, index.tombstones, index.object_bytes) == (0, 0, 0)
+
+
+def test_a_tombstone_of_a_tag_has_a_name_of_its_own() -> None:
+    names = {object_name(tombstone("", tag=tag)) for tag in (None, "a", "b")}
+
+    assert len(names) == 3

@@ -412,3 +412,53 @@ async def test_a_disk_that_cannot_be_read_is_a_failure_and_not_a_miss(
 def test_settings_refuse_a_longest_pause_that_is_the_shorter_one() -> None:
     with pytest.raises(msgspec.ValidationError, match="must not be shorter"):
         msgspec.convert({"retry_seconds": 10, "retry_max_seconds": 5}, ArchiveSettings)
+
+
+@pytest.mark.parametrize("order", ["value first", "tombstone first"])
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_was_deleted_by_its_tag_never_comes_back(
+    store: FailingStore, clock: ManualClock, order: str, *, restarted: bool
+) -> None:
+    vault = Vault(store, SETTINGS, clock)
+    value = evicted(version="b1-01", tags=["t"])
+    deletion = tombstone("", version="b1-02", tag="t")
+    if order == "value first":
+        await vault.keep(value, b"value")
+        outcome, _ = await vault.keep(deletion, b"")
+    else:
+        await vault.keep(deletion, b"")
+        outcome, _ = await vault.keep(value, b"value")
+
+    if restarted:
+        vault = await loaded(store, clock)
+    again, _ = await vault.keep(value, b"value")
+
+    assert outcome == ("stored" if order == "value first" else "superseded")
+    assert again == "superseded"
+    assert await fetch(vault) is None
+
+
+async def test_the_sweep_removes_what_was_deleted_by_its_tag_and_in_the_end_the_tombstone(
+    vault: Vault, store: FailingStore, clock: ManualClock
+) -> None:
+    await vault.keep(evicted(version="b1-01", tags=["t"], expires_at=None), b"value")
+    await vault.keep(tombstone("", version="b1-02", tag="t"), b"")
+
+    first = [entry.tag async for entry in vault.sweep()]
+    objects_after_first = len(await store.names())
+    clock.advance(SETTINGS.tombstone_keep_seconds + 1)
+    second = [entry.tag async for entry in vault.sweep()]
+
+    assert first == [None]
+    assert objects_after_first == 1
+    assert second == ["t"]
+    assert await store.names() == []
+
+
+async def test_a_newer_value_with_a_deleted_tag_is_kept(vault: Vault) -> None:
+    await vault.keep(tombstone("", version="b1-02", tag="t"), b"")
+
+    outcome, _ = await vault.keep(evicted(version="b1-03", tags=["t"]), b"value")
+
+    assert outcome == "stored"
+    assert await fetch(vault) == b"value"
