@@ -16,7 +16,7 @@ from cache.manifest import (
     read_restored,
     restored_entry,
 )
-from cache.namespace import Namespace
+from cache.namespace import Namespace, Restore
 from cache.room import Room, run_together
 from cache.value_file import Draft
 from schemas.archive import Stored
@@ -96,17 +96,27 @@ class ArchiveLink:
         """
         under_way = self._namespace.restore_under_way(key)
         if under_way is not None:
+            under_way.may_evict_bytes = None  # asked for now, whoever asked first
             await under_way.finished.wait()
             return under_way.answer
+        return (await self.bring_back(key)).answer
+
+    async def bring_back(self, key: str, *, may_evict_bytes: int | None = None) -> Restore:
+        """Ask the archive for `key`, which nobody does yet; how that ended.
+
+        The entry comes into RAM only if no more than `may_evict_bytes` must leave for it (None:
+        whatever must).
+        """
         restore = self._namespace.start_restore(key)
+        restore.may_evict_bytes = may_evict_bytes
         entry = None
         try:
-            entry = await self._ask_for(key)
+            entry = await self._ask_for(key, restore)
         finally:
-            answer = self._namespace.finish_restore(key, restore, entry)
-        return answer
+            self._namespace.finish_restore(key, restore, entry)
+        return restore
 
-    async def _ask_for(self, key: str) -> Entry | None:
+    async def _ask_for(self, key: str, restore: Restore) -> Entry | None:
         name, generation = self._namespace.name, self._namespace.generation
         try:
             answer = await self._requester.request(
@@ -118,6 +128,7 @@ class ArchiveLink:
             manifest = read_restored(answer, namespace=name, key=key, generation=generation)
             entry = None if manifest is None else await self._entry(manifest, answer)
         except (RequestError, ForeignAnswerError) as error:
+            restore.failed = True
             self._namespace.counters.restores_failed += 1
             if not self.error:
                 log.warning("restore_failed", namespace=name, error=str(error))
@@ -171,7 +182,8 @@ class ArchiveLink:
     def _on_stored(self, delivery: Delivery) -> None:
         stored = _decode_stored(delivery.payload)
         namespace = self._namespace
-        namespace.archived.confirm(stored.key, stored.version, tombstone=stored.tombstone)
+        target = stored.key if stored.tag is None else (stored.tag,)
+        namespace.archived.confirm(target, stored.version, tombstone=stored.tombstone)
         if not stored.tombstone:
             namespace.outbox.confirm(stored.key, stored.version)
 

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 from collections.abc import Container, Iterable
 
+from cache.outbox import Target
+
 HASH_BYTES = 8
 GROWTH = 100_000
 
@@ -40,10 +42,10 @@ class ArchivedKeys:
         self.known = known
         self.caught_up = known
         self._hashes: set[int] = set()
-        self._floors: dict[str, _Floor] = {}
+        self._floors: dict[Target, _Floor] = {}
         self._synced_size = 0
         self._since_sync: set[int] = set()
-        self._settled: dict[str, str] = {}
+        self._settled: dict[Target, str] = {}
 
     @property
     def unconfirmed(self) -> int:
@@ -68,39 +70,44 @@ class ArchivedKeys:
         if key in self._floors:
             self._floors[key].evicted_since = True
 
-    def note_tombstone(self, key: str, version: str) -> None:
-        """Versions of `key` below `version` are gone, and the archive is being told."""
-        self._floors[key] = _Floor(version)
+    def note_tombstone(self, target: Target, version: str) -> None:
+        """Versions of that key or tag below `version` are gone, and the archive is being told."""
+        self._floors[target] = _Floor(version)
 
-    def confirm(self, key: str, version: str, *, tombstone: bool) -> None:
-        """The archive has this version of `key` in its index."""
-        floor = self._floors.get(key)
+    def confirm(self, target: Target, version: str, *, tombstone: bool) -> None:
+        """The archive has this version of that key or tag in its index."""
+        floor = self._floors.get(target)
         if floor is None or version < floor.version:
             return
-        del self._floors[key]
+        del self._floors[target]
+        if isinstance(target, tuple):
+            return  # which keys had it is not known: those stay noted until the next sync
         if tombstone and version == floor.version and not floor.evicted_since:
-            self._hashes.discard(key_hash(key))
+            self._hashes.discard(key_hash(target))
 
-    def allows(self, key: str, version: str) -> bool:
-        """Whether a restored `version` of `key` is not older than its newest tombstone."""
-        floor = self._floors.get(key)
+    def allows(self, key: str, version: str, tags: Iterable[str] = ()) -> bool:
+        """Whether this `version` is not older than the newest tombstone of its key and tags."""
+        return self._is_above(key, version) and all(self._is_above((t,), version) for t in tags)
+
+    def _is_above(self, target: Target, version: str) -> bool:
+        floor = self._floors.get(target)
         return floor is None or version >= floor.version
 
-    def begin_sync(self, waiting: Iterable[str], waiting_tombstones: Container[str]) -> None:
+    def begin_sync(self, waiting: Iterable[str], waiting_tombstones: Container[Target]) -> None:
         """Note what is not in the stream yet: the keys of values and tombstones that wait here."""
         self._since_sync = {key_hash(key) for key in waiting}
         self._settled = {
-            key: floor.version
-            for key, floor in self._floors.items()
-            if key not in waiting_tombstones
+            target: floor.version
+            for target, floor in self._floors.items()
+            if target not in waiting_tombstones
         }
 
     def finish_sync(self, listed: Iterable[int]) -> None:
         """The archive worked off all that `begin_sync` saw in the stream; this is its list."""
-        for key, version in self._settled.items():
-            floor = self._floors.get(key)
+        for target, version in self._settled.items():
+            floor = self._floors.get(target)
             if floor is not None and floor.version == version:
-                del self._floors[key]
+                del self._floors[target]
         self._settled = {}
         self._hashes = {*listed, *self._since_sync}
         self._synced_size = len(self._hashes)

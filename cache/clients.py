@@ -3,7 +3,7 @@
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from schemas.cache import MAX_KEY_BYTES
 from schemas.lmcache import LmcacheConfig
@@ -70,3 +70,14 @@ class Clients:
                 400, f"enable_sharing is off: keys of {client} have at most {most} bytes"
             )
         return private
+
+    def keys(
+        self, config: LmcacheConfig, headers: Mapping[str, str], keys: Sequence[str]
+    ) -> Sequence[str]:
+        """The keys under which those of the client that asks are kept.
+
+        Raises:
+            RequestError: as `admit` and `key`.
+        """
+        client = self.admit(config, headers)
+        return keys if config.enable_sharing else [self.key(config, client, key) for key in keys]

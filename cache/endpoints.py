@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
@@ -13,6 +12,7 @@ import msgspec
 import structlog
 
 from cache.archive_link import ArchiveLink
+from cache.classes import Classes
 from cache.entry import Entry
 from cache.namespace import (
     DisabledError,
@@ -20,6 +20,7 @@ from cache.namespace import (
     OutboxCrowdedError,
     VersionConflictError,
 )
+from cache.ours import acknowledged, check_owned
 from cache.outbox import Item
 from cache.ownership import Ownership, OwnershipError
 from cache.ranges import MISS, Ranges
@@ -27,10 +28,11 @@ from cache.requests import PutRequest, read_file_put, read_put, read_upload
 from cache.room import Room
 from cache.same_host import SameHost
 from cache.settings import CacheSettings
+from cache.tags import TagDeletion, is_by_tag
 from cache.uploads import RETRY_AFTER_SECONDS, Uploads
 from cache.value_file import ValueFile
 from schemas.api import CacheReply, ClearReply, EntryMeta, NamespaceStats, Nothing
-from schemas.cache import INLINE_LIMIT_BYTES, CacheEvent, read_key
+from schemas.cache import INLINE_LIMIT_BYTES, CacheEvent, encode_header, read_key
 from schemas.protocols import (
     Answer,
     Call,
@@ -46,8 +48,6 @@ from schemas.units import SECOND_NS, instant
 
 log = structlog.get_logger()
 
-_BY_TAG = re.compile(rb'\s*\{\s*"tag"\s*:')
-
 
 class NamespaceEndpoints:
     """Answers for one namespace while its lease is held, with 503 from the moment it is not.
@@ -62,6 +62,8 @@ class NamespaceEndpoints:
         namespace: Namespace,
         ownership: Ownership,
         link: ArchiveLink,
+        classes: Classes,
+        tags: TagDeletion,
         lease: Lease,
         publisher: Publisher,
         settings: CacheSettings,
@@ -82,6 +84,8 @@ class NamespaceEndpoints:
         self._namespace = namespace
         self._ownership = ownership
         self._link = link
+        self._classes = classes
+        self._tags = tags
         self._lease = lease
         self._publisher = publisher
         self._settings = settings
@@ -117,26 +121,33 @@ class NamespaceEndpoints:
         """The value, with `Fleet-Version`; a miss is empty with `Fleet-Status: miss`.
 
         Above the inline limit the payload is empty, and headers say where to read ranges.
-
+        `Fleet-Tags` and the `Fleet-Ttl-Seconds` that are left come with an entry that has them.
         What RAM does not have is asked of the archive, unless `Fleet-No-Restore: 1`.
         """
         started_ns = time.perf_counter_ns()
         key = self._key_of(call)
+        name = self._classes.check(call.headers)
         namespace = self._namespace
         entry = namespace.find(key)
         if entry is not None:
+            self._classes.hit(name, entry)
+            self._classes.took(name or entry.request_class, started_ns)
             namespace.latencies.hit.add(time.perf_counter_ns() - started_ns)
-            return self._ranges.hit(entry, call)
+            return self._hit(entry, call)
         if call.headers.get("Fleet-No-Restore") == "1" or not namespace.may_restore(key):
             if namespace.config.enabled:
+                self._classes.miss(name)
+                self._classes.took(name, started_ns)
                 namespace.latencies.miss.add(time.perf_counter_ns() - started_ns)
             return MISS
-        return self._restore(key, started_ns, call)
+        return self._restore(key, call, name, started_ns)
 
-    async def _restore(self, key: str, started_ns: int, call: Call) -> Answer:
+    async def _restore(self, key: str, call: Call, name: str | None, started_ns: int) -> Answer:
         entry = await self._link.restore(key)
         self._namespace.latencies.miss.add(time.perf_counter_ns() - started_ns)
         self._check_owned()
+        self._classes.miss(name, entry)
+        self._classes.took(name, started_ns)
         if entry is None:
             return MISS
         if entry.value_bytes > INLINE_LIMIT_BYTES and self._namespace.peek(key) is None:
@@ -145,7 +156,7 @@ class NamespaceEndpoints:
                 "the value is archived, but there is no room to bring it back now; try later",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        answer = self._ranges.hit(entry, call)
+        answer = self._hit(entry, call)
         return answer if isinstance(answer, Answer) else await answer
 
     def _key_of(self, call: Call) -> str:
@@ -157,6 +168,29 @@ class NamespaceEndpoints:
         """What gives the key under which a key of this client, which is admitted, is kept."""
         clients, config = self._namespace.clients, self._namespace.config
         return functools.partial(clients.key, config, clients.admit(config, call.headers))
+
+    def _hit(self, entry: Entry, call: Call) -> Answer | Awaitable[Answer]:
+        answer = self._ranges.hit(entry, call)
+        if not entry.tags and entry.expires_at_ns is None:
+            return answer
+        if isinstance(answer, Answer):
+            return self._with_labels(answer, entry)
+        return self._labelled_later(answer, entry)
+
+    async def _labelled_later(self, answer: Awaitable[Answer], entry: Entry) -> Answer:
+        return self._with_labels(await answer, entry)
+
+    def _with_labels(self, answer: Answer, entry: Entry) -> Answer:
+        """With what a reader that keeps a copy must know of the entry."""
+        if answer is MISS:
+            return answer
+        headers = dict(answer.headers)
+        if entry.tags:
+            headers["Fleet-Tags"] = ",".join(map(encode_header, entry.tags))
+        if entry.expires_at_ns is not None:
+            left_ns = max(0, entry.expires_at_ns - self._clock())
+            headers["Fleet-Ttl-Seconds"] = str(left_ns / SECOND_NS)
+        return Answer(answer.payload, headers)
 
     def put(self, call: Call) -> Answer | Awaitable[Answer]:
         """Keep the payload under `Fleet-Key`; the answer is empty with `Fleet-Version`.
@@ -198,7 +232,7 @@ class NamespaceEndpoints:
         try:
             self._namespace.check_version(request.key, request.expected_version)
         except VersionConflictError as error:
-            _refuse_conflict(request.expected_version, error)
+            raise RequestError(409, str(error)) from None
         try:
             self._namespace.check_room(request.key, request.size_bytes)
         except ValueError as error:
@@ -239,21 +273,26 @@ class NamespaceEndpoints:
 
     def _put(self, entry: Entry, expected_version: str | None) -> Item | None:
         try:
-            return self._namespace.put(entry, expected_version)
+            tombstone = self._namespace.put(entry, expected_version)
         except VersionConflictError as error:
-            _refuse_conflict(expected_version, error)
+            raise RequestError(409, str(error)) from None
         except DisabledError:
             self._refuse_disabled()
         except OutboxCrowdedError:
             _refuse_crowded()
         except ValueError as error:
             raise RequestError(413, str(error)) from None
+        self._classes.put(entry)
+        return tombstone
 
     def delete(self, call: Call) -> Answer | Awaitable[Answer]:
-        """Remove the key. `existed`: it was in RAM or on its way to the archive."""
+        """Remove the key, or `{"tag": …}` all that was put with that tag.
+
+        `existed`: the key was in RAM or on its way to the archive.
+        """
         self._check_owned()
-        if _BY_TAG.match(call.payload):
-            raise RequestError(503, "delete by tag is not built yet; delete by key")
+        if is_by_tag(call.payload):
+            return self._tags.delete(call)
         key = self._key_of(call)
         if self._namespace.needs_tombstone(key):
             return self._delete_durably(key)
@@ -345,6 +384,7 @@ class NamespaceEndpoints:
             evictions_watched=len(namespace.learner),
             evictions_returned=namespace.learner.returns,
             inbox=namespace.files.inbox,
+            classes=self._classes.stats(),
         )
 
     async def clear(self, _request: Nothing, _call: Call) -> ClearReply:
@@ -373,14 +413,8 @@ class NamespaceEndpoints:
         return ClearReply(entries=entries, generation=generation)
 
     async def _acknowledged(self, tombstone: Item | None) -> bool:
-        if tombstone is None:
-            return True
-        try:
-            async with asyncio.timeout(self._settings.tombstone_timeout_seconds):
-                await self._namespace.outbox.settled(tombstone)
-        except TimeoutError:
-            return False
-        return True
+        outbox, timeout_seconds = self._namespace.outbox, self._settings.tombstone_timeout_seconds
+        return all(await acknowledged(outbox, [tombstone], timeout_seconds))
 
     def _guarded(self, endpoint: Endpoint) -> Endpoint:
         def handle(call: Call) -> Answer | Awaitable[Answer]:
@@ -395,10 +429,7 @@ class NamespaceEndpoints:
         ) from None
 
     def _check_owned(self) -> None:
-        if not self._lease.held:
-            raise RequestError(
-                503, f"this instance does not own namespace {self._namespace.name}; ask again"
-            )
+        check_owned(self._lease, self._namespace.name)
 
 
 def _json(reply: msgspec.Struct) -> Answer:
@@ -407,11 +438,3 @@ def _json(reply: msgspec.Struct) -> Answer:
 
 def _refuse_crowded() -> NoReturn:
     raise RequestError(429, "too many deletions wait for the eviction stream; try later") from None
-
-
-def _refuse_conflict(expected_version: str | None, error: VersionConflictError) -> NoReturn:
-    raise RequestError(
-        409,
-        f"version {expected_version} expected, "
-        + (f"{error.current} is here" if error.current else "no such entry is here"),
-    ) from None

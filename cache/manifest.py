@@ -62,6 +62,7 @@ def _manifest(item: Item, namespace: str, generation: int) -> Evicted:
             evicted_at=instant(item.evicted_at_ns),
             tombstone=True,
             reason=item.reason,
+            tag=item.tag,
         )
     deadline_ns = item.expires_at_ns
     ttl_ns = None if deadline_ns is None else max(0, deadline_ns - item.evicted_at_ns)

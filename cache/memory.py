@@ -11,7 +11,8 @@ from schemas.cache import MAX_KEY_BYTES
 from schemas.units import SECOND_NS
 
 MB = 1024 * 1024
-_SHARD = 255
+SHARDS = 256
+_SHARD = SHARDS - 1
 _SAME_REQUEST_NS = SECOND_NS
 _BATCH = 64
 _READS = 128
@@ -52,7 +53,7 @@ class InMemoryKVCacheManager:
         self._lock = threading.Lock()
         # Many small dicts: one that grows or is renewed copies itself, which takes 0.1 s at a
         # million entries.
-        self._shards: tuple[dict[str, Entry], ...] = tuple({} for _ in range(_SHARD + 1))
+        self._shards: tuple[dict[str, Entry], ...] = tuple({} for _ in range(SHARDS))
         self._reads: list[Entry] = []
         self._count = 0
         self._used_bytes = 0
@@ -331,6 +332,18 @@ class InMemoryKVCacheManager:
             if entry is not None:
                 self._take(entry)
             return entry
+
+    def shard(self, number: int) -> list[Entry]:
+        """The entries of one of `SHARDS` parts, expired ones included; all parts are the cache.
+
+        For who goes through all entries: a part at a time pauses nobody.
+        """
+        with self._lock:
+            return list(self._shards[number].values())
+
+    def shard_of(self, key: str) -> int:
+        """The number of the part in which `key` is or would be."""
+        return hash(key) & _SHARD
 
     def take_next(self) -> Entry | None:
         """Take out the entry that would be evicted next; None when none is left but expired ones.

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -16,7 +16,7 @@ from cache.entry import Entry
 from cache.files import Files
 from cache.hot import KEPT, HotEntries
 from cache.latency import Latencies
-from cache.memory import MB, InMemoryKVCacheManager
+from cache.memory import MB, SHARDS, InMemoryKVCacheManager
 from cache.outbox import Item, Outbox
 from cache.reuse import ReuseLearner
 from cache.settings import CacheSettings
@@ -34,8 +34,9 @@ Where = Literal["ram", "outbox"]
 class VersionConflictError(Exception):
     """A compare-and-set lost: `current` is the version that is here, None for no entry."""
 
-    def __init__(self, current: str | None) -> None:
-        super().__init__(current)
+    def __init__(self, expected: str, current: str | None) -> None:
+        here = f"{current} is here" if current else "no such entry is here"
+        super().__init__(f"version {expected} expected, {here}")
         self.current = current
 
 
@@ -73,12 +74,17 @@ class DisabledError(Exception):
 class Restore:
     """One question to the archive, shared by all who miss the key meanwhile.
 
-    `stale` once the key was written or the namespace cleared; `answer` counts once `finished`.
+    `stale` once the key was written or the namespace cleared, `deleted_tags` since it was asked;
+    `answer`, `failed` (the archive did not answer) and `evicted_bytes` count once `finished`.
     """
 
     def __init__(self) -> None:
         self.stale = False
+        self.deleted_tags: set[str] = set()
+        self.may_evict_bytes: int | None = None
         self.answer: Entry | None = None
+        self.failed = False
+        self.evicted_bytes = 0
         self.finished = asyncio.Event()
 
 
@@ -126,6 +132,7 @@ class Namespace:
         self._settings = settings
         self._message_ids = message_ids
         self._clock = clock
+        self.on_write: Callable[[str, str], None] = lambda _key, _version: None
         self._writes = 0
         self.config = LmcacheConfig()
         self.clients = Clients()
@@ -212,6 +219,30 @@ class Namespace:
 
         None, and not counted, while the configuration has `enabled` off.
         """
+        entry = self._use(key)
+        self.count(entry)
+        return entry
+
+    def find_many(self, keys: Sequence[str]) -> list[Entry | None]:
+        """The entries as `find` has them, for the caller to `count`.
+
+        The last is looked up first: where the keys are a chain, its tail must not be the one
+        used last.
+        """
+        found = [self._use(key) for key in reversed(keys)]
+        found.reverse()
+        return found
+
+    def count(self, entry: Entry | None) -> None:
+        """A look-up is answered with `entry`, or is a miss."""
+        if entry is not None:
+            self.counters.hits += 1
+            self.counters.hit_bytes += entry.value_bytes
+            self.counters.tokens_served += entry.prefix_tokens or 0
+        elif self.config.enabled:
+            self.counters.misses += 1
+
+    def _use(self, key: str) -> Entry | None:
         if not self.config.enabled:
             return None
         entry = self.memory.lookup(key)
@@ -219,18 +250,34 @@ class Namespace:
             self.learner.asked(key, self._clock())
             entry = self._waiting(key)
             if entry is None:
-                self.counters.misses += 1
                 return None
             entry.access_count += 1
             entry.last_accessed_ns = self._clock()
             self._keep_if_room(entry)
-        self.counters.hits += 1
-        self.counters.hit_bytes += entry.value_bytes
-        self.counters.tokens_served += entry.prefix_tokens or 0
         self.hot.note(key, entry.access_count)
         if entry.ttl_seconds and self._settings.ttl.deadline == "sliding":
             entry.expires_at_ns = entry.last_accessed_ns + int(entry.ttl_seconds * SECOND_NS)
         return entry
+
+    def match(self, keys: Sequence[str]) -> int:
+        """How many keys of a chain are here, root first; counted as hits, the next one as a miss.
+
+        What waits for the archive returns to RAM, so that the chain can be used as one.
+        """
+        if not self.config.enabled:
+            return 0
+        matched = self.memory.match_prefix(keys)
+        if matched < len(keys) and self._waiting(keys[matched]) is not None:
+            for key in keys[matched:]:
+                if self.memory.peek(key) is None:
+                    entry = self._waiting(key)
+                    if entry is None:
+                        break
+                    self._keep_if_room(entry)
+            matched = self.memory.match_prefix(keys)
+        self.counters.hits += matched
+        self.counters.misses += matched < len(keys)
+        return matched
 
     def peek(self, key: str) -> tuple[Entry, Where] | None:
         """The entry and where it is; counts nothing and changes no order."""
@@ -274,10 +321,7 @@ class Namespace:
         self._keep(entry)
         if replaced is not None:
             _retire(replaced[0])
-        self.counters.puts += 1
-        self.counters.put_bytes += entry.value_bytes
-        if entry.prefix_tokens is not None:
-            self.counters.tokens_computed += entry.prefix_tokens
+        self._count_put(entry)
         return self._supersede(entry.key, entry.version)
 
     def check_room(self, key: str, size_bytes: int) -> None:
@@ -305,7 +349,50 @@ class Namespace:
             found = self.peek(key)
             current = None if found is None else found[0].version
             if current != expected_version:
-                raise VersionConflictError(current)
+                raise VersionConflictError(expected_version, current)
+
+    def keeps_chains(self, entries: Sequence[Entry]) -> bool:
+        """Whether these can be put as one chain, or the configuration decides on each."""
+        config = self.config
+        return (
+            config.enabled
+            and config.enable_prefix_caching
+            and config.auto_eviction
+            and all(self.caches(entry) for entry in entries)
+        )
+
+    def put_chain(self, entries: Sequence[Entry]) -> list[Item | None]:
+        """Keep the entries of one chain, root first, as new versions; the tombstone of each.
+
+        Only for entries that `keeps_chains`.
+
+        Raises:
+            OutboxCrowdedError: one needs a tombstone, and there are too many; nothing changed.
+            ValueError: one is larger than the cache; nothing changed.
+        """
+        for entry in entries:
+            self._check_room_for_tombstone(entry.key)
+            if entry.size_bytes > self.memory.limit_bytes:
+                raise ValueError(
+                    f"entry of {entry.size_bytes} bytes exceeds cache limit of "
+                    f"{self.memory.limit_bytes} bytes"
+                )
+        replaced = [found[0] for entry in entries if (found := self.peek(entry.key)) is not None]
+        tombstones = []
+        for entry in entries:
+            entry.version = self._next_version()
+            tombstones.append(self._supersede(entry.key, entry.version))
+            self._count_put(entry)
+            self._prepare(entry)
+        for entry in entries[:-1]:
+            entry.extended = True
+        # Only now: what is too much for RAM goes to the outbox, and is not superseded.
+        for evicted in self.memory.store_many(entries):
+            self.counters.evictions += 1
+            self._evict(evicted, "capacity")
+        for entry in replaced:
+            _retire(entry)
+        return tombstones
 
     def delete(self, key: str) -> tuple[bool, str, Item | None]:
         """Remove `key`: whether it was here, the deletion's version, and the tombstone if any.
@@ -320,6 +407,41 @@ class Namespace:
             _retire(found[0])
         version = self._next_version()
         return found is not None, version, self._supersede(key, version)
+
+    async def delete_tag(self, tag: str) -> tuple[int, str, Item | None]:
+        """Remove all that was put with `tag` until now, archive included; O(entries), in slices.
+
+        Returns:
+            How many entries left RAM and outbox, the deletion's version, and the tombstone.
+
+        Raises:
+            OutboxCrowdedError: it needs a tombstone, and there are too many; nothing changed.
+        """
+        if self.archiving and self.outbox.crowded:
+            raise OutboxCrowdedError
+        version = self._next_version()
+        tombstone = None
+        if self.archiving:
+            tombstone = self._tombstone("", version, tag)
+        for restore in self._restores.values():
+            restore.deleted_tags.add(tag)
+        deleted = self._drop_waiting(tag, version)
+        for number in range(SHARDS):
+            for entry in self.memory.shard(number):
+                if tag in entry.tags and entry.version < version:
+                    self.memory.remove(entry.key)
+                    _retire(entry)
+                    deleted.add(entry.key)
+            await asyncio.sleep(0)
+        deleted |= self._drop_waiting(tag, version)  # evicted meanwhile
+        return len(deleted), version, tombstone
+
+    def _drop_waiting(self, tag: str, version: str) -> set[str]:
+        entries = self.outbox.tagged(tag, version)
+        for entry in entries:
+            self.outbox.drop(entry.key)
+            _retire(entry)
+        return {entry.key for entry in entries}
 
     def clear(self, generation: int) -> int:
         """Begin a generation: empty RAM and outbox, and leave everything archived behind.
@@ -398,14 +520,18 @@ class Namespace:
         elif entry is not None:
             if (
                 restore.stale
-                or not self.archived.allows(key, entry.version)
+                or not restore.deleted_tags.isdisjoint(entry.tags)
+                or not self.archived.allows(key, entry.version, entry.tags)
                 or entry.expired(self._clock())
             ):
                 self.counters.restores_refused += 1
             else:
                 self.counters.restores += 1
-                self._keep_if_room(entry)
                 restore.answer = entry
+                bound, before = restore.may_evict_bytes, self.memory.used_bytes + entry.size_bytes
+                if bound is None or before - self.memory.limit_bytes <= bound:
+                    self._keep_if_room(entry)
+                    restore.evicted_bytes = max(0, before - self.memory.used_bytes)
         restore.finished.set()
         return restore.answer
 
@@ -429,6 +555,11 @@ class Namespace:
         return decide(self._settings.ttl, entry, self.learner, now_ns)
 
     @property
+    def restoring(self) -> int:
+        """How many keys the archive is being asked for now."""
+        return len(self._restores)
+
+    @property
     def used_mb(self) -> float:
         """RAM used, in units of 1024·1024 bytes."""
         return self.memory.used_bytes / MB
@@ -443,6 +574,8 @@ class Namespace:
             return None
         if item.expires_at_ns is not None and item.expires_at_ns <= self._clock():
             return None
+        if item.entry.tags and not self.archived.allows(key, item.version, item.entry.tags):
+            return None
         return item.entry
 
     def _keep_if_room(self, entry: Entry) -> None:
@@ -451,7 +584,20 @@ class Namespace:
         if fits and (self.config.auto_eviction or self._room_bytes(entry.key) >= entry.size_bytes):
             self._keep(entry)
 
+    def _count_put(self, entry: Entry) -> None:
+        self.counters.puts += 1
+        self.counters.put_bytes += entry.value_bytes
+        if entry.prefix_tokens is not None:
+            self.counters.tokens_computed += entry.prefix_tokens
+
     def _keep(self, entry: Entry) -> None:
+        self._prepare(entry)
+        for evicted in self.memory.store(entry):
+            self.counters.evictions += 1
+            self._evict(evicted, "capacity")
+
+    def _prepare(self, entry: Entry) -> None:
+        """What files, outbox, the entry and its parent are told before it is kept."""
         if isinstance(entry.value, bytes):
             entry.value = self.files.keep(entry.value)
         if isinstance(entry.value, ValueFile):
@@ -463,9 +609,6 @@ class Namespace:
         parent = None if entry.parent is None else self.memory.peek(entry.parent)
         if parent is not None:
             parent.extended = True
-        for evicted in self.memory.store(entry):
-            self.counters.evictions += 1
-            self._evict(evicted, "capacity")
 
     def _evict(self, entry: Entry, reason: str) -> None:
         now_ns = self._clock()
@@ -494,20 +637,25 @@ class Namespace:
         )
 
     def _supersede(self, key: str, version: str) -> Item | None:
+        self.on_write(key, version)
         restore = self._restores.pop(key, None)
         if restore is not None:
             restore.stale = True
         self.outbox.drop(key)
         if not self.needs_tombstone(key):
             return None
+        return self._tombstone(key, version)
+
+    def _tombstone(self, key: str, version: str, tag: str | None = None) -> Item:
         tombstone = Item(
             key=key,
             version=version,
             message_id=next(self._message_ids),
             evicted_at_ns=self._clock(),
             reason="superseded",
+            tag=tag,
         )
-        self.archived.note_tombstone(key, version)
+        self.archived.note_tombstone(tombstone.target, version)
         self.outbox.add_tombstone(tombstone)
         return tombstone
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from cache.entry import Entry
 from schemas.cache import INLINE_LIMIT_BYTES
 
+Target = str | tuple[str]
+"""What a tombstone is about: a key, or a tag in a tuple of one."""
+
 ITEM_OVERHEAD_BYTES = 512
 MAX_MESSAGE_BYTES = 1024 * 1024
 
@@ -15,6 +18,7 @@ MAX_MESSAGE_BYTES = 1024 * 1024
 class Item:
     """One message for the eviction stream: a value, or a tombstone (`entry` None).
 
+    The tombstone of a tag has no key but `tag`.
     `message_id` is chosen once and kept for every retry. A tombstone's `settled` is set when the
     stream has acknowledged it, or when `successor`, a newer tombstone of the key, took its place.
     """
@@ -32,6 +36,12 @@ class Item:
     acknowledged: bool = False
     settled: asyncio.Event | None = None
     successor: "Item | None" = None
+    tag: str | None = None
+
+    @property
+    def target(self) -> Target:
+        """The key or tag."""
+        return self.key if self.tag is None else (self.tag,)
 
     @property
     def is_large(self) -> bool:
@@ -41,7 +51,7 @@ class Item:
     @property
     def size_bytes(self) -> int:
         """What it takes from the outbox's limit: a little more than its texts and value."""
-        own = len(self.key) if self.entry is None else self.entry.size_bytes
+        own = len(self.tag or self.key) if self.entry is None else self.entry.size_bytes
         return own + ITEM_OVERHEAD_BYTES
 
 
@@ -65,7 +75,7 @@ class Outbox:
         self.used_bytes = 0
         self.acknowledged = 0
         self.lost = 0
-        self._tombstones: dict[str, Item] = {}
+        self._tombstones: dict[Target, Item] = {}
         self._waiting: dict[str, Item] = {}
         self._done: dict[str, Item] = {}
         self.pending_bytes = 0
@@ -117,14 +127,14 @@ class Outbox:
     def add_tombstone(self, item: Item) -> None:
         """Queue a tombstone, in place of an older one of its key; not while `crowded`."""
         item.settled = asyncio.Event()
-        older = self._tombstones.pop(item.key, None)
+        older = self._tombstones.pop(item.target, None)
         if older is not None:
             self._tombstone_bytes -= older.size_bytes
             self._shrink(older)
             older.successor = item
             _settle(older)
         self._make_room(item.size_bytes)
-        self._tombstones[item.key] = item
+        self._tombstones[item.target] = item
         self._tombstone_bytes += item.size_bytes
         self._grow(item)
 
@@ -175,8 +185,8 @@ class Outbox:
         item.acknowledged = True
         _settle(item)
         if item.entry is None:
-            if self._tombstones.get(item.key) is item:
-                del self._tombstones[item.key]
+            if self._tombstones.get(item.target) is item:
+                del self._tombstones[item.target]
                 self._tombstone_bytes -= item.size_bytes
                 self._shrink(item)
         else:
@@ -194,6 +204,14 @@ class Outbox:
             self.drop(item.key)
             self.lost += 1
 
+    def tagged(self, tag: str, below: str) -> list[Entry]:
+        """The values that have this tag and a version below that."""
+        return [
+            item.entry
+            for item in (*self._waiting.values(), *self._done.values())
+            if item.entry is not None and tag in item.entry.tags and item.version < below
+        ]
+
     def forget_values(self) -> None:
         """Drop every value: the namespace was cleared."""
         for key in [*self._waiting, *self._done]:
@@ -208,8 +226,8 @@ class Outbox:
         """Keys of the values that the stream has not acknowledged."""
         return self._waiting
 
-    def waiting_tombstones(self) -> Container[str]:
-        """Keys of the tombstones that the stream has not acknowledged."""
+    def waiting_tombstones(self) -> Container[Target]:
+        """Keys and tags of the tombstones that the stream has not acknowledged."""
         return self._tombstones
 
     async def settled(self, tombstone: Item) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cache.entry import Entry
+from cache.entry import Entry, utf8_bytes
 from cache.settings import TEN_YEARS_SECONDS
 from cache.value_file import ValueFile
 from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, decode_header
@@ -60,7 +60,7 @@ class PutRequest:
             value=value,
             digest=self.digest,
             inserted_at_ns=now_ns,
-            expires_at_ns=now_ns + int(ttl_seconds * SECOND_NS) if ttl_seconds else None,
+            expires_at_ns=deadline_ns(ttl_seconds, now_ns),
         )
 
 
@@ -131,15 +131,15 @@ def read_version(headers: Mapping[str, str]) -> str | None:
     Raises:
         RequestError: 400, it is malformed.
     """
-    return _read(headers, "Fleet-Version", lambda text: _matching(_VERSION, text))
+    return _read(headers, "Fleet-Version", checked_version)
 
 
 def _read_fields(headers: Mapping[str, str], kept_key: Callable[[str], str]) -> dict[str, Any]:
-    key = _read(headers, "Fleet-Key", lambda text: _checked_key(decode_header(text)))
+    key = _read(headers, "Fleet-Key", lambda text: checked_key(decode_header(text)))
     if key is None:
         raise RequestError(400, "header Fleet-Key is missing")
-    parent = _read(headers, "Fleet-Parent", lambda text: _checked_key(decode_header(text)))
-    ttl_seconds = _read(headers, "Fleet-Ttl-Seconds", _ttl)
+    parent = _read(headers, "Fleet-Parent", lambda text: checked_key(decode_header(text)))
+    ttl_seconds = _read(headers, "Fleet-Ttl-Seconds", lambda text: checked_ttl(_number(text)))
     tags = _read(headers, "Fleet-Tags", _tags) or ()
     meta = _read(headers, "Fleet-Meta", lambda text: _decode_meta(decode_header(text))) or {}
     labels = sum(len(text.encode()) for text in (*tags, *meta, *meta.values()))
@@ -160,6 +160,32 @@ def _read_fields(headers: Mapping[str, str], kept_key: Callable[[str], str]) -> 
     }
 
 
+def deadline_ns(ttl_seconds: float | None, now_ns: int) -> int | None:
+    """When an entry put now expires in RAM; None where its writer asked for no such time."""
+    return now_ns + int(ttl_seconds * SECOND_NS) if ttl_seconds else None
+
+
+def checked_key(key: str) -> str:
+    """`key`, if it may be one.
+
+    Raises:
+        ValueError: it is empty or too long.
+    """
+    size = utf8_bytes(key)
+    if not 0 < size <= MAX_KEY_BYTES:
+        raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes, not {size}")
+    return key
+
+
+def checked_version(text: str) -> str:
+    """`text`, if it may be a version.
+
+    Raises:
+        ValueError: it may not.
+    """
+    return _matching(_VERSION, text)
+
+
 def _read(headers: Mapping[str, str], name: str, parse: Callable[[str], T]) -> T | None:
     text = headers.get(name)
     if text is None:
@@ -168,13 +194,6 @@ def _read(headers: Mapping[str, str], name: str, parse: Callable[[str], T]) -> T
         return parse(text)
     except (ValueError, *UNDECODABLE) as error:
         raise RequestError(400, f"header {name}: {error}") from None
-
-
-def _checked_key(key: str) -> str:
-    size = len(key.encode())
-    if not 0 < size <= MAX_KEY_BYTES:
-        raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes, not {size}")
-    return key
 
 
 def _matching(pattern: re.Pattern[str], text: str) -> str:
@@ -196,8 +215,12 @@ def _number(text: str) -> float:
     return number
 
 
-def _ttl(text: str) -> float:
-    seconds = _number(text)
+def checked_ttl(seconds: float) -> float:
+    """`seconds`, if an entry may live so long.
+
+    Raises:
+        ValueError: it may not.
+    """
     if seconds > TEN_YEARS_SECONDS:
         raise ValueError(f"must be at most {TEN_YEARS_SECONDS} (ten years)")
     return seconds

@@ -12,9 +12,12 @@ from typing import Self
 import structlog
 
 from cache.archive_link import ArchiveLink
+from cache.batch import BatchEndpoints
+from cache.classes import Classes
 from cache.configuration import Configuration
 from cache.endpoints import NamespaceEndpoints
 from cache.files import Files
+from cache.invalidations import Invalidations
 from cache.large_evictions import LargeEvictions
 from cache.lmcache import LmcacheEndpoints
 from cache.lmcache_front import LmcacheFront
@@ -23,8 +26,10 @@ from cache.ownership import Ownership, OwnershipError
 from cache.pump import Pump
 from cache.room import Room
 from cache.settings import MIB, CacheSettings
+from cache.tags import TagDeletion
 from cache.tuning import Tuning
 from cache.uploads import Uploads
+from cache.warming import WarmingQueue
 from cache.warmup import Warmup
 from schemas.engines import CacheMetrics
 from schemas.lifecycle import Component, ComponentState
@@ -220,7 +225,7 @@ class CacheService:
             await self._pause(STANDBY_POLL_SECONDS)
 
     async def _own(self, name: str, lease: Lease) -> None:
-        settings, clock = self._settings, self._clock
+        settings, clock = self._settings.of(name), self._clock
         ownership = Ownership(self._bus.state, name)
         # Without the archive, what it holds grows outdated untold: it must not come back when
         # the archive is switched on again.
@@ -250,21 +255,30 @@ class CacheService:
             room,
             restore_timeout_seconds=settings.restore_timeout_seconds,
         )
+        publisher, instance = self._bus.publisher, self._instance
+        classes = Classes()
+        invalidations = Invalidations(namespace, publisher, instance, clock)
+        namespace.on_write = invalidations.note
+        tags = TagDeletion(namespace, invalidations, lease, settings.tombstone_timeout_seconds)
         endpoints = NamespaceEndpoints(
             namespace,
             ownership,
             link,
+            classes,
+            tags,
             lease,
-            self._bus.publisher,
+            publisher,
             settings,
-            self._instance,
+            instance,
             clock,
             room,
         )
-        tuning = Tuning(namespace, configuration, self._bus.publisher, self._instance, clock)
+        batches = BatchEndpoints(namespace, link, lease, classes, settings, clock)
+        warming = WarmingQueue(namespace, link, lease, publisher, settings, instance, clock)
+        tuning = Tuning(namespace, configuration, publisher, instance, clock)
         warmup = Warmup(namespace, link, self._bus.state)
         lmcache = LmcacheEndpoints(
-            namespace, tuning, warmup, lease, endpoints.clear, self._instance, clock
+            namespace, tuning, warmup, lease, endpoints.clear, instance, clock
         )
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(namespace.retire_files)
@@ -278,7 +292,8 @@ class CacheService:
                     last_per_subject=True,
                 )
             )
-            stop_serving = await self._bus.serve([*endpoints.endpoints(), *lmcache.endpoints()])
+            served = (endpoints, batches, warming, lmcache)
+            stop_serving = await self._bus.serve([e for some in served for e in some.endpoints()])
             self._owned[name] = _Owned(
                 namespace, link, pump, large, endpoints.uploads, lmcache, configuration
             )
@@ -293,17 +308,20 @@ class CacheService:
                     group.create_task(large.run()),
                 ]
                 workers = [
-                    group.create_task(self._publish_metrics(namespace)),
+                    group.create_task(self._publish_metrics(namespace, classes)),
                     group.create_task(link.run()),
                     group.create_task(tuning.run()),
                     group.create_task(warmup.run()),
+                    group.create_task(invalidations.run()),
+                    group.create_task(warming.run()),
                     *until_over,
                 ]
                 try:
                     await asyncio.wait(until_over, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     await stop_serving()
-                    await self._flush(namespace, lease, warmup)
+                    await invalidations.flush()
+                    await self._flush(namespace, lease, warmup, settings)
                     for worker in workers:
                         worker.cancel()
 
@@ -315,9 +333,11 @@ class CacheService:
     async def _until_stopping(self) -> None:
         await self._stopping.wait()
 
-    async def _flush(self, namespace: Namespace, lease: Lease, warmup: Warmup) -> None:
+    async def _flush(
+        self, namespace: Namespace, lease: Lease, warmup: Warmup, settings: CacheSettings
+    ) -> None:
         """Publish what waits; nothing of an owner that lost its lease, for another one serves."""
-        archive_all = self._settings.archive_on_stop and namespace.archiving
+        archive_all = settings.archive_on_stop and namespace.archiving
         if lease.held:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.drain_timeout_seconds):
@@ -334,13 +354,13 @@ class CacheService:
                 in_ram=in_ram,
             )
 
-    async def _publish_metrics(self, namespace: Namespace) -> None:
+    async def _publish_metrics(self, namespace: Namespace, classes: Classes) -> None:
         while True:
             with contextlib.suppress(PublishError):
-                await self._bus.publisher.publish(self._metrics(namespace))
+                await self._bus.publisher.publish(self._metrics(namespace, classes))
             await asyncio.sleep(self._settings.metrics_interval_seconds)
 
-    def _metrics(self, namespace: Namespace) -> CacheMetrics:
+    def _metrics(self, namespace: Namespace, classes: Classes) -> CacheMetrics:
         counters, outbox = namespace.counters, namespace.outbox
         return CacheMetrics(
             instance=self._instance,
@@ -360,6 +380,7 @@ class CacheService:
             restores_total=counters.restores,
             outbox_entries=len(outbox),
             outbox_bytes=outbox.used_bytes,
+            classes=classes.stats(),
         )
 
     def _component(self, name: str, state: ComponentState, text: str) -> Component:

@@ -10,6 +10,7 @@ from schemas.units import Token
 
 MIB = 1024 * 1024
 TEN_YEARS_SECONDS = 315_360_000
+PolicyName = Literal["fifo", "lfu", "lru", "prefix", "random"]
 
 
 class TtlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,6 +74,18 @@ class TtlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
 
 
+class NamespaceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one namespace has of its own; null, or left out: as in `[cache]`."""
+
+    max_memory_mb: Annotated[int, Meta(ge=1)] | None = None
+    eviction_policy: PolicyName | None = None
+    outbox_max_bytes: Annotated[int, Meta(ge=16 * MIB)] | None = None
+    archive_mode: Literal["on", "off"] | None = None
+    archive_when_full: Literal["drop", "refuse"] | None = None
+    archive_on_stop: bool | None = None
+    ttl: TtlSettings | None = None
+
+
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one cache instance owns, how large it is, and how it meets the archive."""
 
@@ -84,7 +97,7 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         int, Meta(ge=1, description="RAM for keys and values of each namespace, in 1024*1024 bytes")
     ] = 1024
     eviction_policy: Annotated[
-        Literal["prefix", "lru", "lfu", "fifo", "random"],
+        PolicyName,
         Meta(
             description="which entry leaves first when room is needed; prefix suits the KV blocks "
             "of prompts (docs/cache_policies.md)"
@@ -167,6 +180,45 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         TtlSettings, Meta(description="archive life of entries put without Fleet-Ttl-Seconds")
     ] = TtlSettings()
 
+    warm_queue_keys: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="most keys of each namespace that wait to be warmed"),
+    ] = 10_000
+    warm_per_second: Annotated[
+        float,
+        Meta(gt=0, le=10_000, description="keys warmed a second, while no get asks the archive"),
+    ] = 100.0
+    warm_evict_ratio: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="share of max_memory_mb that may leave RAM for warmed entries, until the "
+            "queue was empty once; what needs more is left out",
+        ),
+    ] = 0.1
+    namespace: Annotated[
+        dict[Token, NamespaceSettings],
+        Meta(
+            description="a table [cache.namespace.NAME] for each namespace with limits of its "
+            "own: max_memory_mb, eviction_policy, outbox_max_bytes, archive_mode, "
+            "archive_when_full, archive_on_stop, ttl (the whole table)"
+        ),
+    ] = {}
+
     def __post_init__(self) -> None:
         if len(set(self.namespaces)) != len(self.namespaces):
             raise ValueError(f"namespaces names one twice: {', '.join(self.namespaces)}")
+        for name in self.namespace:
+            if name not in self.namespaces:
+                raise ValueError(
+                    f"namespace.{name} is not among namespaces: {', '.join(self.namespaces)}"
+                )
+
+    def of(self, namespace: str) -> "CacheSettings":
+        """The settings that hold for this namespace."""
+        own = self.namespace.get(namespace, NamespaceSettings())
+        given = {name: getattr(own, name) for name in own.__struct_fields__}
+        return msgspec.structs.replace(
+            self, **{name: value for name, value in given.items() if value is not None}
+        )

@@ -191,7 +191,7 @@ async def test_statistics_and_metrics_count_what_happened(bus: Bus, client: Clie
 async def test_clear_empties_raises_the_generation_and_announces_it(
     bus: Bus, client: Client
 ) -> None:
-    heard = await Heard.on(bus, "cache_event.>")
+    heard = await Heard.on(bus, "cache_event.cleared.>")
     async with running(bus):
         await client.put("a", b"1")
         await client.put("b", b"2")
@@ -272,9 +272,39 @@ async def test_components_tell_the_lease_the_outbox_and_the_archive(bus: Bus) ->
     assert "nobody serves" in text
 
 
-async def test_delete_by_tag_says_that_it_is_not_built(bus: Bus, client: Client) -> None:
-    async with running(bus):
-        with pytest.raises(RequestError) as refused:
-            await client.ask("delete", b'{"tag": "a"}')
+async def test_statistics_tell_classes_apart(bus: Bus, client: Client) -> None:
+    heard = await Heard.on(bus, "metrics.cache.c1")
+    async with running(bus, metrics_interval_seconds=0.05, **OFF):
+        await client.put("a", b"12345", Fleet_Class="chat", Fleet_Cost_Seconds="0.5")
+        await client.put("b", b"1", Fleet_Class="agents")
+        await client.get("a")
+        await client.get("a", Fleet_Class="agents")
+        await client.get("absent", Fleet_Class="chat")
+        await client.ask("mget", b'["a", "b", "absent"]', Fleet_Class="chat")
+        with pytest.raises(RequestError, match="400 header Fleet-Class"):
+            await client.get("a", Fleet_Class="no class")
+        classes = (await client.stats()).classes
+        metrics = await heard.next(CacheMetrics)
+        while metrics.classes is None or "chat" not in metrics.classes:
+            metrics = await heard.next(CacheMetrics)
 
-    assert refused.value.code == 503
+    chat, agents = classes["chat"], classes["agents"]
+    assert (chat.puts_total, chat.hits_total, chat.misses_total) == (1, 3, 2)
+    assert (agents.puts_total, agents.hits_total, agents.misses_total) == (1, 1, 0)
+    assert (chat.answered_bytes_total, agents.answered_bytes_total) == (5 + 6, 5)
+    assert (chat.cost_saved_seconds_total, agents.cost_saved_seconds_total) == (1.0, 0.5)
+    assert chat.latency_p50_seconds is not None
+    assert chat.latency_p95_seconds is not None
+    assert 0 < chat.latency_p50_seconds <= chat.latency_p95_seconds
+
+
+async def test_a_namespace_has_limits_of_its_own(bus: Bus) -> None:
+    own = {"max_memory_mb": 2, "eviction_policy": "fifo", "archive_mode": "off"}
+    async with running(bus, namespaces=["chat", "agents"], namespace={"chat": own}) as service:
+        chat = await Client(bus, "chat").stats()
+        agents = await Client(bus, "agents").stats()
+        states = component(service, "chat.archive")[0], component(service, "agents.archive")[0]
+
+    assert (chat.limit_bytes, chat.policy) == (2 * 1024 * 1024, "fifo")
+    assert (agents.limit_bytes, agents.policy) == (1024 * 1024, "lru")
+    assert states == ("off", "degraded")

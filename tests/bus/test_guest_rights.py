@@ -165,7 +165,10 @@ async def test_a_guest_takes_no_advice_away_from_a_queue_group(pair: tuple[Guest
     "subject",
     [
         *(f"{ROOT}.api.{group}.x" for group in ("health", "gpu", "system", "analysis")),
-        *(f"{ROOT}.cache.default.{op}" for op in ("get", "put", "exists", "meta", "stats")),
+        *(
+            f"{ROOT}.cache.default.{op}"
+            for op in ("get", "put", "match", "mget", "mput", "exists", "meta", "stats")
+        ),
     ],
 )
 async def test_a_guest_may_ask_harmless_endpoints(subject: str, pair: tuple[Guest, Client]) -> None:
@@ -195,6 +198,8 @@ async def test_a_guest_may_ask_harmless_endpoints(subject: str, pair: tuple[Gues
         "api.archive.restore.default",
         "cache.default.delete",
         "cache.default.clear",
+        "cache.default.keys",
+        "cache.default.warm",
         "cache.other.get",
     ],
 )

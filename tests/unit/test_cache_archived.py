@@ -125,3 +125,29 @@ def test_a_new_generation_leaves_everything_behind() -> None:
     assert not archived.may_hold("key")
     assert archived.allows("key", V1)
     assert archived.caught_up
+
+
+def test_the_tombstone_of_a_tag_refuses_older_versions_with_the_tag_until_it_is_confirmed() -> None:
+    archived = synced("key")
+
+    archived.note_tombstone(("t",), V2)
+    tagged = [archived.allows("key", version, ("s", "t")) for version in (V1, V2, V3)]
+    others = archived.allows("key", V1, ("s",)), archived.allows("t", V1)
+    archived.confirm(("t",), V2, tombstone=True)
+
+    assert tagged == [False, True, True]
+    assert others == (True, True)
+    assert archived.allows("key", V1, ("t",))
+    assert archived.may_hold("key"), "which keys had the tag is not known here"
+
+
+def test_a_sync_settles_the_tombstone_of_a_tag_only_if_the_stream_had_it() -> None:
+    archived = synced("key")
+    archived.note_tombstone(("sent",), V2)
+    archived.note_tombstone(("waits",), V2)
+
+    archived.begin_sync((), {("waits",)})
+    archived.finish_sync(())
+
+    assert archived.allows("key", V1, ("sent",))
+    assert not archived.allows("key", V1, ("waits",))

@@ -1,5 +1,6 @@
 """One namespace without a bus: versions, evictions, tombstones, restores, and what is refused."""
 
+import asyncio
 import itertools
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from cache.archived import key_hash
 from cache.entry import Entry
-from cache.memory import MB
+from cache.memory import MB, SHARDS
 from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
 from cache.reuse import group, uses
 from cache.settings import CacheSettings
@@ -396,3 +397,124 @@ async def test_everything_in_ram_can_be_sent_to_the_outbox(clock: Clock) -> None
 
     assert list(space.outbox.waiting_values()) == ["a", "b", "c"]
     assert len(space.memory) == 0
+
+
+def test_a_chain_larger_than_ram_keeps_its_head_and_sends_the_rest_to_the_archive(
+    clock: Clock,
+) -> None:
+    space = namespace(clock)
+    chain = [entry(key, HALF - 200) for key in "abc"]
+
+    tombstones = space.put_chain(chain)
+
+    assert [space.peek(key) for key in "abc"] == [
+        (chain[0], "ram"),
+        (chain[1], "ram"),
+        (chain[2], "outbox"),
+    ]
+    assert tombstones == [None] * 3
+    assert space.counters.puts == 3
+    assert [one.version for one in chain] == sorted({one.version for one in chain})
+
+
+def test_a_chain_with_an_entry_that_never_fits_changes_nothing(clock: Clock) -> None:
+    space = namespace(clock)
+
+    with pytest.raises(ValueError, match="exceeds cache limit"):
+        space.put_chain([entry("a"), entry("b", 2 * MB)])
+
+    assert space.peek("a") is None
+
+
+def test_a_chain_supersedes_what_may_be_archived(clock: Clock) -> None:
+    space = namespace(clock, synced=False)
+
+    tombstones = space.put_chain([entry("a"), entry("b")])
+
+    assert [one.key for one in tombstones if one is not None] == ["a", "b"]
+
+
+async def test_deleting_a_tag_reaches_ram_and_outbox_and_spares_newer_entries(
+    clock: Clock,
+) -> None:
+    space = namespace(clock)
+    evict(space, "waits", tags=("t",))
+    space.put(entry("old", tags=("s", "t")))
+    space.put(entry("other", tags=("s",)))
+
+    deleting = asyncio.create_task(space.delete_tag("t"))
+    await asyncio.sleep(0)  # the version of the deletion is chosen
+    space.put(entry("new", tags=("t",)))
+    entries, version, tombstone = await deleting
+
+    assert entries == 2
+    assert [key for key in ("waits", "old", "other", "new") if space.peek(key)] == ["other", "new"]
+    assert tombstone is not None
+    assert (tombstone.tag, tombstone.version, tombstone.entry) == ("t", version, None)
+
+
+async def test_what_is_evicted_while_its_tag_is_deleted_is_deleted(clock: Clock) -> None:
+    space = namespace(clock)
+    keys = (f"key-{number}" for number in itertools.count())
+    last = next(key for key in keys if space.memory.shard_of(key) == SHARDS - 1)
+    space.put(entry(last, HALF, tags=("t",)))
+
+    deleting = asyncio.create_task(space.delete_tag("t"))
+    await asyncio.sleep(0)  # it has looked at the first part
+    for filler in ("filler-1", "filler-2"):
+        space.put(entry(filler, HALF, ttl_seconds=0))
+    in_ram = space.memory.peek(last)
+    during = space.find(last)
+    entries, version, _ = await deleting
+    space.archived.confirm(("t",), version, tombstone=True)
+
+    assert (in_ram, during) == (None, None)
+    assert space.find(last) is None
+    assert entries == 1
+
+
+async def test_a_restore_that_was_asked_before_its_tag_was_deleted_is_refused(
+    clock: Clock,
+) -> None:
+    space = namespace(clock)
+    restores = {key: space.start_restore(key) for key in ("tagged", "other")}
+
+    _, version, tombstone = await space.delete_tag("t")
+    assert tombstone is not None
+    space.archived.confirm(tombstone.target, version, tombstone=True)
+    found = {
+        key: space.finish_restore(
+            key, restores[key], entry(key, version="000000000000-0000000001", tags=tags)
+        )
+        for key, tags in (("tagged", ("t",)), ("other", ("s",)))
+    }
+
+    assert found["tagged"] is None
+    assert found["other"] is not None
+
+
+def test_too_many_tombstones_refuse_a_deletion_by_tag(clock: Clock) -> None:
+    space = namespace(clock, synced=False, outbox_max_bytes=16 * MB)
+    space.outbox.max_bytes = 0
+
+    space.delete("one")
+
+    with pytest.raises(OutboxCrowdedError):
+        asyncio.run(space.delete_tag("t"))
+
+
+async def test_a_restore_for_which_too_much_must_leave_is_answered_but_not_kept(
+    clock: Clock,
+) -> None:
+    space = namespace(clock)
+    for filler in ("filler-1", "filler-2"):
+        space.put(entry(filler, HALF))
+    restores = [space.start_restore(key) for key in ("large", "small")]
+
+    for restore, key, size in zip(restores, ("large", "small"), (100_000, 1000), strict=True):
+        restore.may_evict_bytes = 50_000
+        space.finish_restore(key, restore, entry(key, size, version="000000000000-0000000001"))
+
+    assert all(restore.answer is not None for restore in restores)
+    assert [space.peek(key) is not None for key in ("large", "small")] == [False, True]
+    assert [restore.evicted_bytes for restore in restores] == [0, HALF + len("filler-1")]

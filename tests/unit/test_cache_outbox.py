@@ -271,3 +271,28 @@ def test_room_is_kept_for_the_largest_entry_that_may_come() -> None:
 
     assert outbox.fits(SIZE)
     assert not outbox.fits(SIZE + 1)
+
+
+async def test_the_tombstones_of_a_key_and_of_a_tag_of_the_same_name_are_two() -> None:
+    outbox = Outbox(10 * SIZE)
+    of_key = tombstone("a")
+    of_tag = Item(key="", version="3", message_id="t", evicted_at_ns=0, tag="a")
+    outbox.add_tombstone(of_key)
+    outbox.add_tombstone(of_tag)
+
+    outbox.acknowledge(of_tag)
+
+    assert outbox.pending == 1
+    assert "a" in outbox.waiting_tombstones()
+    assert ("a",) not in outbox.waiting_tombstones()
+
+
+async def test_values_are_found_by_tag_below_a_version() -> None:
+    outbox = Outbox(10 * SIZE)
+    for key, version, tags in (("a", "1", ("t",)), ("b", "3", ("t",)), ("c", "1", ("s",))):
+        item = value(key, version)
+        assert item.entry is not None
+        item.entry.tags = tags
+        outbox.add(item)
+
+    assert [entry.key for entry in outbox.tagged("t", "2")] == ["a"]

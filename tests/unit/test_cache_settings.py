@@ -43,8 +43,39 @@ def test_every_policy_of_the_cache_can_be_chosen_and_no_other() -> None:
             r"min_seconds \(9\) must not be above max_seconds \(8\)",
             id="crossed TTL bounds",
         ),
+        pytest.param(
+            {"namespace": {"chat": {"max_memory_mb": 5}}},
+            "namespace.chat is not among namespaces: default",
+            id="limits of a namespace that is not served",
+        ),
+        pytest.param(
+            {"namespace": {"default": {"memory_mb": 5}}}, "memory_mb", id="unknown own limit"
+        ),
+        pytest.param(
+            {"namespace": {"default": {"max_memory_mb": 0}}},
+            r"\$.namespace\[...\].max_memory_mb",
+            id="no memory of its own",
+        ),
     ],
 )
 def test_nonsense_is_refused_with_its_name(values: dict[str, Any], text: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=text):
         msgspec.convert(values, CacheSettings)
+
+
+def test_a_namespace_has_the_common_limits_but_for_its_own() -> None:
+    settings = msgspec.convert(
+        {
+            "namespaces": ["chat", "agents"],
+            "max_memory_mb": 64,
+            "archive_when_full": "refuse",
+            "namespace": {"chat": {"max_memory_mb": 8, "ttl": {"heuristic": "static"}}},
+        },
+        CacheSettings,
+    )
+
+    chat, agents = settings.of("chat"), settings.of("agents")
+
+    assert (chat.max_memory_mb, chat.ttl.heuristic) == (8, "static")
+    assert chat.archive_when_full == "refuse"
+    assert agents == settings

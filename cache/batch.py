@@ -1,0 +1,304 @@
+"""The operations on many entries in one message: match, mget, mput, keys."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Sequence
+
+import msgspec
+
+from cache.archive_link import ArchiveLink
+from cache.batch_requests import read_keys, read_mput
+from cache.classes import Classes
+from cache.entry import Entry
+from cache.memory import SHARDS
+from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
+from cache.ours import acknowledged, check_owned
+from cache.outbox import Item
+from cache.settings import CacheSettings
+from schemas.api import BatchError, KeysReply, KeysRequest, MatchReply
+from schemas.cache import (
+    BATCH_ANSWER_BYTES,
+    INLINE_LIMIT_BYTES,
+    MAX_BATCH_KEYS,
+    MAX_CHAIN_KEYS,
+)
+from schemas.protocols import Answer, Call, Clock, Endpoint, Lease, RequestError, json_endpoint
+
+RESTORES_AT_ONCE = 8
+"""Of one mget: as many questions to the archive are under way."""
+KEYS_ANSWER_BYTES = 512 * 1024
+SIZE_BYTES = 8
+"""In the line of sizes, at most: values that fit have six digits."""
+LEFT_OUT = -1
+Versions = list[str | BatchError]
+
+_encode = msgspec.json.encode
+
+
+class BatchEndpoints:
+    """Many entries of one namespace at once: a message costs more than a lookup.
+
+    All but `keys` do at most 10,000 lookups or 1,000 puts without giving way, a few milliseconds.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        link: ArchiveLink,
+        lease: Lease,
+        classes: Classes,
+        settings: CacheSettings,
+        clock: Clock,
+    ) -> None:
+        self._namespace = namespace
+        self._link = link
+        self._lease = lease
+        self._classes = classes
+        self._settings = settings
+        self._clock = clock
+
+    def endpoints(self) -> list[Endpoint]:
+        """Raw: mget and mput. A list in, JSON out: match. JSON: keys."""
+        name = self._namespace.name
+
+        def at(operation: str) -> tuple[str, str]:
+            return f"cache_{operation}_{name}", f"cache.{name}.{operation}"
+
+        return [
+            Endpoint(*at("match"), self.match, reply_type=MatchReply),
+            Endpoint(*at("mget"), self.mget),
+            Endpoint(*at("mput"), self.mput),
+            json_endpoint(*at("keys"), KeysRequest, self.keys, reply_type=KeysReply),
+        ]
+
+    def match(self, call: Call) -> Answer:
+        """How many keys of a chain are here, root first; they count as used, the tail first.
+
+        The archive is not asked.
+        """
+        keys = self._keys_of(call, MAX_CHAIN_KEYS)
+        return Answer(_encode(MatchReply(matched=self._namespace.match(keys))))
+
+    def mget(self, call: Call) -> Answer | Awaitable[Answer]:
+        """A line of sizes and the values, in the order of the keys.
+
+        Size null: a miss. -1: left out, because it did not fit into this answer, which holds at
+        most 1,000,000 bytes; a get has it. What RAM does not have is asked of the archive, unless
+        `Fleet-No-Restore: 1`, as much as comes within the time limit of one restore.
+        """
+        started_ns = time.perf_counter_ns()
+        keys = self._keys_of(call, MAX_BATCH_KEYS)
+        name = self._classes.check(call.headers)
+        reply = _Reply(keys)
+        missing = []
+        for place, entry in enumerate(self._namespace.find_many(keys)):
+            if entry is None:
+                missing.append(place)
+                self._namespace.count(None)
+            elif self._offer(reply, place, entry):
+                self._classes.hit(name, entry)
+                self._namespace.count(entry)
+        if (
+            missing
+            and call.headers.get("Fleet-No-Restore") != "1"
+            and any(self._namespace.may_restore(keys[place]) for place in missing)
+        ):
+            return self._restored(reply, missing, name, started_ns)
+        if self._namespace.config.enabled:
+            for _ in missing:
+                self._classes.miss(name)
+            self._classes.took(name, started_ns)
+        return reply.answer()
+
+    def _offer(self, reply: "_Reply", place: int, entry: Entry) -> bool:
+        try:
+            return reply.offer(place, entry)
+        except OSError:
+            self._namespace.lose(entry)
+            return False
+
+    async def _restored(
+        self, reply: "_Reply", missing: Sequence[int], name: str | None, started_ns: int
+    ) -> Answer:
+        todo = iter(missing)
+
+        async def bring_back() -> None:
+            for place in todo:
+                key = reply.keys[place]
+                if self._namespace.may_restore(key):
+                    if reply.is_full:
+                        reply.sizes[place] = LEFT_OUT
+                        continue
+                    entry = await self._link.restore(key)
+                    if entry is not None:
+                        self._offer(reply, place, entry)
+
+        with contextlib.suppress(TimeoutError):
+            async with (
+                asyncio.timeout(self._settings.restore_timeout_seconds),
+                asyncio.TaskGroup() as group,
+            ):
+                for _ in range(RESTORES_AT_ONCE):
+                    group.create_task(bring_back())
+        self._check_owned()
+        for place in missing:
+            self._classes.miss(name, reply.entry(place))
+        self._classes.took(name, started_ns)
+        return reply.answer()
+
+    def mput(self, call: Call) -> Answer | Awaitable[Answer]:
+        """Keep the entries; the answer is a JSON list with the version or error of each.
+
+        A malformed message keeps none of them. 409: another version is here. 503 "kept here":
+        the archive, which may hold an older value, cannot be told in time.
+        """
+        self._check_owned()
+        namespace, config = self._namespace, self._namespace.config
+        client = namespace.clients.admit(config, call.headers)
+        entries = read_mput(
+            call.headers,
+            call.payload,
+            self._clock(),
+            lambda key: namespace.clients.key(config, client, key),
+        )
+        if not config.enabled:
+            raise RequestError(503, f"enabled is off in the configuration of {namespace.name}")
+        if self._namespace.refuses(sum(entry.size_bytes for entry, _ in entries)):
+            raise RequestError(
+                429, "evictions wait for the archive, and archive_when_full is refuse; try later"
+            )
+        chain = call.headers.get("Fleet-Chain") == "1"
+        chain = chain and namespace.keeps_chains([entry for entry, _ in entries])
+        if any(self._namespace.needs_tombstone(entry.key) for entry, _ in entries):
+            return self._mput_durably(entries, chain=chain)
+        versions, _ = self._mput(entries, chain=chain)
+        return Answer(_encode(versions))
+
+    async def _mput_durably(
+        self, entries: Sequence[tuple[Entry, str | None]], *, chain: bool
+    ) -> Answer:
+        self._check_owned()
+        versions, tombstones = self._mput(entries, chain=chain)
+        outbox, timeout_seconds = self._namespace.outbox, self._settings.tombstone_timeout_seconds
+        durable = await acknowledged(outbox, tombstones, timeout_seconds)
+        for place, is_durable in enumerate(durable):
+            if not is_durable:
+                versions[place] = BatchError(
+                    error="kept here, but the archive could not be told durably yet", code=503
+                )
+        return Answer(_encode(versions))
+
+    def _mput(
+        self, entries: Sequence[tuple[Entry, str | None]], *, chain: bool
+    ) -> tuple[Versions, list[Item | None]]:
+        if self._namespace.outbox.crowded and any(
+            self._namespace.needs_tombstone(entry.key) for entry, _ in entries
+        ):
+            raise RequestError(429, "too many deletions wait for the eviction stream; try later")
+        versions: Versions
+        tombstones: list[Item | None]
+        if chain:
+            try:
+                tombstones = self._namespace.put_chain([entry for entry, _ in entries])
+            except ValueError as error:
+                raise RequestError(413, str(error)) from None
+            versions = [entry.version for entry, _ in entries]
+        else:
+            versions, tombstones = [], []
+            for entry, expected in entries:
+                version, tombstone = self._put(entry, expected)
+                versions.append(version)
+                tombstones.append(tombstone)
+        for entry, _ in entries:
+            if entry.version:
+                self._classes.put(entry)
+        return versions, tombstones
+
+    def _put(
+        self, entry: Entry, expected_version: str | None
+    ) -> tuple[str | BatchError, Item | None]:
+        try:
+            tombstone = self._namespace.put(entry, expected_version)
+        except VersionConflictError as error:
+            return BatchError(error=str(error), code=409), None
+        except OutboxCrowdedError:
+            return BatchError(error="too many deletions wait; try later", code=429), None
+        except ValueError as error:
+            return BatchError(error=str(error), code=413), None
+        return entry.version, tombstone
+
+    async def keys(self, request: KeysRequest, call: Call) -> KeysReply:
+        """Keys in RAM that begin with `prefix`, after the key `after`; in no telling order.
+
+        A key that is here all the while is listed exactly once, as long as the owner stays.
+        Others are answered while this goes on, a 256th of the cache at a time.
+        """
+        self._check_owned()
+        clients, config = self._namespace.clients, self._namespace.config
+        (own,) = clients.keys(config, call.headers, [""])
+        prefix, after = own + request.prefix, own + request.after
+        found: list[str] = []
+        room_bytes = KEYS_ANSWER_BYTES
+        first = self._namespace.memory.shard_of(after) if request.after else 0
+        for number in range(first, SHARDS):
+            now_ns = self._clock()
+            keys = sorted(
+                entry.key
+                for entry in self._namespace.memory.shard(number)
+                if entry.key.startswith(prefix)
+                and not entry.expired(now_ns)
+                and (number != first or entry.key > after)
+            )
+            for key in keys:
+                room_bytes -= len(_encode(key)) + 1
+                if found and (room_bytes < 0 or len(found) == request.limit):
+                    return KeysReply(keys=found, more=True)
+                found.append(key.removeprefix(own))
+            await asyncio.sleep(0)
+        return KeysReply(keys=found, more=False)
+
+    def _keys_of(self, call: Call, limit: int) -> Sequence[str]:
+        """The keys in the payload, as they are kept for this client."""
+        self._check_owned()
+        namespace, keys = self._namespace, read_keys(call.payload, limit)
+        return namespace.clients.keys(namespace.config, call.headers, keys)
+
+    def _check_owned(self) -> None:
+        check_owned(self._lease, self._namespace.name)
+
+
+class _Reply:
+    """The answer to an mget while it is made: for each key a size, None or LEFT_OUT."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = keys
+        self.sizes: list[int | None] = [None] * len(keys)
+        self.is_full = False
+        self._taken: dict[int, tuple[Entry, bytes]] = {}
+        self._room_bytes = BATCH_ANSWER_BYTES - SIZE_BYTES * len(keys) - 2
+
+    def offer(self, place: int, entry: Entry) -> bool:
+        """Take the entry in, if its value still fits; whether it does.
+
+        Raises:
+            OSError: its file was removed or cut by somebody else.
+        """
+        size = entry.value_bytes
+        if size > min(self._room_bytes, INLINE_LIMIT_BYTES):
+            self.is_full = self.is_full or size <= INLINE_LIMIT_BYTES
+            self.sizes[place] = LEFT_OUT
+            return False
+        self._taken[place] = entry, entry.payload()
+        self._room_bytes -= size
+        self.sizes[place] = size
+        return True
+
+    def entry(self, place: int) -> Entry | None:
+        """What is answered there."""
+        return self._taken[place][0] if place in self._taken else None
+
+    def answer(self) -> Answer:
+        """The line of sizes and the values."""
+        values = (self._taken[place][1] for place in sorted(self._taken))
+        return Answer(b"".join((_encode(self.sizes), b"\n", *values)))
