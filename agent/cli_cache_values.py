@@ -177,18 +177,18 @@ def keys(
     state_dir: StateDir = None,
     config: Config = None,
     namespace: Namespace = "default",
-    after: Annotated[str, typer.Option(help="only keys behind this one, in order")] = "",
+    after: Annotated[str, typer.Option(help="go on behind this key of an earlier list")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many; default: all")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the keys in RAM, one a line, in order."""
+    """List the keys in RAM, one a line, in no telling order."""
 
     async def work(cache: CacheClient) -> tuple[list[str], bool]:
         listed: list[str] = []
         more, last = True, after
         while more and (limit is None or len(listed) < limit):
             room = PAGE_KEYS if limit is None else min(PAGE_KEYS, limit - len(listed))
-            page = await cache.keys(prefix=prefix, after=last, limit=room)
+            page = await cache.keys_page(prefix=prefix, after=last, limit=room)
             listed += page.keys
             more = page.more and bool(page.keys)
             last = listed[-1] if listed else last

@@ -3,18 +3,20 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
 import msgspec
 
+from agent.batches import Batches
 from agent.bus import Bus, connect
 from agent.same_host import SameHost
 from agent.sources import Buffer, Source
 from agent.transfer import DEADLINE_SECONDS, Found, OnProgress, Transfer
 from schemas.api import (
+    BatchEntry,
     CacheReply,
     ClearReply,
     EntryMeta,
@@ -25,6 +27,8 @@ from schemas.api import (
     KeysReply,
     LatestReply,
     NamespaceStats,
+    TagReply,
+    WarmReply,
 )
 from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, encode_header
 from schemas.lmcache import (
@@ -258,6 +262,7 @@ class CacheClient(_Connected):
         key: str,
         *,
         restore: bool = True,
+        request_class: str | None = None,
         verify: bool = False,
         deadline_seconds: float = DEADLINE_SECONDS,
         on_progress: OnProgress | None = None,
@@ -269,6 +274,7 @@ class CacheClient(_Connected):
             with contextlib.suppress(OSError):
                 return await kept.read()
         transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
+        transfer.request_class = request_class
         return await transfer.get(encoded, restore=restore)
 
     async def get_into(
@@ -391,21 +397,16 @@ class CacheClient(_Connected):
                 sent; or the source has not the size it should, and nothing is kept.
         """
         _key_bytes(key)
-        if ttl_seconds is not None and not 0 <= ttl_seconds < math.inf:
-            raise ValueError(f"a time to live of {ttl_seconds:g} s: it must be finite, 0 or more")
         source = Source(value, size_bytes)
         optional: dict[str, Any] = {
-            "Fleet-Ttl-Seconds": ttl_seconds,
             "Fleet-Prefix-Tokens": prefix_tokens,
             "Fleet-Parent": encode_header(parent) if parent else None,
             "Fleet-Cost-Seconds": cost_seconds,
-            "Fleet-Class": encode_header(request_class) if request_class else None,
-            "Fleet-Tags": ",".join(map(encode_header, tags)) or None,
-            "Fleet-Meta": encode_header(msgspec.json.encode(dict(meta)).decode()) if meta else None,
             "Fleet-Version": version,
             **self._who,
         }
         headers = {name: str(text) for name, text in optional.items() if text is not None}
+        headers |= _put_headers(ttl_seconds, request_class, tags, meta)
         headers["Fleet-Key"] = encode_header(key)
         if isinstance(value, Buffer):
             handed_over = await self.same_host.put(memoryview(value).cast("B"), headers)
@@ -450,8 +451,8 @@ class CacheClient(_Connected):
         """Counters since the cache took the namespace, and sizes now."""
         return await self._reply("stats", b"", NamespaceStats)
 
-    async def keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> KeysReply:
-        """Keys in RAM in order, behind `after`; `more` says that there are others."""
+    async def keys_page(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> KeysReply:
+        """A page of `keys`; with `more`, the last key as `after` gives the next one."""
         asked = {"prefix": prefix, "after": after, "limit": limit}
         return await self._reply("keys", msgspec.json.encode(asked), KeysReply)
 
@@ -463,6 +464,119 @@ class CacheClient(_Connected):
             timeout_seconds=TIMEOUT_SECONDS,
         )
         return msgspec.json.decode(answer.payload, type=kind)
+
+    async def delete_tag(self, tag: str) -> TagReply:
+        """Remove all that was put with this tag, from RAM and archive."""
+        return await self._batches.delete_tag(tag)
+
+    async def match(self, keys: Sequence[str]) -> int:
+        """How many keys of a chain, root first, are in RAM from its root on; they count as used."""
+        return await self._batches.match(keys)
+
+    async def get_many(
+        self, keys: Iterable[str], *, restore: bool = True, request_class: str | None = None
+    ) -> dict[str, bytes]:
+        """The values that are there, by key, in the order of `keys`. `restore` as for `get`."""
+
+        async def get_one(key: str) -> bytes | None:
+            return await self.get(key, restore=restore, request_class=request_class)
+
+        headers = _get_headers(restore=restore, request_class=request_class)
+        return await self._batches.get(keys, headers, get_one)
+
+    async def put_many(
+        self,
+        items: Mapping[str, bytes],
+        *,
+        chain: bool = False,
+        parent: str | None = None,
+        prefix_tokens: Mapping[str, int] | None = None,
+        cost_seconds: Mapping[str, float] | None = None,
+        ttl_seconds: float | None = None,
+        request_class: str | None = None,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, str] | None = None,
+    ) -> dict[str, str]:
+        """Store the values and return their versions.
+
+        `chain`: they stand root first, each the prefix of the next, and the first extends
+        `parent`. Tokens and cost are by key; what follows them holds for all.
+
+        Raises:
+            agent.batches.PutManyError: some were refused; it says which, and why.
+            ValueError: a key is too long; nothing was sent.
+        """
+        for key in items:
+            _key_bytes(key)
+        entries = [
+            (
+                BatchEntry(
+                    key=key,
+                    size=len(value),
+                    prefix_tokens=(prefix_tokens or {}).get(key),
+                    cost_seconds=(cost_seconds or {}).get(key),
+                    parent=None if chain else parent,
+                ),
+                value,
+            )
+            for key, value in items.items()
+        ]
+
+        async def put_one(entry: BatchEntry, value: bytes) -> str:
+            return await self.put(
+                entry.key,
+                value,
+                ttl_seconds=ttl_seconds,
+                prefix_tokens=entry.prefix_tokens,
+                parent=entry.parent,
+                cost_seconds=entry.cost_seconds,
+                request_class=request_class,
+                tags=tags,
+                meta=meta,
+            )
+
+        headers = _put_headers(ttl_seconds, request_class, tags, meta)
+        return await self._batches.put(entries, headers, put_one, chain=chain, parent=parent)
+
+    def keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """The keys in RAM that begin with `prefix`, in no telling order."""
+        return self._batches.keys(prefix)
+
+    async def warm(self, keys: Iterable[str] = (), *, cancel: bool = False) -> WarmReply:
+        """Have keys brought back from the archive; the answer says how far that is.
+
+        Without keys it only asks. `cancel` forgets what still waits.
+        """
+        return await self._batches.warm(keys, cancel=cancel)
+
+    @property
+    def _batches(self) -> Batches:
+        return Batches(self._bus, self.namespace, self._who)
+
+
+def _get_headers(*, restore: bool, request_class: str | None) -> dict[str, str]:
+    headers = {} if restore else {"Fleet-No-Restore": "1"}
+    if request_class:
+        headers["Fleet-Class"] = request_class
+    return headers
+
+
+def _put_headers(
+    ttl_seconds: float | None,
+    request_class: str | None,
+    tags: Sequence[str],
+    meta: Mapping[str, str] | None,
+) -> dict[str, str]:
+    """What may be said of one entry as of many."""
+    if ttl_seconds is not None and not 0 <= ttl_seconds < math.inf:
+        raise ValueError(f"a time to live of {ttl_seconds:g} s: it must be finite, 0 or more")
+    optional = {
+        "Fleet-Ttl-Seconds": None if ttl_seconds is None else str(ttl_seconds),
+        "Fleet-Class": encode_header(request_class) if request_class else None,
+        "Fleet-Tags": ",".join(map(encode_header, tags)) or None,
+        "Fleet-Meta": encode_header(msgspec.json.encode(dict(meta)).decode()) if meta else None,
+    }
+    return {name: text for name, text in optional.items() if text is not None}
 
 
 def _key_bytes(key: str) -> bytes:

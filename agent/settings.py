@@ -198,7 +198,11 @@ def load(
     for name, text in sorted(environ.items()):
         if name.startswith(PREFIX) and name not in SERVER_VARIABLES:
             dotted = name.removeprefix(PREFIX).lower().replace("__", ".")
-            value = _parse_list(text) if dotted in _LISTS else text
+            value: object = text
+            if dotted in _OF_TYPE["list"]:
+                value = _parse_list(text)
+            elif dotted in _OF_TYPE["table"]:
+                value = _parse_json(text)
             _put(tree, sources, dotted, value, f"environment {name}")
     for dotted, (option, value) in (options or {}).items():
         _put(tree, sources, dotted, value, f"option {option}")
@@ -247,17 +251,22 @@ def _put(
 def _parse_list(text: str) -> object:
     """A JSON list, or names separated by commas."""
     if text.startswith("["):
-        try:
-            return msgspec.json.decode(text)
-        except msgspec.DecodeError:
-            return text
+        return _parse_json(text)
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _parse_json(text: str) -> object:
+    """What `text` says in JSON, else itself: its type is refused by name then."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
 
 
 def _explain(text: str, sources: Mapping[str, str], tree: Mapping[str, Any]) -> str:
     """The validator's words, with the key, its value and where that came from."""
     message, _, where = text.partition(" - at `$.")
-    dotted = where.rstrip("`").split("[")[0]
+    dotted = _name_in_table(where.rstrip("`"), sources).split("[")[0]
     if "unknown field" in message and "`" in message:
         field = message.split("`")[-2]
         dotted = f"{dotted}.{field}".lstrip(".")
@@ -271,6 +280,13 @@ def _explain(text: str, sources: Mapping[str, str], tree: Mapping[str, Any]) -> 
     shown = "" if value is None or isinstance(value, Mapping) else f" = {value!r}"
     shown = _USER_INFO.sub("//…@", shown)
     return f"setting {dotted or '?'}{shown} ({source}): {message}; see `resource-agent settings`"
+
+
+def _name_in_table(where: str, sources: Mapping[str, str]) -> str:
+    """`cache.namespace[...].x` with the key that is meant, where only one can be."""
+    named = re.compile(re.escape(where).replace(r"\[\.\.\.\]", r"\.[^.]+"))
+    found = [name for name in sources if named.fullmatch(name)]
+    return found[0] if len(found) == 1 else where.replace("[...].", ".*.")
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
@@ -324,6 +340,8 @@ def _describe(
 
 
 def _type_name(kind: Any) -> str:  # noqa: ANN401 - any annotation
+    if get_origin(kind) is dict:
+        return "table"
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
@@ -335,8 +353,11 @@ def _type_name(kind: Any) -> str:  # noqa: ANN401 - any annotation
     return getattr(kind, "__name__", str(kind))
 
 
-_LISTS = frozenset(
-    option.name
-    for option in describe(Loaded(settings=Settings(), sources={}))
-    if option.type == "list"
-)
+_OF_TYPE = {
+    kind: frozenset(
+        option.name
+        for option in describe(Loaded(settings=Settings(), sources={}))
+        if option.type == kind
+    )
+    for kind in ("list", "table")
+}

@@ -62,6 +62,7 @@ class Transfer:
         files: SameHost | None = None,
     ) -> None:
         self._who = who or {}
+        self.request_class: str | None = None
         self._verify = verify
         self._files = files
         self._bus = bus
@@ -146,6 +147,8 @@ class Transfer:
         self, key: bytes, restore: bool, files: SameHost | None
     ) -> OpenFile | Found | bytes | None:
         headers = {} if restore else {"Fleet-No-Restore": "1"}
+        if self.request_class is not None:
+            headers["Fleet-Class"] = self.request_class
         if files is not None and files.is_possible:
             headers["Fleet-Same-Host"] = "1"
         asked_at = time.monotonic()

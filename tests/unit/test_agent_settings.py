@@ -306,3 +306,43 @@ def test_the_state_folder_is_absolute_and_follows_xdg(
 
     assert Settings().state_folder() == tmp_path / "resource-agent"
     assert Settings(state_dir="here").state_folder() == tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        pytest.param(
+            {
+                "RESOURCE_AGENT_CACHE__NAMESPACES": "default,chat",
+                "RESOURCE_AGENT_CACHE__NAMESPACE__CHAT__MAX_MEMORY_MB": "8",
+                "RESOURCE_AGENT_CACHE__NAMESPACE__CHAT__TTL__BASE_SECONDS": "60",
+            },
+            id="one by one",
+        ),
+        pytest.param(
+            {
+                "RESOURCE_AGENT_CACHE__NAMESPACES": "default,chat",
+                "RESOURCE_AGENT_CACHE__NAMESPACE": '{"chat": {"max_memory_mb": 8, '
+                '"ttl": {"base_seconds": 60}}}',
+            },
+            id="as JSON",
+        ),
+    ],
+)
+def test_a_namespace_gets_limits_of_its_own_from_the_environment(environ: dict[str, str]) -> None:
+    settings = load(environ=environ).settings.cache
+
+    assert settings.of("chat").max_memory_mb == 8
+    assert settings.of("chat").ttl.base_seconds == 60
+    assert settings.of("default") == settings
+
+
+def test_a_wrong_limit_of_a_namespace_is_refused_by_name(tmp_path: Path) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text("[cache.namespace.default]\nmax_memory_mb = 0\n")
+
+    text = refusal(config=config)
+
+    assert "cache.namespace" in text
+    assert "max_memory_mb" in text
+    assert str(config) in text

@@ -1,0 +1,182 @@
+"""Many entries through `CacheClient`, against a real cache."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agent.batches import PutManyError
+from agent.bus import Bus
+from agent.client import CacheClient
+from cache.service import CacheService
+from schemas.archive import Stored
+from schemas.protocols import RequestError
+from tests.support.archive_service import Heard, archiving
+from tests.support.cache_service import running, synced
+from tests.support.evictions import ManualClock
+from tests.support.waiting import until_async
+
+pytestmark = pytest.mark.bus
+
+
+@pytest.fixture
+async def service(bus: Bus) -> AsyncIterator[CacheService]:
+    async with running(bus, archive_mode="off", max_memory_mb=64) as started:
+        yield started
+
+
+@pytest.fixture
+def client(bus: Bus) -> CacheClient:
+    return CacheClient(bus)
+
+
+async def test_more_than_a_message_holds_goes_in_several(
+    service: CacheService, client: CacheClient
+) -> None:
+    values = {f"key-{number}": bytes([number % 256]) * 20_000 for number in range(2500)}
+    some = dict(list(values.items())[:1200])  # 24 MB
+
+    versions = await client.put_many(some)
+    found = await client.get_many(values)
+    matched = await client.match(list(values))
+
+    assert list(versions) == list(some)
+    assert found == some
+    assert list(found) == list(some)
+    assert matched == 1200
+
+
+async def test_values_of_the_inline_limit_come_one_after_the_other(
+    service: CacheService, client: CacheClient
+) -> None:
+    values = {key: key.encode() * 512 * 1024 for key in "abcde"}
+
+    await client.put_many(values)
+
+    assert await client.get_many([*"abcde", "absent", "a"]) == values
+    assert service.counters()["hits_total"] == 5
+
+
+async def test_long_keys_are_spread_over_messages(
+    service: CacheService, client: CacheClient
+) -> None:
+    chain = {f"{number}" + "\x01" * 10_000: b"v" for number in range(100)}  # six times in JSON
+
+    await client.put_many(chain, chain=True)
+
+    assert await client.match(list(chain)) == 100
+    assert await client.get_many(chain) == chain
+
+
+async def test_a_chain_is_one_over_several_messages(
+    service: CacheService, client: CacheClient, bus: Bus
+) -> None:
+    blocks = {f"block-{number}": bytes(300_000) for number in range(6)}
+
+    await client.put_many(
+        blocks,
+        chain=True,
+        parent="root",
+        prefix_tokens={key: 16 * n for n, key in enumerate(blocks, 1)},
+        cost_seconds=dict.fromkeys(blocks, 0.25),
+        tags=["model-7"],
+        meta={"a": "b"},
+        request_class="chat",
+        ttl_seconds=60,
+    )
+    metas = [await client.meta(key) for key in blocks]
+
+    assert [meta.parent for meta in metas] == ["root", *list(blocks)[:-1]]
+    assert [meta.prefix_tokens for meta in metas] == [16, 32, 48, 64, 80, 96]
+    assert {(meta.cost_seconds, meta.request_class, meta.ttl_seconds) for meta in metas} == {
+        (0.25, "chat", 60)
+    }
+    assert all((meta.tags, meta.meta) == (["model-7"], {"a": "b"}) for meta in metas)
+
+
+async def test_nothing_is_sent_of_what_is_too_large(
+    service: CacheService, client: CacheClient
+) -> None:
+    with pytest.raises(ValueError, match="10240"):
+        await client.put_many({"a": b"1", "k" * 10_241: b"2"})
+
+    assert await client.get("a") is None
+
+
+async def test_refusals_name_the_entries_and_what_follows_them_in_a_chain_is_not_sent(
+    service: CacheService, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = {f"block-{number}": bytes(300_000) for number in range(9)}  # three in a message
+    refuses = iter([False, True])
+    monkeypatch.setattr("cache.namespace.Namespace.refuses", lambda *_: next(refuses))
+
+    with pytest.raises(PutManyError, match="429 6 entries refused; 'block-3'") as refused:
+        await client.put_many(blocks, chain=True)
+
+    assert list(refused.value.versions) == ["block-0", "block-1", "block-2"]
+    assert [error.code for error in refused.value.errors.values()] == [429] * 3 + [409] * 3
+    assert await client.match(list(blocks)) == 3
+
+
+async def test_keys_are_an_iterator_over_all_pages(
+    service: CacheService, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.batches.KEYS_A_PAGE", 7)
+    await client.put_many({f"a/{number}": b"" for number in range(30)} | {"b": b""})
+
+    assert sorted([key async for key in client.keys("")]) == sorted(
+        ["b", *(f"a/{number}" for number in range(30))]
+    )
+    assert len([key async for key in client.keys("a/")]) == 30
+
+
+async def test_a_tag_is_deleted(service: CacheService, client: CacheClient) -> None:
+    await client.put_many({"a": b"1", "b": b"2"}, tags=["model, 7"])
+    await client.put("c", b"3")
+
+    deleted = await client.delete_tag("model, 7")
+
+    assert deleted.entries == 2
+    assert await client.get_many("abc") == {"c": b"3"}
+
+
+async def test_nothing_is_nothing(service: CacheService, client: CacheClient) -> None:
+    assert await client.get_many([]) == {}
+    assert await client.put_many({}) == {}
+    assert await client.put_many({}, chain=True) == {}
+    assert await client.match([]) == 0
+    assert [key async for key in client.keys("")] == []
+
+
+async def test_warming_brings_keys_back(bus: Bus, client: CacheClient, tmp_path: Path) -> None:
+    clock = ManualClock()
+    heard = await Heard.on(bus, "archived.stored.>")
+    async with (
+        archiving(bus, tmp_path / "archive", clock=clock),
+        running(bus, clock=clock, warm_per_second=1000, warm_evict_ratio=1) as service,
+    ):
+        await synced(service)
+        values = {f"key-{number}": b"value" for number in range(10)}
+        await client.put_many(values)
+        await client.put_many({key: bytes(500_000) for key in "abc"}, ttl_seconds=0)
+        for _ in values:
+            await heard.next(Stored)
+
+        async def is_done() -> bool:
+            return (await client.warm()).waiting == 0
+
+        accepted = (await client.warm(values)).accepted
+        await until_async(is_done)
+        found = await client.get_many(values, restore=False)
+
+    assert accepted == 10
+    assert found == values
+
+
+async def test_a_whole_refusal_of_a_reading_call_is_its_error(
+    bus: Bus, client: CacheClient
+) -> None:
+    with pytest.raises(RequestError) as nobody:
+        await client.get_many(["a"])
+
+    assert nobody.value.code == 503
