@@ -17,6 +17,8 @@ from agent.bus import Bus
 from agent.cli_options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
 from agent.cli_start import bus_found, errors, fail, load_settings, with_bus
 from agent.client import CacheClient
+from agent.transfer import OnProgress
+from schemas.api import WarmReply
 
 T = TypeVar("T")
 
@@ -24,9 +26,7 @@ MAX_SHOWN_KEY = 80
 MAX_READ_BYTES = 1024**3
 """No cache keeps a larger value; what would be read for nothing is not read."""
 TRANSFER_SECONDS = 300.0
-PROGRESS_BYTES = 8 * 1024 * 1024
-PAGE_KEYS = 1000
-WARM_AT_ONCE = 8
+WARM_POLL_SECONDS = 0.2
 
 app = typer.Typer()
 
@@ -54,8 +54,8 @@ def get(
         fail(ValueError("--json needs --output FILE for the value"), code=2)
 
     async def work(cache: CacheClient) -> bytes | None:
-        with _working(f"getting {_quoted(key)}"):
-            return await cache.get(key, restore=restore)
+        with _transferring("getting") as on_progress:
+            return await cache.get(key, restore=restore, on_progress=on_progress)
 
     value = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
     if value is None:
@@ -101,9 +101,14 @@ def put(
     content = _content(value, file)
 
     async def work(cache: CacheClient) -> str:
-        with _working(f"putting {human.size(len(content))}", len(content)):
+        with _transferring("putting") as on_progress:
             return await cache.put(
-                key, content, ttl_seconds=ttl, tags=tag or (), request_class=request_class
+                key,
+                content,
+                ttl_seconds=ttl,
+                tags=tag or (),
+                request_class=request_class,
+                on_progress=on_progress,
             )
 
     version = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
@@ -177,7 +182,6 @@ def keys(
     state_dir: StateDir = None,
     config: Config = None,
     namespace: Namespace = "default",
-    after: Annotated[str, typer.Option(help="go on behind this key of an earlier list")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many; default: all")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -185,14 +189,11 @@ def keys(
 
     async def work(cache: CacheClient) -> tuple[list[str], bool]:
         listed: list[str] = []
-        more, last = True, after
-        while more and (limit is None or len(listed) < limit):
-            room = PAGE_KEYS if limit is None else min(PAGE_KEYS, limit - len(listed))
-            page = await cache.keys_page(prefix=prefix, after=last, limit=room)
-            listed += page.keys
-            more = page.more and bool(page.keys)
-            last = listed[-1] if listed else last
-        return listed, more
+        async for key in cache.keys(prefix):
+            if len(listed) == limit:
+                return listed, True
+            listed.append(key)
+        return listed, False
 
     listed, more = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
     if as_json:
@@ -201,7 +202,7 @@ def keys(
     for key in listed:
         print(human.printable(key))
     if more:
-        errors.print(f"there are more: --after {_quoted(listed[-1])}")
+        errors.print("there are more")
 
 
 @app.command()
@@ -222,16 +223,20 @@ def warm(
     if not wanted:
         fail(ValueError("no keys: name them, or --file FILE with one a line"), code=2)
 
-    async def work(cache: CacheClient) -> int:
-        with _counted(len(wanted), "warming") as advance:
-            return await _warm(cache, wanted, advance)
+    async def work(cache: CacheClient) -> WarmReply:
+        with _counted(len(wanted), "warming") as show:
+            return await _warm(cache, wanted, show)
 
-    there = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
+    reply = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
+    left = reply.absent + reply.failed + reply.left_out
     if as_json:
-        _print_json({"asked": len(wanted), "in_ram": there})
+        _print_json(reply)
     else:
-        errors.print(f"{there} of {len(wanted)} keys are in RAM")
-    raise SystemExit(0 if there == len(wanted) else 1)
+        errors.print(
+            f"{reply.restored} restored, {reply.here} here already, {reply.absent} in no archive, "
+            f"{reply.failed} failed, {reply.left_out} left out for want of room"
+        )
+    raise SystemExit(1 if left else 0)
 
 
 def _ask(
@@ -278,38 +283,41 @@ def _lines(file: Path | None) -> list[str]:
         fail(ValueError(f"{file}: keys are UTF-8, one a line: {error}"), code=2)
 
 
-async def _warm(cache: CacheClient, keys: list[str], advance: Callable[[], None]) -> int:
-    """Have each key restored, a few at once; how many are in RAM then."""
-    waiting, there = iter(keys), 0
-
-    async def worker() -> None:
-        nonlocal there
-        for key in waiting:
-            found = await cache.get(key) is not None
-            there += found  # not in one line: it would read `there` before it waits
-            advance()
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(WARM_AT_ONCE):
-            group.create_task(worker())
-    return there
+async def _warm(cache: CacheClient, keys: list[str], show: Callable[[int], None]) -> WarmReply:
+    """Queue the keys and wait until the queue is worked off."""
+    reply = await cache.warm(keys)
+    while reply.waiting:
+        show(max(0, len(keys) - reply.waiting))
+        await asyncio.sleep(WARM_POLL_SECONDS)
+        reply = await cache.warm()
+    return reply
 
 
 @contextlib.contextmanager
-def _working(text: str, size_bytes: int = PROGRESS_BYTES) -> Iterator[None]:
-    """A bar that moves on a terminal, while something large is under way."""
-    if not errors.is_terminal or size_bytes < PROGRESS_BYTES:
-        yield
-        return
-    with errors.status(text):
-        yield
-
-
-@contextlib.contextmanager
-def _counted(total: int, text: str) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; call what it gives once for each that is done."""
+def _transferring(text: str) -> Iterator[OnProgress | None]:
+    """On a terminal a bar of bytes, seen as soon as a first part has come."""
     if not errors.is_terminal:
-        yield lambda: None
+        yield None
+        return
+    from rich.progress import (  # noqa: PLC0415 - the light commands must start fast
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (TextColumn(text), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(text, visible=False)
+        yield lambda done, whole: progress.update(task, completed=done, total=whole, visible=True)
+
+
+@contextlib.contextmanager
+def _counted(total: int, text: str) -> Iterator[Callable[[int], None]]:
+    """On a terminal a bar; call what it gives with how many are done."""
+    if not errors.is_terminal:
+        yield lambda _done: None
         return
     from rich.progress import (  # noqa: PLC0415 - the light commands must start fast
         BarColumn,
@@ -322,7 +330,7 @@ def _counted(total: int, text: str) -> Iterator[Callable[[], None]]:
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True) as progress:
         task = progress.add_task(text, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda done: progress.update(task, completed=done)
 
 
 def _print_json(reply: Any) -> None:  # noqa: ANN401 - whatever msgspec encodes

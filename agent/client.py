@@ -24,7 +24,6 @@ from schemas.api import (
     HealthReply,
     HistoryReply,
     HistoryRequest,
-    KeysReply,
     LatestReply,
     NamespaceStats,
     TagReply,
@@ -450,11 +449,6 @@ class CacheClient(_Connected):
     async def stats(self) -> NamespaceStats:
         """Counters since the cache took the namespace, and sizes now."""
         return await self._reply("stats", b"", NamespaceStats)
-
-    async def keys_page(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> KeysReply:
-        """A page of `keys`; with `more`, the last key as `after` gives the next one."""
-        asked = {"prefix": prefix, "after": after, "limit": limit}
-        return await self._reply("keys", msgspec.json.encode(asked), KeysReply)
 
     async def _reply(self, operation: str, payload: bytes, kind: type[T]) -> T:
         answer = await self._bus.request(

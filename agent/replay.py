@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from agent.batches import PutManyError
 from agent.bus import Bus
-from agent.cache_batches import CacheBatches
 from agent.client import CacheClient
 from agent.replay_figures import CacheCounters, Figures
 from agent.replay_trace import Trace, TraceRequest
 from schemas.api import ArchiveStatus, NamespaceStats
 from schemas.protocols import RequestError
+from schemas.units import token
 
 SAMPLE_SECONDS = 0.5
 MAX_ERRORS_IN_A_ROW = 50
 STATUS_SECONDS = 2.0
+BUSY = 429
 
 
 class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +79,6 @@ class Replay:
                 await self._sample()
 
     async def _play(self, cache: CacheClient, requests: Iterator[TraceRequest]) -> None:
-        batches = CacheBatches(cache)
         first = self.trace.requests[0].at_seconds
         for request in requests:
             due = (request.at_seconds - first) / self.options.speed
@@ -87,7 +88,7 @@ class Replay:
             elif due > 0:
                 self.figures.late_seconds = max(self.figures.late_seconds, -wait)
             try:
-                await self._one(batches, request)
+                await self._one(cache, request)
             except RequestError as error:
                 self.figures.errors[f"{error.code}: {error.text}"] += 1
                 self._errors_in_a_row += 1
@@ -96,21 +97,31 @@ class Replay:
             else:
                 self._errors_in_a_row = 0
 
-    async def _one(self, cache: CacheBatches, request: TraceRequest) -> None:
+    async def _one(self, cache: CacheClient, request: TraceRequest) -> None:
         keys = [self.options.key_prefix + block for block in request.blocks]
+        request_class = token(request.request_class)
         seconds: dict[str, float] = {}
         with _timed(seconds, "match"):
             hit = await cache.match(keys)
         if hit and self.options.get_values:
             with _timed(seconds, "get"):
-                values = await cache.get_many(keys[:hit])
-            for key, value in zip(keys, values, strict=False):
-                self.figures.wrong_values += value is not None and value != self._value(key)
+                values = await cache.get_many(keys[:hit], request_class=request_class)
+            for key, value in values.items():
+                self.figures.wrong_values += value != self._value(key)
         if hit < len(keys):
-            rest = [(key, self._value(key)) for key in keys[hit:]]
+            rest = {key: self._value(key) for key in keys[hit:]}
             with _timed(seconds, "put"):
-                kept = await cache.put_chain(rest, parent=keys[hit - 1] if hit else None)
-            self.figures.not_kept += len(rest) - kept
+                try:
+                    await cache.put_many(
+                        rest,
+                        chain=True,
+                        parent=keys[hit - 1] if hit else None,
+                        request_class=request_class,
+                    )
+                except PutManyError as error:
+                    if error.code != BUSY:
+                        raise
+                    self.figures.not_kept += len(error.errors)
         self.figures.add(request.request_class, len(keys), hit, seconds)
 
     def _value(self, key: str) -> bytes:

@@ -8,7 +8,7 @@ import msgspec
 import psutil
 
 from agent.client import CacheClient
-from benchmarks.peers import MissingError, Peer
+from benchmarks.peers import Peer
 from benchmarks.rounds import Spread, abba, ratios, spread
 
 SLICE_SECONDS = 0.5
@@ -123,21 +123,13 @@ async def fill(peer: Peer, start: int, end: int) -> None:
 
 
 async def batches(client: CacheClient, rounds: int) -> list[tuple[str, Spread, Spread | None]]:
-    """How often a second 64 values of 4 KiB come, by `get_many` and by single gets.
-
-    Raises:
-        MissingError: this client has no `get_many`.
-    """
-    get_many: Callable[[list[str]], Awaitable[Sequence[object]]] | None
-    get_many = getattr(client, "get_many", None)
-    if get_many is None:
-        raise MissingError("this `CacheClient` has no get_many")
+    """How often a second 64 values of 4 KiB come, by `get_many` and by single gets."""
     keys = [f"batch-{number}" for number in range(BATCH)]
     for key in keys:
         await client.put(key, b"x" * 4096)
 
     async def together(_number: int) -> None:
-        answers = await get_many(keys)
+        answers = await client.get_many(keys)
         assert len(answers) == BATCH
 
     async def one_by_one(_number: int) -> None:

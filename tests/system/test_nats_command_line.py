@@ -140,6 +140,17 @@ async def kv_put(nats: CommandLine, _up: Up) -> None:
             pass
 
 
+def write(subject: str, body: str, field: str) -> Play:
+    """A request that changes something: its answer has the field, and no error."""
+
+    async def play(nats: CommandLine, _up: Up) -> None:
+        answer = await nats.req(subject, body)
+        assert "Nats-Service-Error" not in answer.headers
+        assert field in answer.json()
+
+    return play
+
+
 async def parts_of_the_agent(nats: CommandLine) -> list[str]:
     health = (await nats.req("fleet.v1.api.health.detailed", "")).json()
     (agent,) = [one["record"] for one in health["instances"] if one["role"] == "agent"]
@@ -147,6 +158,8 @@ async def parts_of_the_agent(nats: CommandLine) -> list[str]:
 
 
 TARGETS = '{"targets": ["http://gpu-7:8000"]}'
+DELETE, BY_TAG = "fleet.v1.cache.default.delete", '{"tag": "model-7"}'
+WARM, KEYS = "fleet.v1.cache.default.warm", '{"keys": ["7f3a", "91bc"]}'
 ALERT = "alert.raised.info.node.n1.test"
 ADVICE = "recommendation.scale_up.chat"
 GPU = "metrics.gpu.n9.g0"
@@ -165,6 +178,8 @@ EVERYTHING = "sub fleet.v1.>"
 WITH_PASSWORD: dict[str, Play] = {
     "stream ls": stream_ls,
     f"kv put fleet-config agent.engines.NODE {TARGETS}": kv_put,
+    f"req {DELETE} {BY_TAG}": write(DELETE, BY_TAG, "entries"),
+    f"req {WARM} {KEYS}": write(WARM, KEYS, "accepted"),
     "sub SUBJECT --all": sub_all("fleet.v1.metrics.gpu.>", GPU),
     "sub fleet.v1.alert.> --all": sub_all("fleet.v1.alert.>", ALERT),
     "sub fleet.v1.recommendation.> --all": sub_all("fleet.v1.recommendation.>", ADVICE),
@@ -231,12 +246,18 @@ async def test_a_guest_is_refused_by_name_and_stays_connected(up: Up, command: s
             refused = (await nats.stream_ls()).error
         elif command.startswith("kv put"):
             refused = (await nats.kv_put("fleet-config", f"agent.engines.{NODE}", TARGETS)).error
+        elif command.startswith("req"):
+            _, subject, body = command.split(maxsplit=2)
+            refused = (await nats.req(subject, body)).error
         else:
             (answer,) = await nats.sub_all("fleet.v1.alert.>")
             refused = answer.error
         still = await nats.req("fleet.v1.api.health.live", "")
 
-    assert re.search(r'Permissions Violation for Publish to "\$JS\.API\.STREAM\.[\w.-]+"', refused)
+    assert re.search(
+        r'Permissions Violation for Publish to "(\$JS\.API\.STREAM\.|fleet\.v1\.cache\.)[\w.-]+"',
+        refused,
+    )
     assert still.json()["live"] is True
 
 
