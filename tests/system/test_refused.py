@@ -24,7 +24,7 @@ def refused(
     *arguments: object,
     command: tuple[str, ...] = ("up",),
     code: int = 1,
-    within: float = 15.0,
+    within: float = 50.0,
     **settings: object,
 ) -> str:
     """The error line of an `up`, or another command, that did not start."""

@@ -277,14 +277,14 @@ async def test_other_programs_objects_are_not_listed() -> None:
 
 async def test_few_requests_run_at_once_and_waiting_costs_none_its_deadline() -> None:
     async def soon(*_: object) -> Answer:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.15)
         return MISSING
 
     async with (
         S3Double(soon) as server,
-        s3(server.url, connections=3, deadline_seconds=0.5) as store,
+        s3(server.url, connections=3, deadline_seconds=2.0) as store,
     ):
-        # 60 / 3 x 0.05 s = 1 s
+        # 60 / 3 x 0.15 s = 3 s
         await store.heads([f"{number:064x}" for number in range(60)])
 
     assert len(server.requests) == 60

@@ -99,11 +99,11 @@ async def test_an_empty_request_is_answered_and_an_unknown_field_refused_by_name
     assert spec.reply is not None
     subject = one_subject(spec)
 
-    answer = await up_bus.request(subject, timeout_seconds=5)
+    answer = await up_bus.request(subject, timeout_seconds=DEADLINE_SECONDS)
     with pytest.raises(RequestError, match="nonsense") as unknown:
-        await up_bus.request(subject, b'{"nonsense": 1}', timeout_seconds=5)
+        await up_bus.request(subject, b'{"nonsense": 1}', timeout_seconds=DEADLINE_SECONDS)
     with pytest.raises(RequestError) as undecodable:
-        await up_bus.request(subject, b"\xff{", timeout_seconds=5)
+        await up_bus.request(subject, b"\xff{", timeout_seconds=DEADLINE_SECONDS)
 
     msgspec.json.decode(answer.payload, type=spec.reply)
     assert (unknown.value.code, undecodable.value.code) == (400, 400)
@@ -112,7 +112,7 @@ async def test_an_empty_request_is_answered_and_an_unknown_field_refused_by_name
 @pytest.mark.parametrize("spec", NOT_BUILT_ENDPOINTS, ids=lambda spec: spec.subject)
 async def test_what_is_not_built_yet_says_so(up_bus: Bus, spec: EndpointSpec) -> None:
     with pytest.raises(RequestError, match="not built yet") as refused:
-        await up_bus.request(spec.subject, timeout_seconds=5)
+        await up_bus.request(spec.subject, timeout_seconds=DEADLINE_SECONDS)
 
     assert refused.value.code == 503
 
@@ -121,7 +121,7 @@ async def test_what_is_not_built_yet_says_so(up_bus: Bus, spec: EndpointSpec) ->
 @pytest.mark.parametrize("key", [b"", b"\xff\xfe", b"k" * 10_241], ids=["empty", "utf-8", "long"])
 async def test_a_key_that_is_none_is_refused(up_bus: Bus, operation: str, key: bytes) -> None:
     with pytest.raises(RequestError) as refused:
-        await up_bus.request(f"cache.default.{operation}", key, timeout_seconds=5)
+        await up_bus.request(f"cache.default.{operation}", key, timeout_seconds=DEADLINE_SECONDS)
 
     assert refused.value.code in (400, 413)
 
@@ -139,13 +139,13 @@ async def test_a_key_that_is_none_is_refused(up_bus: Bus, operation: str, key: b
 )
 async def test_a_put_with_wrong_headers_is_refused(up_bus: Bus, headers: dict[str, str]) -> None:
     with pytest.raises(RequestError) as refused:
-        await up_bus.request("cache.default.put", b"value", headers, timeout_seconds=5)
+        await up_bus.request("cache.default.put", b"value", headers, timeout_seconds=DEADLINE_SECONDS)
 
     assert refused.value.code == 400
 
 
 async def counters(bus: Bus, role: str) -> dict[str, float]:
-    answer = await bus.request(f"api.health.detailed.{role}.{NODE}", timeout_seconds=5)
+    answer = await bus.request(f"api.health.detailed.{role}.{NODE}", timeout_seconds=DEADLINE_SECONDS)
     (instance,) = msgspec.json.decode(answer.payload, type=HealthReply).instances
     return instance.record.counters
 
@@ -262,12 +262,12 @@ async def still_works(bus: Bus) -> None:
     heard = asyncio.Event()
     stop = await bus.subscribe(f"metrics.host.{NODE}", lambda *_: heard.set())
     for role in ROLES:
-        answer = await bus.request(f"api.health.ready.{role}.{NODE}", timeout_seconds=5)
+        answer = await bus.request(f"api.health.ready.{role}.{NODE}", timeout_seconds=DEADLINE_SECONDS)
         assert msgspec.json.decode(answer.payload, type=HealthReply).ready
-    await bus.request("cache.default.put", b"value", {"Fleet-Key": "k"}, timeout_seconds=5)
-    answer = await bus.request("cache.default.get", b"k", timeout_seconds=5)
+    await bus.request("cache.default.put", b"value", {"Fleet-Key": "k"}, timeout_seconds=DEADLINE_SECONDS)
+    answer = await bus.request("cache.default.get", b"k", timeout_seconds=DEADLINE_SECONDS)
     assert answer.payload == b"value"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         await heard.wait()
     await stop()
 
