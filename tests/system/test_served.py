@@ -139,13 +139,17 @@ async def test_a_key_that_is_none_is_refused(up_bus: Bus, operation: str, key: b
 )
 async def test_a_put_with_wrong_headers_is_refused(up_bus: Bus, headers: dict[str, str]) -> None:
     with pytest.raises(RequestError) as refused:
-        await up_bus.request("cache.default.put", b"value", headers, timeout_seconds=DEADLINE_SECONDS)
+        await up_bus.request(
+            "cache.default.put", b"value", headers, timeout_seconds=DEADLINE_SECONDS
+        )
 
     assert refused.value.code == 400
 
 
 async def counters(bus: Bus, role: str) -> dict[str, float]:
-    answer = await bus.request(f"api.health.detailed.{role}.{NODE}", timeout_seconds=DEADLINE_SECONDS)
+    answer = await bus.request(
+        f"api.health.detailed.{role}.{NODE}", timeout_seconds=DEADLINE_SECONDS
+    )
     (instance,) = msgspec.json.decode(answer.payload, type=HealthReply).instances
     return instance.record.counters
 
@@ -262,9 +266,13 @@ async def still_works(bus: Bus) -> None:
     heard = asyncio.Event()
     stop = await bus.subscribe(f"metrics.host.{NODE}", lambda *_: heard.set())
     for role in ROLES:
-        answer = await bus.request(f"api.health.ready.{role}.{NODE}", timeout_seconds=DEADLINE_SECONDS)
+        answer = await bus.request(
+            f"api.health.ready.{role}.{NODE}", timeout_seconds=DEADLINE_SECONDS
+        )
         assert msgspec.json.decode(answer.payload, type=HealthReply).ready
-    await bus.request("cache.default.put", b"value", {"Fleet-Key": "k"}, timeout_seconds=DEADLINE_SECONDS)
+    await bus.request(
+        "cache.default.put", b"value", {"Fleet-Key": "k"}, timeout_seconds=DEADLINE_SECONDS
+    )
     answer = await bus.request("cache.default.get", b"k", timeout_seconds=DEADLINE_SECONDS)
     assert answer.payload == b"value"
     async with asyncio.timeout(DEADLINE_SECONDS):
