@@ -224,7 +224,7 @@ class CacheClient(_Connected):
 
     Above 512 KiB a value travels in parts, a few in flight, each asked for again where it gets no
     answer; `on_progress` is called with the bytes done and in all after each of them. The cache
-    checks the SHA-256 of what it takes from clients and from the archive; with `verify` a get
+    checks the digest of what it takes from clients and from the archive; with `verify` a get
     checks it once more, which costs as much CPU as the transfer. Every call ends within
     `deadline_seconds`, and raises `schemas.protocols.RequestError` when it is refused.
     """

@@ -1,17 +1,17 @@
 """Where a value that is put comes from: bytes, a file, or an async iterator."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import BinaryIO, cast
 
 from schemas.cache import PART_BYTES
+from schemas.digest import Digest
 
 Buffer = bytes | bytearray | memoryview
 
 
 class Source:
-    """A value to send in parts; its SHA-256 is computed meanwhile, in a thread.
+    """A value to send in parts; its digest is computed meanwhile, in a thread.
 
     Bytes are not copied; a file is read from where it stands, a few parts ahead of what is sent.
     """
@@ -25,7 +25,7 @@ class Source:
             ValueError: the size is missing.
         """
         self._value = memoryview(value).cast("B") if isinstance(value, Buffer) else value
-        self._sha256 = hashlib.sha256()
+        self._digest = Digest()
         self._hashing: asyncio.Task[None] | None = None
         self._start = 0
         if isinstance(self._value, memoryview):
@@ -49,17 +49,17 @@ class Source:
         Raises:
             ValueError: it is shorter or longer than was said.
         """
-        self._sha256 = hashlib.sha256()
+        self._digest = Digest()
         if isinstance(self._value, memoryview):
             # One call for all of it: as fast as the thread gets the CPU, whatever is sent.
-            self._hashing = asyncio.create_task(asyncio.to_thread(self._sha256.update, self._value))
+            self._hashing = asyncio.create_task(asyncio.to_thread(self._digest.update, self._value))
         left = self.size_bytes
         async for block in self._blocks():
             left -= len(block)
             if left < 0:
                 break
             if self._hashing is None:
-                await asyncio.to_thread(self._sha256.update, block)
+                await asyncio.to_thread(self._digest.update, block)
             yield block
         if left:
             raise ValueError(f"the source does not have the {self.size_bytes} bytes it should")
@@ -69,10 +69,10 @@ class Source:
         return b"".join([bytes(block) async for block in self.blocks()])
 
     async def digest(self) -> str:
-        """The SHA-256 of what `blocks` gave, in hexadecimal."""
+        """The digest of what `blocks` gave."""
         if self._hashing is not None:
             await self._hashing
-        return self._sha256.hexdigest()
+        return str(self._digest)
 
     async def _blocks(self) -> AsyncIterator[bytes]:
         value = self._value

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import io
 import random
 import time
@@ -16,6 +15,7 @@ from agent.bus import Bus
 from agent.same_host import OpenFile, SameHost
 from agent.sources import Source
 from schemas.cache import PART_BYTES, PARTS_IN_FLIGHT, part_count, part_range
+from schemas.digest import Digest
 from schemas.protocols import Answer, RequestError
 
 T = TypeVar("T")
@@ -123,21 +123,21 @@ class Transfer:
         Raises:
             RequestError: 409 that version is gone; 500 the digest is wrong, after the last part.
         """
-        sha256 = hashlib.sha256()
+        digest = Digest(like=found.digest)
         coming: deque[asyncio.Task[bytes]] = deque()
         try:
             for part in range(part_count(found.size_bytes)):
                 coming.append(asyncio.create_task(self._read_part(found, part)))
                 if len(coming) >= self._in_flight:
-                    yield await self._next(coming, sha256.update, found)
+                    yield await self._next(coming, digest.update, found)
             while coming:
-                yield await self._next(coming, sha256.update, found)
+                yield await self._next(coming, digest.update, found)
         finally:
             for task in coming:
                 task.cancel()
             await asyncio.gather(*coming, return_exceptions=True)
         if self._verify:
-            _check(found, sha256.hexdigest())
+            _check(found, str(digest))
 
     async def put(self, source: Source, headers: Mapping[str, str]) -> str:
         """Send a large value; returns its version."""
@@ -204,7 +204,7 @@ class Transfer:
 
     async def _read_all(self, found: Found, take: Callable[[int, bytes], None]) -> None:
         parts = iter(range(part_count(found.size_bytes)))
-        digest = _RunningDigest()
+        digest = _RunningDigest(found.digest)
         self._done_bytes = 0
 
         async def read_some() -> None:
@@ -379,10 +379,10 @@ class _InOrder:
 
 
 class _RunningDigest:
-    """SHA-256 of parts that come in any order, computed in a thread while others come."""
+    """The digest of parts that come in any order, computed in a thread while others come."""
 
-    def __init__(self) -> None:
-        self._sha256 = hashlib.sha256()
+    def __init__(self, like: str) -> None:
+        self._digest = Digest(like)
         self._waiting: dict[int, bytes] = {}
         self._next = 0
         self._running: asyncio.Task[None] | None = None
@@ -395,11 +395,11 @@ class _RunningDigest:
     async def finish(self) -> str:
         if self._running is not None:
             await self._running
-        return self._sha256.hexdigest()
+        return str(self._digest)
 
     async def _run(self) -> None:
         while self._next in self._waiting:
-            await asyncio.to_thread(self._sha256.update, self._waiting.pop(self._next))
+            await asyncio.to_thread(self._digest.update, self._waiting.pop(self._next))
             self._next += 1
 
 

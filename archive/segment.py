@@ -8,7 +8,7 @@
     22      n     header: JSON, `ObjectHeader`
     22+n    m     payload: the value, compressed as the header says; none for a tombstone
 
-The header says how long the payload is, and the manifest in it carries the SHA-256 of the value,
+The header says how long the payload is, and the manifest in it carries the digest of the value,
 so a truncated or changed object never gives wrong bytes. Objects of format 1 stay readable.
 """
 
@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from archive import codec
 from schemas.cache import Evicted
+from schemas.digest import digest_of
 from schemas.message import UNDECODABLE
 from schemas.units import SECOND_NS, Bytes, Instant, to_ns
 
@@ -71,7 +72,7 @@ def check_value(manifest: Evicted, value: bytes | bytearray) -> None:
     if manifest.tombstone:
         if value:
             raise ValueError("a tombstone carries a value")
-    elif hashlib.sha256(value).hexdigest() != manifest.digest:
+    elif digest_of(value, like=manifest.digest) != manifest.digest:
         raise ValueError("value does not match the digest in its manifest")
 
 

@@ -1,7 +1,6 @@
 """What the owner of a namespace asks the archive, and hears from it."""
 
 import asyncio
-import hashlib
 import struct
 from collections.abc import Awaitable, Callable
 
@@ -27,6 +26,7 @@ from schemas.cache import (
     part_count,
     part_range,
 )
+from schemas.digest import Digest
 from schemas.protocols import (
     Answer,
     Clock,
@@ -150,9 +150,9 @@ class ArchiveLink:
             raise ForeignAnswerError("header Fleet-Instance is missing")
         async with self._room.hold(manifest.size_bytes, self._restore_timeout_seconds):
             draft = await self._read_ranges(manifest, answer.headers["Fleet-Instance"])
-            sha256 = hashlib.sha256()
-            await asyncio.to_thread(draft.digest, sha256, 0, manifest.size_bytes)
-            if sha256.hexdigest() != manifest.digest:
+            digest = Digest(like=manifest.digest)
+            await asyncio.to_thread(draft.digest, digest, 0, manifest.size_bytes)
+            if str(digest) != manifest.digest:
                 raise ForeignAnswerError("the value does not have its digest")
         return restored_entry(manifest, draft.finish(), self._clock())
 

@@ -1,6 +1,5 @@
 """One cached entry: the value and what is known about it."""
 
-import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
@@ -8,6 +7,7 @@ from typing import Any, cast
 import msgspec
 
 from cache.value_file import ValueFile
+from schemas.digest import Digest
 
 _NO_META: Mapping[str, str] = MappingProxyType({})
 
@@ -19,8 +19,8 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
     keeps the entry out of the archive. `expires_at_ns` None = never. `score` is set when the entry
     is evicted, by a policy that estimates it: uses a second to expect at that moment.
     `earlier_uses`: writes and reads before it was last evicted and lost, as far as remembered.
-    `extended`: another entry named it as its parent. `digest` is the value's SHA-256 in
-    hexadecimal, empty while nobody needed it.
+    `extended`: another entry named it as its parent. `digest` is the value's, empty
+    while nobody needed it.
 
     The garbage collector does not look into entries, so that its pauses do not grow with the
     cache: nothing in an entry may lead back to it.
@@ -77,19 +77,21 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
             return self.value
         return cast(bytes, memoryview(self.value)[first:end])
 
-    def compute_digest(self) -> str:
+    def compute_digest(self, like: str = "") -> str:
         """`digest`, computed if it is not known: slow for a large value, so in a thread.
+
+        By the algorithm of the digest `like`.
 
         Raises:
             OSError: its file was removed or cut by somebody else.
         """
         if not self.digest:
-            sha256 = hashlib.sha256()
+            digest = Digest(like)
             if isinstance(self.value, ValueFile):
-                self.value.digest(sha256)
+                self.value.digest(digest)
             else:
-                sha256.update(self.value)
-            self.digest = sha256.hexdigest()
+                digest.update(self.value)
+            self.digest = str(digest)
         return self.digest
 
     def expired(self, now_ns: int) -> bool:

@@ -1,7 +1,5 @@
 """Between a cached entry and the manifest that travels with it to the archive and back."""
 
-import hashlib
-
 import msgspec
 
 from cache.entry import Entry
@@ -9,6 +7,7 @@ from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.value_file import ValueFile
 from schemas.cache import EVICTED_HEADER, Evicted, decode_header, encode_header, part_count
+from schemas.digest import digest_of
 from schemas.message import UNDECODABLE
 from schemas.protocols import Answer
 from schemas.units import SECOND_NS, instant, to_ns
@@ -118,7 +117,7 @@ def check_restored(manifest: Evicted, value: bytes) -> None:
     """
     if len(value) != manifest.size_bytes:
         raise ForeignAnswerError(f"value of {len(value)} bytes, not {manifest.size_bytes}")
-    if hashlib.sha256(value).hexdigest() != manifest.digest:
+    if digest_of(value, like=manifest.digest) != manifest.digest:
         raise ForeignAnswerError("the value does not have its digest")
 
 

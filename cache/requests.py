@@ -10,6 +10,7 @@ import msgspec
 from cache.entry import Entry, utf8_bytes
 from cache.settings import TEN_YEARS_SECONDS
 from cache.value_file import ValueFile
+from schemas import digest
 from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, decode_header
 from schemas.message import UNDECODABLE
 from schemas.protocols import RequestError
@@ -21,7 +22,7 @@ MAX_LABEL_BYTES = 16 * 1024
 _NUMBER = re.compile(r"\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", re.ASCII)
 _COUNT = re.compile(r"\d{1,15}", re.ASCII)
 _CLASS = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(digest.PATTERN)
 _VERSION = re.compile(r"[0-9a-f]{12}-[0-9a-f]{10}")
 _decode_meta = msgspec.json.Decoder(dict[str, str]).decode
 T = TypeVar("T")
@@ -49,8 +50,8 @@ class PutRequest:
         Raises:
             RequestError: 400, it is malformed.
         """
-        digest = _read(headers, "Fleet-Digest", lambda text: _matching(_DIGEST, text))
-        self.digest = digest or self.digest
+        given = _read(headers, "Fleet-Digest", lambda text: _matching(_DIGEST, text))
+        self.digest = given or self.digest
 
     def entry(self, value: bytes | memoryview | ValueFile, now_ns: int) -> Entry:
         """The entry with this value, put at `now_ns`: from then on its time to live counts."""

@@ -56,9 +56,9 @@ class SameHost:
         return self._store(entry, request.expected_version)
 
     async def _put_checked(self, request: PutRequest, entry: Entry, expected_digest: str) -> Answer:
-        if await asyncio.to_thread(entry.compute_digest) != expected_digest:
+        if await asyncio.to_thread(entry.compute_digest, expected_digest) != expected_digest:
             raise RequestError(
-                400, "header Fleet-Digest: the file has another SHA-256; send the value again"
+                400, "header Fleet-Digest: the file has another digest; send the value again"
             )
         answer = self._store(entry, request.expected_version)
         return answer if isinstance(answer, Answer) else await answer

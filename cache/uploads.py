@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import hashlib
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from cache.requests import PutRequest
 from cache.room import Room
 from cache.value_file import Draft, ValueFile
 from schemas.cache import PART_BYTES, part_count, part_range
+from schemas.digest import Digest
 from schemas.protocols import Answer, Call, Endpoint, RequestError
 
 log = structlog.get_logger()
@@ -36,7 +36,7 @@ class _Upload:
     draft: Draft
     missing: set[int]
     timer: asyncio.TimerHandle
-    sha256: Any = dataclasses.field(default_factory=hashlib.sha256)
+    digest: Digest
     digested: int = 0
     digesting: asyncio.Task[None] | None = None
     finishing: "asyncio.Future[Answer] | None" = None
@@ -49,7 +49,7 @@ class Uploads:
     are within `room`: an upload for which there is none is refused with 429 before anything is
     kept. An upload without a new part for `timeout_seconds` is forgotten, and so are
     all at `close`. Parts may come in any order, and again: what is here already is not replaced.
-    The SHA-256 is computed in a thread while further parts come. `store` is called once, with a
+    The digest is computed in a thread while further parts come. `store` is called once, with a
     value whose digest is right.
     """
 
@@ -106,6 +106,7 @@ class Uploads:
             draft=self._make_draft(size_bytes),
             missing=set(range(part_count(size_bytes))),
             timer=self._start_timer(name),
+            digest=Digest(like=request.digest),
         )
         return Answer(headers={"Fleet-Upload": name, "Fleet-Instance": self._instance})
 
@@ -161,7 +162,7 @@ class Uploads:
 
     async def _digest(self, upload: _Upload) -> None:
         while (end := self._contiguous(upload)) > upload.digested:
-            await asyncio.to_thread(upload.draft.digest, upload.sha256, upload.digested, end)
+            await asyncio.to_thread(upload.draft.digest, upload.digest, upload.digested, end)
             upload.digested = end
 
     def _contiguous(self, upload: _Upload) -> int:
@@ -193,9 +194,14 @@ class Uploads:
         self._digest_on(upload)
         if upload.digesting is not None:
             await upload.digesting
-        if upload.sha256.hexdigest() != request.digest:
+        digest = Digest(like=request.digest)
+        if upload.digest.algorithm == digest.algorithm:
+            digest = upload.digest
+        else:  # which one it is to be came only with a later part
+            await asyncio.to_thread(upload.draft.digest, digest, 0, request.size_bytes)
+        if str(digest) != request.digest:
             raise RequestError(
-                400, "header Fleet-Digest: the parts have another SHA-256; send the value again"
+                400, "header Fleet-Digest: the parts have another digest; send the value again"
             )
         answer = self._store(request, upload.draft.finish())
         return answer if isinstance(answer, Answer) else await answer

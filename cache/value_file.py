@@ -3,7 +3,8 @@
 import contextlib
 import os
 from collections.abc import Iterator, MutableMapping
-from typing import Any
+
+from schemas.digest import Digest
 
 BLOCK_BYTES = 512 * 1024
 """Read at once where a value is only passed over, as by its digest."""
@@ -42,10 +43,10 @@ class ValueFile:
             raise OSError(f"{self.path} was cut short")
         return value
 
-    def digest(self, sha256: Any) -> None:  # noqa: ANN401 - hashlib names no type
-        """Feed the whole value to `sha256`; slow, so in a thread."""
+    def digest(self, digest: Digest) -> None:
+        """Feed the whole value to `digest`; slow, so in a thread."""
         with self._opened() as fd:
-            _digest(fd, sha256, 0, self.size_bytes)
+            _feed(digest, fd, 0, self.size_bytes)
 
     def retire(self) -> None:
         """Take the name away now: who has it open elsewhere sees that it no longer counts.
@@ -86,9 +87,9 @@ class Draft:
         """Put `payload` at `first`."""
         self._buffer[first : first + len(payload)] = payload
 
-    def digest(self, sha256: Any, first: int, end: int) -> None:  # noqa: ANN401
-        """Feed a range that was written to `sha256`; slow, so in a thread."""
-        sha256.update(memoryview(self._buffer)[first:end])
+    def digest(self, digest: Digest, first: int, end: int) -> None:
+        """Feed a range that was written to `digest`; slow, so in a thread."""
+        digest.update(memoryview(self._buffer)[first:end])
 
     def finish(self) -> memoryview | ValueFile:
         """The value, never to be written again."""
@@ -117,9 +118,9 @@ class FileDraft(Draft):
             written = os.pwrite(self._fd, view, first)
             view, first = view[written:], first + written
 
-    def digest(self, sha256: Any, first: int, end: int) -> None:  # noqa: ANN401
+    def digest(self, digest: Digest, first: int, end: int) -> None:
         """As `Draft.digest`."""
-        _digest(self._fd, sha256, first, end)
+        _feed(digest, self._fd, first, end)
 
     def finish(self) -> ValueFile:
         """As `Draft.finish`."""
@@ -134,13 +135,13 @@ class FileDraft(Draft):
                 _unlink(self._path)
 
 
-def _digest(fd: int, sha256: Any, first: int, end: int) -> None:  # noqa: ANN401
+def _feed(digest: Digest, fd: int, first: int, end: int) -> None:
     block = memoryview(bytearray(min(BLOCK_BYTES, end - first)))
     while first < end:
         read = os.preadv(fd, [block[: end - first]], first)
         if not read:
             raise OSError("a value's file was cut short")
-        sha256.update(block[:read])
+        digest.update(block[:read])
         first += read
 
 

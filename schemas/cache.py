@@ -123,8 +123,8 @@ class Evicted(msgspec.Struct, frozen=True, kw_only=True):
     A tombstone has no payload, and says that versions of `key` below `version` are gone; with `tag`
     set (and no key) those of every key of that tag. One with `parts` gives up an eviction: what it
     has sent may be removed. `version` orders all versions of a namespace as text. `ttl_seconds`
-    counts from `evicted_at`; `expires_at` is the exact instant and decides. `digest` is the SHA-256
-    of the value in hexadecimal. `score`: see `schemas.worth`. `heuristic` set the deadline; null:
+    counts from `evicted_at`; `expires_at` is the exact instant and decides. `digest`: see
+    `schemas.digest`. `score`: see `schemas.worth`. `heuristic` set the deadline; null:
     the writer did, and the deadline holds in RAM too.
     """
 

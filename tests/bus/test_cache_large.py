@@ -11,6 +11,7 @@ from agent.bus import Bus
 from agent.client import CacheClient
 from schemas.api import CacheReply
 from schemas.cache import PART_BYTES
+from schemas.digest import digest_of
 from schemas.protocols import Answer, RequestError
 from tests.support.cache_service import Client, running
 from tests.support.evictions import ManualClock
@@ -97,31 +98,34 @@ async def test_parts_may_come_in_any_order_and_twice(bus: Bus, client: Client) -
     assert puts == 1
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-async def test_the_digest_may_come_with_a_part(bus: Bus, client: Client, at_once: bool) -> None:
+@pytest.mark.parametrize(
+    "digest", ["", sha256(VALUE), digest_of(VALUE)], ids=["missing", "sha256", "blake2b"]
+)
+async def test_the_digest_may_come_with_a_part(bus: Bus, client: Client, digest: str) -> None:
     async with running(bus, **OFF):
         answer = await client.ask("put", Fleet_Key="key", Fleet_Size=str(len(VALUE)))
         upload = answer.headers["Fleet-Upload"]
         await send(client, upload, 0)
         await send(client, upload, 1)
-        last: dict[str, str] = {"Fleet_Digest": sha256(VALUE)} if at_once else {}
+        last: dict[str, str] = {"Fleet_Digest": digest} if digest else {}
         sending = client.ask("put.c1", VALUE[-1:], Fleet_Upload=upload, Fleet_Part="2", **last)
-        if at_once:
+        if digest:
             await sending
         else:
             with pytest.raises(RequestError, match="400 header Fleet-Digest is missing"):
                 await sending
         exists = await client.reply("exists", CacheReply, b"key")
 
-    assert exists.existed is at_once
+    assert exists.existed is bool(digest)
 
 
+@pytest.mark.parametrize("wrong", ["0" * 64, "blake2b:" + "0" * 64], ids=["sha256", "blake2b"])
 async def test_a_wrong_digest_keeps_nothing_and_leaves_what_was_there(
-    bus: Bus, client: Client
+    bus: Bus, client: Client, wrong: str
 ) -> None:
     async with running(bus, **OFF) as service:
         await client.put("key", b"old")
-        upload = await begin(client, Fleet_Digest="0" * 64)
+        upload = await begin(client, Fleet_Digest=wrong)
         await send(client, upload, 0)
         await send(client, upload, 1)
         with pytest.raises(RequestError, match="400 header Fleet-Digest: the parts have another"):

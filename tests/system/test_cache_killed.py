@@ -1,7 +1,6 @@
 """A cache process killed in the middle of a burst of large values."""
 
 import asyncio
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from agent.bus import Bus
 from agent.client import CacheClient
 from schemas.cache import EVICTED_HEADER, PART_BYTES, Evicted, decode_header
+from schemas.digest import digest_of
 from schemas.protocols import RequestError
 from tests.support.archive_service import archiving
 from tests.support.program import ROOT, environment
@@ -56,7 +56,7 @@ async def test_a_killed_cache_is_a_clear_error_and_acknowledged_evictions_surviv
     assert {f.code for f in failures if isinstance(f, RequestError)} <= {408, 503}
     assert dead == 0
     assert manifests
-    assert digests == {key: hashlib.sha256(VALUES[key]).hexdigest() for key in manifests}
+    assert digests == {key: digest_of(VALUES[key]) for key in manifests}
 
 
 async def answers(cache: CacheClient) -> bool:

@@ -1,7 +1,6 @@
 """Large values as files: made, taken over, given up, and never in the way when there is no room."""
 
 import fcntl
-import hashlib
 import mmap
 import os
 import tempfile
@@ -17,6 +16,7 @@ from cache import files as files_module
 from cache.files import Files
 from cache.settings import CacheSettings
 from cache.value_file import FileDraft, ValueFile
+from schemas.digest import Digest, digest_of
 from schemas.protocols import RequestError
 
 NAME = "0123456789abcdef" * 2
@@ -91,15 +91,15 @@ def test_a_draft_is_written_in_any_order_and_digested_in_pieces(files: Files) ->
     draft = files.draft(len(VALUE))
     draft.write(1000, VALUE[1000:])
     draft.write(0, VALUE[:1000])
-    sha256 = hashlib.sha256()
+    digest = Digest()
 
-    draft.digest(sha256, 0, 700)
-    draft.digest(sha256, 700, len(VALUE))
+    draft.digest(digest, 0, 700)
+    draft.digest(digest, 700, len(VALUE))
     value = draft.finish()
 
     assert isinstance(value, ValueFile)
     assert bytes(value) == VALUE
-    assert sha256.hexdigest() == hashlib.sha256(VALUE).hexdigest()
+    assert str(digest) == digest_of(VALUE)
 
 
 def test_a_draft_that_is_given_up_leaves_no_file(files: Files) -> None:
@@ -282,7 +282,7 @@ def test_a_value_whose_file_was_removed_or_cut_is_an_error_and_no_signal(files: 
     with pytest.raises(OSError, match="cut short"):
         cut.read()
     with pytest.raises(OSError, match="cut short"):
-        cut.digest(hashlib.sha256())
+        cut.digest(Digest())
 
 
 @pytest.mark.parametrize(
