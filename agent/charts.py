@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 640, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 56, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 36, 60, 44
 _LEGEND_CHARACTER_PIXELS = 7.2
+_LEGEND_ROW_PIXELS = 16
 
 STYLE = """
 .chart { font: 12px system-ui, sans-serif; --ink: #24292f; --faint: #d0d7de;
@@ -44,25 +45,30 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
     The y axis starts at 0 unless it is logarithmic, which leaves out values of 0 or less.
     """
     drawn = [Series(one.name, _drawable(one.points, x, y)) for one in series]
+    legend, rows = _legend([one.name for one in drawn])
+    top = _TOP + (rows - 1) * _LEGEND_ROW_PIXELS
     known = [(px, py) for one in drawn for px, py in one.points if py is not None]
     xs, ys = [px for px, _ in known], [py for _, py in known]
     x_scale = _Scale(x, xs, _LEFT, WIDTH - _RIGHT)
-    y_scale = _Scale(y, ys if y.logarithmic else [0.0, *ys], HEIGHT - _BOTTOM, _TOP)
+    y_scale = _Scale(y, ys if y.logarithmic else [0.0, *ys], HEIGHT - _BOTTOM, top)
     parts = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="img" aria-label="{escape(title)}"><style>{STYLE}</style>',
         _text(title, _LEFT, 18, anchor="start", kind="title"),
-        *_legend([one.name for one in drawn]),
+        *legend,
     ]
+    below = None
     for value in y_scale.ticks:
-        at = y_scale(value)
+        at, label = y_scale(value), y.text(value)
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
         )
-        parts.append(_text(y.text(value), _LEFT - 6, at + 4, anchor="end"))
+        if label != below:  # whole numbers on a scale of fractions
+            parts.append(_text(label, _LEFT - 6, at + 4, anchor="end"))
+        below = label
     parts += [_text(x.text(v), x_scale(v), HEIGHT - _BOTTOM + 18) for v in x_scale.ticks]
     parts.append(_text(x.label, (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6))
-    parts.append(_text(y.label, 6, _TOP - 8, anchor="start"))
+    parts.append(_text(y.label, 6, top - 10, anchor="start"))
     for number, one in enumerate(drawn):
         colour = f"var(--c{number % _COLOURS})"
         path = _path(one.points, x_scale, y_scale)
@@ -129,14 +135,18 @@ def _path(points: Sequence[tuple[float, float | None]], x: _Scale, y: _Scale) ->
     return " ".join(steps) + ("h.01" if len(steps) == 1 else "")
 
 
-def _legend(names: Sequence[str]) -> list[str]:
-    at, parts = float(_LEFT), []
+def _legend(names: Sequence[str]) -> tuple[list[str], int]:
+    """The names beside their colours, in as many rows as they need."""
+    at, y, parts = float(_LEFT), 36, []
     for number, name in enumerate(names):
+        width = 14 + len(name) * _LEGEND_CHARACTER_PIXELS
+        if at > _LEFT and at + width > WIDTH:
+            at, y = float(_LEFT), y + _LEGEND_ROW_PIXELS
         colour = f"var(--c{number % _COLOURS})"
-        parts.append(f'<rect x="{at:.0f}" y="27" width="10" height="10" fill="{colour}"/>')
-        parts.append(_text(name, at + 14, 36, anchor="start"))
-        at += 30 + len(name) * _LEGEND_CHARACTER_PIXELS
-    return parts
+        parts.append(f'<rect x="{at:.0f}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
+        parts.append(_text(name, at + 14, y, anchor="start"))
+        at += width + 16
+    return parts, (y - 36) // _LEGEND_ROW_PIXELS + 1
 
 
 def _text(text: str, x: float, y: float, *, anchor: str = "middle", kind: str = "") -> str:

@@ -233,8 +233,8 @@ def warm(
         _print_json(reply)
     else:
         errors.print(
-            f"{reply.restored} restored, {reply.here} here already, {reply.absent} in no archive, "
-            f"{reply.failed} failed, {reply.left_out} left out for want of room"
+            f"{reply.restored} restored, {reply.here} here already, {reply.absent} not archived, "
+            f"{reply.failed} failed, {reply.left_out} without room"
         )
     raise SystemExit(1 if left else 0)
 

@@ -91,7 +91,7 @@ def test_warm_counts_the_keys_that_are_there(up: Up, tmp_path: Path) -> None:
     piped = up.command("warm", "--file", "-", stdin=b"warm one\nwarm two\n")
 
     assert (some.returncode, piped.returncode) == (1, 0), piped.stderr
-    assert "2 here already, 1 in no archive" in some.stderr.decode().splitlines()[-1]
+    assert "2 here already, 1 not archived" in some.stderr.decode().splitlines()[-1]
     assert json.loads(whole.stdout)["here"] == 1
 
 

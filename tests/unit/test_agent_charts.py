@@ -1,10 +1,11 @@
 """Charts are well-formed SVG that shows what was given."""
 
+import re
 from xml.etree import ElementTree
 
 import pytest
 
-from agent.charts import Axis, Series, line_chart
+from agent.charts import WIDTH, Axis, Series, line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -63,3 +64,13 @@ def test_nothing_in_it_comes_from_elsewhere() -> None:
 
     assert "<script" not in text
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_legend_that_is_too_long_for_a_row_goes_on_in_the_next() -> None:
+    names = [f"a rather long name {number}" for number in range(6)]
+
+    svg = line_chart("t", [Series(name, [(1, 1), (2, 2)]) for name in names], Axis("x"), Axis("y"))
+
+    rights = [int(x) + 14 + 7 * len(names[0]) for x in re.findall(r'<rect x="(\d+)"', svg)]
+    assert len(rights) == len(names)
+    assert max(rights) <= WIDTH
