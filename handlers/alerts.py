@@ -32,21 +32,17 @@ class _Rule:
             raise ValueError(f"alert rule {rule.name}: relative_to is of another message")
         self.for_ns = int(rule.for_seconds * SECOND_NS)
         self._sign = 1 if rule.comparison == ">=" else -1
-        self._limits: dict[Severity, float | None] = {
-            "warning": rule.warning,
-            "critical": rule.critical,
-        }
+        limits: dict[Severity, float | None] = {"warning": rule.warning, "critical": rule.critical}
+        self._limits = {name: limit for name, limit in limits.items() if limit is not None}
 
     def thresholds(self, message: Message) -> Mapping[Severity, float] | None:
         """The threshold of each severity for `message`; None when its base was not measured."""
-        base: float | None = 0.0
-        if self.base is not None:
-            base = self.base.read(message)[0][1]
+        if self.base is None:
+            return self._limits
+        base = self.base.read(message)[0][1]
         if base is None:
             return None
-        return {
-            severity: base + limit for severity, limit in self._limits.items() if limit is not None
-        }
+        return {severity: base + limit for severity, limit in self._limits.items()}
 
     def holds(self, value: float, threshold: float) -> bool:
         """Whether `value` is at the threshold or on its bad side."""

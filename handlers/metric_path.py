@@ -42,15 +42,19 @@ class MetricPath:
             if match["part"] and (struct is None or match["part"] not in get_type_hints(struct)):
                 raise ValueError(f"metric {path!r}: {step!r} has no such part")
             self._steps.append((match["field"], match["part"]))
+        # Nearly every path is a field of the message itself: read on each one, it has to be quick.
+        (first, part), *deeper = self._steps
+        self._plain_field = None if part or deeper else first
 
     def read(self, message: Message) -> Sequence[tuple[str | None, float | None]]:
         """The part's name and value, of every part; value None = not measured.
 
         The part is the GPU or engine the message is about, or the list's element.
         """
-        found: list[tuple[str | None, Any]] = [
-            (getattr(message, "gpu", None) or getattr(message, "engine", None), message)
-        ]
+        part = getattr(message, "gpu", None) or getattr(message, "engine", None)
+        if self._plain_field is not None:
+            return ((part, getattr(message, self._plain_field)),)
+        found: list[tuple[str | None, Any]] = [(part, message)]
         for field, part_field in self._steps:
             found = [(part, getattr(value, field)) for part, value in found if value is not None]
             if part_field is not None:

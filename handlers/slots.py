@@ -68,17 +68,17 @@ class Routed:
 
     message: Message
     now: Moment
-    _places: tuple[tuple[str, int], ...] | None = None
+    _scopes: dict[int, list[str]] | None = None
 
-    def places(self, slots: int) -> tuple[tuple[str, int], ...]:
-        """Each scope in which it has a key, with the slot of that key; computed once for all."""
-        if self._places is None:
-            self._places = tuple(
-                (scope, slot_of(scope, key, slots))
-                for scope in SCOPES
-                if (key := key_of(self.message, scope)) is not None
-            )
-        return self._places
+    def scopes(self, slot: int, slots: int) -> Sequence[str]:
+        """The scopes in which its key lies in `slot`; computed once for all slots."""
+        if self._scopes is None:
+            self._scopes = {}
+            for scope in SCOPES:
+                key = key_of(self.message, scope)
+                if key is not None:
+                    self._scopes.setdefault(slot_of(scope, key, slots), []).append(scope)
+        return self._scopes.get(slot, ())
 
 
 def _raise(handler: Handler, error: Exception) -> NoReturn:
@@ -130,9 +130,7 @@ class Slot:
         is_quiet = now.sequence <= self._watermark.sequence
         if not is_quiet:
             self._restore()
-        for scope, slot in routed.places(self._slots):
-            if slot != self.index:
-                continue
+        for scope in routed.scopes(self.index, self._slots):
             for handler in self._by_type.get((type(routed.message), scope), ()):
                 given = self._guarded(handler, handler.handle, routed.message, now, otherwise=QUIET)
                 if not is_quiet:

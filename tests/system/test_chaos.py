@@ -21,14 +21,18 @@ from schemas.lifecycle import ROLES, Role
 from schemas.protocols import PublishError, RequestError
 from schemas.units import SECOND_NS, instant
 from tests.support.chaos import NAMESPACE, publish_eviction, restored
-from tests.support.overload import advice, overloaded
+from tests.support.overload import advice, overloaded, record_fleet
 from tests.support.program import DEADLINE_SECONDS, ROOT, environment, in_thread
 from tests.support.server import NatsServer
 from tests.support.waiting import until_async
 
 SEED = 2026
 BACK_SECONDS = 5.0
+ADVISED_SECONDS = 10.0
+"""With the second that the overload has to last, and the history that new handlers read first."""
 EVICTIONS_A_KILL = 50
+HISTORY = 20_000
+"""Messages in the metrics stream that new handlers have to read before they can advise."""
 FAST = environment(
     agent__interval_seconds=0.5, handlers__scaling__up_hold_seconds=1, health__probe_seconds=0.5
 )
@@ -138,6 +142,12 @@ async def is_advised(bus: Bus, pool: str) -> bool:
     return False
 
 
+async def seconds_until(condition: Callable[[], Awaitable[bool]], since_ns: int) -> float:
+    """How long after `since_ns` it holds."""
+    await until_async(condition, seconds=60)
+    return (time.time_ns() - since_ns) / SECOND_NS
+
+
 async def streams_are_there(bus: Bus) -> bool:
     with contextlib.suppress(PublishError, TimeoutError):
         return await bus.stream_bounds("EVICTIONS") is not None
@@ -157,20 +167,27 @@ async def test_ten_kills_of_server_and_services_lose_nothing_and_double_nothing(
     chance.shuffle(victims)
     acknowledged: dict[str, bytes] = {}
     back_seconds: list[tuple[str, float]] = []
+    advised_seconds: list[tuple[str, float]] = []
     async with await connect(fleet.server.url, name="chaos") as bus:
         await until_async(lambda: streams_are_there(bus), seconds=DEADLINE_SECONDS)
         key, acknowledged[key] = await publish_eviction(bus, 0)
         await until_async(lambda: all_work(bus, 0), seconds=DEADLINE_SECONDS)
+        await record_fleet(bus, HISTORY)
+        # They have worked off the history once they advise on what came after it.
+        await until_async(functools.partial(is_advised, bus, "pool-before"), seconds=60)
 
         for kill, victim in enumerate(victims):
             await overload(bus, f"pool-{kill}")
             publishing = asyncio.create_task(publish_evictions(bus, kill))
             killed_ns = time.time_ns()
             await in_thread(fleet.replace, victim)
-            await until_async(functools.partial(all_work, bus, killed_ns), seconds=60)
-            back_seconds.append((victim, (time.time_ns() - killed_ns) / SECOND_NS))
+            working, advised = await asyncio.gather(
+                seconds_until(functools.partial(all_work, bus, killed_ns), killed_ns),
+                seconds_until(functools.partial(is_advised, bus, f"pool-{kill}"), killed_ns),
+            )
+            back_seconds.append((victim, working))
+            advised_seconds.append((victim, advised))
             acknowledged |= await publishing
-            await until_async(functools.partial(is_advised, bus, f"pool-{kill}"), seconds=20)
 
         async def worked_off() -> bool:
             first, last = await bus.stream_bounds("EVICTIONS")
@@ -180,8 +197,9 @@ async def test_ten_kills_of_server_and_services_lose_nothing_and_double_nothing(
         await until_async(worked_off, seconds=60)
         for key, value in acknowledged.items():
             assert await restored(bus, key) == value, f"{key} (seed {SEED})"
-        advised = Counter(one.pool for one in await advice(bus))
+        given = Counter(one.pool for one in await advice(bus))
 
     assert len(acknowledged) == 1 + len(victims) * EVICTIONS_A_KILL
-    assert advised == {f"pool-{kill}": 1 for kill in range(len(victims))}
+    assert given == {f"pool-{kill}": 1 for kill in ("before", *range(len(victims)))}
     assert [one for one in back_seconds if one[1] > BACK_SECONDS] == []
+    assert [one for one in advised_seconds if one[1] > ADVISED_SECONDS] == []
