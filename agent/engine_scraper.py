@@ -18,7 +18,7 @@ from schemas.lifecycle import Component, ComponentState
 from schemas.message import Message
 from schemas.metrics import GpuMetrics
 from schemas.protocols import Publisher, PublishError
-from schemas.units import SECOND_NS, instant, token
+from schemas.units import instant, token
 
 log = structlog.get_logger()
 
@@ -187,7 +187,7 @@ class EngineScraper:
                 text += f", {len(self._reader.missing)} metrics missing"
         if self._trouble is not None:
             # Not failed: that would say that this agent does not work.
-            state, text = "degraded", f"{self._trouble}; last good scrape {self._age(now_ns)}"
+            state, text = "degraded", f"{self._trouble}; last good scrape {self._last_good()}"
         return Component(
             name=f"engine.{self.target.label}",
             state=state,
@@ -195,10 +195,9 @@ class EngineScraper:
             probed_at=instant(now_ns if self._good_ns is None else self._good_ns),
         )
 
-    def _age(self, now_ns: int) -> str:
-        if self._good_ns is None:
-            return "never"
-        return f"{max(0, now_ns - self._good_ns) / SECOND_NS:.0f} s ago"
+    def _last_good(self) -> str:
+        # No age: the text is kept for as long as nothing changes.
+        return "never" if self._good_ns is None else f"{instant(self._good_ns):%F %T} UTC"
 
 
 def _heed(future: "asyncio.Future[Any]") -> None:

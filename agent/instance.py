@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import msgspec
 import structlog
@@ -22,6 +23,12 @@ from schemas.units import instant
 log = structlog.get_logger()
 
 FIRST_PROBE_SECONDS = 0.25
+WORDS_SECONDS = 1.0
+"""Between heartbeats that only tell new words: parts that change them all the time must wait."""
+_NUMBER = re.compile(r"\d+([.:]\d+)*")
+
+# Of each component its state, and its text without the numbers.
+_Summary: TypeAlias = dict[str, tuple[str, str]]
 
 
 class HealthSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +44,8 @@ class Instance:
 
     An async context manager: entering takes the name (NameTakenError if it is somebody else's)
     and serves health; `ready` announces that the service does its work; leaving drains the
-    endpoints and deregisters. A change of any component's state is announced at once.
+    endpoints and deregisters. A change of any component's state is announced at once, one of the
+    words of its text within about a second; numbers in it wait for the next heartbeat.
     """
 
     DESCRIPTIONS: Mapping[str, str] = {
@@ -159,7 +167,7 @@ class Instance:
 
     async def _beat_for_ever(self) -> None:
         said = self._summary()
-        next_beat = time.monotonic() + self._settings.heartbeat_seconds
+        beaten = time.monotonic()
         pause_seconds = FIRST_PROBE_SECONDS
         while True:
             # Much settles right after the start: look often then, more seldom later.
@@ -168,7 +176,7 @@ class Instance:
             try:
                 await self._probe_bus()
                 now = self._summary()
-                if now == said and time.monotonic() < next_beat:
+                if time.monotonic() - beaten < self._quiet_seconds(said, now):
                     continue
                 await self._registration.beat(self.record())
             except PublishError as error:
@@ -181,11 +189,21 @@ class Instance:
                 # A part that cannot tell its state must not silence the whole service.
                 log.exception("heartbeat_failed", role=self.role)
             else:
-                said = now
-                next_beat = time.monotonic() + self._settings.heartbeat_seconds
+                said, beaten = now, time.monotonic()
 
-    def _summary(self) -> list[tuple[str, str]]:
-        return [(c.name, c.state) for c in (self._bus_probe, *self._components())]
+    def _quiet_seconds(self, said: _Summary, now: _Summary) -> float:
+        """How long after the last heartbeat the next one is due."""
+        if {name: state for name, (state, _) in said.items()} != {
+            name: state for name, (state, _) in now.items()
+        }:
+            return 0.0
+        return self._settings.heartbeat_seconds if said == now else WORDS_SECONDS
+
+    def _summary(self) -> _Summary:
+        return {
+            c.name: (c.state, _NUMBER.sub("0", c.text))
+            for c in (self._bus_probe, *self._components())
+        }
 
     async def _probe_bus(self) -> None:
         text = "no answer"

@@ -15,7 +15,7 @@ import structlog
 from agent.blocking import BlockingThread
 from agent.gpus import GpuSampler
 from agent.settings import AgentSettings
-from schemas.api import AgentStatus, LatestReply, Nothing, Row
+from schemas.api import LatestReply, Nothing, Row
 from schemas.engines import EngineMetrics
 from schemas.lifecycle import Component
 from schemas.message import Message
@@ -86,7 +86,8 @@ class NodeAgent:
         self._host_thread = BlockingThread("host-sampler")
         self._host_busy: asyncio.Task[HostMetrics] | None = None
         self._query_busy: asyncio.Task[HostMetrics] | None = None
-        self._latest = AgentStatus()
+        self._host_latest: HostMetrics | None = None
+        self._gpus_latest: list[GpuMetrics] = []
         self._queried: HostMetrics | None = None
         self._gpus_at_ns = 0
         self._said: set[str] = set()
@@ -189,7 +190,7 @@ class NodeAgent:
         self._trouble.pop("host", None)
         for field, text in sample.errors.items():
             self._say(f"host.{field}", text, is_trouble=False)
-        self._latest = AgentStatus(host=sample, gpus=self._latest.gpus)
+        self._host_latest = sample
         return sample
 
     async def _sample_gpus(self) -> list[GpuMetrics]:
@@ -204,7 +205,7 @@ class NodeAgent:
             log.info("no_gpu", reason=text)
         elif state == "degraded" and not samples:
             self._say("gpu", text, is_trouble=False)
-        self._latest = AgentStatus(host=self._latest.host, gpus=samples)
+        self._gpus_latest = samples
         return samples
 
     def _sample_engines(self) -> list[EngineMetrics]:
@@ -223,7 +224,7 @@ class NodeAgent:
         They have a collector of their own: rates are differences to its previous sample, that of
         the last query, and a query must not shorten the interval of what is published.
         """
-        hosts = [host for host in (self._latest.host, self._queried) if host is not None]
+        hosts = [host for host in (self._host_latest, self._queried) if host is not None]
         host = max(hosts, key=lambda one: one.observed_at, default=None)
         if host is not None and self._clock() - to_ns(host.observed_at) <= FRESH_NS:
             return host
@@ -247,7 +248,7 @@ class NodeAgent:
     async def _fresh_gpus(self) -> list[GpuMetrics]:
         if self._clock() - self._gpus_at_ns > FRESH_NS:
             await self._sample_gpus()
-        return self._latest.gpus
+        return self._gpus_latest
 
     def endpoints(self) -> list[Endpoint]:
         """`api.system.<name>.<node>` and `api.gpu.<name>.<node>`: fresh, at most a second old."""
@@ -301,11 +302,11 @@ class NodeAgent:
 
     def gpu_uuids(self) -> frozenset[str]:
         """The GPUs that were in the last sample."""
-        return frozenset(gpu.uuid for gpu in self._latest.gpus)
+        return frozenset(gpu.uuid for gpu in self._gpus_latest)
 
     def components(self) -> list[Component]:
         """Host and GPU sampling, each as old as its last sample."""
-        host = self._latest.host
+        host = self._host_latest
         parts = [
             Component(
                 name="host",

@@ -8,7 +8,6 @@ from msgspec import Meta
 from schemas.analysis import Utilization
 from schemas.cache import MAX_KEY_BYTES, ClassStats
 from schemas.lifecycle import ComponentState, InstanceRecord, Role
-from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.scaling import Recommendation
 from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
 
@@ -520,10 +519,3 @@ class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
         Count, Meta(description="values given up because the others filled the budget")
     ] = 0
     budget_bytes: Annotated[Bytes, Meta(description="`archive.budget_bytes`; 0: no limit")] = 0
-
-
-class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent's own fresh values: `api.gpu.<name>.<node>`, `api.system.<name>.<node>`."""
-
-    host: HostMetrics | None = None
-    gpus: list[GpuMetrics] = []

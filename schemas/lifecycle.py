@@ -84,7 +84,10 @@ class Registered(_Lifecycle, frozen=True, kw_only=True):
 
 
 class Heartbeat(_Lifecycle, frozen=True, kw_only=True):
-    """A service is alive: every 30 s, with real counters, and at once when its state changes."""
+    """A service is alive: every 30 s, with real counters, and sooner when something changed.
+
+    At once for the state of a part, within about a second for the words of its text.
+    """
 
     SUBJECT: ClassVar[str] = "service.heartbeat.{role}.{instance}"
 

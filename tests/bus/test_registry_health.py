@@ -1,6 +1,7 @@
 """Who is there and how they are: names, heartbeats, and the health of the installation."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from agent.bus import Bus, connect
 from agent.health import NAMES
 from agent.identity import Identity
-from agent.instance import HealthSettings, Instance
+from agent.instance import WORDS_SECONDS, HealthSettings, Instance
 from agent.registry import NameTakenError, Registration, RegistryView
 from schemas.api import HealthReply
 from schemas.lifecycle import (
@@ -277,6 +278,61 @@ async def test_a_part_that_turns_bad_is_seen_at_once_not_at_the_next_heartbeat(
         await until_async(is_degraded, seconds=3)
         (role,) = (await health(another)).roles
         assert role.text == "c1: store degraded (disk full)"
+
+
+async def test_new_words_of_a_part_are_told_soon_though_its_state_is_the_same(
+    bus: Bus, another: Bus
+) -> None:
+    text = "not scraped yet"
+
+    def parts() -> Sequence[Component]:
+        return [Component(name="engine", state="ok", text=text, probed_at=instant(1))]
+
+    async with instance(bus, settings=SELDOM, components=parts) as service:
+        await service.ready()
+        text = "vllm: 3 reporting"
+
+        async def is_told() -> bool:
+            (one,) = (await health(another)).instances
+            return one.record.components[1].text == text
+
+        await until_async(is_told, seconds=20)  # the next heartbeat is due after 30
+
+
+async def test_numbers_in_a_text_wait_for_the_next_heartbeat(bus: Bus, another: Bus) -> None:
+    beats: list[str] = []
+    await another.subscribe("service.heartbeat.>", lambda subject, _: beats.append(subject))
+    looks = 0
+
+    def parts() -> Sequence[Component]:
+        nonlocal looks
+        looks += 1
+        text = f"{looks} events wait, 1.{looks} of them long"
+        return [Component(name="publishing", state="ok", text=text, probed_at=instant(1))]
+
+    async with instance(bus, settings=SELDOM, components=parts) as service:
+        await service.ready()
+        await until(lambda: looks > 50)
+        await another.round_trip_seconds(20.0)
+
+    assert len(beats) <= 2  # ready, and the bus that was measured for the first time
+
+
+async def test_words_that_change_all_the_time_bring_no_storm_of_heartbeats(
+    bus: Bus, another: Bus
+) -> None:
+    heard: list[float] = []
+    await another.subscribe("service.heartbeat.>", lambda *_: heard.append(time.monotonic()))
+    words = itertools.cycle(("red", "green"))
+
+    def parts() -> Sequence[Component]:
+        return [Component(name="engine", state="ok", text=next(words), probed_at=instant(1))]
+
+    async with instance(bus, settings=SELDOM, components=parts):
+        started = time.monotonic()
+        await until(lambda: len(heard) >= 3)
+
+    assert heard[2] - started > 2 * WORDS_SECONDS
 
 
 async def test_a_heart_beats_on_after_the_server_was_away(bus: Bus, nats: NatsServer) -> None:
