@@ -80,8 +80,13 @@ class GpuSampler:
             for gpu in driver.identities():
                 if gpu.uuid:  # without one it has no name to be missed by
                     self._seen[gpu.gpu] = gpu
-        for gpu in self._seen.values():
-            if gpu.gpu not in present:
+        answered = {gpu.gpu for gpu in found if gpu.is_reachable}
+        for gpu in list(self._seen.values()):
+            if gpu.gpu in present:
+                continue
+            if gpu.parent in answered:  # an instance that its GPU no longer has
+                del self._seen[gpu.gpu]
+            else:
                 found.append(unreachable(gpu, "; ".join(self._faults()) or _NOT_LISTED))
         at = instant(self._clock())
         self._latest = [

@@ -111,12 +111,12 @@ class AmdGpu:
 
     def identities(self) -> list[GpuMetrics]:
         """The GPU as far as it was seen."""
-        return [self._message(0.0, {}, {})]
+        return [self._message(self._since_sampled(self._monotonic()), {}, {})]
 
     def sample(self) -> list[GpuMetrics]:
         """The GPU now."""
         now = self._monotonic()
-        interval = 0.0 if self._sampled_at is None else max(0.0, now - self._sampled_at)
+        interval = self._since_sampled(now)
         self._sampled_at = now
         errors: dict[str, str] = {}
         values: dict[str, Any] = {}
@@ -126,6 +126,9 @@ class AmdGpu:
             errors = {"gpu": next(iter(errors.values()))}
             values["is_reachable"] = False
         return [self._message(interval, values, errors)]
+
+    def _since_sampled(self, now: float) -> float:
+        return 0.0 if self._sampled_at is None else max(0.0, now - self._sampled_at)
 
     def _read(self, reading: Reading, errors: dict[str, str]) -> dict[str, Any]:
         key = reading.fields[0]

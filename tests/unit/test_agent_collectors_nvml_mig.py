@@ -169,6 +169,20 @@ def test_with_the_gpu_its_instances_are_lost(stub: NvmlStub, gpus: OpenedGpus, k
     assert (gpu.is_reachable, gpu.errors) == (False, {"gpu": "GPU is lost"})
 
 
+def test_instances_that_were_there_are_told_as_lost_with_their_gpu(
+    stub: NvmlStub, gpus: OpenedGpus
+) -> None:
+    stub.add_mig(0, 0, gpu_instance=3)
+    _, before = gpus.sample()
+    stub.fail("0.mig_max", GPU_IS_LOST)
+
+    parent, instance = gpus.sample()
+
+    assert (instance.gpu, instance.parent, instance.mig) == (before.gpu, parent.gpu, before.mig)
+    assert (instance.is_reachable, instance.errors) == (False, {"gpu": "GPU is lost"})
+    assert instance.memory_used_bytes is None
+
+
 def test_an_instance_without_a_gpu_instance_has_no_activity(
     stub: NvmlStub, gpus: OpenedGpus
 ) -> None:

@@ -104,6 +104,25 @@ async def test_a_gpu_that_hangs_is_told_and_the_others_go_on_without_waiting_for
     assert healed == ("ok", "2 by nvml")
 
 
+async def test_instances_hang_with_their_gpu_and_go_when_it_has_them_no_more(
+    two_gpus: NvmlStub, driver: Path
+) -> None:
+    two_gpus.add_mig(0, 0, gpu_instance=3)
+
+    async with sampling(driver, timeout_seconds=SHORT) as sampler:
+        _, instance, _ = await sampler.sample()
+        two_gpus.hang("0.power")
+        hung, with_it, other = await sampler.sample()
+        two_gpus.set("0.mig_mode", "0 0")
+        two_gpus.set("0.power", "300000")
+        await until_sample(sampler, lambda gpus: reachable(gpus) == {FIRST: True, SECOND: True})
+
+    assert (with_it.gpu, with_it.parent) == (instance.gpu, hung.gpu)
+    assert (with_it.is_reachable, with_it.errors) == (False, hung.errors)
+    assert hung.interval_seconds > 0
+    assert other.is_reachable
+
+
 async def test_a_gpu_that_hangs_before_it_said_who_it_is_has_its_place(
     two_gpus: NvmlStub, driver: Path
 ) -> None:

@@ -66,16 +66,18 @@ class NvmlGpu:
         self._readers: _Readers | None = None
         self._mig_mode: bool | None = None
         self._sampled_at: float | None = None
+        self._migs: list[MigReading] = []
 
     def identities(self) -> list[GpuMetrics]:
-        """The GPU with its XID errors; of its instances nothing is known without asking."""
+        """The GPU with its XID errors, and the instances it last had."""
         errors: dict[str, str] = {}
-        return [self._message(0.0, self._xid(errors), errors)]
+        gpu = self._message(self._since_sampled(self._monotonic()), self._xid(errors), errors)
+        return [gpu, *self._last_migs(gpu, {})]
 
     def sample(self) -> list[GpuMetrics]:
         """The GPU, then its MIG instances."""
         now = self._monotonic()
-        interval = 0.0 if self._sampled_at is None else max(0.0, now - self._sampled_at)
+        interval = self._since_sampled(now)
         self._sampled_at = now
         errors: dict[str, str] = {}
         try:
@@ -85,19 +87,30 @@ class NvmlGpu:
                 self._mig_mode = values["is_mig_enabled"]
                 readers = self._renewed(readers)  # what the GPU offers depends on it
             values |= self._read(readers, interval, errors)
-            migs = readers.migs.read(errors) if self._mig_mode else []
+            self._migs = readers.migs.read(errors) if self._mig_mode else []
         except nvml.NVMLError as error:  # what the readers do not handle: the GPU is gone
             self._forget()
             gone: dict[str, str] = {"gpu": str(error)}
-            return [self._message(interval, {"is_reachable": False} | self._xid(gone), gone)]
+            gpu = self._message(interval, {"is_reachable": False} | self._xid(gone), gone)
+            return [gpu, *self._last_migs(gpu, {"gpu": str(error)})]
         gpu = self._message(interval, values, errors)
-        return [gpu, *(self._mig_message(gpu, mig) for mig in migs)]
+        return [gpu, *(self._mig_message(gpu, mig) for mig in self._migs)]
 
     def close(self) -> None:
         """Give back what the readings hold; the XID watch ends by itself."""
         if self.watch is not None:
             self.watch.stop()
         self._forget()
+
+    def _since_sampled(self, now: float) -> float:
+        return 0.0 if self._sampled_at is None else max(0.0, now - self._sampled_at)
+
+    def _last_migs(self, gpu: GpuMetrics, errors: dict[str, str]) -> list[GpuMetrics]:
+        """The instances `gpu` last had, without readings, as reachable as it is."""
+        values = {"is_reachable": gpu.is_reachable}
+        return [
+            self._mig_message(gpu, mig._replace(values=values, errors=errors)) for mig in self._migs
+        ]
 
     def _identified(self) -> _Readers:
         """The readers; asks for handle, UUID and name first, once.
