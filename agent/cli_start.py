@@ -45,6 +45,9 @@ def load_settings(
     options: dict[str, tuple[str, Any]] = {}
     if state_dir is not None:
         options["state_dir"] = ("--state-dir", str(state_dir))
+    if node == "":
+        # An unset variable, as in `--node "$NODE"`: the host's name is not what was meant.
+        fail(ValueError("--node is empty: give a name, or leave the option out"), code=2)
     if node is not None:
         options["node"] = ("--node", node)
     if password_file is not None:

@@ -3,12 +3,14 @@
 import hashlib
 import os
 import platform
+import re
 import secrets
 import uuid
 from pathlib import Path
 
 import msgspec
 
+_FOLDER = re.compile(r"[0-9a-f]{16}")
 MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
 
@@ -40,13 +42,15 @@ def load_identity(state_dir: Path) -> Identity:
     """The identity of this process on `state_dir`; the folder's id is written on first use.
 
     Raises:
-        OSError: the folder cannot be read or written.
+        OSError: the folder cannot be read or written, or its file `identity` is not one.
     """
     path = state_dir / "identity"
     try:
-        folder = path.read_text().strip()
+        folder = path.read_text(errors="replace").strip()
     except FileNotFoundError:
         folder = _write_first(path, secrets.token_hex(8))
+    if not _FOLDER.fullmatch(folder):
+        raise OSError(f"{path} is damaged: remove it, and this folder gets a new identity")
     return Identity(
         machine=machine_name(), folder=folder, boot=secrets.token_hex(4), pid=os.getpid()
     )

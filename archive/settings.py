@@ -128,7 +128,10 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         float, Meta(gt=0, description="longest pause after a failure of the store")
     ] = 30.0
     probe_interval_seconds: Annotated[
-        float, Meta(gt=0, description="seconds between trial writes to the store")
+        float,
+        Meta(
+            gt=0, description="between trial writes that tell whether the store works: for health"
+        ),
     ] = 5.0
     drain_seconds: Annotated[
         float, Meta(gt=0, description="longest wait at stop for evictions in flight")

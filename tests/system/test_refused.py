@@ -47,6 +47,19 @@ def test_a_second_up_on_one_folder_is_refused(other: Up, tmp_path: Path) -> None
     assert f"state folder {other.state_dir} is in use by process {other.process.pid}" in said
 
 
+def test_an_empty_name_is_refused(tmp_path: Path) -> None:
+    assert "--node is empty" in refused(tmp_path, "--node", "", code=2)
+
+
+def test_a_damaged_identity_is_refused(tmp_path: Path) -> None:
+    load_identity(tmp_path / "state")
+    (tmp_path / "state" / "identity").write_bytes(b"\xff\x00 or so")
+
+    said = refused(tmp_path)
+
+    assert "identity is damaged" in " ".join(said.split())
+
+
 def test_a_wrong_password_is_refused(other: Up, tmp_path: Path) -> None:
     host = other.url.rpartition("@")[2]
 
