@@ -32,7 +32,7 @@ TRACES = {
 }
 OPTIMUM = "optimum"
 _KEY_BYTES = 12
-_BLOCK_BYTES = 64
+_BLOCK_BYTES = 4096
 
 
 class Request(msgspec.Struct):
@@ -61,7 +61,7 @@ def read_trace(path: Path) -> list[Request]:
 def replay(requests: Sequence[Request], policy: str, blocks: int) -> tuple[int, float]:
     """Leading blocks found, and CPU seconds, with room for `blocks` blocks."""
     max_memory_mb = math.ceil(blocks * _BLOCK_BYTES / MB)
-    value = bytes(max_memory_mb * MB // blocks - _KEY_BYTES)
+    value = bytes(max_memory_mb * MB // blocks - 2 * _KEY_BYTES)  # its parent's, too
     now_ns = 0
     manager = InMemoryKVCacheManager(max_memory_mb, policy, clock=lambda: now_ns)
     chains = [[f"{number:0{_KEY_BYTES}d}" for number in request.hash_ids] for request in requests]

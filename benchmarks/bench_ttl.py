@@ -83,7 +83,7 @@ class Replay:
         blocks = len({block for request in requests for block in request.hash_ids})
         ram_blocks = max(1, round(RAM_SHARE * blocks))
         ram_mb = max(1, ram_blocks * 1024 // MIB)
-        self._value = bytes(ram_mb * MIB // ram_blocks - 10)
+        self._value = bytes(ram_mb * MIB // ram_blocks - 20)
         self._now_ns = START_NS
         self._requests = requests
         self._index = NamespaceIndex(budget_blocks)

@@ -12,15 +12,10 @@ from schemas.digest import Digest
 _NO_META: Mapping[str, str] = MappingProxyType({})
 
 
-class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
-    """A key, its value, and its history in the cache.
+class BareEntry(msgspec.Struct, kw_only=True, eq=False, gc=False):
+    """A key, its value, and what the cache itself must know of them: 80 bytes.
 
-    `ttl_seconds` is what the writer asked for: None leaves the archive's TTL to the heuristic, 0
-    keeps the entry out of the archive. `expires_at_ns` None = never. `score` is set when the entry
-    is evicted, by a policy that estimates it: uses a second to expect at that moment.
-    `earlier_uses`: writes and reads before it was last evicted and lost, as far as remembered.
-    `extended`: another entry named it as its parent. `digest` is the value's, empty
-    while nobody needed it.
+    `place` is the eviction policy's own note of where the entry stands; None: it holds it not.
 
     The garbage collector does not look into entries, so that its pauses do not grow with the
     cache: nothing in an entry may lead back to it.
@@ -28,37 +23,66 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
 
     key: str
     value: bytes | memoryview | ValueFile
-    digest: str = ""
-    version: str = ""
-    inserted_at_ns: int = 0
     last_accessed_ns: int = 0
     access_count: int = 0
     expires_at_ns: int | None = None
-    ttl_seconds: float | None = None
-    prefix_tokens: int | None = None
+    place: Any = None
     parent: str | None = None
+    prefix_tokens: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """What the entry takes from a limit: keys (its own and its parent's, UTF-8) and value.
+
+        Computed, because a stored number would cost 40 bytes an entry.
+        """
+        key = self.key
+        size = len(self.value) + (len(key) if key.isascii() else len(key.encode()))
+        return size if self.parent is None else size + utf8_bytes(self.parent)
+
+    def arrived(self, now_ns: int) -> None:
+        """Note when it came, where that is not known."""
+        self.last_accessed_ns = self.last_accessed_ns or now_ns
+
+    def expired(self, now_ns: int) -> bool:
+        """True from the instant `expires_at_ns` on."""
+        return self.expires_at_ns is not None and self.expires_at_ns <= now_ns
+
+
+class Entry(BareEntry, kw_only=True, eq=False, gc=False):
+    """An entry with all that its writer said, and its history in the cache.
+
+    `ttl_seconds` is what the writer asked for: None leaves the archive's TTL to the heuristic, 0
+    keeps the entry out of the archive. `expires_at_ns` None = never.
+    `earlier_uses`: writes and reads before it was last evicted and lost, as far as remembered.
+    `extended`: another entry named it as its parent. `digest` is the value's, empty
+    while nobody needed it.
+    """
+
+    digest: str = ""
+    version: str = ""
+    inserted_at_ns: int = 0
+    ttl_seconds: float | None = None
     extended: bool = False
     earlier_uses: int = 0
     cost_seconds: float | None = None
     request_class: str | None = None
     tags: tuple[str, ...] = ()
     meta: Mapping[str, str] = _NO_META
-    score: float | None = None
-    place: Any = None  # the eviction policy's own note of where the entry stands
 
     @property
     def size_bytes(self) -> int:
-        """What the entry takes from a limit: key (UTF-8), value, and the texts with them.
-
-        Not the parent: that is another entry's key, and shared with it. Computed, because a
-        stored number would cost 40 bytes an entry.
-        """
-        key = self.key
-        size = self.value_bytes + (len(key) if key.isascii() else len(key.encode()))
+        """Those of a bare entry, and the texts with it."""
+        size = super().size_bytes
         if self.request_class or self.tags or self.meta:
             texts = (self.request_class or "", *self.tags, *self.meta, *self.meta.values())
             size += sum(map(utf8_bytes, texts))
         return size
+
+    def arrived(self, now_ns: int) -> None:
+        """Note when it came, where that is not known."""
+        self.last_accessed_ns = self.last_accessed_ns or now_ns
+        self.inserted_at_ns = self.inserted_at_ns or now_ns
 
     @property
     def value_bytes(self) -> int:
@@ -93,10 +117,6 @@ class Entry(msgspec.Struct, kw_only=True, eq=False, gc=False):
                 digest.update(self.value)
             self.digest = str(digest)
         return self.digest
-
-    def expired(self, now_ns: int) -> bool:
-        """True from the instant `expires_at_ns` on."""
-        return self.expires_at_ns is not None and self.expires_at_ns <= now_ns
 
 
 def utf8_bytes(text: str) -> int:

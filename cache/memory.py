@@ -3,10 +3,11 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
-from cache.entry import Entry, utf8_bytes
+from cache.entry import BareEntry, Entry, utf8_bytes
 from cache.policies import make_policy
+from cache.policies.switching import Switching
 from schemas.cache import MAX_KEY_BYTES
 from schemas.units import SECOND_NS
 
@@ -15,7 +16,9 @@ SHARDS = 256
 _SHARD = SHARDS - 1
 _SAME_REQUEST_NS = SECOND_NS
 _BATCH = 64
+_AT_ONCE = 1024
 _READS = 128
+_BareEntry = cast(type[Entry], BareEntry)  # nobody asks for more of what `set` keeps
 
 
 class InMemoryKVCacheManager:
@@ -49,11 +52,13 @@ class InMemoryKVCacheManager:
         self.limit_bytes = _limit_bytes(max_memory_mb)
         self.policy_name = eviction_policy
         self._policy = make_policy(eviction_policy)
+        self._switching: Switching | None = None
+        self._target_bytes = self.limit_bytes
         self._clock = clock
         self._lock = threading.Lock()
         # Many small dicts: one that grows or is renewed copies itself, which takes 0.1 s at a
         # million entries.
-        self._shards: tuple[dict[str, Entry], ...] = tuple({} for _ in range(SHARDS))
+        self._shards = _empty_shards()
         self._reads: list[Entry] = []
         self._count = 0
         self._used_bytes = 0
@@ -71,19 +76,25 @@ class InMemoryKVCacheManager:
         """
         if not key or type(value) is not bytes or len(key) > MAX_KEY_BYTES // 4:
             _check(key, value)
-        self.store(Entry(key=key, value=value, prefix_tokens=prefix_tokens))
+        # As `store`, spelled out where a call more would be a tenth of a set.
+        size_bytes = len(value) + (len(key) if key.isascii() else utf8_bytes(key))
+        if size_bytes > self.limit_bytes:
+            self._checked(size_bytes)
+        now_ns = self._clock()
+        entry = _BareEntry(
+            key=key, value=value, last_accessed_ns=now_ns, prefix_tokens=prefix_tokens
+        )
+        self._store(entry, size_bytes, now_ns)
 
     def get(self, key: str) -> bytes | None:
         """The value, or None. An empty key is None and not counted as a miss."""
-        if not key:
-            return None
         # As `lookup`, spelled out: a call more is a tenth of a hit.
+        reads = self._reads
         entry = self._shards[hash(key) & _SHARD].get(key)
         if entry is None or entry.expires_at_ns is not None:
-            entry = self.lookup(key)
-            return None if entry is None else bytes(entry.value)
+            found = self.lookup(key) if key else None
+            return None if found is None else bytes(found.value)
         entry.last_accessed_ns = self._clock()
-        reads = self._reads
         reads.append(entry)
         if len(reads) >= _READS:
             self._catch_up()
@@ -106,7 +117,7 @@ class InMemoryKVCacheManager:
         entries = []
         for key, value in items:
             _check(key, value)
-            entries.append(Entry(key=key, value=value, parent=parent))
+            entries.append(_BareEntry(key=key, value=value, parent=parent))
             parent = key
         self.store_many(entries)
 
@@ -144,49 +155,65 @@ class InMemoryKVCacheManager:
         self.remove(key)
 
     def clear(self) -> None:
-        """Remove every entry and reset the statistics."""
+        """Remove every entry and reset the statistics; others go on while their memory is freed."""
         with self._lock:
-            for shard in self._shards:
-                shard.clear()
-            self._reads.clear()
+            shards = self._shards
+            # Look-ups take the list of reads first: what was found in the old shards is not told
+            # to the new policy.
+            self._shards = _empty_shards()
+            self._reads = []
             self._policy = make_policy(self.policy_name)
+            self._switching = None
             self._count = self._used_bytes = self._tokens = 0
             self._hits = self._misses = self._evictions = 0
+        for shard in shards:
+            while shard:
+                for _ in range(min(len(shard), _BATCH)):
+                    shard.popitem()
 
     def resize(self, max_memory_mb: int) -> list[Entry]:
         """Set the limit; returns what had to leave for it.
 
+        That leaves in steps, between which others go on; until the last one the limit is what
+        is still used. Of several at once the last one counts.
+
         Raises:
             ValueError: not positive; nothing changed.
         """
-        limit_bytes = _limit_bytes(max_memory_mb)
-        with self._lock:
-            self._count_reads()
-            self.limit_bytes = limit_bytes
-            return self._make_room(0, self._clock())
+        target_bytes = self._target_bytes = _limit_bytes(max_memory_mb)
+        evicted: list[Entry] = []
+        done = False
+        while not done:
+            with self._lock:
+                self._count_reads()
+                now_ns = self._clock()
+                for _ in range(_BATCH):
+                    if self._used_bytes <= target_bytes:
+                        break
+                    self._evict_next(evicted, now_ns)
+                self.limit_bytes = max(target_bytes, self._used_bytes)
+                done = self.limit_bytes == target_bytes or self._target_bytes != target_bytes
+        return evicted
 
     def set_policy(self, eviction_policy: str) -> None:
         """Evict by another policy from now on; entries stay, in the order they would have left.
 
-        O(entries): about a second for a million, in which the cache answers nobody.
+        The new policy learns of 1,024 at once and of 64 more with every store; those that it
+        knows leave first.
 
         Raises:
             ValueError: unknown policy; nothing changed.
         """
         policy = make_policy(eviction_policy)
         with self._lock:
+            if eviction_policy == self.policy_name:
+                return
             self._count_reads()
-            now_ns = self._clock()
-            left = self._count
-            while left:
-                keys = [self._policy.pop() for _ in range(min(left, _BATCH))]
-                batch = [self._shards[hash(key) & _SHARD][key] for key in keys]
-                left -= len(batch)
-                for entry in batch:
-                    entry.place = None
-                policy.chain_added(batch[::-1], None, now_ns)
-            self._policy = policy
+            self._policy = self._switching = Switching(
+                self._policy, self._count, policy, self._entry
+            )
             self.policy_name = eviction_policy
+            self._hand_over(_AT_ONCE, self._clock())
 
     def get_metadata(self, key: str) -> dict[str, Any] | None:
         """What is known of the entry, or None; counts neither as access nor as hit or miss.
@@ -241,29 +268,7 @@ class InMemoryKVCacheManager:
         Raises:
             ValueError: larger than the limit; nothing was evicted or replaced.
         """
-        key = entry.key
-        size_bytes = self._checked_size(entry)
-        evicted: list[Entry] = []
-        shard = self._shards[hash(key) & _SHARD]
-        self._lock.acquire()  # `with` takes 0.2 us more
-        try:
-            if self._reads:
-                self._count_reads()
-            now_ns = self._clock()
-            parent = None if entry.parent is None else self._keep_chain(entry.parent, now_ns)
-            entry.place = None
-            if key in shard:
-                self._release(entry)
-            if self._used_bytes + size_bytes > self.limit_bytes:
-                evicted = self._make_room(size_bytes, now_ns)
-            self._insert(shard, entry, size_bytes, now_ns)
-            if parent is None:
-                self._policy.added(entry, now_ns)
-            else:
-                self._add_chain((entry,), parent, now_ns)
-        finally:
-            self._lock.release()
-        return evicted
+        return self._store(entry, self._checked(entry.size_bytes), self._clock())
 
     def store_many(self, entries: Sequence[Entry]) -> list[Entry]:
         """Keep the entries of one chain, root first; returns what left for room, as `store`.
@@ -277,15 +282,20 @@ class InMemoryKVCacheManager:
         new = {entry.key: entry for entry in entries}
         if not new:
             return []
-        sizes = {key: self._checked_size(entry) for key, entry in new.items()}
+        sizes = {key: self._checked(entry.size_bytes) for key, entry in new.items()}
         added_bytes = sum(sizes.values())
         evicted = []
         with self._lock:
             self._count_reads()
             now_ns = self._clock()
             parent = self._keep_chain(entries[0].parent, now_ns)
-            for entry in new.values():
-                self._release(entry)
+            for key, entry in new.items():
+                entry.place = None
+                old = self._shards[hash(key) & _SHARD].pop(key, None)
+                if old is not None:
+                    self._policy.removed(old)
+                    entry.place = old.place
+                    self._leave(old)
             self._add_chain(list(new.values()), parent, now_ns)
             while self._used_bytes + added_bytes > self.limit_bytes:
                 key = self._policy.pop()
@@ -296,11 +306,12 @@ class InMemoryKVCacheManager:
                 else:
                     entry = self._forget(key)
                 if not entry.expired(now_ns):
-                    entry.score = self._policy.score
                     self._evictions += 1
                     evicted.append(entry)
             for key, entry in new.items():
-                self._insert(self._shards[hash(key) & _SHARD], entry, sizes[key], now_ns)
+                self._insert(entry, sizes[key], now_ns)
+            if self._switching is not None:
+                self._hand_over(_BATCH, now_ns)
         return evicted
 
     def lookup(self, key: str) -> Entry | None:
@@ -354,7 +365,7 @@ class InMemoryKVCacheManager:
             self._count_reads()
             now_ns = self._clock()
             while self._count:
-                entry = self._pop()
+                entry = self._forget(self._policy.pop())
                 if not entry.expired(now_ns):
                     return entry
             return None
@@ -389,6 +400,44 @@ class InMemoryKVCacheManager:
                     worthless.append(entry)
         return expired, worthless
 
+    def _store(self, entry: Entry, size_bytes: int, now_ns: int) -> list[Entry]:
+        key = entry.key
+        evicted: list[Entry] = []
+        self._lock.acquire()  # `with` takes 0.2 us more
+        try:
+            if self._reads:
+                self._count_reads()
+            parent = None if entry.parent is None else self._keep_chain(entry.parent, now_ns)
+            shard = self._shards[hash(key) & _SHARD]
+            old = shard.get(key)
+            if old is None:
+                entry.place = None
+                self._count += 1
+            else:
+                self._policy.removed(old)
+                entry.place = old.place
+                old.place = None
+                self._used_bytes -= old.size_bytes
+                if old.prefix_tokens:
+                    self._tokens -= old.prefix_tokens
+            while self._used_bytes + size_bytes > self.limit_bytes:
+                self._evict_next(evicted, now_ns)
+            if not entry.last_accessed_ns:
+                entry.arrived(now_ns)
+            shard[key] = entry
+            self._used_bytes += size_bytes
+            if entry.prefix_tokens:
+                self._tokens += entry.prefix_tokens
+            if parent is None:
+                self._policy.added(entry, now_ns)
+            else:
+                self._add_chain((entry,), parent, now_ns)
+            if self._switching is not None:
+                self._hand_over(_BATCH, now_ns)
+        finally:
+            self._lock.release()
+        return evicted
+
     def _catch_up(self) -> None:
         with self._lock:
             self._count_reads()
@@ -418,8 +467,7 @@ class InMemoryKVCacheManager:
             chain[0].parent = parent.key  # one string for both
             self._policy.chain_added(chain, parent, now_ns)
 
-    def _checked_size(self, entry: Entry) -> int:
-        size_bytes = entry.size_bytes
+    def _checked(self, size_bytes: int) -> int:
         if size_bytes > self.limit_bytes:
             raise ValueError(
                 f"entry of {size_bytes} bytes exceeds cache limit of {self.limit_bytes} bytes"
@@ -436,57 +484,43 @@ class InMemoryKVCacheManager:
             return None
         return entry
 
-    def _insert(self, shard: dict[str, Entry], entry: Entry, size_bytes: int, now_ns: int) -> None:
-        if not entry.inserted_at_ns:
-            entry.inserted_at_ns = now_ns
+    def _insert(self, entry: Entry, size_bytes: int, now_ns: int) -> None:
         if not entry.last_accessed_ns:
-            entry.last_accessed_ns = now_ns
-        shard[entry.key] = entry
+            entry.arrived(now_ns)
+        self._shards[hash(entry.key) & _SHARD][entry.key] = entry
         self._count += 1
         self._used_bytes += size_bytes
         self._tokens += entry.prefix_tokens or 0
-
-    def _release(self, entry: Entry) -> None:
-        """Take out what `entry` will replace; its place is the policy's to know."""
-        key = entry.key
-        shard = self._shards[hash(key) & _SHARD]
-        entry.place = None
-        if key in shard:
-            old = shard.pop(key)
-            self._policy.removed(old)
-            entry.place = old.place
-            old.place = None
-            self._count -= 1
-            self._used_bytes -= old.size_bytes
-            self._tokens -= old.prefix_tokens or 0
 
     def _take(self, entry: Entry) -> None:
         self._policy.removed(entry)
         self._forget(entry.key)
 
-    def _pop(self) -> Entry:
-        """Take out what should leave next."""
-        entry = self._forget(self._policy.pop())
-        entry.score = self._policy.score
-        return entry
-
     def _forget(self, key: str) -> Entry:
         entry = self._shards[hash(key) & _SHARD].pop(key)
+        self._leave(entry)
+        return entry
+
+    def _leave(self, entry: Entry) -> None:
         entry.place = None
         self._count -= 1
         self._used_bytes -= entry.size_bytes
         self._tokens -= entry.prefix_tokens or 0
-        return entry
 
-    def _make_room(self, size_bytes: int, now_ns: int) -> list[Entry]:
-        """Evict until `size_bytes` fit; returns those that had not expired."""
-        evicted: list[Entry] = []
-        while self._used_bytes + size_bytes > self.limit_bytes:
-            entry = self._pop()
-            if not entry.expired(now_ns):
-                self._evictions += 1
-                evicted.append(entry)
-        return evicted
+    def _evict_next(self, evicted: list[Entry], now_ns: int) -> None:
+        """Take out what should leave next, and note it unless it had expired."""
+        entry = self._forget(self._policy.pop())
+        if not entry.expired(now_ns):
+            self._evictions += 1
+            evicted.append(entry)
+
+    def _hand_over(self, entries: int, now_ns: int) -> None:
+        if self._switching is not None and self._switching.hand_over(entries, now_ns):
+            self._policy = self._switching.newest
+            self._switching = None
+
+    def _entry(self, key: str) -> Entry:
+        return self._shards[hash(key) & _SHARD][key]
 
     def _keep_chain(self, key: str | None, now_ns: int) -> Entry | None:
         """Note that the chain that ends with `key` is in use, as far up as it is not noted yet.
@@ -505,6 +539,10 @@ class InMemoryKVCacheManager:
         if stale:
             self._policy.chain_moved(stale[::-1], entry, now_ns)
         return end
+
+
+def _empty_shards() -> tuple[dict[str, Entry], ...]:
+    return tuple({} for _ in range(SHARDS))
 
 
 def _limit_bytes(max_memory_mb: int) -> int:

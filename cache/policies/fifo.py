@@ -12,6 +12,7 @@ class Fifo(SegmentQueue, EvictionPolicy):
 
     added = SegmentQueue.append
     removed = SegmentQueue.discard
+    holds = SegmentQueue.holds
 
     def used(self, entries: Sequence[Entry]) -> None:
         """Changes nothing."""

@@ -60,6 +60,11 @@ class Lfu(EvictionPolicy):
         self._drop_if_empty(uses)
         return key
 
+    def holds(self, entry: Entry) -> bool:
+        """In one of its levels."""
+        level = self._levels.get(getattr(entry.place, "rank", _FLOOR))
+        return level is not None and level.queue.holds(entry)
+
     def _level(self, uses: int, lower: int) -> _Level:
         """The level, made above `lower` where it is missing."""
         level = self._levels.get(uses)

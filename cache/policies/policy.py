@@ -15,11 +15,7 @@ class EvictionPolicy(abc.ABC):
 
     `entry.place` belongs to the policy while it holds the entry. An entry that replaces another
     one of its key is added with that one's place. `now_ns` may step back; order must not.
-
-    `score` is the uses a second to expect of what was popped last; None where not estimated.
     """
-
-    score: float | None = None
 
     @abc.abstractmethod
     def added(self, entry: Entry, now_ns: int) -> None:
@@ -39,6 +35,10 @@ class EvictionPolicy(abc.ABC):
     @abc.abstractmethod
     def pop(self) -> str:
         """Take out the key that should leave next; only called while there is one."""
+
+    @abc.abstractmethod
+    def holds(self, entry: Entry) -> bool:
+        """Whether `entry` was added here and has not left since."""
 
     def chain_added(self, entries: Sequence[Entry], parent: Entry | None, now_ns: int) -> None:
         """`entries` are new and extend `parent`, in use just now; None: they begin a chain."""

@@ -1,6 +1,7 @@
 """Least expected use first, for prefix chains: tails before heads, one-time prompts before all."""
 
 from collections.abc import Sequence
+from math import inf
 
 from cache.entry import Entry
 from cache.policies.policy import EvictionPolicy
@@ -80,10 +81,16 @@ class Prefix(EvictionPolicy):
         segment = self._leaving
         if segment is None or not segment.keys:
             segment = self._leaving = self._least()
-        key = self._queues[segment.rank].pop_newest(segment)
+        key, _ = segment.keys.popitem()
+        if not segment.keys:
+            self._queues[segment.rank].shrink(segment)
         self._remembered.put(key, segment.rank, segment.used_at_ns)
         self._entries -= 1
         return key
+
+    def holds(self, entry: Entry) -> bool:
+        """In one of its queues."""
+        return any(queue.holds(entry) for queue in self._queues)
 
     def chain_added(self, entries: Sequence[Entry], parent: Entry | None, now_ns: int) -> None:
         """In segments below their parent's; a last one never seen is of the class `LAST`.
@@ -194,17 +201,17 @@ class Prefix(EvictionPolicy):
 
     def _least(self) -> Segment:
         """The deepest part of the chain whose segment is worth least; of equals the oldest."""
-        least: tuple[float, int] | None = None
+        now_ns, worth_of = self._now_ns, self._model.worth
+        segment: Segment | None = None
+        least = inf
         for queue in self._queues:
-            if not queue:
-                continue
             head = queue.first()
-            age_seconds = (self._now_ns - head.used_at_ns) / SECOND_NS
-            worth = (self._model.worth(head.rank, age_seconds), head.used_at_ns)
-            if least is None or worth < least:
+            if head is None:
+                continue
+            worth = worth_of(head.rank, (now_ns - head.used_at_ns) / SECOND_NS)
+            if segment is None or (worth, head.used_at_ns) < (least, segment.used_at_ns):
                 least, segment = worth, head
-        assert least is not None, "the cache pops only while there is an entry"  # noqa: S101
-        self.score = least[0]
+        assert segment is not None, "the cache pops only while there is an entry"  # noqa: S101
         deepest = segment
         while segment.deeper is not None:
             segment = segment.deeper

@@ -34,3 +34,10 @@ class Random(EvictionPolicy):
         entry = self._random.choice(self._entries)
         self.removed(entry)
         return entry.key
+
+    def holds(self, entry: Entry) -> bool:
+        """In the list."""
+        index = entry.place
+        return (
+            isinstance(index, int) and index < len(self._entries) and self._entries[index] is entry
+        )

@@ -2,9 +2,10 @@
 
 from array import array
 
-_PAGE_SLOTS = 4096
-_SLOTS_AN_ENTRY = 1
+_PAGE_BITS = 12
+_IN_PAGE = (1 << _PAGE_BITS) - 1
 _TIME = (1 << 40) - 1
+_MARK = 0x7FFFF << 44  # of the hash; the class is between it and the time
 _MS = 1_000_000
 
 
@@ -12,8 +13,8 @@ class Remembered:
     """Class and time of last use of keys that left: one to two for each entry held.
 
     One slot of 8 bytes for each hash: a key that falls on another one's slot replaces it, and one
-    stranger in a million is taken for another. Times are milliseconds. Memory comes by pages as
-    it is needed, so that no call takes long; where the table has to grow, all is forgotten.
+    stranger in half a million is taken for another. Times are milliseconds. Memory comes by pages
+    as it is needed, so that no call takes long; where the table has to grow, all is forgotten.
     """
 
     def __init__(self) -> None:
@@ -22,28 +23,29 @@ class Remembered:
 
     def reserve(self, entries: int) -> None:
         """Be as large as `entries` entries need."""
-        while self._slots < _SLOTS_AN_ENTRY * entries:
+        while self._slots < entries:
             self._slots *= 2
-            self._pages = [None] * max(1, self._slots // _PAGE_SLOTS)
+            self._pages = [None] * max(1, self._slots >> _PAGE_BITS)
 
     def put(self, key: str, rank: int, used_at_ns: int) -> None:
         """Remember `key`; `rank` is 0 to 14."""
         hashed = hash(key)
-        slot = hashed % self._slots
-        page = self._pages[slot // _PAGE_SLOTS]
+        slot = hashed & self._slots - 1
+        page = self._pages[slot >> _PAGE_BITS]
         if page is None:
-            page = array("Q", bytes(8 * min(self._slots, _PAGE_SLOTS)))
-            self._pages[slot // _PAGE_SLOTS] = page
-        mark = hashed >> 40 & 0xFFFFF
-        page[slot % _PAGE_SLOTS] = mark << 44 | (rank + 1) << 40 | used_at_ns // _MS & _TIME
+            page = array("Q", bytes(8 * min(self._slots, _IN_PAGE + 1)))
+            self._pages[slot >> _PAGE_BITS] = page
+        page[slot & _IN_PAGE] = hashed & _MARK | (rank + 1) << 40 | used_at_ns // _MS & _TIME
 
     def take(self, key: str, now_ns: int) -> tuple[int, float] | None:
         """Forget `key`: its class and the seconds since its last use; None for a stranger."""
         hashed = hash(key)
-        slot = hashed % self._slots
-        page = self._pages[slot // _PAGE_SLOTS]
-        note = 0 if page is None else page[slot % _PAGE_SLOTS]
-        if page is None or not note or note >> 44 != hashed >> 40 & 0xFFFFF:
+        slot = hashed & self._slots - 1
+        page = self._pages[slot >> _PAGE_BITS]
+        if page is None:
             return None
-        page[slot % _PAGE_SLOTS] = 0
+        note = page[slot & _IN_PAGE]
+        if not note or (note ^ hashed) & _MARK:
+            return None
+        page[slot & _IN_PAGE] = 0
         return (note >> 40 & 15) - 1, ((now_ns // _MS - note) & _TIME) / 1000

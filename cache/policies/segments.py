@@ -62,6 +62,7 @@ class SegmentQueue:
     def move(self, entries: Sequence[Entry]) -> None:
         """`entries`, held here unless they have no place, become the newest, in this order."""
         opened = self._open
+        room = 0 if opened is None else SEGMENT_KEYS - len(opened.keys)
         for entry in entries:
             segment = entry.place
             if segment is None:
@@ -74,12 +75,16 @@ class SegmentQueue:
                 continue
             if len(keys) <= segment.sparse_keys:
                 self.shrink(segment)
-            if opened is None or len(opened.keys) >= SEGMENT_KEYS:
-                self.append(entry, entry.last_accessed_ns)
-                opened = self._open
-            else:
-                opened.keys[key] = None
-                entry.place = opened
+            if opened is None or room <= 0:
+                opened = self._open = self.new_segment(entry.last_accessed_ns)
+                room = SEGMENT_KEYS
+            room -= 1
+            opened.keys[key] = None
+            entry.place = opened
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether `entry` is here."""
+        return entry.place in self._segments
 
     def is_open(self, segment: Segment) -> bool:
         """Whether `segment` is the one that `append` adds to."""
@@ -121,13 +126,13 @@ class SegmentQueue:
         if len(keys) <= segment.sparse_keys:
             self.shrink(segment)
 
-    def first(self) -> Segment:
-        """The oldest segment; only called while there is one."""
-        return next(iter(self._segments))
+    def first(self) -> Segment | None:
+        """The oldest segment."""
+        return next(iter(self._segments), None)
 
     def pop(self) -> str:
         """Take out the oldest key, of a chain the deepest."""
-        segment = self.first()
+        segment = next(iter(self._segments))
         if segment.is_chain:
             return self.pop_newest(segment)
         key = next(iter(segment.keys))

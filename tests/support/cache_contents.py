@@ -11,6 +11,7 @@ from cache.policies.policy import EvictionPolicy
 from cache.policies.prefix import Prefix
 from cache.policies.random import Random
 from cache.policies.segments import SegmentQueue
+from cache.policies.switching import Switching
 
 
 def contents(manager: InMemoryKVCacheManager) -> dict[str, Entry]:
@@ -32,13 +33,18 @@ def check(manager: InMemoryKVCacheManager) -> None:
     assert len(manager) == len(entries)
     assert sorted(order(manager)) == sorted(entries)
     assert all(key == entry.key for key, entry in entries.items())
-    policy = manager._policy
-    if isinstance(policy, Random):
-        assert all(policy._entries[entry.place] is entry for entry in entries.values())
-    else:
-        assert all(key in entry.place.keys for key, entry in entries.items())
-    if isinstance(policy, Prefix):
-        assert policy._entries == len(entries)
+    assert all(manager._policy.holds(entry) for entry in entries.values())
+    if isinstance(manager._policy, Switching):
+        counts = [len(list(_keys(policy))) for policy in manager._policy._policies]
+        assert manager._policy._counts == counts
+    for policy in getattr(manager._policy, "_policies", [manager._policy]):
+        held = [entries[key] for key in _keys(policy)]
+        if isinstance(policy, Random):
+            assert all(policy._entries[entry.place] is entry for entry in held)
+        else:
+            assert all(entry.key in entry.place.keys for entry in held)
+        if isinstance(policy, Prefix):
+            assert policy._entries == len(held)
 
 
 def _keys(policy: EvictionPolicy) -> Iterator[str]:
@@ -53,6 +59,9 @@ def _keys(policy: EvictionPolicy) -> Iterator[str]:
                 yield from _queued(queue)
         case Random():
             yield from (entry.key for entry in policy._entries)
+        case Switching():
+            for one in reversed(policy._policies):
+                yield from _keys(one)
 
 
 def _queued(queue: SegmentQueue) -> Iterator[str]:

@@ -3,8 +3,8 @@
 import random
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -236,10 +236,20 @@ def test_taking_the_next_gives_what_lives_oldest_first_and_keeps_the_statistics(
     assert manager.get_stats()["cache_hits"] == 1
 
 
-def test_texts_that_came_with_an_entry_count_into_its_size_but_not_its_parent() -> None:
-    entry = Entry(key="k", value=b"v", parent="pp", tags=("ttt",), meta={"m": "é"})
+def test_every_text_that_came_with_an_entry_counts_into_its_size() -> None:
+    entry = Entry(key="k", value=b"v", parent="pé", tags=("ttt",), meta={"m": "é"})
 
-    assert entry.size_bytes == 1 + 1 + 3 + 1 + 2
+    assert entry.size_bytes == 1 + 1 + 3 + 3 + 1 + 2
+
+
+def test_long_parent_keys_do_not_fill_more_than_the_limit() -> None:
+    manager = InMemoryKVCacheManager(1)
+
+    for number in range(300):
+        manager.store(Entry(key=f"{number}", value=b"", parent=f"{number:010240d}"))
+
+    check(manager)
+    assert len(manager) <= MB // 10240
 
 
 @settings(max_examples=50, deadline=None)
@@ -263,6 +273,50 @@ def test_whatever_is_set_the_limit_holds_and_the_newest_is_there(
         else:
             assert manager.get(key) == bytes(size)
         check(manager)
+
+
+def test_clearing_lets_others_go_on_while_the_values_are_freed() -> None:
+    manager = InMemoryKVCacheManager(1)
+    locked: list[bool] = []
+
+    class Value:
+        def __len__(self) -> int:
+            return 1
+
+        def __del__(self) -> None:
+            locked.append(manager._lock.locked())
+
+    for number in range(200):
+        manager.store(Entry(key=f"{number}", value=cast(Any, Value())))
+    manager.clear()
+
+    assert locked == [False] * 200
+    check(manager)
+
+
+def test_a_get_that_the_cache_is_cleared_under_gives_the_value_and_harms_nothing() -> None:
+    during: list[Callable[[], object]] = []
+    manager = InMemoryKVCacheManager(1, clock=lambda: bool(during and during.pop()()))
+    manager.set("key", b"value")
+
+    during.append(manager.clear)
+    value = manager.get("key")
+
+    assert value == b"value"
+    assert manager.get_stats()["cache_hits"] == 0
+    check(manager)
+
+
+def test_a_get_that_others_count_hits_under_is_counted_too() -> None:
+    during: list[Callable[[], object]] = []
+    manager = InMemoryKVCacheManager(1, clock=lambda: bool(during and during.pop()()))
+    manager.set("key", b"value")
+    manager.get("key")
+
+    during.append(manager.get_stats)
+    manager.get("key")
+
+    assert manager.get_stats()["cache_hits"] == 2
 
 
 @pytest.fixture

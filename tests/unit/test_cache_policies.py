@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache import memory
 from cache.entry import Entry
 from cache.memory import MB, InMemoryKVCacheManager
 from cache.policies import POLICIES
@@ -14,6 +15,7 @@ from cache.policies.prefix import Prefix
 from cache.policies.remembered import Remembered
 from cache.policies.reuse import LAST, NEW, ReuseModel, class_after
 from cache.policies.segments import SegmentQueue
+from cache.policies.switching import Switching
 from tests.support.cache_contents import check, contents, order
 
 SECOND_NS = 1_000_000_000
@@ -31,12 +33,12 @@ class Clock:
 
 
 def room_for(blocks: int, policy: str) -> tuple[InMemoryKVCacheManager, Clock, bytes]:
-    """A cache for so many entries with keys of 6 bytes and the value that comes with it."""
+    """A cache for so many entries with keys and parents of 6 bytes, and the value they have."""
     clock = Clock()
     return (
         InMemoryKVCacheManager(1, policy, clock=clock),
         clock,
-        bytes(MB // blocks - KEY_BYTES),
+        bytes(MB // blocks - 2 * KEY_BYTES),
     )
 
 
@@ -131,7 +133,7 @@ def test_ten_thousand_random_operations_agree_with_a_reference_model(policy: str
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     requests=st.lists(
         st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.integers(0, 3)), max_size=30
@@ -201,7 +203,7 @@ def test_under_lru_no_entry_is_ever_held_without_its_parent() -> None:
     rng = random.Random(7)
     manager, clock, value = room_for(40, "lru")
 
-    for step in range(3000):
+    for step in range(600):
         clock.ns += rng.randrange(3 * SECOND_NS)
         path = "".join(rng.choices("aab", k=rng.randrange(1, 15)))
         keys = [path[: depth + 1] for depth in range(len(path))]
@@ -321,6 +323,90 @@ def test_the_policy_is_switched_without_losing_an_entry(policy: str, to: str) ->
     check(manager)
 
 
+@pytest.fixture
+def slow_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few entries are passed on at once, so that small caches switch in many steps, too."""
+    monkeypatch.setattr(memory, "_AT_ONCE", 3)
+    monkeypatch.setattr(memory, "_BATCH", 3)
+
+
+def test_a_switch_passes_on_few_entries_with_each_store() -> None:
+    manager, _, _ = room_for(1, "lru")
+    for number in range(3000):
+        manager.set(f"{number:06d}", b"")
+
+    manager.set_policy("lfu")
+    switching = manager._policy
+    assert isinstance(switching, Switching)
+    before = list(switching._counts)
+    manager.set("next", b"")
+
+    assert before == [3000 - 1024, 1024]
+    assert switching._counts == [3001 - 1024 - 64, 1024 + 64]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.usefixtures("slow_switch")
+def test_nothing_is_lost_by_switching_again_and_again_while_the_cache_serves(seed: int) -> None:
+    rng = random.Random(seed)
+    manager, clock, value = room_for(200, "lru")
+    names = sorted(POLICIES)
+
+    for step in range(600):
+        clock.ns += rng.randrange(3 * SECOND_NS)
+        if step % 20 == 0:
+            manager.set_policy(rng.choice(names))
+        where = f"seed {seed}, step {step}, {manager.policy_name}"
+        key = f"k{rng.randrange(300):05d}"
+        match rng.randrange(6):
+            case 0:
+                request(manager, chain(rng.choice("abcdefgh"), rng.randrange(1, 12)), value)
+            case 1:
+                parent = rng.choice(sorted(contents(manager)) or [key])
+                manager.store(Entry(key=key, value=value, parent=parent))
+            case 2:
+                manager.delete(key)
+            case 3:
+                manager.set(key, value)
+                assert manager.get(key) == value, where
+            case _:
+                assert (manager.get(key) is None) == (key not in contents(manager)), where
+        if step % 10 == 0:
+            check(manager)
+    check(manager)
+
+
+def test_what_the_older_policy_still_holds_leaves_last_and_in_its_order() -> None:
+    manager, _, _ = room_for(1, "lru")
+    for number in range(3000):
+        manager.set(f"{number:06d}", b"")
+    manager.set_policy("fifo")
+
+    manager.get("000000")
+    manager.get("002000")
+    manager.set("newest", b"")
+    left = [entry.key for entry in iter(manager.take_next, None)]
+
+    kept = [f"{number:06d}" for number in range(3000) if number != 2000]
+    assert left == [*kept, "002000", "newest"]
+
+
+@pytest.mark.parametrize("to", sorted(POLICIES))
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_switch_of_many_entries_ends(policy: str, to: str) -> None:
+    manager, _, _ = room_for(1, policy)
+    for number in range(1500):
+        manager.set(f"{number:06d}", b"")
+
+    manager.set_policy(to)
+    for number in range(10):
+        manager.set(f"new{number:03d}", b"")
+
+    assert type(manager._policy) is POLICIES[to]
+    assert len(manager) == 1510
+    check(manager)
+
+
 def test_an_unknown_policy_changes_nothing() -> None:
     manager = InMemoryKVCacheManager(1, "fifo")
 
@@ -343,6 +429,24 @@ def test_a_smaller_limit_evicts_and_gives_back() -> None:
     assert [entry.key for entry in evicted] == ["a", "b"]
     assert (manager.limit_bytes, manager.used_bytes) == (MB, MB)
     assert manager.get_stats()["evictions"] == 2
+
+
+def test_a_smaller_limit_is_reached_in_steps_of_few_entries() -> None:
+    held: list[int] = []
+
+    def clock() -> int:
+        held.append(len(manager))
+        return 1
+
+    manager = InMemoryKVCacheManager(2, clock=clock)
+    for number in range(1000):
+        manager.set(f"{number:06d}", bytes(2 * MB // 1000 - 6))
+    held.clear()
+
+    evicted = manager.resize(1)
+
+    assert len(evicted) == 1000 - len(manager)
+    assert held == [*range(1000, len(manager), -64)]
 
 
 def test_an_entry_read_while_it_leaves_is_a_hit_that_harms_nobody() -> None:
@@ -457,18 +561,6 @@ def test_what_left_comes_back_as_used_again_even_where_keys_of_it_are_forgotten(
     again = class_after(NEW, 10.0)
     classes = [contents(manager)[key].place.rank for key in chain("a", 5)]
     assert classes == [again] * 5
-
-
-def test_evicted_entries_carry_the_score_of_a_policy_that_estimates_one() -> None:
-    manager, clock, value = room_for(4, "prefix")
-    request(manager, chain("a", 4), value)
-    clock.ns += 60 * SECOND_NS
-
-    evicted = manager.store(Entry(key="b", value=value))
-
-    assert [entry.key for entry in evicted] == ["a00003"]
-    assert evicted[0].score is not None
-    assert 0 < evicted[0].score < 0.01
 
 
 @pytest.mark.parametrize(
