@@ -33,8 +33,8 @@ class InMemoryKVCacheManager:
     of a chain stays longer than its tail where it is looked up by `match_prefix` and stored by
     `set_many`: a tail without its head serves nobody. Both together count as one use.
 
-    An entry takes about 300 bytes beyond the objects of its key and value (measured by
-    `benchmarks/bench_memory.py`).
+    An entry of `set` takes about 300 bytes beyond the texts of its key and value, 82 of them the
+    headers of these two objects (measured by `benchmarks/bench_memory.py`).
 
     Args:
         max_memory_mb: the limit, in units of 1024·1024 bytes.

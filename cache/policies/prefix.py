@@ -100,18 +100,21 @@ class Prefix(EvictionPolicy):
         now_ns = self._time(now_ns)
         ranks: list[int] = []
         new = 0
+        rank_of_new = NEW if len(entries) == 1 else LAST
         deeper: tuple[int, float] | None = None
+        take = self._remembered.take
         for entry in reversed(entries):
             if entry.place is not None:
                 ranks.append(entry.place.rank)
-                continue
-            # What was forgotten of a key is known of any that is deeper: they were used together.
-            deeper = self._remembered.take(entry.key, now_ns) or deeper
-            if deeper is not None:
-                ranks.append(self._model.use(*deeper, 1))
             else:
-                ranks.append(NEW if ranks or len(entries) == 1 else LAST)
-                new += 1
+                # What was forgotten of a key is known of any deeper one: they were used together.
+                deeper = take(entry.key, now_ns) or deeper
+                if deeper is None:
+                    ranks.append(rank_of_new)
+                    new += 1
+                else:
+                    ranks.append(self._model.use(*deeper, 1))
+            rank_of_new = NEW
         if new:
             last = ranks[0] == LAST and entries[-1].place is None
             self._model.place(LAST, last)
@@ -201,15 +204,16 @@ class Prefix(EvictionPolicy):
 
     def _least(self) -> Segment:
         """The deepest part of the chain whose segment is worth least; of equals the oldest."""
-        now_ns, worth_of = self._now_ns, self._model.worth
         segment: Segment | None = None
         least = inf
         for queue in self._queues:
-            head = queue.first()
-            if head is None:
+            if not queue.segments:
                 continue
-            worth = worth_of(head.rank, (now_ns - head.used_at_ns) / SECOND_NS)
-            if segment is None or (worth, head.used_at_ns) < (least, segment.used_at_ns):
+            head = next(iter(queue.segments))
+            worth = self._model.worth(head.rank, (self._now_ns - head.used_at_ns) / SECOND_NS)
+            if worth > least:
+                continue
+            if worth < least or segment is None or head.used_at_ns < segment.used_at_ns:
                 least, segment = worth, head
         assert segment is not None, "the cache pops only while there is an entry"  # noqa: S101
         deepest = segment

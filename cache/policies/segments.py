@@ -7,7 +7,7 @@ import msgspec
 
 from cache.entry import Entry
 
-SEGMENT_KEYS = 64
+SEGMENT_KEYS = 85  # a dict with more doubles its size
 
 
 class Segment(msgspec.Struct, eq=False, gc=False):
@@ -34,12 +34,12 @@ class SegmentQueue:
 
     def __init__(self, rank: int = 0) -> None:
         self._rank = rank
-        self._segments: OrderedDict[Segment, None] = OrderedDict()
+        self.segments: OrderedDict[Segment, None] = OrderedDict()
         self._open: Segment | None = None
 
     def __bool__(self) -> bool:
         """Whether it holds a key."""
-        return bool(self._segments)
+        return bool(self.segments)
 
     def append(self, entry: Entry, now_ns: int) -> None:
         """`entry`, held nowhere, becomes the newest."""
@@ -84,7 +84,7 @@ class SegmentQueue:
 
     def holds(self, entry: Entry) -> bool:
         """Whether `entry` is here."""
-        return entry.place in self._segments
+        return entry.place in self.segments
 
     def is_open(self, segment: Segment) -> bool:
         """Whether `segment` is the one that `append` adds to."""
@@ -94,7 +94,7 @@ class SegmentQueue:
         """An empty segment as the newest; it must get a key."""
         segment = Segment(now_ns, self._rank, is_chain)
         segment.sparse_keys = SEGMENT_KEYS // 4
-        self._segments[segment] = None
+        self.segments[segment] = None
         return segment
 
     def new_chain(self, entries: Sequence[Entry], now_ns: int) -> Segment:
@@ -126,13 +126,9 @@ class SegmentQueue:
         if len(keys) <= segment.sparse_keys:
             self.shrink(segment)
 
-    def first(self) -> Segment | None:
-        """The oldest segment."""
-        return next(iter(self._segments), None)
-
     def pop(self) -> str:
         """Take out the oldest key, of a chain the deepest."""
-        segment = next(iter(self._segments))
+        segment = next(iter(self.segments))
         if segment.is_chain:
             return self.pop_newest(segment)
         key = next(iter(segment.keys))
@@ -157,6 +153,6 @@ class SegmentQueue:
             segment.sparse_keys = 0
 
     def _drop(self, segment: Segment) -> None:
-        del self._segments[segment]
+        del self.segments[segment]
         if segment is self._open:
             self._open = None

@@ -65,6 +65,6 @@ def _keys(policy: EvictionPolicy) -> Iterator[str]:
 
 
 def _queued(queue: SegmentQueue) -> Iterator[str]:
-    for segment in queue._segments:
+    for segment in queue.segments:
         assert segment.keys, "an empty segment stays nowhere"
         yield from reversed(segment.keys) if segment.is_chain else segment.keys
