@@ -72,6 +72,18 @@ def test_statistics_count_lookups_and_start_again_after_clear() -> None:
     }
 
 
+def test_tokens_are_those_of_what_is_held() -> None:
+    manager = InMemoryKVCacheManager(1)
+    manager.set("kept", b"value", prefix_tokens=5)
+    manager.set("key", b"value", prefix_tokens=7)
+
+    manager.set("key", b"value", prefix_tokens=3)
+    replaced = manager.tokens
+    manager.delete("key")
+
+    assert (replaced, manager.tokens) == (8, 5)
+
+
 def test_delete_removes_and_tolerates_absence() -> None:
     manager = InMemoryKVCacheManager(1)
     manager.set("key", b"value")

@@ -391,6 +391,19 @@ def test_what_the_older_policy_still_holds_leaves_last_and_in_its_order() -> Non
     assert left == [*kept, "002000", "newest"]
 
 
+def test_clearing_ends_a_switch() -> None:
+    manager, _, _ = room_for(1, "lru")
+    for number in range(3000):
+        manager.set(f"{number:06d}", b"")
+    manager.set_policy("fifo")
+
+    manager.clear()
+    manager.set("newest", b"")
+
+    check(manager)
+    assert type(manager._policy) is POLICIES["fifo"]
+
+
 @pytest.mark.parametrize("to", sorted(POLICIES))
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_a_switch_of_many_entries_ends(policy: str, to: str) -> None:
