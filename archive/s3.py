@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +22,9 @@ from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 
 from archive.s3_failures import failure
-from archive.segment import ArchiveObjectError, payload_offset
+from archive.s3_multipart import upload
 from archive.settings import S3Settings
-from archive.store import HEAD_BYTES, StoredHead, StoreError, check_name, is_name
+from archive.store import LEFTOVER_SECONDS, StoredObject, StoreError, check_name, is_name
 
 T = TypeVar("T")
 
@@ -84,10 +85,26 @@ class S3Store:
         key = self._key(name)
         await self._ask(lambda s3: s3.put_object(Bucket=self._bucket, Key=key, Body=content))
 
+    async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
+        """Store the concatenation of `pieces`, in parts of 8 MiB where it is longer than one."""
+        await upload(self._ask, self._bucket, self._key(name), pieces)
+
     async def get(self, name: str) -> bytes | None:
         """The whole object, or None."""
-        found = await self._read(name)
-        return None if found is None else found[0]
+        return await self._read(name)
+
+    async def get_range(self, name: str, first: int, end: int) -> bytes | None:
+        """Its bytes from `first` up to, not with, `end`; shorter where it ends; None: absent."""
+        return await self._read(name, f"bytes={first}-{end - 1}") if end > first else b""
+
+    async def stat(self, name: str) -> StoredObject | None:
+        """The object without its content, or None."""
+        # A listing, as the answer to a HEAD has no body that tells a missing key from a proxy.
+        asked = {"Bucket": self._bucket, "Prefix": self._key(name), "MaxKeys": 1}
+        page = await self._ask(lambda s3: s3.list_objects_v2(**asked))
+        sizes = {item["Key"]: item["Size"] for item in page.get("Contents", ())}
+        size_bytes = sizes.get(self._key(name))
+        return None if size_bytes is None else StoredObject(name, size_bytes)
 
     async def delete(self, name: str) -> None:
         """Remove; absent is fine."""
@@ -105,26 +122,36 @@ class S3Store:
         if copied is not None:
             await self._delete(source["Key"])
 
-    async def names(self) -> list[str]:
-        """All objects; an interrupted upload leaves nothing to remove."""
+    async def list_objects(self) -> list[StoredObject]:
+        """All objects, in no order."""
         asked = {"Bucket": self._bucket, "Prefix": self._objects}
-        names: list[str] = []
+        objects: list[StoredObject] = []
         while True:
             page = await self._ask(lambda s3: s3.list_objects_v2(**asked))
-            found = (item["Key"].removeprefix(self._objects) for item in page.get("Contents", ()))
-            names += filter(is_name, found)
+            for item in page.get("Contents", ()):
+                name = item["Key"].removeprefix(self._objects)
+                if is_name(name):
+                    objects.append(StoredObject(name, item["Size"]))
             if not page.get("IsTruncated"):
-                return names
+                return objects
             asked["ContinuationToken"] = page["NextContinuationToken"]
 
-    async def heads(self, names: Sequence[str]) -> list[StoredHead]:
-        """The beginnings of `names`, without those that have vanished."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._head(name)) for name in names]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [head for head in (task.result() for task in tasks) if head is not None]
+    async def remove_leftovers(self, older_than_seconds: float = LEFTOVER_SECONDS) -> int:
+        """Abort uploads that were begun that long ago and never completed."""
+        before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+        asked = {"Bucket": self._bucket, "Prefix": self._objects}
+        aborted = 0
+        while True:
+            page = await self._ask(lambda s3: s3.list_multipart_uploads(**asked))
+            for found in page.get("Uploads", ()):
+                if found["Initiated"] <= before:
+                    which = {"Key": found["Key"], "UploadId": found["UploadId"]}
+                    await self._abort(which)
+                    aborted += 1
+            if not page.get("IsTruncated"):
+                return aborted
+            asked["KeyMarker"] = page["NextKeyMarker"]
+            asked["UploadIdMarker"] = page["NextUploadIdMarker"]
 
     async def probe(self) -> str:
         """Ask for an object; once a minute, and after a failure, write and delete one instead."""
@@ -132,7 +159,7 @@ class S3Store:
             await self._reconnect()
         began = time.monotonic()
         if began < self._trial_due_seconds:
-            await self._read(NO_NAME)
+            await self._read(NO_NAME, "bytes=0-0")
         else:
             self._trial_due_seconds = 0.0
             await self._try_write()
@@ -147,42 +174,32 @@ class S3Store:
     async def _delete(self, key: str) -> None:
         await self._ask(lambda s3: _unless_absent(s3.delete_object(Bucket=self._bucket, Key=key)))
 
-    async def _head(self, name: str) -> StoredHead | None:
-        found = await self._read(name, HEAD_BYTES)
-        if found is not None:
-            with contextlib.suppress(ArchiveObjectError):
-                header_bytes = payload_offset(found[0])
-                if len(found[0]) < header_bytes:
-                    found = await self._read(name, header_bytes)
-        return None if found is None else StoredHead(name, found[1], found[0])
+    async def _abort(self, upload: dict[str, str]) -> None:
+        await self._ask(lambda s3: s3.abort_multipart_upload(Bucket=self._bucket, **upload))
 
-    async def _read(self, name: str, first_bytes: int | None = None) -> tuple[bytes, int] | None:
-        """Content and size of the object, or only its first bytes."""
+    async def _read(self, name: str, byte_range: str | None = None) -> bytes | None:
+        """The content of the object, or its bytes of that range; None: it is absent."""
         asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(name)}
-        if first_bytes is not None:
-            asked["Range"] = f"bytes=0-{first_bytes - 1}"
+        if byte_range is not None:
+            asked["Range"] = byte_range
 
-        async def read(s3: Any) -> tuple[bytes, int] | None:  # noqa: ANN401 - botocore's client
+        async def read(s3: Any) -> bytes | None:  # noqa: ANN401 - botocore's client
             for attempt in range(1, self._settings.attempts + 1):
                 try:
                     answer = await _unless_absent(s3.get_object(**asked))
                 except ClientError as error:
-                    if _code(error) == "InvalidRange":  # an empty object has no first byte
-                        return b"", 0
+                    if _code(error) == "InvalidRange":  # the object ends before it
+                        return b""
                     raise
                 if answer is None:
                     return None
                 try:
                     async with answer["Body"] as body:
-                        content = await body.read()
+                        return bytes(await body.read())
                 except _BROKEN_BODY:
                     # botocore tries again until an answer begins, but not when it breaks off.
                     if attempt == self._settings.attempts:
                         raise
-                    continue
-                # `bytes 0-4095/70000`, where the server did as it was asked.
-                total = answer.get("ContentRange", "").rpartition("/")[2]
-                return content, int(total) if total.isdigit() else len(content)
             return None
 
         return await self._ask(read)

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from archive.folder import FolderStore
 from archive.settings import ArchiveSettings
-from archive.store import FolderStore, ObjectStore
+from archive.store import ObjectStore
 from schemas.protocols import BlockingCalls
 
 FOLDER_THREADS = 4

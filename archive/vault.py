@@ -1,6 +1,7 @@
 """The store and its index, changed together: keep, fetch, sweep. Knows nothing of the bus."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Literal
@@ -22,6 +23,7 @@ from schemas.units import SECOND_NS, instant
 log = structlog.get_logger()
 
 SCAN_BATCH = 256
+HEAD_BYTES = 4096
 Outcome = Literal["stored", "repeated", "superseded", "expired"]
 
 
@@ -81,21 +83,29 @@ class Vault:
         self._leftovers = set()
         self._loaded_ns = self._clock()
         self.unreadable = 0
-        names = await self._store.names()
-        for start in range(0, len(names), SCAN_BATCH):
-            for head in await self._store.heads(names[start : start + SCAN_BATCH]):
+        try:
+            await self._store.remove_leftovers()
+        except StoreError as error:  # what else it may do here, it may go on doing
+            log.warning("archive_leftovers_stay", error=str(error))
+        objects = await self._store.list_objects()
+        for first in range(0, len(objects), SCAN_BATCH):
+            batch = objects[first : first + SCAN_BATCH]
+            starts = await asyncio.gather(*(self._start(stored.name) for stored in batch))
+            for stored, start in zip(batch, starts, strict=True):
+                if start is None:
+                    continue
                 try:
-                    header = segment.decode_header(head.start, head.object_bytes)
-                    if object_name(header.manifest) != head.name:
+                    header = segment.decode_header(start, stored.object_bytes)
+                    if object_name(header.manifest) != stored.name:
                         raise ArchiveObjectError("it lies under another object's name")
                 except ArchiveObjectError as error:
-                    await self._put_aside(head.name, error)
+                    await self._put_aside(stored.name, error)
                     continue
-                entry = IndexEntry.of(header, head.object_bytes)
+                entry = IndexEntry.of(header, stored.object_bytes)
                 loser = self._kept_index(entry.namespace).put(entry)
                 if loser is not None:
                     await self._discard(loser.name)
-            on_progress(min(start + SCAN_BATCH, len(names)), len(names))
+            on_progress(first + len(batch), len(objects))
         for index in self._indexes.values():
             await self._trim(index)
 
@@ -175,6 +185,14 @@ class Vault:
                     await self._store.delete(entry.name)
                     index.remove(entry)
                 yield entry
+
+    async def _start(self, name: str) -> bytes | None:
+        """The object's bytes up to its payload or further; None where it has vanished."""
+        start = await self._store.get_range(name, 0, HEAD_BYTES)
+        with contextlib.suppress(ArchiveObjectError):
+            if start is not None and len(start) < (offset := segment.payload_offset(start)):
+                return await self._store.get_range(name, 0, offset)
+        return start
 
     async def _keep(
         self,

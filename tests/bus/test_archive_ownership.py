@@ -10,7 +10,7 @@ import pytest
 
 from agent.bus import Bus
 from agent.bus.lease import BucketLeases
-from archive.store import StoreError
+from archive.store import StoredObject, StoreError
 from schemas.archive import Stored
 from schemas.protocols import RequestError
 from tests.support.archive_service import DEADLINE_SECONDS, Heard, archiving, evict, until
@@ -80,7 +80,7 @@ async def test_a_kill_between_store_and_acknowledgement_loses_and_doubles_nothin
     assert values == [b"value"] * 30
     assert counted["repeated_total"] >= 1
     assert counted["entries"] == 30
-    assert len(list((tmp_path / "archive").iterdir())) == 30
+    assert len(list((tmp_path / "archive").glob("*.object"))) == 30
     first, last = await bus.stream_bounds("EVICTIONS")
     assert first > last
 
@@ -234,18 +234,18 @@ async def test_a_store_that_cannot_be_read_at_start_is_tried_again(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FailingStore(tmp_path / "archive")
-    names = store.names
+    list_objects = store.list_objects
 
-    async def fail() -> list[str]:
+    async def fail() -> list[StoredObject]:
         raise StoreError("folder is away")
 
-    monkeypatch.setattr(store, "names", fail)
+    monkeypatch.setattr(store, "list_objects", fail)
 
     async with archiving(bus, store) as service:
         await until(lambda: [c.state for c in service.components()][:2] == ["degraded", "failed"])
         lease, shown, _ = service.components()
         was_active = service.is_active
-        monkeypatch.setattr(store, "names", names)
+        monkeypatch.setattr(store, "list_objects", list_objects)
         await until(lambda: service.is_active)
         await until(lambda: service.components()[1].state == "ok")
 
@@ -257,15 +257,15 @@ async def test_a_store_that_is_slow_to_read_holds_up_nobodys_start(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FailingStore(tmp_path / "archive")
-    names = store.names
+    list_objects = store.list_objects
     may_go_on = asyncio.Event()
 
-    async def slow() -> list[str]:
+    async def slow() -> list[StoredObject]:
         await may_go_on.wait()
-        return await names()
+        return await list_objects()
 
     monkeypatch.setattr("archive.service.READY_SECONDS", 0.1)
-    monkeypatch.setattr(store, "names", slow)
+    monkeypatch.setattr(store, "list_objects", slow)
 
     async with archiving(bus, store) as service:
         was_active = service.is_active

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from agent.blocking import BlockingThread
-from archive.store import FolderStore
+from archive.folder import FolderStore
 from schemas.cache import EVICTED_HEADER, Evicted, encode_header
 from schemas.units import SECOND_NS, instant
 

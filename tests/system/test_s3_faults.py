@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from archive.s3 import S3Store
 from archive.settings import S3Settings
-from archive.store import StoreError
+from archive.store import StoredObject, StoreError
 from tests.support.moto import ACCESS_KEY, CREDENTIALS, SECRET_KEY
 from tests.support.s3_double import Answer, S3Double, http, s3_error
 
@@ -187,7 +187,7 @@ async def test_each_refusal_is_named_with_its_remedy(answer: Answer, said: str) 
 async def test_every_call_names_what_is_refused() -> None:
     async with S3Double(lambda *_: s3_error(404, "NoSuchBucket")) as server, s3(server.url) as s:
         calls = [s.put(NAME, CONTENT), s.get(NAME), s.delete(NAME), s.quarantine(NAME)]
-        for call in [*calls, s.names(), s.heads([NAME, "cd" * 32]), s.probe()]:
+        for call in [*calls, s.list_objects(), s.stat(NAME), s.get_range(NAME, 0, 9), s.probe()]:
             with pytest.raises(StoreError, match="bucket bucket does not exist"):
                 await call
 
@@ -197,7 +197,7 @@ async def test_what_is_not_s3_is_named() -> None:
 
     async with S3Double(lambda *_: page) as server, s3(server.url) as store:
         with pytest.raises(StoreError, match="what answers is not S3"):
-            await store.names()
+            await store.list_objects()
 
 
 async def test_an_address_where_nobody_listens_is_named() -> None:
@@ -261,18 +261,18 @@ async def test_a_body_that_always_breaks_off_is_a_failure_and_never_a_shorter_va
     cut = http(200, CONTENT[:100], length=len(CONTENT))
 
     async with S3Double(lambda *_: cut) as server, s3(server.url, attempts=2) as store:
-        for call in (store.get(NAME), store.heads([NAME, "cd" * 32])):
+        for call in (store.get(NAME), store.get_range(NAME, 0, 4096)):
             with pytest.raises(StoreError, match="the connection broke off"):
                 await call
 
 
 async def test_other_programs_objects_are_not_listed() -> None:
     keys = (f"prefix/objects/{name}" for name in (NAME, "README", f"{NAME}.part", f"x/{NAME}"))
-    contents = "".join(f"<Contents><Key>{key}</Key></Contents>" for key in keys)
+    contents = "".join(f"<Contents><Key>{key}</Key><Size>7</Size></Contents>" for key in keys)
     page = http(200, f"<ListBucketResult>{contents}</ListBucketResult>".encode())
 
     async with S3Double(lambda *_: page) as server, s3(server.url) as store:
-        assert await store.names() == [NAME]
+        assert await store.list_objects() == [StoredObject(NAME, 7)]
 
 
 async def test_few_requests_run_at_once_and_waiting_costs_none_its_deadline() -> None:
@@ -285,7 +285,7 @@ async def test_few_requests_run_at_once_and_waiting_costs_none_its_deadline() ->
         s3(server.url, connections=3, deadline_seconds=2.0) as store,
     ):
         # 60 / 3 x 0.15 s = 3 s
-        await store.heads([f"{number:064x}" for number in range(60)])
+        await asyncio.gather(*(store.get(f"{number:064x}") for number in range(60)))
 
     assert len(server.requests) == 60
     assert server.most_at_once == 3

@@ -12,19 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from archive import segment
 from archive.index_entry import object_name
 from archive.s3 import S3Store
 from archive.settings import ArchiveSettings, S3Settings
-from archive.store import HEAD_BYTES, ObjectStore
+from archive.store import ObjectStore, StoredObject
 from archive.vault import DamagedObjectError, Vault
-from schemas.units import instant
-from tests.support.evictions import NOW_NS, ManualClock, evicted, folder_store
+from tests.support.evictions import ManualClock, evicted, folder_store
 from tests.support.moto import CREDENTIALS, MotoServer
 
 ENDPOINT, BUCKET = (os.environ.get(f"ARCHIVE_TEST_{name}", "") for name in ("ENDPOINT", "BUCKET"))
 NAMES = [f"{number:064x}" for number in range(20)]
 NAME = NAMES[10]
+SEGMENT = f"7d-{7:032x}"
 LARGE = bytes(range(256)) * 16 * 1024
 
 Open = Callable[[], ObjectStore]
@@ -66,8 +65,8 @@ async def store(open_store: Open) -> AsyncIterator[ObjectStore]:
     opened = open_store()
     await opened.open()
     yield opened
-    for name in await opened.names():
-        await opened.delete(name)
+    for stored in await opened.list_objects():
+        await opened.delete(stored.name)
     await opened.close()
 
 
@@ -84,9 +83,7 @@ async def test_an_object_comes_back_byte_for_byte(store: ObjectStore, content: b
     await store.put(NAME, content)
 
     assert await store.get(NAME) == content
-    (head,) = await store.heads([NAME])
-    assert (head.name, head.object_bytes) == (NAME, len(content))
-    assert head.start == content[:HEAD_BYTES]
+    assert await store.stat(NAME) == StoredObject(NAME, len(content))
 
 
 async def test_what_was_never_put_is_absent(store: ObjectStore) -> None:
@@ -94,8 +91,9 @@ async def test_what_was_never_put_is_absent(store: ObjectStore) -> None:
     await store.quarantine(NAME)
 
     assert await store.get(NAME) is None
-    assert await store.heads([NAME]) == []
-    assert await store.names() == []
+    assert await store.get_range(NAME, 0, 1) is None
+    assert await store.stat(NAME) is None
+    assert await store.list_objects() == []
 
 
 async def test_a_put_replaces_and_a_delete_removes(store: ObjectStore) -> None:
@@ -106,7 +104,7 @@ async def test_a_put_replaces_and_a_delete_removes(store: ObjectStore) -> None:
 
     assert second == b"second"
     assert await store.get(NAME) is None
-    assert await store.names() == []
+    assert await store.list_objects() == []
 
 
 async def test_all_objects_are_named_and_no_others(store: ObjectStore) -> None:
@@ -117,10 +115,9 @@ async def test_all_objects_are_named_and_no_others(store: ObjectStore) -> None:
     await store.quarantine(NAMES[0])
     await store.delete(NAMES[1])
 
-    assert sorted(await store.names()) == NAMES[2:]
+    found = {stored.name: stored.object_bytes for stored in await store.list_objects()}
+    assert found == dict.fromkeys(NAMES[2:], 64)
     assert await store.get(NAMES[0]) is None
-    heads = await store.heads(NAMES)
-    assert {head.name: head.start for head in heads} == {n: n.encode() for n in NAMES[2:]}
 
 
 async def test_another_process_finds_what_was_put(store: ObjectStore, open_store: Open) -> None:
@@ -129,7 +126,7 @@ async def test_another_process_finds_what_was_put(store: ObjectStore, open_store
     other = open_store()
     await other.open()
 
-    assert await other.names() == [NAME]
+    assert await other.list_objects() == [StoredObject(NAME, 5)]
     assert await other.get(NAME) == b"value"
     await other.close()
 
@@ -143,18 +140,77 @@ async def test_a_name_that_is_not_a_hash_reaches_nothing(store: ObjectStore, nam
 
 
 @pytest.mark.parametrize(
-    "key", [pytest.param("k", id="short header"), pytest.param("k" * 2 * HEAD_BYTES, id="long")]
+    ("first", "end", "expected"),
+    [
+        pytest.param(0, 4, b"0123", id="beginning"),
+        pytest.param(4, 8, b"4567", id="middle"),
+        pytest.param(8, 100, b"89", id="beyond the end"),
+        pytest.param(10, 20, b"", id="after the end"),
+        pytest.param(5, 5, b"", id="nothing"),
+    ],
 )
-async def test_a_head_holds_the_whole_header(store: ObjectStore, key: str) -> None:
-    value = os.urandom(3 * HEAD_BYTES)
-    manifest = evicted(key, value)
-    content = segment.encode(manifest, value, stored_at=instant(NOW_NS), level=3, min_ratio=1.1)
-    await store.put(NAME, content)
+async def test_a_range_is_exactly_those_bytes(
+    store: ObjectStore, first: int, end: int, expected: bytes
+) -> None:
+    await store.put(NAME, b"0123456789")
 
-    (head,) = await store.heads([NAME])
+    assert await store.get_range(NAME, first, end) == expected
 
-    assert segment.decode_header(head.start, head.object_bytes).manifest == manifest
-    assert len(head.start) < len(content)
+
+async def of(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param([b"a", b"", b"b"], id="short"),
+        pytest.param([LARGE] * 2, id="exactly one part"),
+        pytest.param([LARGE, b"x", LARGE, LARGE, LARGE, LARGE[:-7]], id="several parts"),
+    ],
+)
+async def test_a_stream_is_stored_as_one_object(store: ObjectStore, pieces: list[bytes]) -> None:
+    await store.put(SEGMENT, b"what was there before")
+
+    await store.put_stream(SEGMENT, of(*pieces))
+
+    assert await store.get(SEGMENT) == b"".join(pieces)
+    assert await store.remove_leftovers(older_than_seconds=0) == 0
+
+
+async def test_a_stream_that_fails_leaves_nothing(store: ObjectStore) -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield LARGE
+        raise ValueError("a part is gone")
+
+    with pytest.raises(ValueError, match="a part is gone"):
+        await store.put_stream(SEGMENT, failing())
+
+    assert await store.list_objects() == []
+    assert await store.remove_leftovers(older_than_seconds=0) == 0
+
+
+async def test_a_stream_that_is_given_up_leaves_nothing(store: ObjectStore) -> None:
+    begun = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield LARGE
+        begun.set()
+        await asyncio.Event().wait()
+
+    putting = asyncio.create_task(store.put_stream(SEGMENT, endless()))
+    async with asyncio.timeout(20):
+        await begun.wait()
+    putting.cancel()
+    await asyncio.wait({putting})
+
+    assert putting.cancelled()
+    assert await store.list_objects() == []
+    assert await store.remove_leftovers(older_than_seconds=0) == 0
 
 
 @pytest.mark.parametrize("steps", [1, 3, 6, 12, 25])
@@ -193,5 +249,5 @@ async def test_a_vault_keeps_its_promises_on_it(store: ObjectStore, open_store: 
     assert loaded.unreadable == 1
     with pytest.raises(DamagedObjectError, match="missing"):
         await loaded.fetch("default", "key 3", None)
-    assert len(await store.names()) == 7
+    assert len(await store.list_objects()) == 7
     await other.close()

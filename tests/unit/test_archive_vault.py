@@ -445,14 +445,14 @@ async def test_the_sweep_removes_what_was_deleted_by_its_tag_and_in_the_end_the_
     await vault.keep(tombstone("", version="b1-02", tag="t"), b"")
 
     first = [entry.tag async for entry in vault.sweep()]
-    objects_after_first = len(await store.names())
+    objects_after_first = len(await store.list_objects())
     clock.advance(SETTINGS.tombstone_keep_seconds + 1)
     second = [entry.tag async for entry in vault.sweep()]
 
     assert first == [None]
     assert objects_after_first == 1
     assert second == ["t"]
-    assert await store.names() == []
+    assert await store.list_objects() == []
 
 
 async def test_a_newer_value_with_a_deleted_tag_is_kept(vault: Vault) -> None:

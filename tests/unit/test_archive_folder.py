@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from archive import segment
-from archive.index_entry import object_name
-from archive.store import HEAD_BYTES, FolderStore, StoreError
-from schemas.units import instant
-from tests.support.evictions import NOW_NS, FailingStore, evicted, folder_store
+from archive.folder import FolderStore
+from archive.store import StoredObject, StoreError
+from tests.support.evictions import FailingStore, folder_store
 
 NAME = "ab" * 32
 REPOSITORY = Path(__file__).parents[2]
@@ -38,7 +36,7 @@ asyncio.run(folder_store(Path(sys.argv[1])).put("ab" * 32, b"x" * 100_000))
 WRITE_BEYOND_LIMIT = """
 import asyncio, resource, sys
 from pathlib import Path
-from archive.store import StoreError
+from archive.store import StoredObject, StoreError
 from tests.support.evictions import folder_store
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -52,12 +50,12 @@ except StoreError as error:
 HANG_IN_EACH_WRITE = """
 import asyncio, os, sys, threading
 from pathlib import Path
-import archive.store
-from archive.store import StoreError
+import archive.folder
+from archive.store import StoredObject, StoreError
 from tests.support.evictions import folder_store
 
 os.fsync = lambda _descriptor: threading.Event().wait()
-archive.store.CALL_SECONDS = 0.2
+archive.folder.CALL_SECONDS = 0.2
 
 async def main():
     store = folder_store(Path(sys.argv[1]))
@@ -92,12 +90,12 @@ async def test_an_object_comes_back_until_it_is_deleted(store: FolderStore) -> N
     await store.put(NAME, b"first")
     await store.put(NAME, b"second")
     found = await store.get(NAME)
-    names = await store.names()
+    listed = await store.list_objects()
     await store.delete(NAME)
     await store.delete(NAME)
 
     assert found == b"second"
-    assert names == [NAME]
+    assert listed == [StoredObject(NAME, len(b"second"))]
     assert await store.get(NAME) is None
     assert list(store.folder.iterdir()) == []
 
@@ -114,7 +112,7 @@ async def test_only_this_user_may_read_the_archive(store: FolderStore) -> None:
     "name", ["../../etc/passwd", "/etc/passwd", "a/b", "", "AB" * 32, NAME + "\n"]
 )
 async def test_a_name_that_is_not_a_hash_reaches_nothing(store: FolderStore, name: str) -> None:
-    for call in (store.put(name, b""), store.get(name), store.delete(name), store.heads([name])):
+    for call in (store.put(name, b""), store.get(name), store.delete(name), store.stat(name)):
         with pytest.raises(ValueError, match="not an object name"):
             await call
 
@@ -126,7 +124,7 @@ async def test_a_damaged_object_is_put_aside_for_an_operator(store: FolderStore)
     await store.quarantine(NAME)
 
     assert await store.get(NAME) is None
-    assert await store.names() == []
+    assert await store.list_objects() == []
     assert (store.folder / f"{NAME}.damaged").read_bytes() == b"damaged"
 
 
@@ -134,23 +132,8 @@ async def test_other_programs_files_are_not_listed(store: FolderStore) -> None:
     (store.folder / "README").write_text("hello")
     (store.folder / "short.object").write_text("hello")
 
-    assert await store.names() == []
+    assert await store.list_objects() == []
     assert len(list(store.folder.iterdir())) == 2
-
-
-@pytest.mark.parametrize(
-    "key", [pytest.param("k", id="short header"), pytest.param("k" * 2 * HEAD_BYTES, id="long")]
-)
-async def test_a_head_holds_the_whole_header(store: FolderStore, key: str) -> None:
-    value = os.urandom(3 * HEAD_BYTES)
-    manifest = evicted(key, value)
-    content = segment.encode(manifest, value, stored_at=instant(NOW_NS), level=3, min_ratio=1.1)
-    await store.put(object_name(manifest), content)
-
-    (head,) = await store.heads([object_name(manifest), NAME])
-
-    assert segment.decode_header(head.start, head.object_bytes).manifest == manifest
-    assert len(head.start) < len(content)
 
 
 async def test_a_write_is_synced_before_it_is_renamed_and_the_folder_after(
@@ -184,10 +167,12 @@ async def test_a_kill_in_the_middle_of_a_write_leaves_no_object(store: FolderSto
         partial = [path.stat().st_size for path in store.folder.glob("*.tmp")]
         writer.send_signal(signal.SIGKILL)
 
-    names = await store.names()
+    young = await store.remove_leftovers()
+    old = await store.remove_leftovers(older_than_seconds=0)
 
     assert partial == [100_000]
-    assert names == [NAME]
+    assert (young, old) == (0, 1)
+    assert await store.list_objects() == [StoredObject(NAME, len(b"before"))]
     assert await store.get(NAME) == b"before"
     assert [path.name for path in store.folder.iterdir()] == [f"{NAME}.object"]
 
@@ -224,7 +209,7 @@ async def test_a_failure_says_what_to_do(store: FailingStore, code: int, advice:
 async def test_a_folder_that_is_gone_is_a_failure_and_not_a_miss(store: FolderStore) -> None:
     store.folder.rmdir()
 
-    for call in (store.get(NAME), store.put(NAME, b""), store.probe(), store.names()):
+    for call in (store.get(NAME), store.put(NAME, b""), store.probe(), store.list_objects()):
         with pytest.raises(StoreError, match="is not there"):
             await call
 
@@ -278,7 +263,7 @@ async def test_calls_given_up_behind_one_that_hangs_never_happen(
         hanging.set()
         may_go_on.wait()
 
-    monkeypatch.setattr("archive.store.CALL_SECONDS", 0.05)
+    monkeypatch.setattr("archive.folder.CALL_SECONDS", 0.05)
     monkeypatch.setattr(os, "fsync", hang)
     first = asyncio.create_task(store.put(NAME, b"first"))
     await asyncio.to_thread(hanging.wait)

@@ -1,0 +1,245 @@
+"""Objects as files of one folder."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterable, Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from archive.store import LEFTOVER_SECONDS, StoredObject, StoreError, check_name, is_name
+from schemas.protocols import BlockingCalls
+
+T = TypeVar("T")
+
+OBJECT_SUFFIX = ".object"
+TEMPORARY_SUFFIX = ".tmp"
+DAMAGED_SUFFIX = ".damaged"
+CALL_SECONDS = 30.0
+
+
+class FolderStore:
+    """Objects as files of one folder, on a file system of this machine.
+
+    A write goes to a temporary file in the same folder, is synced, renamed, and the folder is
+    synced: after `put` returns, the object survives a power cut. Names are hashes, checked here
+    too, so that nothing outside the folder can be reached. Each call has 30 s. Calls for one
+    object run in one of `threads`, in order, so one that comes back after its time was over
+    cannot undo a later one; `close` ends the threads.
+    """
+
+    def __init__(self, folder: Path, threads: Sequence[BlockingCalls]) -> None:
+        self.folder = folder
+        self.description = f"folder {folder}"
+        self._threads = threads
+
+    async def open(self) -> None:
+        """Create the folder (mode 0700) where it is missing, and try to write to it."""
+        await self._run(lambda: self.folder.mkdir(mode=0o700, parents=True, exist_ok=True))
+        await self.probe()
+
+    async def close(self) -> None:
+        """End the threads; calls under way finish."""
+        for thread in self._threads:
+            thread.close()
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Store durably; nothing of it is visible when it fails."""
+        target = self._path(name)
+        await self._run(lambda: self._write(target, content), name)
+
+    async def get(self, name: str) -> bytes | None:
+        """The whole object, or None."""
+        path = self._path(name)
+
+        def read() -> bytes | None:
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                self.folder.stat()  # an archive that was unmounted is a failure, not a miss
+                return None
+
+        return await self._run(read, name)
+
+    async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
+        """Store the concatenation of `pieces`; each is written before the next is asked for."""
+        target = self._path(name)
+        temporary = _temporary(target)
+        descriptor = await self._run(lambda: _create(temporary), name)
+        try:
+            async for piece in pieces:
+                await self._run(lambda piece=piece: _write_all(descriptor, piece), name)  # type: ignore[misc]
+            await self._run(lambda: os.fsync(descriptor), name)
+            await self._run(lambda: self._rename(temporary, target), name)
+        finally:
+            # Behind whatever of it still runs in the thread, which nobody awaits any more.
+            await asyncio.shield(self._run(lambda: _drop(descriptor, temporary), name))
+
+    async def get_range(self, name: str, first: int, end: int) -> bytes | None:
+        """Its bytes from `first` up to, not with, `end`; shorter where it ends; None: absent."""
+        path = self._path(name)
+
+        def read() -> bytes | None:
+            try:
+                with path.open("rb") as file:
+                    file.seek(first)
+                    return file.read(end - first)
+            except FileNotFoundError:
+                self.folder.stat()
+                return None
+
+        return await self._run(read, name)
+
+    async def stat(self, name: str) -> StoredObject | None:
+        """The object without its content, or None."""
+        path = self._path(name)
+
+        def look() -> StoredObject | None:
+            try:
+                return StoredObject(name, path.stat().st_size)
+            except FileNotFoundError:
+                self.folder.stat()
+                return None
+
+        return await self._run(look, name)
+
+    async def delete(self, name: str) -> None:
+        """Remove; absent is fine."""
+        path = self._path(name)
+        await self._run(lambda: path.unlink(missing_ok=True), name)
+
+    async def quarantine(self, name: str) -> None:
+        """Rename to `<name>.damaged`, for an operator to look at."""
+        path = self._path(name)
+
+        def rename() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(path.with_suffix(DAMAGED_SUFFIX))
+
+        await self._run(rename, name)
+
+    async def list_objects(self) -> list[StoredObject]:
+        """All objects, in no order."""
+        return await self._run(self._list)
+
+    async def remove_leftovers(self, older_than_seconds: float = LEFTOVER_SECONDS) -> int:
+        """Remove temporary files of writes that were interrupted that long ago."""
+
+        def remove() -> int:
+            before_seconds = time.time() - older_than_seconds
+            leftovers = [
+                path
+                for path in self.folder.glob(f"*{TEMPORARY_SUFFIX}")
+                if path.stat().st_mtime <= before_seconds
+            ]
+            for path in leftovers:
+                path.unlink(missing_ok=True)
+            return len(leftovers)
+
+        return await self._run(remove)
+
+    async def probe(self) -> str:
+        """Write, sync and delete a small file; returns how much room there is."""
+
+        def try_write() -> str:
+            path = self.folder / f"probe.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+            try:
+                _write_synced(path, b"probe")
+            finally:
+                path.unlink(missing_ok=True)
+            return f"{shutil.disk_usage(self.folder).free / 2**30:.1f} GiB free"
+
+        return await self._run(try_write)
+
+    async def _run(self, work: Callable[[], T], name: str = "00") -> T:
+        thread = self._threads[int(name[-2:], 16) % len(self._threads)]
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await thread.run(work)
+        except TimeoutError as error:
+            raise StoreError(
+                f"archive {self.description} did not answer within {CALL_SECONDS:g} s: "
+                "is its disk or network mount hanging?"
+            ) from error
+        except OSError as error:
+            raise StoreError(self._explain(error)) from error
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{check_name(name)}{OBJECT_SUFFIX}"
+
+    def _write(self, target: Path, content: bytes) -> None:
+        temporary = _temporary(target)
+        try:
+            _write_synced(temporary, content)
+            self._rename(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def _rename(self, temporary: Path, target: Path) -> None:
+        temporary.replace(target)
+        # The rename itself is durable only once the folder is.
+        _sync_folder(self.folder)
+
+    def _list(self) -> list[StoredObject]:
+        objects = []
+        with os.scandir(self.folder) as files:
+            for file in files:
+                name, _, suffix = file.name.partition(".")
+                if f".{suffix}" == OBJECT_SUFFIX and is_name(name):
+                    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                        objects.append(StoredObject(name, file.stat().st_size))
+        return objects
+
+    def _explain(self, error: OSError) -> str:
+        place = f"archive folder {self.folder}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{place} is full: make room there, or set archive.folder to another disk"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return f"{place} may not be written by this user: check its owner and mode (0700)"
+        if error.errno == errno.EROFS:
+            return f"{place} is on a file system mounted read-only"
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            return f"{place} is a file, or lies below one"
+        if error.errno == errno.ENOENT:
+            return f"{place} is not there: was it removed or unmounted?"
+        return f"{place}: {os.strerror(error.errno) if error.errno else error}"
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_suffix(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _drop(descriptor: int, temporary: Path) -> None:
+    os.close(descriptor)
+    temporary.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with open(_create(path), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

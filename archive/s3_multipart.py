@@ -1,0 +1,80 @@
+"""An upload to S3 of a length not known before, in parts, with a few MiB in memory."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from archive.store import StoreError
+
+PART_BYTES = 8 * 1024 * 1024
+"""S3 takes 5 MiB to 5 GiB and 10,000 parts: objects of up to 78 GiB."""
+PARTS_IN_FLIGHT = 4
+ABORT_SECONDS = 5.0
+
+Ask = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
+"""Makes one request with the client, under a deadline; raises StoreError."""
+
+
+async def upload(ask: Ask, bucket: str, key: str, pieces: AsyncIterable[bytes]) -> None:
+    """Store the concatenation of `pieces` under `key`; up to one part of it by a plain put.
+
+    Where anything fails, or the caller gives up, the upload is aborted: nothing of it is visible,
+    and nothing is left that costs money, unless the server cannot be reached for that either.
+    """
+    parts = _parts(pieces)
+    first = await anext(parts, b"")
+    if len(first) < PART_BYTES:
+        await ask(lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=first))
+        return
+    begun = await ask(lambda s3: s3.create_multipart_upload(Bucket=bucket, Key=key))
+    named = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
+    try:
+        done = await _send(ask, named, first, parts)
+        await ask(lambda s3: s3.complete_multipart_upload(MultipartUpload={"Parts": done}, **named))
+    except BaseException:
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(ABORT_SECONDS):
+                await asyncio.shield(
+                    asyncio.ensure_future(ask(lambda s3: s3.abort_multipart_upload(**named)))
+                )
+        raise
+
+
+async def _send(
+    ask: Ask, named: dict[str, str], first: bytes, rest: AsyncIterator[bytes]
+) -> list[dict[str, Any]]:
+    async def send(number: int, part: bytes) -> dict[str, Any]:
+        try:
+            answer = await ask(lambda s3: s3.upload_part(PartNumber=number, Body=part, **named))
+        finally:
+            slots.release()
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    slots = asyncio.Semaphore(PARTS_IN_FLIGHT)
+    try:
+        async with asyncio.TaskGroup() as group:
+            await slots.acquire()
+            sending = [group.create_task(send(1, first))]
+            async for part in rest:
+                await slots.acquire()
+                sending.append(group.create_task(send(len(sending) + 1, part)))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in sending]
+
+
+async def _parts(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """`pieces` cut anew: each part but the last is exactly `PART_BYTES` long."""
+    part = bytearray()
+    async for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            taken = rest[: PART_BYTES - len(part)]
+            part += taken
+            rest = rest[len(taken) :]
+            if len(part) == PART_BYTES:
+                yield bytes(part)
+                part = bytearray()
+    if part:
+        yield bytes(part)
