@@ -1,11 +1,39 @@
-"""Compression by content: zstd where it pays, else the bytes as they are."""
+"""Compression by content: zstd, for numbers after a byte shuffle, where it pays; else as it is.
+
+    name            stored bytes
+    raw             the value
+    zstd            one zstd frame of the value
+    shuffle2-zstd   one zstd frame of the shuffled value: first byte 0 of every 2-byte number, then
+                    byte 1 of every number, then what is left over; so the exponents of bf16 and
+                    fp16 stand together, which compress, apart from the mantissas, which do not
+    shuffle4-zstd   the same with 4-byte numbers (fp32)
+
+Names and layouts are for ever: what was stored by any release stays readable.
+"""
+
+from collections.abc import Iterator
 
 import zstandard
 
 RAW = "raw"
-ZSTD = "zstd"
+WIDTH_BYTES = {"zstd": 1, "shuffle2-zstd": 2, "shuffle4-zstd": 4}
+"""Codec to the size of the numbers it takes apart; 1 = bytes as they are."""
+CODEC_OF_DTYPE = {
+    "bfloat16": "shuffle2-zstd",
+    "bf16": "shuffle2-zstd",
+    "float16": "shuffle2-zstd",
+    "fp16": "shuffle2-zstd",
+    "half": "shuffle2-zstd",
+    "float32": "shuffle4-zstd",
+    "fp32": "shuffle4-zstd",
+    "float": "shuffle4-zstd",
+}
+SHUFFLED_LEVEL = 1
+"""Higher zstd levels find nothing more in exponents: measured 1.44 at level 1 and at level 3."""
 SAMPLE_PIECE_BYTES = 32 * 1024
 SAMPLE_PIECES = 4
+BLOCK_NUMBERS = 64 * 1024
+"""Shuffled in one step, which holds the interpreter's lock for well under a millisecond."""
 
 
 class CodecError(ValueError):
@@ -13,35 +41,64 @@ class CodecError(ValueError):
 
 
 def compress(
-    value: bytes | bytearray, *, level: int, min_ratio: float
+    value: bytes | bytearray, *, dtype: str = "", level: int, min_ratio: float
 ) -> tuple[str, bytes | bytearray]:
-    """`value` as (codec name, stored bytes).
+    """`value` as (codec name, stored bytes); blocks, so run it in a thread.
 
-    Raw when zstd would not shrink it by `min_ratio` (half-precision attention caches stay near
-    1.05). Large values are judged by a sample of 128 KiB from four places first, so that bytes
-    that do not compress cost little.
+    Raw where nothing shrinks it by `min_ratio`. With a known `dtype` (PyTorch's names, with or
+    without `torch.`, or bf16, fp16, fp32) that one's codec is used, else the one that shrinks a
+    sample most. Large values are judged by a sample of 128 KiB from four places, so that bytes
+    that do not compress cost little. `level` is that of zstd without shuffle.
     """
-    # A compressor must not be shared between threads; making one costs microseconds.
-    compressor = zstandard.ZstdCompressor(level=level)
     sample = _sample(value)
-    if len(sample) < len(value) and len(compressor.compress(sample)) * min_ratio > len(sample):
+    known = CODEC_OF_DTYPE.get(dtype.lower().removeprefix("torch."))
+    if known is not None:
+        codecs = [known]
+    elif sample.isascii():  # text: no numbers to take apart
+        codecs = ["zstd"]
+    else:
+        codecs = list(WIDTH_BYTES)
+    tried = {codec: compress_as(codec, sample, level) for codec in codecs}
+    best = min(codecs, key=lambda codec: len(tried[codec]))
+    if len(tried[best]) * min_ratio > len(sample):
         return RAW, value
-    compressed = compressor.compress(value)
+    if sample is value:
+        return best, tried[best]
+    compressed = compress_as(best, value, level)
     if len(compressed) * min_ratio > len(value):
         return RAW, value
-    return ZSTD, compressed
+    return best, compressed
+
+
+def compress_as(codec: str, value: bytes | bytearray, level: int) -> bytes:
+    """`value` by a codec of `WIDTH_BYTES`, whether it pays or not."""
+    width = WIDTH_BYTES[codec]
+    # A compressor must not be shared between threads; making one costs microseconds.
+    if width == 1:
+        return zstandard.ZstdCompressor(level=level).compress(value)
+    compressor = zstandard.ZstdCompressor(level=SHUFFLED_LEVEL).compressobj(size=len(value))
+    stored = []
+    count = len(value) // width
+    for byte in range(width):
+        for first, end in _steps(count):
+            stored.append(compressor.compress(value[first * width + byte : end * width : width]))
+        # A block has one table of frequencies: exponents and mantissas must not share it.
+        stored.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    stored.append(compressor.compress(value[count * width :]))
+    stored.append(compressor.flush())
+    return b"".join(stored)
 
 
 def decompress(codec: str, stored: bytes, *, size_bytes: int) -> bytes:
-    """The value behind `stored`, exactly `size_bytes` long; never allocates more than that.
+    """The value behind `stored`, exactly `size_bytes` long; never allocates more than twice that.
 
     Raises:
         CodecError: unknown codec, broken bytes, or another size.
     """
     if codec == RAW:
         value = stored
-    elif codec == ZSTD:
-        value = _decompress_zstd(stored, size_bytes)
+    elif codec in WIDTH_BYTES:
+        value = _unshuffle(_decompress_zstd(stored, size_bytes), WIDTH_BYTES[codec])
     else:
         raise CodecError(f"codec {codec!r} is unknown to this release")
     if len(value) != size_bytes:
@@ -59,10 +116,28 @@ def _decompress_zstd(stored: bytes, size_bytes: int) -> bytes:
         raise CodecError(f"zstd: {error}") from error
 
 
+def _unshuffle(planes: bytes, width: int) -> bytes:
+    if width == 1:
+        return planes
+    value = bytearray(planes)
+    count = len(planes) // width
+    for byte in range(width):
+        for first, end in _steps(count):
+            shuffled = planes[byte * count + first : byte * count + end]
+            value[first * width + byte : end * width : width] = shuffled
+    return bytes(value)
+
+
+def _steps(count: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, count, BLOCK_NUMBERS):
+        yield first, min(first + BLOCK_NUMBERS, count)
+
+
 def _sample(value: bytes | bytearray) -> bytes | bytearray:
     if len(value) <= 2 * SAMPLE_PIECES * SAMPLE_PIECE_BYTES:
         return value
-    step = (len(value) - SAMPLE_PIECE_BYTES) // (SAMPLE_PIECES - 1)
+    # Pieces start where a number may: at multiples of the largest width.
+    step = (len(value) - SAMPLE_PIECE_BYTES) // (SAMPLE_PIECES - 1) // 4 * 4
     return b"".join(
         value[start : start + SAMPLE_PIECE_BYTES] for start in range(0, step * SAMPLE_PIECES, step)
     )

@@ -53,7 +53,7 @@ class ObjectHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What stands before the payload: the manifest as it came, and how the value is stored."""
 
     manifest: Evicted
-    codec: Annotated[str, Meta(description="raw or zstd")]
+    codec: Annotated[str, Meta(description="how the payload holds the value: see `archive.codec`")]
     stored_at: Instant
     payload_bytes: Bytes
 
@@ -98,7 +98,9 @@ def encode(
     min_ratio: float,
 ) -> bytes:
     """The object for `value`, which `check_value` has accepted."""
-    codec_name, payload = codec.compress(value, level=level, min_ratio=min_ratio)
+    codec_name, payload = codec.compress(
+        value, dtype=manifest.meta.get("dtype", ""), level=level, min_ratio=min_ratio
+    )
     header = msgspec.json.encode(
         ObjectHeader(
             manifest=manifest, codec=codec_name, stored_at=stored_at, payload_bytes=len(payload)

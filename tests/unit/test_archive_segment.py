@@ -13,6 +13,7 @@ from archive.segment import ArchiveObjectError
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
 from tests.support.evictions import NOW_NS, evicted, tombstone
+from tests.support.tensors import bf16, fp32
 
 LAST = datetime.max.replace(tzinfo=UTC)
 WIRE = Path(__file__).parent.parent / "wire"
@@ -161,6 +162,8 @@ def test_the_expiry_follows_from_the_manifest(manifest: Evicted, expected_ns: in
     [
         pytest.param("archive_v1_zstd.bin", b"The quick brown fox. " * 20, id="zstd"),
         pytest.param("archive_v1_raw.bin", bytes(range(256)), id="raw"),
+        pytest.param("archive_v1_shuffle2-zstd.bin", bf16(1001) + b"x", id="bf16"),
+        pytest.param("archive_v1_shuffle4-zstd.bin", fp32(1001) + b"xyz", id="fp32"),
         pytest.param("archive_v1_tombstone.bin", b"", id="tombstone"),
     ],
 )
@@ -168,10 +171,19 @@ def test_objects_written_by_earlier_releases_are_read(file: str, value: bytes) -
     header, found = segment.decode((WIRE / file).read_bytes())
 
     assert found == value
-    assert header.codec == ("zstd" if "zstd" in file else "raw")
+    assert header.codec == file.removesuffix(".bin").replace("tombstone", "raw").split("_")[2]
     assert header.manifest.key == "golden/ключ"
     assert header.manifest.tombstone is ("tombstone" in file)
     assert header.manifest.tags == ["a", "b"]
+
+
+def test_the_writers_dtype_decides_the_codec() -> None:
+    value = b"long" * 100
+
+    header, found = segment.decode(encode(evicted(value=value, meta={"dtype": "bf16"}), value))
+
+    assert header.codec == "shuffle2-zstd"
+    assert found == value
 
 
 def test_fields_of_newer_releases_in_a_header_are_ignored() -> None:
