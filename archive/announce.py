@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 import structlog
 
 from archive.index_entry import IndexEntry
+from archive.store import StoreError
 from schemas.archive import ArchiveFailed, Expired, Restored, Stored
 from schemas.message import Message
 from schemas.protocols import Clock, Publisher, PublishError
@@ -80,16 +81,16 @@ class Announcer:
             )
         )
 
-    async def store_failed(self, namespace: str, key: str, version: str, error: str) -> None:
-        """Count that a value could not be stored now; log and say it at most once a minute."""
-        self.counts[namespace]["failed_total"] += 1
+    async def store_failed(self, entry: IndexEntry, error: StoreError) -> None:
+        """Count that entries could not be stored now; log and say it at most once a minute."""
+        self.counts[entry.namespace]["failed_total"] += 1
         now_ns = self._clock()
         last_ns = self._store_failure_ns
         if last_ns is not None and now_ns - last_ns < STORE_FAILURE_EVERY_NS:
             return
         self._store_failure_ns = now_ns
-        log.error("archive_store_failed", error=error)
-        await self._failed(namespace, key, version, error)
+        log.error("archive_store_failed", error=str(error))
+        await self._failed(entry.namespace, entry.key, entry.version, str(error))
 
     async def damaged(self, entry: IndexEntry, error: str) -> None:
         """Say and count that a stored value cannot be read any more."""

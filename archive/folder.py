@@ -47,7 +47,7 @@ class FolderStore:
         for thread in self._threads:
             thread.close()
 
-    async def put(self, name: str, content: bytes) -> None:
+    async def put(self, name: str, content: bytes | bytearray) -> None:
         """Store durably; nothing of it is visible when it fails."""
         target = self._path(name)
         await self._run(lambda: self._write(target, content), name)
@@ -171,7 +171,7 @@ class FolderStore:
     def _path(self, name: str) -> Path:
         return self.folder / f"{check_name(name)}{OBJECT_SUFFIX}"
 
-    def _write(self, target: Path, content: bytes) -> None:
+    def _write(self, target: Path, content: bytes | bytearray) -> None:
         temporary = _temporary(target)
         try:
             _write_synced(temporary, content)
@@ -230,7 +230,7 @@ def _drop(descriptor: int, temporary: Path) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write_synced(path: Path, content: bytes | bytearray) -> None:
     with open(_create(path), "wb") as file:
         file.write(content)
         file.flush()

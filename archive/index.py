@@ -1,32 +1,48 @@
-"""What one namespace of the archive holds, in RAM; rebuilt from the objects' headers at start."""
+"""What one namespace of the archive holds, in RAM."""
 
-import dataclasses
 import heapq
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import msgspec
 
 from archive.index_entry import LEAST_SCORE, IndexEntry, Order
+from archive.ledger import Ledger
 from archive.ranking import Ranking
+
+
+class _Older(NamedTuple):
+    """Of values of a key that may still be stored: when the last expires, and was outdated."""
+
+    until_ns: float
+    since_ns: int
 
 
 class NamespaceIndex:
     """The newest version of each key, and the newest generation seen.
 
-    Lookups and changes are O(1), with a budget O(log n); `due`, `hashes` and `listing` walk all
-    entries. About 600 bytes and the key for each entry.
+    Lookups and changes are O(1), with a budget O(log n); `due`, `guards`, `hashes` and `listing`
+    walk all entries.
+
+    What is not the newest any more may lie in its segment for long, and a value there would be
+    readable again were its successor forgotten: `retire` sees to that.
 
     Args:
-        budget_bytes: what the objects of its values may take together; 0 = no limit.
+        budget_bytes: what its values may take of the store together; 0 = no limit.
+        ledger: is told what of each segment is needed.
     """
 
-    def __init__(self, budget_bytes: int = 0) -> None:
+    def __init__(self, budget_bytes: int = 0, ledger: Ledger | None = None) -> None:
         self.budget_bytes = budget_bytes
         self.generation = 0
         self.tombstones = 0
         self.size_bytes = 0
         self.object_bytes = 0
+        self._ledger = ledger or Ledger()
         self._tombstone_bytes = 0
         self._entries: dict[str, IndexEntry] = {}
-        self._superseding: set[str] = set()
+        self._older: dict[str, _Older] = {}
         self._ranking = Ranking(lambda entry: self._entries.get(entry.key) is entry)
         self._tags: dict[str, IndexEntry] = {}
 
@@ -56,27 +72,38 @@ class NamespaceIndex:
         """Whether a value of this order with these tags was deleted by one of them."""
         return any(tag in self._tags and order < self._tags[tag].order for tag in tags)
 
+    def deleted_ns(self, entry: IndexEntry) -> int | None:
+        """When a deletion of one of its tags was stored; None: there was none of this value."""
+        instants = (
+            self._tags[tag].stored_ns
+            for tag in entry.tags
+            if tag in self._tags and entry.order < self._tags[tag].order
+        )
+        return min(instants, default=None)
+
     def put(self, entry: IndexEntry) -> IndexEntry | None:
-        """Add a version; returns the loser of the comparison, whose object is not needed."""
+        """Add a version; returns the loser of the comparison, which is not needed any more."""
         self.saw_generation(entry.generation)
         entries, name = self._place(entry)
         known = entries.get(name)
-        if known is not None and known.covers(entry.order, entry.expires_ns):
-            return entry
-        if known is not None:
+        if known is None:
+            self._add(entry)
+            return None
+        loser, winner = (
+            (entry, known) if known.covers(entry.order, entry.expires_ns) else (known, entry)
+        )
+        if loser is known:
             self._count(known, -1)
-            if known.order != entry.order and entry.tag is None:
-                self._superseding.add(entry.key)
-        self._add(entry)
-        return known
+            self._add(entry)
+        if not loser.tombstone:
+            self._note_older(loser, winner.stored_ns)
+        return loser
 
     def remove(self, entry: IndexEntry) -> None:
         """Forget `entry`, unless a newer version took its place."""
         if self.holds(entry):
             entries, name = self._place(entry)
             del entries[name]
-            if entry.tag is None:
-                self._superseding.discard(entry.key)
             self._count(entry, -1)
 
     def holds(self, entry: IndexEntry) -> bool:
@@ -84,22 +111,42 @@ class NamespaceIndex:
         entries, name = self._place(entry)
         return entries.get(name) is entry
 
-    def replace_by_tombstone(self, entry: IndexEntry) -> None:
-        """Keep only the memory that versions below are gone: the object is damaged."""
-        generation, version, _ = entry.order
-        if self._entries.get(entry.key) is entry:
-            self.remove(entry)
-            self.put(
-                dataclasses.replace(
-                    entry, order=(generation, version, False), size_bytes=0, object_bytes=0
-                )
+    def older_until_ns(self, key: str) -> float:
+        """When the last value expires that the newest of `key` took the place of; 0: none did."""
+        older = self._older.get(key)
+        return 0 if older is None else older.until_ns
+
+    def retire(self, entry: IndexEntry, since_ns: int, now_ns: int, *, guard: bool = False) -> None:
+        """Give up a value, which something stored at `since_ns` has outdated.
+
+        With `guard`, or where an older value of its key is still stored and has not expired, it
+        goes on to say that lower versions are gone.
+        """
+        guard = guard or self.older_until_ns(entry.key) > now_ns
+        if not entry.is_expired(now_ns):
+            self._note_older(entry, since_ns)
+        if guard:
+            self.replace(
+                entry,
+                msgspec.structs.replace(entry, tombstone=True, size_bytes=0, object_bytes=0),
             )
+        else:
+            self.remove(entry)
+
+    def forget_older(self, before_ns: int) -> None:
+        """No segment holds any more what was outdated before that instant."""
+        for key in [key for key, older in self._older.items() if older.since_ns < before_ns]:
+            del self._older[key]
+
+    def replace(self, entry: IndexEntry, by: IndexEntry) -> None:
+        """Have `by`, which is the same version, in the place of `entry`, unless that has left."""
+        if self.holds(entry):
+            self._count(entry, -1)
+            self._add(by)
 
     def use(self, entry: IndexEntry, score: float, used_ns: int) -> None:
         """The value is worth something else from now on; the object keeps the old figures."""
-        if self._entries.get(entry.key) is entry:
-            self._count(entry, -1)
-            self._add(dataclasses.replace(entry, score=score, used_ns=used_ns))
+        self.replace(entry, msgspec.structs.replace(entry, score=score, used_ns=used_ns))
 
     def hand_out(self, entry: IndexEntry) -> None:
         """The cache has the value in RAM: here it goes first, until it is evicted again."""
@@ -111,29 +158,27 @@ class NamespaceIndex:
             return None
         return self._ranking.least(now_ns)
 
-    def took_a_place(self, key: str) -> bool:
-        """Whether an older version of `key` was here before the one that is here now."""
-        return key in self._superseding
-
     @property
     def value_object_bytes(self) -> int:
-        """Bytes of the objects that hold values: what the budget bounds."""
+        """What values take of the store: what the budget bounds."""
         return self.object_bytes - self._tombstone_bytes
 
-    def due(self, now_ns: int, tombstones_before_ns: int) -> list[IndexEntry]:
-        """Expired, cleared and deleted values, and tombstones stored before that instant.
-
-        Values stand first: the tombstone of a tag is not needed once they are gone.
-        """
+    def due(self, now_ns: int) -> list[IndexEntry]:
+        """Expired, cleared and deleted values."""
         return [
             entry
-            for entry in (*self._entries.values(), *self._tags.values())
-            if (
-                entry.stored_ns < tombstones_before_ns
-                if entry.tombstone
-                else not self._is_live(entry, now_ns)
-            )
+            for entry in self._entries.values()
+            if not entry.tombstone and not self._is_live(entry, now_ns)
         ]
+
+    def all(self) -> Iterator[IndexEntry]:
+        """Every entry, tombstones too."""
+        yield from self._entries.values()
+        yield from self._tags.values()
+
+    def guards(self, before_ns: int) -> list[IndexEntry]:
+        """Tombstones that were stored before that instant."""
+        return [entry for entry in self.all() if entry.tombstone and entry.stored_ns < before_ns]
 
     def hashes(self, after: bytes, limit: int, now_ns: int) -> list[bytes]:
         """Hashes of the keys that can be returned, sorted, above `after`, at most `limit`."""
@@ -152,6 +197,14 @@ class NamespaceIndex:
             if entry.key > after and entry.key.startswith(prefix) and self._is_live(entry, now_ns)
         )
         return heapq.nsmallest(limit, wanted, key=lambda entry: entry.key)
+
+    def _note_older(self, value: IndexEntry, since_ns: int) -> None:
+        self._ledger.shadow(value, since_ns)
+        until_ns = math.inf if value.expires_ns is None else value.expires_ns
+        known = self._older.get(value.key, _Older(0, 0))
+        self._older[value.key] = _Older(
+            max(known.until_ns, until_ns), max(known.since_ns, since_ns)
+        )
 
     def _is_live(self, entry: IndexEntry, now_ns: int) -> bool:
         return (
@@ -174,6 +227,7 @@ class NamespaceIndex:
         return (self._entries, entry.key) if entry.tag is None else (self._tags, entry.tag)
 
     def _count(self, entry: IndexEntry, sign: int) -> None:
+        self._ledger.count(entry, sign)
         self._tombstone_bytes += sign * entry.object_bytes * entry.tombstone
         self.tombstones += sign * entry.tombstone
         self.size_bytes += sign * entry.size_bytes

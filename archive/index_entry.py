@@ -1,12 +1,11 @@
 """One archived version of a key, as the index holds it."""
 
-import dataclasses
 import hashlib
 import sys
 
 import msgspec
 
-from archive.segment import ObjectHeader, expires_ns
+from archive.frame import LAST_NS, FrameHeader, expires_ns
 from schemas.cache import Evicted
 from schemas.units import to_ns
 
@@ -48,64 +47,75 @@ def score_of(manifest: Evicted) -> float:
 
 def used_ns(manifest: Evicted) -> int:
     """When the value was last asked for; its eviction where that is not known."""
-    return to_ns(manifest.last_accessed or manifest.evicted_at)
+    return min(to_ns(manifest.last_accessed or manifest.evicted_at), LAST_NS)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class IndexEntry:
+class IndexEntry(msgspec.Struct, frozen=True, gc=False):
     """The newest archived version of a key. Instants are Unix nanoseconds.
 
-    `score` is above 0, `used_ns` the last access. `tag` set: the tombstone of that tag, no key's.
+    It lies in the object `segment`, `object_bytes` from `first` on; 0 of them: its value was
+    given up, and it only says that lower versions are gone. `score` is above 0, `used_ns` the
+    last access. `tag` set: the tombstone of that tag, no key's. `follows`: older versions of its
+    key were here before, or may have been.
+
+    A record of a segment's footer holds the fields from `namespace` to `follows`, in order; new
+    fields come behind them.
     """
 
+    segment: str
     namespace: str
     key: str
-    order: Order
-    name: str
+    generation: int
+    version: str
+    tombstone: bool
     size_bytes: int
+    first: int
     object_bytes: int
     stored_ns: int
     expires_ns: int | None
-    hash: bytes
     score: float
     used_ns: int
-    tags: tuple[str, ...] = ()
-    tag: str | None = None
+    tags: tuple[str, ...]
+    tag: str | None
+    follows: bool
+    hash: bytes
 
     @classmethod
-    def of(cls, header: ObjectHeader, object_bytes: int) -> "IndexEntry":
-        """The entry for an object with this header."""
+    def of(
+        cls,
+        header: FrameHeader,
+        object_bytes: int,
+        *,
+        segment: str = "",
+        first: int = 0,
+        follows: bool = True,
+    ) -> "IndexEntry":
+        """The entry for a frame with this header; without `segment`, an object of its own."""
         manifest = header.manifest
         return cls(
-            namespace=manifest.namespace,
+            segment=segment or object_name(manifest),
+            namespace=sys.intern(manifest.namespace),
             key=manifest.key,
-            order=order(manifest),
-            name=object_name(manifest),
+            generation=manifest.generation,
+            version=manifest.version,
+            tombstone=manifest.tombstone,
             size_bytes=manifest.size_bytes,
+            first=first,
             object_bytes=object_bytes,
             stored_ns=to_ns(header.stored_at),
             expires_ns=expires_ns(manifest),
-            hash=key_hash(manifest.key),
             score=score_of(manifest),
             used_ns=used_ns(manifest),
             tags=tuple(map(sys.intern, manifest.tags)),
             tag=manifest.tag,
+            follows=follows,
+            hash=key_hash(manifest.key),
         )
 
     @property
-    def generation(self) -> int:
-        """The generation of the namespace it was evicted in."""
-        return self.order[0]
-
-    @property
-    def version(self) -> str:
-        """The entry's version."""
-        return self.order[1]
-
-    @property
-    def tombstone(self) -> bool:
-        """Whether it only says that lower versions are gone."""
-        return not self.order[2]
+    def order(self) -> Order:
+        """Sorts the versions of a key, see `order`."""
+        return self.generation, self.version, not self.tombstone
 
     def is_expired(self, now_ns: int) -> bool:
         """Whether its time is over: exactly at its expiry it is."""
@@ -121,3 +131,34 @@ class IndexEntry:
         The same version comes again with a later expiry when it was restored and evicted anew.
         """
         return self.order > order or (self.order == order and self.outlives(until_ns))
+
+
+_Record = msgspec.defstruct(
+    "_Record",
+    [(field.name, field.type) for field in msgspec.structs.fields(IndexEntry)[1:-1]],
+    array_like=True,
+)
+_encode_record = msgspec.msgpack.Encoder().encode
+_decode_records = msgspec.msgpack.Decoder(list[_Record]).decode  # type: ignore[valid-type]
+
+
+def record_of(entry: IndexEntry) -> msgspec.Raw:
+    """What a footer says of `entry`."""
+    return msgspec.Raw(_encode_record(msgspec.structs.astuple(entry)[1:-1]))
+
+
+def read_records(segment: str, records: bytes) -> list[IndexEntry]:
+    """The entries of a segment's footer.
+
+    Raises:
+        msgspec.MsgspecError: it is no list of records.
+    """
+    entries = []
+    for record in map(msgspec.structs.astuple, _decode_records(records)):
+        fields = [segment, *record, key_hash(record[1])]
+        entry = IndexEntry(*fields)
+        # One copy in memory of what thousands have in common.
+        msgspec.structs.force_setattr(entry, "namespace", sys.intern(entry.namespace))
+        msgspec.structs.force_setattr(entry, "tags", tuple(map(sys.intern, entry.tags)))
+        entries.append(entry)
+    return entries

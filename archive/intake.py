@@ -2,19 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 
 import msgspec
 import structlog
 
-from archive import segment
+from archive import frame
 from archive.announce import Announcer
 from archive.index_entry import IndexEntry
 from archive.parts import Parts
 from archive.settings import ArchiveSettings
-from archive.store import StoreError
 from archive.vault import Outcome, Vault
-from schemas.cache import EVICTED_HEADER, Evicted, decode_header
+from schemas.cache import EVICTED_HEADER, INLINE_LIMIT_BYTES, Evicted, decode_header
 from schemas.message import UNDECODABLE
 from schemas.protocols import Delivery, Lease, PublishError, WorkItem, WorkQueue
 
@@ -46,7 +44,7 @@ def read_manifest(delivery: Delivery) -> Evicted:
     if manifest.namespace != namespace:
         raise ValueError(f"manifest is of namespace {manifest.namespace}, not {namespace}")
     if not manifest.parts:
-        segment.check_value(manifest, delivery.payload)
+        frame.check_value(manifest, delivery.payload)
     elif delivery.payload or (manifest.eviction is None):
         raise ValueError("a manifest of parts has a payload, or does not name its eviction")
     return manifest
@@ -62,10 +60,9 @@ class Intake:
 
     At least once from the stream, once in the store: an eviction is acknowledged after it is
     durable, indexed and announced, so a crash in between repeats it, and repeating is harmless.
-    At most `in_flight` values are in memory, and one of those that came in parts, which is read
-    only where it is to be stored; its parts are removed once it is settled. While the store
-    fails, items go back with a growing delay and are tried one at a time: nothing is lost, and
-    the stream holds the rest.
+    At most `in_flight` evictions, of `in_flight_bytes`, are being handled, and one of those that
+    came in parts, which is read only where it is to be stored; its parts are removed once it is
+    settled. While the store fails they are held, and the stream holds the rest.
     """
 
     def __init__(
@@ -82,8 +79,9 @@ class Intake:
         self._queue = queue
         self._announcer = announcer
         self._settings = settings
-        self._running: set[asyncio.Task[None]] = set()
-        self.store_error = ""
+        self._running: dict[asyncio.Task[None], WorkItem] = {}
+        self._bytes = 0
+        self._some_done = asyncio.Event()
         self.queue_error = ""
 
     @property
@@ -92,24 +90,49 @@ class Intake:
         return len(self._running)
 
     async def run(self, lease: Lease, stopping: asyncio.Event) -> None:
-        """Work until `stopping` is set or the lease is lost; what is in flight is finished."""
+        """Work until `stopping` is set, and finish what is in flight; or until the lease is lost.
+
+        What is in flight then stays unsettled and comes again, to the next owner.
+        """
         try:
             await self._queue.take_over(STREAM, CONSUMER)
         except PublishError as error:
             log.warning("evictions_not_taken_over", error=str(error))  # they come, only later
         async with asyncio.TaskGroup() as group:
-            while lease.held and not stopping.is_set():
-                if self.store_error or self.queue_error:
-                    await _wait(stopping, self._settings.retry_seconds)
-                limit = 1 if self.store_error else self._settings.in_flight
-                while len(self._running) >= limit:
-                    await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-                for item in await self._take(limit - len(self._running)):
-                    task = group.create_task(self._settle(item, lease))
-                    self._running.add(task)
-                    task.add_done_callback(self._running.discard)
+            extending = group.create_task(self._extend_regularly())
+            try:
+                while lease.held and not stopping.is_set():
+                    if self.queue_error:
+                        await _wait(stopping, self._settings.retry_seconds)
+                    if len(self._running) >= self._settings.in_flight or not self._fits(1):
+                        await self._wait_for_room()
+                        continue
+                    for item in await self._take():
+                        self._begin(group, item, lease)
+            finally:
+                extending.cancel()
+            self._vault.packer.flush()
+            while self._running:
+                if not lease.held:
+                    for task in self._running:
+                        task.cancel()
+                await self._wait_for_room()
 
-    async def _take(self, batch: int) -> list[WorkItem]:
+    def _fits(self, size_bytes: int) -> bool:
+        return not self._bytes or self._bytes + size_bytes <= self._settings.in_flight_bytes
+
+    async def _wait_for_room(self) -> None:
+        """Return when something was settled, or soon."""
+        self._vault.packer.hurry()
+        self._some_done.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TAKE_SECONDS):
+                await self._some_done.wait()
+
+    async def _take(self) -> list[WorkItem]:
+        free = self._settings.in_flight - len(self._running)
+        free_bytes = self._settings.in_flight_bytes - self._bytes
+        batch = max(1, min(free, free_bytes // INLINE_LIMIT_BYTES))
         try:
             items = await self._queue.take(STREAM, CONSUMER, batch=batch, wait_seconds=TAKE_SECONDS)
         except PublishError as error:
@@ -120,12 +143,30 @@ class Intake:
         self.queue_error = ""
         return list(items)
 
+    def _begin(self, group: asyncio.TaskGroup, item: WorkItem, lease: Lease) -> None:
+        size_bytes = len(item.delivery.payload)
+        task = group.create_task(self._settle(item, lease))
+        self._running[task] = item
+        self._bytes += size_bytes
+
+        def done(task: asyncio.Task[None]) -> None:
+            del self._running[task]
+            self._bytes -= size_bytes
+            self._some_done.set()
+
+        task.add_done_callback(done)
+
+    async def _extend_regularly(self) -> None:
+        """Keep what is in flight from being given to another worker, however long it takes."""
+        while True:
+            await asyncio.sleep(EXTEND_SECONDS)
+            for item in list(self._running.values()):
+                with contextlib.suppress(PublishError):  # then it may come again: harmless
+                    await item.extend()
+
     async def _settle(self, item: WorkItem, lease: Lease) -> None:
         try:
-            if lease.held:
-                await self._handle(item, lease)
-            else:
-                await item.retry(0)
+            await self._handle(item, lease)
         except PublishError as error:
             # Not settled, so it comes again.
             self._announcer.counts[namespace_of(item.delivery)]["unconfirmed_total"] += 1
@@ -135,26 +176,11 @@ class Intake:
         counts = self._announcer.counts[namespace_of(item.delivery)]
         try:
             manifest = read_manifest(item.delivery)
-        except ValueError as error:
-            await item.dead(str(error))
-            counts["dead_total"] += 1
-            return
-        try:
             outcome, entry = await self._keep(manifest, item)
         except ValueError as error:
             await item.dead(str(error))
             counts["dead_total"] += 1
             return
-        except StoreError as error:
-            self.store_error = str(error)
-            await item.retry(self._retry_seconds(item.attempt))
-            await self._announcer.store_failed(
-                manifest.namespace, manifest.key, manifest.version, str(error)
-            )
-            return
-        if self.store_error:
-            log.info("archive_store_recovered")
-            self.store_error = ""
         if not lease.held:
             # Another owner may have read its index before this was in the store: it must hear
             # of it too, so the item stays unsettled and comes again.
@@ -171,29 +197,20 @@ class Intake:
     async def _keep(self, manifest: Evicted, item: WorkItem) -> tuple[Outcome, IndexEntry | None]:
         if not manifest.parts or manifest.tombstone:
             return await self._vault.keep(manifest, item.delivery.payload)
-        async with _extended(item), self._large:
-            return await self._vault.keep(manifest, lambda: self._parts.read(manifest))
-
-    def _retry_seconds(self, attempt: int) -> float:
-        doublings = min(attempt - 1, 30)
-        return min(self._settings.retry_max_seconds, self._settings.retry_seconds * 2.0**doublings)
-
-
-@contextlib.asynccontextmanager
-async def _extended(item: WorkItem) -> AsyncIterator[None]:
-    """Keep the item from being given to another worker, however long the body takes."""
-
-    async def extend() -> None:
-        while True:
-            await asyncio.sleep(EXTEND_SECONDS)
-            with contextlib.suppress(PublishError):  # then it may come again, which is harmless
-                await item.extend()
-
-    extending = asyncio.create_task(extend())
-    try:
-        yield
-    finally:
-        extending.cancel()
+        async with self._large:
+            while not self._fits(manifest.size_bytes):
+                await self._wait_for_room()
+            self._bytes += manifest.size_bytes
+            try:
+                packed = await self._vault.pack(manifest, lambda: self._parts.read(manifest))
+            except BaseException:
+                self._bytes -= manifest.size_bytes
+                raise
+        try:
+            return await self._vault.settled(packed)
+        finally:
+            self._bytes -= manifest.size_bytes
+            self._some_done.set()
 
 
 async def _wait(stopping: asyncio.Event, seconds: float) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import structlog
 
-from archive import segment
+from archive import frame
 from schemas.cache import PARTS_IN_FLIGHT, Evicted, part_count, part_range
 from schemas.protocols import PartStream, PublishError
 
@@ -48,7 +48,7 @@ class Parts:
                     group.create_task(read_some())
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        await asyncio.to_thread(segment.check_value, manifest, value)
+        await asyncio.to_thread(frame.check_value, manifest, value)
         return value
 
     async def remove(self, manifest: Evicted) -> None:

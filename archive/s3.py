@@ -80,7 +80,7 @@ class S3Store:
         """Close all connections."""
         await self._closing.aclose()
 
-    async def put(self, name: str, content: bytes) -> None:
+    async def put(self, name: str, content: bytes | bytearray) -> None:
         """Store durably; an object of that name is replaced."""
         key = self._key(name)
         await self._ask(lambda s3: s3.put_object(Bucket=self._bucket, Key=key, Body=content))

@@ -1,171 +1,148 @@
-"""The layout of one archived object: prefix, JSON header, payload. Pure: bytes in, bytes out.
+"""A segment: many frames in one object, and a footer that lists them. Pure: bytes in, bytes out.
 
-    offset  size  content
-    0       8     `FLEETARC`
-    8       2     format, big endian (1)
-    10      4     length of the header in bytes, big endian
-    14      8     BLAKE2b of the 14 bytes before and of the header
-    22      n     header: JSON, `ObjectHeader`
-    22+n    m     payload: the value, compressed as the header says; none for a tombstone
+    frames, one behind the other (`archive.frame`, format 2, sealed with the segment's id)
+    footer:  zstd of a MessagePack array of records (`archive.index_entry.IndexEntry`)
+    trailer: 8   `FLEETEND`
+             2   format, big endian (2)
+             4   length of the footer in bytes, big endian
+             4   its length before compression, big endian
+             8   BLAKE2b, keyed with the segment's id, of the 18 bytes before and of the footer
 
-The header says how long the payload is, and the manifest in it carries the digest of the value,
-so a truncated or changed object never gives wrong bytes. Objects of format 1 stay readable.
+A segment's name is its TTL class, `-`, and its id, 128 random bits in hexadecimal: everything in
+it may be forgotten when the class's days since it was written are over; of class `ever`, never.
+Footer and trailer together are also its record in the index bucket. They are at most
+`MAX_FOOTER_BYTES`, so a record fits into a message. Without a readable footer the frames are found
+by walking. An object of format 1, whose name is a SHA-256, is one frame without a footer.
 """
 
 import hashlib
+import secrets
 import struct
-from datetime import UTC, datetime
-from typing import Annotated
+from collections.abc import Iterator, Sequence
 
 import msgspec
-from msgspec import Meta
 
-from archive import codec
-from schemas.cache import Evicted
-from schemas.digest import digest_of
-from schemas.message import UNDECODABLE
-from schemas.units import SECOND_NS, Bytes, Instant, to_ns
+from archive import codec, frame
+from archive.frame import ArchiveObjectError
+from archive.index_entry import IndexEntry, object_name, read_records
+from schemas.units import SECOND_NS
 
-MAGIC = b"FLEETARC"
-FORMAT = 1
-MAX_HEADER_BYTES = 4 * 1024 * 1024
-_PREFIX = struct.Struct(">8sHI8s")
-PREFIX_BYTES = _PREFIX.size
-_CHECKED_BYTES = PREFIX_BYTES - 8
-_LAST_NS = to_ns(datetime.max.replace(tzinfo=UTC))
-"""What ends later is for ever: that is beyond the calendar (year 9999)."""
-
-
-class ArchiveObjectError(Exception):
-    """Bytes in the store that cannot be read as an archived object.
-
-    `foreign`: another program's file, or written by a newer release: not ours to touch. Otherwise
-    an object of ours that is damaged. `reason` says what is wrong, without paths.
-    """
-
-    def __init__(self, reason: str, *, foreign: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.foreign = foreign
+FORMAT = 2
+ID_DIGITS = 32
+DAY_NS = 86400 * SECOND_NS
+CLASS_DAYS = {"1d": 1, "3d": 3, "7d": 7, "30d": 30, "90d": 90}
+EVER = "ever"
+MAX_RECORDS_BYTES = 480 * 1024
+"""Of records in one segment, but for the last one."""
+MAX_FOOTER_BYTES = 512 * 1024
+TAIL_BYTES = 64 * 1024
+"""Read at first for a footer: that of some thousand short records."""
+FOOTER_LEVEL = 3
+_MAGIC = b"FLEETEND"
+_TRAILER = struct.Struct(">8sHII8s")
+_CHECKED_BYTES = _TRAILER.size - 8
 
 
-class ObjectHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands before the payload: the manifest as it came, and how the value is stored."""
-
-    manifest: Evicted
-    codec: Annotated[str, Meta(description="how the payload holds the value: see `archive.codec`")]
-    stored_at: Instant
-    payload_bytes: Bytes
+def new_name(ttl_class: str) -> str:
+    """The name of a new segment."""
+    return f"{ttl_class}-{secrets.token_hex(ID_DIGITS // 2)}"
 
 
-_decode_header = msgspec.json.Decoder(ObjectHeader).decode
+def class_of(name: str) -> str:
+    """The TTL class of the segment of this name."""
+    return name.partition("-")[0]
 
 
-def check_value(manifest: Evicted, value: bytes | bytearray) -> None:
-    """Compare `value` with what `manifest` says of it.
-
-    Raises:
-        ValueError: wrong size, wrong digest, or a tombstone with a value.
-    """
-    if len(value) != manifest.size_bytes:
-        raise ValueError(f"value is {len(value)} bytes, its manifest says {manifest.size_bytes}")
-    if manifest.tombstone:
-        if value:
-            raise ValueError("a tombstone carries a value")
-    elif digest_of(value, like=manifest.digest) != manifest.digest:
-        raise ValueError("value does not match the digest in its manifest")
+def seal_of(name: str) -> bytes:
+    """What the frames of the object of this name are sealed with; nothing in format 1."""
+    return bytes.fromhex(name[-ID_DIGITS:]) if "-" in name else b""
 
 
-def expires_ns(manifest: Evicted) -> int | None:
-    """The instant (Unix nanoseconds) from which the value must not be returned; None = never."""
-    if manifest.tombstone:
-        return None
-    if manifest.expires_at is not None:
-        ns = to_ns(manifest.expires_at)
-    elif manifest.ttl_seconds is None or manifest.ttl_seconds * SECOND_NS > _LAST_NS:
-        return None
-    else:
-        ns = to_ns(manifest.evicted_at) + int(manifest.ttl_seconds * SECOND_NS)
-    return None if ns > _LAST_NS else ns
+def ttl_class(now_ns: int, until_ns: float) -> str:
+    """The shortest class that lasts from `now_ns` until then, which may be infinite."""
+    for name, days in CLASS_DAYS.items():
+        if until_ns <= now_ns + days * DAY_NS:
+            return name
+    return EVER
 
 
-def encode(
-    manifest: Evicted,
-    value: bytes | bytearray,
-    *,
-    stored_at: datetime,
-    level: int,
-    min_ratio: float,
-) -> bytes:
-    """The object for `value`, which `check_value` has accepted."""
-    codec_name, payload = codec.compress(
-        value, dtype=manifest.meta.get("dtype", ""), level=level, min_ratio=min_ratio
-    )
-    header = msgspec.json.encode(
-        ObjectHeader(
-            manifest=manifest, codec=codec_name, stored_at=stored_at, payload_bytes=len(payload)
-        )
-    )
-    unchecked = _PREFIX.pack(MAGIC, FORMAT, len(header), b"")[:_CHECKED_BYTES]
-    return b"".join((unchecked, _checksum(unchecked, header), header, payload))
+def footer(name: str, records: Sequence[msgspec.Raw]) -> bytes:
+    """Footer and trailer."""
+    plain = msgspec.msgpack.encode(records)
+    stored = codec.compress_as("zstd", plain, FOOTER_LEVEL)
+    unchecked = _TRAILER.pack(_MAGIC, FORMAT, len(stored), len(plain), b"")[:_CHECKED_BYTES]
+    return b"".join((stored, unchecked, _checksum(unchecked, stored, name)))
 
 
-def payload_offset(content: bytes) -> int:
-    """Where the payload starts, from the first `PREFIX_BYTES` of an object or more.
+def footer_bytes(tail: bytes) -> int:
+    """How long footer and trailer are, from the last bytes of the object.
 
     Raises:
-        ArchiveObjectError: foreign, or too short for a prefix.
+        ArchiveObjectError: there is no trailer.
     """
-    if len(content) < PREFIX_BYTES:
-        raise ArchiveObjectError(f"object is {len(content)} bytes, shorter than its prefix")
-    magic, version, header_bytes, _ = _PREFIX.unpack_from(content)
-    if magic != MAGIC:
-        raise ArchiveObjectError("not an archived object", foreign=True)
+    if len(tail) < _TRAILER.size:
+        raise ArchiveObjectError("it is shorter than a trailer")
+    magic, version, stored_bytes, _, _ = _TRAILER.unpack_from(tail, len(tail) - _TRAILER.size)
+    if magic != _MAGIC:
+        raise ArchiveObjectError("it has no footer")
     if version != FORMAT:
-        raise ArchiveObjectError(f"format {version} is unknown to this release", foreign=True)
-    if header_bytes > MAX_HEADER_BYTES:
-        raise ArchiveObjectError(f"header of {header_bytes} bytes is longer than any of ours")
-    return PREFIX_BYTES + int(header_bytes)
+        raise ArchiveObjectError(f"footer of format {version} is unknown", foreign=True)
+    return int(stored_bytes) + _TRAILER.size
 
 
-def decode_header(start: bytes, object_bytes: int) -> ObjectHeader:
-    """The header of an object of `object_bytes`, from its first bytes up to the payload or more.
+def read_footer(name: str, tail: bytes) -> list[IndexEntry]:
+    """The entries of a segment, from its footer and trailer or more of its end.
 
     Raises:
-        ArchiveObjectError: foreign or damaged.
+        ArchiveObjectError: damaged, or not of this segment.
     """
-    offset = payload_offset(start)
-    if len(start) < offset:
-        raise ArchiveObjectError("object ends within its header")
-    header_json = start[PREFIX_BYTES:offset]
-    if start[_CHECKED_BYTES:PREFIX_BYTES] != _checksum(start[:_CHECKED_BYTES], header_json):
-        raise ArchiveObjectError("checksum of the header is wrong")
+    needed = footer_bytes(tail)
+    if len(tail) < needed:
+        raise ArchiveObjectError("it is shorter than its footer")
+    trailer_at = len(tail) - _TRAILER.size
+    stored = tail[len(tail) - needed : trailer_at]
+    _, _, _, plain_bytes, checksum = _TRAILER.unpack_from(tail, trailer_at)
+    unchecked = tail[trailer_at : trailer_at + _CHECKED_BYTES]
+    if checksum != _checksum(unchecked, stored, name):
+        raise ArchiveObjectError("checksum of the footer is wrong")
     try:
-        header = _decode_header(header_json)
-    except UNDECODABLE as error:
-        raise ArchiveObjectError(f"header cannot be decoded: {error}") from error
-    if object_bytes != offset + header.payload_bytes:
-        raise ArchiveObjectError(
-            f"object is {object_bytes} bytes instead of {offset + header.payload_bytes}"
-        )
-    return header
+        return read_records(name, codec.decompress("zstd", stored, size_bytes=plain_bytes))
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise ArchiveObjectError(f"footer cannot be decoded: {error}") from error
 
 
-def decode(content: bytes) -> tuple[ObjectHeader, bytes]:
-    """Header and value of a whole object, the value's size and digest verified.
+def walk(name: str, content: bytes) -> Iterator[IndexEntry]:
+    """The whole entries of a segment without a readable footer: whatever it lost, these are right.
+
+    Their values are verified. Bytes between them are passed over.
+    """
+    seal = seal_of(name)
+    first = content.find(frame.MAGIC)
+    while first >= 0:
+        try:
+            end = first + frame.payload_offset(content[first : first + frame.PREFIX_BYTES])
+            header, frame_bytes = frame.decode_header(content[first:end], seal)
+            frame.decode(content[first : first + frame_bytes], seal)
+        except ArchiveObjectError:
+            first = content.find(frame.MAGIC, first + 1)
+            continue
+        yield IndexEntry.of(header, frame_bytes, segment=name, first=first)
+        first = content.find(frame.MAGIC, first + frame_bytes)
+
+
+def read_alone(name: str, start: bytes, object_bytes: int) -> IndexEntry:
+    """The entry of an object of format 1, from its first bytes up to the payload or more.
 
     Raises:
-        ArchiveObjectError: foreign or damaged; never returns wrong bytes.
+        ArchiveObjectError: foreign, damaged, or another object's.
     """
-    header = decode_header(content, len(content))
-    payload = content[len(content) - header.payload_bytes :]
-    try:
-        value = codec.decompress(header.codec, payload, size_bytes=header.manifest.size_bytes)
-        check_value(header.manifest, value)
-    except ValueError as error:
-        raise ArchiveObjectError(str(error)) from error
-    return header, value
+    header, frame_bytes = frame.decode_header(start)
+    if frame_bytes != object_bytes:
+        raise ArchiveObjectError(f"it is {object_bytes} bytes instead of {frame_bytes}")
+    if object_name(header.manifest) != name:
+        raise ArchiveObjectError("it lies under another object's name")
+    return IndexEntry.of(header, frame_bytes, segment=name)
 
 
-def _checksum(unchecked: bytes, header: bytes) -> bytes:
-    return hashlib.blake2b(unchecked + header, digest_size=8).digest()
+def _checksum(unchecked: bytes, stored: bytes, name: str) -> bytes:
+    return hashlib.blake2b(unchecked + stored, digest_size=8, key=seal_of(name)).digest()

@@ -16,6 +16,7 @@ from archive.parts import Parts
 from archive.queries import Queries
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
+from archive.sweep import Sweeper
 from archive.vault import Vault
 from schemas.lifecycle import Component, ComponentState
 from schemas.protocols import (
@@ -76,8 +77,9 @@ class ArchiveService:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._vault = Vault(store, settings, clock)
         self._announcer = Announcer(bus.publisher, instance, clock)
+        self._vault = Vault(store, settings, clock, on_failure=self._announcer.store_failed)
+        self._sweeper = Sweeper(self._vault)
         self._intake = Intake(self._vault, bus.queue, Parts(bus.parts), self._announcer, settings)
         self._handover = Handover(settings.handover_max_bytes)
         self._queries = Queries(
@@ -156,14 +158,17 @@ class ArchiveService:
     def counters(self) -> dict[str, float]:
         """Totals of this process and sizes now, all namespaces together."""
         indexes = list(self._vault.namespaces.values())
+        segments = list(self._vault.ledger.segments.values())
         return {
             **{name: float(count) for name, count in self._announcer.total().items()},
             "entries": float(sum(index.entries for index in indexes)),
             "tombstones": float(sum(index.tombstones for index in indexes)),
             "size_bytes": float(sum(index.size_bytes for index in indexes)),
             "stored_bytes": float(sum(index.object_bytes for index in indexes)),
+            "objects": float(len(segments)),
+            "object_bytes": float(sum(segment.object_bytes for segment in segments)),
             "dropped_total": float(self._vault.dropped.total()),
-            "unreadable_objects": float(self._vault.unreadable),
+            "unreadable_objects": float(self._vault.catalog.unreadable),
             "in_flight": float(self._intake.in_flight),
             "handover_bytes": float(self._handover.used_bytes),
         }
@@ -205,6 +210,7 @@ class ArchiveService:
                 await self._intake.run(lease, self._stopping)
                 sweeper.cancel()
         finally:
+            await self._vault.close()
             await stop_serving()
             self._handover.close()
             await self._queries.announced()
@@ -217,7 +223,7 @@ class ArchiveService:
     async def sweep(self) -> None:
         """Remove what expired or was cleared; also runs by itself."""
         try:
-            async with contextlib.aclosing(self._vault.sweep()) as removed:
+            async with contextlib.aclosing(self._sweeper.sweep()) as removed:
                 async for entry in removed:
                     if entry.tombstone:
                         self._announcer.counts[entry.namespace]["tombstones_dropped_total"] += 1
@@ -234,7 +240,7 @@ class ArchiveService:
             await self._pause(self._settings.probe_interval_seconds)
 
     async def _probe(self) -> None:
-        store_error = self._intake.store_error or self._load_error
+        store_error = self._vault.packer.store_error or self._load_error
         try:
             room = await self._store.probe()
         except StoreError as error:

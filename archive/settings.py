@@ -84,8 +84,44 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     ] = ""
     s3: Annotated[S3Settings, Meta(description="S3")] = S3Settings()
     in_flight: Annotated[
-        int, Meta(ge=1, le=256, description="evictions handled at once; each holds its value")
-    ] = 16
+        int,
+        Meta(
+            ge=1, le=8192, description="evictions taken and not durable yet; each holds its value"
+        ),
+    ] = 4096
+    in_flight_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024 * 1024,
+            description="of their values; with twice a segment one is filled while one is written",
+        ),
+    ] = 32 * 1024 * 1024
+    segment_bytes: Annotated[
+        int,
+        Meta(
+            ge=64 * 1024,
+            le=64 * 1024 * 1024,
+            description="an object is written when the entries packed into it have so many bytes",
+        ),
+    ] = 16 * 1024 * 1024
+    segment_seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=10,
+            description="or when the first of them was packed so long ago: an eviction is durable, "
+            "and acknowledged, that much later at most",
+        ),
+    ] = 1.0
+    dead_ratio: Annotated[
+        float,
+        Meta(
+            gt=0,
+            lt=1,
+            description="share of an object that nobody needs any more above which the rest is "
+            "written anew, into another one",
+        ),
+    ] = 0.5
     handover_max_bytes: Annotated[
         int,
         Meta(

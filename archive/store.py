@@ -53,7 +53,7 @@ class ObjectStore(Protocol):
     async def close(self) -> None:
         """Let go of threads and connections."""
 
-    async def put(self, name: str, content: bytes) -> None:
+    async def put(self, name: str, content: bytes | bytearray) -> None:
         """Store durably; an object of that name is replaced."""
 
     async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:

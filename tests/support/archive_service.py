@@ -20,7 +20,12 @@ from tests.support.evictions import ManualClock, folder_store, manifest_headers
 
 M = TypeVar("M", bound=Message)
 DEADLINE_SECONDS = 10.0
-FAST = {"retry_seconds": 0.05, "standby_poll_seconds": 0.05, "probe_interval_seconds": 0.05}
+FAST = {
+    "segment_seconds": 0.02,
+    "retry_seconds": 0.05,
+    "standby_poll_seconds": 0.05,
+    "probe_interval_seconds": 0.05,
+}
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 
 from agent.blocking import BlockingThread
+from archive import codec, frame
 from archive.folder import FolderStore
+from archive.frame import FrameHeader
 from schemas.cache import EVICTED_HEADER, Evicted, encode_header
 from schemas.units import SECOND_NS, instant
 
@@ -41,18 +43,25 @@ class FailingStore(FolderStore):
         self.write_errno: int | None = None
         self.read_errno: int | None = None
 
-    def _write(self, target: Path, content: bytes) -> None:
+    def _write(self, target: Path, content: bytes | bytearray) -> None:
         if self.write_errno is not None:
             raise OSError(self.write_errno, os.strerror(self.write_errno), str(target))
         super()._write(target, content)
 
     async def get(self, name: str) -> bytes | None:
+        await self._fail()
+        return await super().get(name)
+
+    async def get_range(self, name: str, first: int, end: int) -> bytes | None:
+        await self._fail()
+        return await super().get_range(name, first, end)
+
+    async def _fail(self) -> None:
         def fail() -> None:
             if self.read_errno is not None:
-                raise OSError(self.read_errno, os.strerror(self.read_errno), name)
+                raise OSError(self.read_errno, os.strerror(self.read_errno))
 
         await self._run(fail)
-        return await super().get(name)
 
 
 def evicted(
@@ -74,6 +83,20 @@ def tombstone(key: str = "k", version: str = "b1-02", **fields: Any) -> Evicted:
     """The manifest that says that versions below `version` are gone."""
     named = {"size_bytes": 0, "digest": "", "expires_at": None, "tombstone": True}
     return evicted(key, b"", version, **{**named, **fields})
+
+
+def single_object(manifest: Evicted, value: bytes) -> bytes:
+    """An object of format 1, as earlier releases wrote them."""
+    codec_name, payload = codec.compress(
+        value, dtype=manifest.meta.get("dtype", ""), level=3, min_ratio=1.1
+    )
+    header = FrameHeader(
+        manifest=manifest,
+        codec=codec_name,
+        stored_at=instant(NOW_NS),
+        payload_bytes=len(payload),
+    )
+    return frame.encode(header, payload)
 
 
 def manifest_headers(manifest: Evicted) -> dict[str, str]:

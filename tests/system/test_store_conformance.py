@@ -16,8 +16,9 @@ from archive.index_entry import object_name
 from archive.s3 import S3Store
 from archive.settings import ArchiveSettings, S3Settings
 from archive.store import ObjectStore, StoredObject
+from archive.sweep import Sweeper
 from archive.vault import DamagedObjectError, Vault
-from tests.support.evictions import ManualClock, evicted, folder_store
+from tests.support.evictions import ManualClock, evicted, folder_store, single_object
 from tests.support.moto import CREDENTIALS, MotoServer
 
 ENDPOINT, BUCKET = (os.environ.get(f"ARCHIVE_TEST_{name}", "") for name in ("ENDPOINT", "BUCKET"))
@@ -227,27 +228,34 @@ async def test_a_put_that_is_given_up_leaves_all_or_nothing(store: ObjectStore, 
 
 async def test_a_vault_keeps_its_promises_on_it(store: ObjectStore, open_store: Open) -> None:
     clock = ManualClock()
-    vault = Vault(store, ArchiveSettings(), clock)
+    settings = ArchiveSettings(segment_seconds=0.01)
+    vault = Vault(store, settings, clock)
     values = {f"key {number}": os.urandom(1000 * number) for number in range(1, 10)}
+    entries = {}
     for key, value in values.items():
-        await vault.keep(evicted(key, value), value)
+        _, entries[key] = await vault.keep(evicted(key, value), value)
     await vault.keep(evicted("key 1", b"new", "b1-02"), b"new")
-    await store.put(object_name(evicted("key 2", values["key 2"])), b"FLEETARC damaged")
+    old = evicted("key 2", b"old", "b1-02")
+    await store.put(object_name(old), single_object(old, b"old"))
+    await store.put(object_name(evicted("x")), single_object(evicted("x"), b"value")[:-1])
 
     other = open_store()
     await other.open()
-    loaded = Vault(other, ArchiveSettings(), clock)
+    loaded = Vault(other, settings, clock)
     await loaded.load(lambda _done, _total: None)
     found = {key: await loaded.fetch("default", key, None) for key in values}
-    await store.delete(object_name(evicted("key 3", values["key 3"])))
+    third = entries["key 3"]
+    assert third is not None
+    await store.delete(third.segment)
+    _ = [entry async for entry in Sweeper(loaded).sweep()]
 
     assert {key: pair and pair[1] for key, pair in found.items()} == {
         **values,
         "key 1": b"new",
-        "key 2": None,
+        "key 2": b"old",
     }
-    assert loaded.unreadable == 1
+    assert loaded.catalog.unreadable == 1
     with pytest.raises(DamagedObjectError, match="missing"):
         await loaded.fetch("default", "key 3", None)
-    assert len(await store.list_objects()) == 7
+    assert len(await store.list_objects()) == 8
     await other.close()

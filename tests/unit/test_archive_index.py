@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from archive.frame import FrameHeader
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry, key_hash, object_name
-from archive.segment import ObjectHeader
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
 from tests.support.evictions import NOW_NS, evicted, tombstone
@@ -15,9 +15,7 @@ HOUR_NS = 3600 * SECOND_NS
 
 
 def entry(manifest: Evicted) -> IndexEntry:
-    header = ObjectHeader(
-        manifest=manifest, codec="raw", stored_at=instant(NOW_NS), payload_bytes=0
-    )
+    header = FrameHeader(manifest=manifest, codec="raw", stored_at=instant(NOW_NS), payload_bytes=0)
     return IndexEntry.of(header, object_bytes=100)
 
 
@@ -78,7 +76,7 @@ def test_an_expired_value_is_not_found(now_ns: int, *, found: bool) -> None:
     assert (index.find("k", now_ns) is not None) is found
     assert (index.hashes(b"", 10, now_ns) == [key_hash("k")]) is found
     assert (index.listing("", "", 10, now_ns) != []) is found
-    assert (index.due(now_ns, 0) == []) is found
+    assert (index.due(now_ns) == []) is found
 
 
 def test_a_newer_generation_hides_everything_older() -> None:
@@ -86,16 +84,17 @@ def test_a_newer_generation_hides_everything_older() -> None:
 
     assert index.find("old", NOW_NS) is None
     assert index.find("new", NOW_NS) is not None
-    assert [due.key for due in index.due(NOW_NS, 0)] == ["old"]
+    assert [due.key for due in index.due(NOW_NS)] == ["old"]
 
 
-def test_a_tombstone_is_never_found_and_is_due_by_its_age() -> None:
+def test_a_tombstone_is_never_found_and_goes_by_its_age() -> None:
     index = filled(evicted(), tombstone())
 
     assert index.find("k", NOW_NS) is None
     assert index.hashes(b"", 10, NOW_NS) == []
-    assert index.due(NOW_NS, NOW_NS) == []
-    assert len(index.due(NOW_NS, NOW_NS + 1)) == 1
+    assert index.due(NOW_NS) == []
+    assert index.guards(NOW_NS) == []
+    assert len(index.guards(NOW_NS + 1)) == 1
 
 
 def test_hashes_and_listing_come_in_pages() -> None:
@@ -140,7 +139,7 @@ def test_a_damaged_value_leaves_only_the_memory_of_its_version() -> None:
     known = index.newest("k")
     assert known is not None
 
-    index.replace_by_tombstone(known)
+    index.retire(known, NOW_NS, NOW_NS, guard=True)
 
     assert index.find("k", NOW_NS) is None
     assert index.put(entry(evicted(version="b1-01"))) is not None
@@ -190,7 +189,7 @@ def test_a_deleted_tag_hides_what_had_it_before() -> None:
     ]
     assert [one.key for one in index.listing("", "", 10, NOW_NS)] == ["new", "other"]
     assert len(index.hashes(b"", 10, NOW_NS)) == 2
-    assert [one.key for one in index.due(NOW_NS, 0)] == ["old"]
+    assert [one.key for one in index.due(NOW_NS)] == ["old"]
     assert (index.entries, index.tombstones) == (3, 1)
 
 
@@ -204,18 +203,6 @@ def test_of_two_deletions_of_a_tag_the_newer_stays() -> None:
     assert loser is older
     assert index.tombstone_of("t") is newer
     assert index.tombstones == 1
-
-
-def test_the_tombstone_of_a_tag_goes_after_the_values_it_hides() -> None:
-    index = filled(evicted("old", version="b1-01", tags=["t"]))
-    index.put(entry(tombstone("", version="b1-05", tag="t")))
-
-    due = index.due(NOW_NS, NOW_NS + 1)
-    for one in due:
-        index.remove(one)
-
-    assert [one.tag for one in due] == [None, "t"]
-    assert (index.entries, index.tombstones, index.object_bytes) == (0, 0, 0)
 
 
 def test_a_tombstone_of_a_tag_has_a_name_of_its_own() -> None:

@@ -2,9 +2,9 @@
 
 import random
 
+from archive.frame import FrameHeader
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry
-from archive.segment import ObjectHeader
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
 from schemas.worth import equal_idle_seconds, worth
@@ -15,20 +15,26 @@ def entry(key: str, score: float, idle_seconds: float) -> IndexEntry:
     return IndexEntry(
         namespace="default",
         key=key,
-        order=(0, "b1-01", True),
-        name=key,
+        generation=0,
+        version="b1-01",
+        tombstone=False,
+        segment="s",
+        first=0,
         size_bytes=1,
         object_bytes=1,
         stored_ns=NOW_NS,
         expires_ns=None,
         hash=b"",
+        tags=(),
+        tag=None,
+        follows=False,
         score=score,
         used_ns=NOW_NS - int(idle_seconds * SECOND_NS),
     )
 
 
-def header(manifest: Evicted) -> ObjectHeader:
-    return ObjectHeader(manifest=manifest, codec="raw", stored_at=instant(NOW_NS), payload_bytes=0)
+def header(manifest: Evicted) -> FrameHeader:
+    return FrameHeader(manifest=manifest, codec="raw", stored_at=instant(NOW_NS), payload_bytes=0)
 
 
 def test_worth_has_its_worked_values() -> None:

@@ -1,193 +1,195 @@
-"""The layout of an archived object."""
+"""The layout of a segment: frames, footer, and what is left of a torn one."""
 
-from datetime import UTC, datetime, timedelta, timezone
+import random
 from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from archive import segment
-from archive.segment import ArchiveObjectError
+from archive import codec, frame, segment
+from archive.frame import ArchiveObjectError, FrameHeader
+from archive.index_entry import IndexEntry, record_of
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
 from tests.support.evictions import NOW_NS, evicted, tombstone
-from tests.support.tensors import bf16, fp32
 
-LAST = datetime.max.replace(tzinfo=UTC)
 WIRE = Path(__file__).parent.parent / "wire"
-# Lone surrogates have no UTF-8 form, so no key can hold them.
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
+NAME = f"7d-{0x0123456789ABCDEF:032x}"
+DAY_NS = 86400 * SECOND_NS
+NOISE = random.Random(1).randbytes(2000)
+ENTRIES = [
+    (evicted("golden/ключ", b"text " * 100, tags=["a", "b"], meta={"model": "m"}), b"text " * 100),
+    (evicted("noise", NOISE, version="b1-02", expires_at=None, score=2.5), NOISE),
+    (tombstone("gone", "b1-03"), b""),
+    (tombstone("", "b1-04", tag="t"), b""),
+]
 
 
-def encode(manifest: Evicted, value: bytes) -> bytes:
-    return segment.encode(manifest, value, stored_at=instant(NOW_NS), level=3, min_ratio=1.1)
+def framed(manifest: Evicted, value: bytes, name: str = NAME) -> bytes:
+    codec_name, payload = codec.compress(value, level=3, min_ratio=1.1)
+    header = FrameHeader(
+        manifest=manifest,
+        codec=codec_name,
+        stored_at=instant(NOW_NS),
+        payload_bytes=len(payload),
+    )
+    return frame.encode(header, payload, segment.seal_of(name))
 
 
-@given(
-    key=TEXTS,
-    value=st.binary(max_size=200) | st.binary(max_size=20).map(lambda piece: piece * 100),
-    meta=st.dictionaries(TEXTS, TEXTS, max_size=3),
-)
-def test_every_object_reads_back_as_it_was(key: str, value: bytes, meta: dict[str, str]) -> None:
-    manifest = evicted(key, value, meta=meta, tags=list(meta))
-
-    header, found = segment.decode(encode(manifest, value))
-
-    assert found == value
-    assert header.manifest == manifest
-    assert header.stored_at == instant(NOW_NS)
+def make(entries: list[tuple[Evicted, bytes]], name: str = NAME) -> tuple[bytes, list[IndexEntry]]:
+    """A segment and what its footer says."""
+    content, listed = b"", []
+    for manifest, value in entries:
+        one = framed(manifest, value, name)
+        header, _ = frame.decode_header(one, segment.seal_of(name))
+        listed.append(IndexEntry.of(header, len(one), segment=name, first=len(content)))
+        content += one
+    return content + segment.footer(name, [record_of(entry) for entry in listed]), listed
 
 
-@pytest.mark.parametrize(
-    "value", [pytest.param(b"short", id="raw"), pytest.param(b"long" * 100, id="zstd")]
-)
-def test_an_object_cut_at_any_byte_is_an_error(value: bytes) -> None:
-    content = encode(evicted(value=value), value)
+def value_of(content: bytes, entry: IndexEntry) -> tuple[Evicted, bytes]:
+    one = content[entry.first : entry.first + entry.object_bytes]
+    header, value = frame.decode(one, segment.seal_of(entry.segment))
+    return header.manifest, value
+
+
+def test_the_footer_lists_every_entry_and_where_it_lies() -> None:
+    content, listed = make(ENTRIES)
+
+    found = segment.read_footer(NAME, content)
+
+    assert found == listed
+    assert [value_of(content, entry) for entry in found] == ENTRIES
+    assert list(segment.walk(NAME, content)) == listed
+
+
+def test_segments_written_by_earlier_releases_are_read() -> None:
+    content = (WIRE / "archive_v2_segment.bin").read_bytes()
+
+    found = segment.read_footer(NAME, content)
+
+    assert [value_of(content, entry) for entry in found] == ENTRIES
+    assert list(segment.walk(NAME, content)) == found
+
+
+def test_the_footer_is_read_from_the_end_alone() -> None:
+    content, listed = make(ENTRIES)
+
+    needed = segment.footer_bytes(content[-100:])
+
+    assert segment.read_footer(NAME, content[-needed:]) == listed
+    with pytest.raises(ArchiveObjectError, match="shorter than its footer"):
+        segment.read_footer(NAME, content[-needed + 1 :])
+
+
+def test_a_segment_cut_at_any_byte_gives_the_whole_entries_before_it() -> None:
+    content, listed = make(ENTRIES)
 
     for length in range(len(content)):
+        torn = content[:length]
         with pytest.raises(ArchiveObjectError):
-            segment.decode(content[:length])
+            segment.read_footer(NAME, torn)
+        whole = [entry for entry in listed if entry.first + entry.object_bytes <= length]
+        assert list(segment.walk(NAME, torn)) == whole
 
 
-@pytest.mark.parametrize(
-    "value", [pytest.param(b"short", id="raw"), pytest.param(b"long" * 100, id="zstd")]
-)
-def test_an_object_with_any_flipped_bit_never_gives_wrong_bytes(value: bytes) -> None:
-    content = encode(evicted(value=value), value)
-    undetected = 0
+def test_a_flipped_byte_costs_one_entry_at_most_and_never_gives_a_wrong_one() -> None:
+    content, listed = make(ENTRIES)
 
-    for bit in range(len(content) * 8):
+    for position in range(len(content)):
         broken = bytearray(content)
-        broken[bit // 8] ^= 1 << bit % 8
-        try:
-            assert segment.decode(bytes(broken))[1] == value
-            undetected += 1
-        except ArchiveObjectError:
-            continue
+        broken[position] ^= 0x10
+        found = list(segment.walk(NAME, bytes(broken)))
 
-    assert undetected <= 1  # a zstd frame has one bit that its decoder must ignore (RFC 8878)
-
-
-@given(st.binary(max_size=300))
-def test_arbitrary_bytes_are_an_error(content: bytes) -> None:
-    with pytest.raises(ArchiveObjectError):
-        segment.decode(content)
+        hit = [e for e in listed if e.first <= position < e.first + e.object_bytes]
+        assert [entry for entry in listed if entry not in hit] == [
+            entry for entry in found if entry not in hit
+        ]
+        assert all(value_of(bytes(broken), entry) in ENTRIES for entry in found)
 
 
-def test_bytes_behind_an_object_are_an_error() -> None:
-    content = encode(evicted(), b"value")
+def test_a_flipped_byte_in_the_footer_is_noticed() -> None:
+    content, _ = make(ENTRIES)
+    footer = content[-segment.footer_bytes(content) :]
 
-    with pytest.raises(ArchiveObjectError, match="instead of"):
-        segment.decode(content + b"x")
+    for position in range(len(footer)):
+        broken = bytearray(footer)
+        broken[position] ^= 0x10
+        with pytest.raises(ArchiveObjectError):
+            segment.read_footer(NAME, bytes(broken))
+
+
+def test_a_value_that_looks_like_an_entry_is_none() -> None:
+    forged = framed(evicted("forged", b"forged"), b"forged", f"7d-{1:032x}")
+    unsealed = frame.encode(
+        FrameHeader(
+            manifest=evicted("forged", b"x"),
+            codec="raw",
+            stored_at=instant(NOW_NS),
+            payload_bytes=1,
+        ),
+        b"x",
+    )
+    value = NOISE + forged + unsealed + NOISE
+    content, listed = make([(evicted("k", value), value), ENTRIES[1]])
+
+    torn = bytearray(content)
+    torn[listed[0].first + 30] ^= 1
+
+    assert list(segment.walk(NAME, bytes(torn))) == listed[1:]
+
+
+def test_the_footer_of_another_segment_is_refused() -> None:
+    content, _ = make(ENTRIES, f"7d-{1:032x}")
+
+    with pytest.raises(ArchiveObjectError, match="checksum"):
+        segment.read_footer(NAME, content)
+    assert list(segment.walk(NAME, content)) == []
+
+
+def test_fields_that_newer_releases_add_to_a_record_are_passed_over() -> None:
+    _, listed = make(ENTRIES)
+    longer = [
+        msgspec.Raw(
+            msgspec.msgpack.encode([*msgspec.msgpack.decode(bytes(record_of(entry))), "new"])
+        )
+        for entry in listed
+    ]
+
+    assert segment.read_footer(NAME, segment.footer(NAME, longer)) == listed
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("lives_ns", "expected"),
     [
-        pytest.param(b"PNG" * 10, "not an archived object", id="another program's"),
-        pytest.param(
-            segment.MAGIC + b"\x00\x02" + bytes(12), "format 2 is unknown", id="a newer release's"
-        ),
+        pytest.param(0, "1d", id="over"),
+        pytest.param(DAY_NS, "1d", id="a day"),
+        pytest.param(DAY_NS + 1, "3d", id="longer"),
+        pytest.param(90 * DAY_NS, "90d", id="the longest"),
+        pytest.param(90 * DAY_NS + 1, "ever", id="beyond"),
+        pytest.param(float("inf"), "ever", id="for ever"),
     ],
 )
-def test_foreign_objects_are_told_apart_from_damaged_ones(content: bytes, reason: str) -> None:
-    with pytest.raises(ArchiveObjectError, match=reason) as caught:
-        segment.decode(content)
-
-    assert caught.value.foreign
+def test_a_class_lasts_as_long_as_what_is_in_it(lives_ns: float, expected: str) -> None:
+    assert segment.ttl_class(NOW_NS, NOW_NS + lives_ns) == expected
 
 
-def test_damaged_objects_are_not_foreign() -> None:
-    content = bytearray(encode(evicted(), b"value"))
-    content[-1] ^= 1
+def test_the_largest_footer_fits_into_a_message() -> None:
+    seed = random.Random(1)
+    records, size_bytes = [], 0
+    while size_bytes < segment.MAX_RECORDS_BYTES:
+        key = "".join(map(chr, seed.choices(range(0x4E00, 0x9FFF), k=3000)))
+        entry = IndexEntry.of(
+            FrameHeader(
+                manifest=evicted(key, tags=[key[:1000]]),
+                codec="raw",
+                stored_at=instant(NOW_NS),
+                payload_bytes=5,
+            ),
+            100,
+            segment=NAME,
+        )
+        records.append(record_of(entry))
+        size_bytes += len(bytes(records[-1]))
 
-    with pytest.raises(ArchiveObjectError, match="digest") as caught:
-        segment.decode(bytes(content))
-
-    assert not caught.value.foreign
-
-
-def test_a_header_that_claims_to_be_huge_is_refused_before_it_is_read() -> None:
-    content = segment.MAGIC + b"\x00\x01" + b"\xff\xff\xff\xff" + bytes(8)
-
-    with pytest.raises(ArchiveObjectError, match="longer than any"):
-        segment.payload_offset(content)
-
-
-@pytest.mark.parametrize(
-    ("manifest", "value", "reason"),
-    [
-        pytest.param(evicted(value=b"abc"), b"abd", "digest", id="other bytes"),
-        pytest.param(evicted(value=b"abc"), b"ab", "2 bytes", id="too short"),
-        pytest.param(tombstone(size_bytes=1), b"x", "tombstone", id="tombstone with a value"),
-    ],
-)
-def test_a_value_that_is_not_its_manifests_is_refused(
-    manifest: Evicted, value: bytes, reason: str
-) -> None:
-    with pytest.raises(ValueError, match=reason):
-        segment.check_value(manifest, value)
-
-
-@pytest.mark.parametrize(
-    ("manifest", "expected_ns"),
-    [
-        pytest.param(evicted(expires_at=None), None, id="never"),
-        pytest.param(
-            evicted(expires_at=None, ttl_seconds=1.5), NOW_NS + 3 * SECOND_NS // 2, id="by ttl"
-        ),
-        pytest.param(
-            evicted(expires_at=instant(NOW_NS), ttl_seconds=9.0), NOW_NS, id="the instant decides"
-        ),
-        pytest.param(evicted(expires_at=None, ttl_seconds=1e300), None, id="beyond the calendar"),
-        pytest.param(
-            evicted(evicted_at=LAST, expires_at=None, ttl_seconds=1.0), None, id="just beyond it"
-        ),
-        pytest.param(
-            evicted(expires_at=LAST.replace(tzinfo=timezone(-timedelta(hours=1)))),
-            None,
-            id="an hour beyond it in UTC",
-        ),
-        pytest.param(tombstone(ttl_seconds=1.0), None, id="tombstone"),
-    ],
-)
-def test_the_expiry_follows_from_the_manifest(manifest: Evicted, expected_ns: int | None) -> None:
-    assert segment.expires_ns(manifest) == expected_ns
-
-
-@pytest.mark.parametrize(
-    ("file", "value"),
-    [
-        pytest.param("archive_v1_zstd.bin", b"The quick brown fox. " * 20, id="zstd"),
-        pytest.param("archive_v1_raw.bin", bytes(range(256)), id="raw"),
-        pytest.param("archive_v1_shuffle2-zstd.bin", bf16(1001) + b"x", id="bf16"),
-        pytest.param("archive_v1_shuffle4-zstd.bin", fp32(1001) + b"xyz", id="fp32"),
-        pytest.param("archive_v1_tombstone.bin", b"", id="tombstone"),
-    ],
-)
-def test_objects_written_by_earlier_releases_are_read(file: str, value: bytes) -> None:
-    header, found = segment.decode((WIRE / file).read_bytes())
-
-    assert found == value
-    assert header.codec == file.removesuffix(".bin").replace("tombstone", "raw").split("_")[2]
-    assert header.manifest.key == "golden/ключ"
-    assert header.manifest.tombstone is ("tombstone" in file)
-    assert header.manifest.tags == ["a", "b"]
-
-
-def test_the_writers_dtype_decides_the_codec() -> None:
-    value = b"long" * 100
-
-    header, found = segment.decode(encode(evicted(value=value, meta={"dtype": "bf16"}), value))
-
-    assert header.codec == "shuffle2-zstd"
-    assert found == value
-
-
-def test_fields_of_newer_releases_in_a_header_are_ignored() -> None:
-    header = msgspec.json.decode(msgspec.json.encode(evicted()))
-    header["invented_later"] = 1
-
-    assert msgspec.json.decode(msgspec.json.encode(header), type=Evicted) == evicted()
+    assert len(segment.footer(NAME, records)) <= segment.MAX_FOOTER_BYTES

@@ -12,12 +12,22 @@ import pytest
 from archive.index_entry import IndexEntry, object_name
 from archive.settings import ArchiveSettings
 from archive.store import StoreError
+from archive.sweep import Sweeper
 from archive.vault import DamagedObjectError, Vault
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
-from tests.support.evictions import NOW_NS, FailingStore, ManualClock, evicted, tombstone
+from tests.support.evictions import (
+    NOW_NS,
+    FailingStore,
+    ManualClock,
+    evicted,
+    single_object,
+    tombstone,
+)
 
-SETTINGS = ArchiveSettings(tombstone_keep_seconds=7200)
+SETTINGS = ArchiveSettings(
+    tombstone_keep_seconds=7200, segment_seconds=0.01, retry_seconds=0.01, retry_max_seconds=0.01
+)
 
 
 @pytest.fixture
@@ -34,8 +44,10 @@ async def store(tmp_path: Path) -> AsyncIterator[FailingStore]:
 
 
 @pytest.fixture
-def vault(store: FailingStore, clock: ManualClock) -> Vault:
-    return Vault(store, SETTINGS, clock)
+async def vault(store: FailingStore, clock: ManualClock) -> AsyncIterator[Vault]:
+    opened = Vault(store, SETTINGS, clock)
+    yield opened
+    await opened.close()
 
 
 async def loaded(store: FailingStore, clock: ManualClock) -> Vault:
@@ -51,7 +63,7 @@ async def fetch(vault: Vault, key: str = "k", generation: int | None = None) -> 
 
 
 async def swept(vault: Vault) -> list[IndexEntry]:
-    return [entry async for entry in vault.sweep()]
+    return [entry async for entry in Sweeper(vault).sweep()]
 
 
 def objects(store: FailingStore) -> list[Path]:
@@ -79,7 +91,7 @@ async def test_a_kept_value_is_fetched_by_this_and_the_next_process(
 
     assert outcome == "stored"
     assert entry is not None
-    assert entry.object_bytes == objects(store)[0].stat().st_size
+    assert 0 < entry.object_bytes < objects(store)[0].stat().st_size
     assert await vault.fetch("default", key, None) == (manifest, value)
     assert again == (manifest, value)
     assert len(list(store.folder.iterdir())) == 1
@@ -121,7 +133,6 @@ async def test_a_restored_value_that_is_evicted_anew_lives_until_its_new_expiry(
     assert outcome == "stored"
     assert await fetch(vault) == b"value"
     assert await fetch(await loaded(store, clock)) == b"value"
-    assert len(objects(store)) == 1
 
 
 @pytest.mark.parametrize("newer", [evicted(value=b"new", version="b1-02"), tombstone()])
@@ -132,6 +143,7 @@ async def test_a_newer_version_or_tombstone_removes_the_older_bytes_from_disk(
 
     await vault.keep(newer, b"" if newer.tombstone else b"new")
     late = await vault.keep(evicted(value=b"old secret"), b"old secret")
+    await swept(vault)
 
     assert late == ("superseded", None)
     assert await fetch(vault) == (None if newer.tombstone else b"new")
@@ -161,6 +173,7 @@ async def test_concurrent_versions_of_a_key_end_with_the_highest(
         *(vault.keep(evicted(value=values[n], version=f"b1-{n:02}"), values[n]) for n in numbers)
     )
 
+    await swept(vault)
     assert await fetch(vault) == b"value 39", seed
     assert len(objects(store)) == 1, seed
 
@@ -208,13 +221,13 @@ async def test_a_value_that_expires_while_it_is_read_is_a_miss(
     vault: Vault, store: FailingStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await vault.keep(evicted(), b"value")
-    get = store.get
+    read = store.get_range
 
-    async def slow_get(name: str) -> bytes | None:
+    async def slow_read(name: str, first: int, end: int) -> bytes | None:
         clock.advance(3600)
-        return await get(name)
+        return await read(name, first, end)
 
-    monkeypatch.setattr(store, "get", slow_get)
+    monkeypatch.setattr(store, "get_range", slow_read)
 
     assert await fetch(vault) is None
 
@@ -287,113 +300,154 @@ async def test_a_tombstone_is_dropped_after_its_time(
 
 
 @pytest.mark.parametrize("harm", ["flipped", "truncated", "missing", "another entry's"])
-async def test_a_damaged_object_is_put_aside_and_never_returned(
+async def test_a_damaged_value_is_never_returned(
     vault: Vault, store: FailingStore, harm: str
 ) -> None:
-    await vault.keep(evicted(version="b1-02"), b"value")
-    await vault.keep(evicted("other"), b"other")
-    path = store.folder / f"{object_name(evicted(version='b1-02'))}.object"
-    content = path.read_bytes()
+    _, damaged = await vault.keep(evicted(version="b1-02"), b"value")
+    _, other = await vault.keep(evicted("other"), b"value")
+    assert damaged is not None
+    assert other is not None
+    path, other_path = (store.folder / f"{entry.segment}.object" for entry in (damaged, other))
+    content = bytearray(path.read_bytes())
     if harm == "flipped":
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        content[damaged.object_bytes - 1] ^= 1
+        path.write_bytes(content)
     elif harm == "truncated":
-        path.write_bytes(content[:-1])
+        path.write_bytes(content[: damaged.object_bytes - 1])
     elif harm == "missing":
         path.unlink()
     else:
-        path.write_bytes((store.folder / f"{object_name(evicted('other'))}.object").read_bytes())
+        path.write_bytes(other_path.read_bytes())
 
     with pytest.raises(DamagedObjectError) as caught:
         await fetch(vault)
 
     assert caught.value.entry.version == "b1-02"
     assert await fetch(vault) is None
-    assert len(list(store.folder.glob("*.damaged"))) == (harm != "missing")
+    assert await fetch(vault, "other") == b"value"
     assert await vault.keep(evicted(version="b1-01"), b"value") == ("superseded", None)
     assert (await vault.keep(evicted(version="b1-02"), b"value"))[0] == "stored"
     assert await fetch(vault) == b"value"
+
+
+async def test_objects_of_earlier_releases_are_read_beside_segments(
+    vault: Vault, store: FailingStore, clock: ManualClock
+) -> None:
+    for manifest in (evicted("old"), evicted("deleted"), tombstone("deleted")):
+        value = b"" if manifest.tombstone else b"value"
+        await store.put(object_name(manifest), single_object(manifest, value))
+    await vault.keep(evicted("new"), b"value")
+
+    reader = await loaded(store, clock)
+    await swept(reader)
+
+    assert [await fetch(reader, key) for key in ("old", "new", "deleted")] == [
+        b"value",
+        b"value",
+        None,
+    ]
+    assert len(objects(store)) == 3
 
 
 async def test_loading_puts_damaged_objects_aside_and_leaves_foreign_ones_alone(
     vault: Vault, store: FailingStore, clock: ManualClock
 ) -> None:
     await vault.keep(evicted("good"), b"value")
-    await vault.keep(evicted("damaged"), b"value")
-    damaged = store.folder / f"{object_name(evicted('damaged'))}.object"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    newer = store.folder / f"{'ef' * 32}.object"
-    newer.write_bytes(b"FLEETARC\x00\x09" + bytes(100))
-    misplaced = store.folder / f"{'cd' * 32}.object"
-    misplaced.write_bytes((store.folder / f"{object_name(evicted('good'))}.object").read_bytes())
+    await store.put("ab" * 32, single_object(evicted("misplaced"), b"value"))
+    whole = single_object(evicted("damaged"), b"value")
+    await store.put(object_name(evicted("damaged")), whole[:-1])
+    await store.put(f"1d-{1:032x}", b"nothing of it is whole")
+    await store.put("ef" * 32, b"FLEETARC\x00\x09" + bytes(100))
+    await store.put("cd" * 32, b"another program's file")
     progress: list[tuple[int, int]] = []
     reader = Vault(store, SETTINGS, clock)
 
     await reader.load(lambda done, total: progress.append((done, total)))
+    await reader.adopt()
 
-    assert progress == [(4, 4)]
-    assert reader.unreadable == 3
+    assert progress == [(6, 6)]
+    assert reader.catalog.unreadable == 5
     assert reader.index("default").entries == 1
     assert await fetch(reader, "good") == b"value"
-    assert newer.exists()
-    assert sorted(store.folder.glob("*.damaged")) == sorted(
-        path.with_suffix(".damaged") for path in (damaged, misplaced)
-    )
+    assert len(list(store.folder.glob("*.damaged"))) == 3
+    assert sorted(path.name[:2] for path in objects(store)) == ["1d", "cd", "ef"]
 
 
-async def test_a_crash_before_the_older_object_is_removed_is_repaired_at_the_next_start(
-    vault: Vault, store: FailingStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+async def test_of_a_torn_segment_the_whole_entries_are_read(
+    vault: Vault, store: FailingStore, clock: ManualClock
+) -> None:
+    keys = [f"k{number}" for number in range(10)]
+    kept = await asyncio.gather(*(vault.keep(evicted(key), b"value") for key in keys))
+    (path,) = objects(store)
+    last = max((entry for _, entry in kept if entry is not None), key=lambda entry: entry.first)
+    path.write_bytes(path.read_bytes()[: last.first + 5])
+
+    reader = await loaded(store, clock)
+    found = [await fetch(reader, key) for key in keys]
+
+    assert found == [None if key == last.key else b"value" for key in keys]
+
+
+async def test_what_is_packed_can_be_fetched_before_it_is_stored(
+    vault: Vault, store: FailingStore
+) -> None:
+    store.write_errno = errno.ENOSPC
+
+    keeping = asyncio.create_task(vault.keep(evicted(), b"value"))
+    async with asyncio.timeout(20):
+        while not vault.packer.store_error:
+            await asyncio.sleep(0)
+    found = await fetch(vault)
+    is_answered = keeping.done()
+    store.write_errno = None
+
+    assert found == b"value"
+    assert not is_answered
+    assert (await keeping)[0] == "stored"
+    assert await fetch(vault) == b"value"
+
+
+async def test_what_was_packed_and_not_stored_is_gone_after_a_crash_and_comes_again(
+    vault: Vault, store: FailingStore, clock: ManualClock
 ) -> None:
     await vault.keep(evicted(value=b"old"), b"old")
+    store.write_errno = errno.ENOSPC
+    keeping = asyncio.create_task(vault.keep(tombstone(), b""))
+    async with asyncio.timeout(20):
+        while not vault.packer.store_error:
+            await asyncio.sleep(0)
+    deleted = await fetch(vault)
+    await vault.close()
+    await asyncio.wait({keeping})
+    store.write_errno = None
 
-    async def crash(_name: str) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "delete", crash)
-        with pytest.raises(KeyboardInterrupt):
-            await vault.keep(tombstone(), b"")
-    left = len(objects(store))
     reader = await loaded(store, clock)
+    again = await reader.keep(tombstone(), b"")
 
-    assert left == 2
+    assert deleted is None
+    assert keeping.cancelled()
+    assert again[0] == "stored"
     assert await fetch(reader) is None
-    assert len(objects(store)) == 1
-    assert reader.index("default").tombstones == 1
 
 
-async def test_an_older_object_that_cannot_be_removed_now_is_removed_by_the_sweep(
+async def test_a_dead_segment_that_cannot_be_removed_now_is_removed_by_the_next_sweep(
     vault: Vault, store: FailingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await vault.keep(evicted(value=b"old"), b"old")
+    await vault.keep(tombstone(), b"")
 
     async def fail(_name: str) -> None:
         raise StoreError("busy")
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "delete", fail)
-        outcome, _ = await vault.keep(tombstone(), b"")
+        with pytest.raises(StoreError):
+            await swept(vault)
     left = len(objects(store))
     await swept(vault)
 
-    assert outcome == "stored"
     assert left == 2
     assert len(objects(store)) == 1
-
-
-async def test_a_full_disk_changes_nothing(vault: Vault, store: FailingStore) -> None:
-    await vault.keep(evicted(), b"value")
-    store.write_errno = errno.ENOSPC
-
-    for manifest, value in ((evicted(version="b1-02"), b"value"), (tombstone(), b"")):
-        with pytest.raises(StoreError, match="is full"):
-            await vault.keep(manifest, value)
-    still = await fetch(vault)
-    store.write_errno = None
-    outcome, _ = await vault.keep(tombstone(), b"")
-
-    assert still == b"value"
-    assert outcome == "stored"
-    assert await fetch(vault) is None
 
 
 async def test_a_disk_that_cannot_be_read_is_a_failure_and_not_a_miss(
@@ -444,10 +498,10 @@ async def test_the_sweep_removes_what_was_deleted_by_its_tag_and_in_the_end_the_
     await vault.keep(evicted(version="b1-01", tags=["t"], expires_at=None), b"value")
     await vault.keep(tombstone("", version="b1-02", tag="t"), b"")
 
-    first = [entry.tag async for entry in vault.sweep()]
+    first = [entry.tag async for entry in Sweeper(vault).sweep()]
     objects_after_first = len(await store.list_objects())
     clock.advance(SETTINGS.tombstone_keep_seconds + 1)
-    second = [entry.tag async for entry in vault.sweep()]
+    second = [entry.tag async for entry in Sweeper(vault).sweep()]
 
     assert first == [None]
     assert objects_after_first == 1
