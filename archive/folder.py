@@ -142,6 +142,9 @@ class FolderStore:
 
         return await self._run(remove)
 
+    async def install_lifecycle(self) -> None:
+        """A folder forgets nothing by itself."""
+
     async def probe(self) -> str:
         """Write, sync and delete a small file; returns how much room there is."""
 

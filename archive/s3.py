@@ -21,7 +21,9 @@ from botocore.exceptions import (
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 
+from archive.lifecycle import LifecycleReport
 from archive.s3_failures import failure
+from archive.s3_lifecycle import install
 from archive.s3_multipart import upload
 from archive.settings import S3Settings
 from archive.store import LEFTOVER_SECONDS, StoredObject, StoreError, check_name, is_name
@@ -152,6 +154,12 @@ class S3Store:
                 return aborted
             asked["KeyMarker"] = page["NextKeyMarker"]
             asked["UploadIdMarker"] = page["NextUploadIdMarker"]
+
+    async def install_lifecycle(self) -> LifecycleReport:
+        """Have our rules on the bucket; those of others stay as they are."""
+        if self._settings.lifecycle == "off":
+            return LifecycleReport("off", "archive.s3.lifecycle is off: only the sweep removes")
+        return await install(self._ask, self._bucket, self._objects)
 
     async def probe(self) -> str:
         """Ask for an object; once a minute, and after a failure, write and delete one instead."""
@@ -296,7 +304,7 @@ def _config(settings: S3Settings) -> AioConfig:
         connect_timeout=settings.connect_timeout_seconds,
         read_timeout=settings.read_timeout_seconds,
         tcp_keepalive=True,
-        request_checksum_calculation="when_required",
+        request_checksum_calculation=settings.checksums,
         response_checksum_validation="when_required",
         s3={"addressing_style": addressing},
     )

@@ -54,6 +54,11 @@ _SERVER_FAULT = Failure("the server failed ({detail}): its log says why")
 _CHANGED = Failure(
     "the server did not get what was sent ({detail}): a proxy or the network changed it"
 )
+_CHECKSUM = Failure(
+    "the server refuses the request ({detail}): where it asks for a checksum, as buckets with "
+    "Object Lock do, set archive.s3.checksums to when_supported; where it knows none, to "
+    "when_required"
+)
 _NOT_S3 = Failure(
     "what answers is not S3 ({detail}): is {endpoint} the S3 port and not a web console, and is "
     "the proxy before it well?"
@@ -89,6 +94,8 @@ _BY_NAME = {
     "503": _THROTTLED,
     "XAmzContentSHA256Mismatch": _CHANGED,
     "BadDigest": _CHANGED,
+    "InvalidRequest": _CHECKSUM,
+    "InvalidDigest": _CHECKSUM,
     "QuotaExceeded": _FULL,
     "InsufficientStorage": _FULL,
     "XMinioStorageFull": _FULL,

@@ -12,6 +12,7 @@ import structlog
 from archive.announce import Announcer
 from archive.handover import Handover
 from archive.intake import Intake
+from archive.lifecycle import LifecycleReport
 from archive.parts import Parts
 from archive.queries import Queries
 from archive.settings import ArchiveSettings
@@ -33,6 +34,8 @@ from schemas.units import instant
 log = structlog.get_logger()
 
 LEASE = "archive"
+LIFECYCLE_SECONDS = 3600.0
+"""Between two looks at the bucket's rules, which others may change."""
 READY_SECONDS = 10.0
 """Who starts services need not wait longer for a store that is slow to read, or fails slowly."""
 Serve = Callable[[Sequence[Endpoint]], Awaitable[Callable[[], Awaitable[None]]]]
@@ -101,6 +104,7 @@ class ArchiveService:
         self._work: asyncio.Task[None] | None = None
         self._probes: asyncio.Task[None] | None = None
         self._components: list[Component] = []
+        self._lifecycle: list[Component] = []
         self._load_error = ""
 
     async def __aenter__(self) -> Self:
@@ -153,7 +157,7 @@ class ArchiveService:
     def components(self) -> list[Component]:
         """The lease as it is now, store and backlog as the last probe saw them."""
         lease: ComponentState = "ok" if self._state in ("active", "standby") else "degraded"
-        return [self._component("lease", lease, self._state), *self._components]
+        return [self._component("lease", lease, self._state), *self._components, *self._lifecycle]
 
     def counters(self) -> dict[str, float]:
         """Totals of this process and sizes now, all namespaces together."""
@@ -206,11 +210,16 @@ class ArchiveService:
         log.info("archive_active", store=self._store.description, **self.counters())
         try:
             async with asyncio.TaskGroup() as group:
-                sweeper = group.create_task(self._sweep_regularly())
+                regular = [
+                    group.create_task(self._sweep_regularly()),
+                    group.create_task(self._keep_lifecycle()),
+                ]
                 await self._intake.run(lease, self._stopping)
-                sweeper.cancel()
+                for task in regular:
+                    task.cancel()
         finally:
             await self._vault.close()
+            self._lifecycle = []
             await stop_serving()
             self._handover.close()
             await self._queries.announced()
@@ -233,6 +242,23 @@ class ArchiveService:
                         self._announcer.counts[entry.namespace]["cleared_total"] += 1
         except StoreError as error:
             log.error("archive_sweep_failed", error=str(error))
+
+    async def _keep_lifecycle(self) -> None:
+        while True:
+            pause_seconds = LIFECYCLE_SECONDS
+            try:
+                report = await self._store.install_lifecycle()
+            except StoreError as error:
+                pause_seconds = self._settings.retry_max_seconds
+                report = LifecycleReport("degraded", str(error))
+            if report is None:
+                return
+            component = self._component("lifecycle", report.state, report.text)
+            if [component.text] != [old.text for old in self._lifecycle]:
+                say = log.warning if report.state == "degraded" else log.info
+                say("archive_lifecycle", state=report.state, text=report.text)
+            self._lifecycle = [component]
+            await asyncio.sleep(pause_seconds)
 
     async def _probe_regularly(self) -> None:
         while not self._stopping.is_set():

@@ -36,6 +36,17 @@ class S3Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         str,
         Meta(description="file of certificates to trust; empty = AWS_CA_BUNDLE or the system's"),
     ] = ""
+    lifecycle: Annotated[
+        Literal["on", "off"],
+        Meta(description="on: coarse rules that remove expired objects are kept on the bucket"),
+    ] = "on"
+    checksums: Annotated[
+        Literal["when_required", "when_supported"],
+        Meta(
+            description="when_supported: uploads carry a CRC32 besides their signed SHA-256, which "
+            "buckets with Object Lock ask for and some servers refuse"
+        ),
+    ] = "when_required"
     connections: Annotated[
         int, Meta(ge=1, le=256, description="requests at once; more wait their turn")
     ] = 16

@@ -5,6 +5,8 @@ import re
 from collections.abc import AsyncIterable
 from typing import Protocol
 
+from archive.lifecycle import LifecycleReport
+
 LEFTOVER_SECONDS = 86400.0
 """What an interrupted write left behind is that old before it is removed: no write takes a day."""
 _NAME = re.compile(r"[0-9a-f]{64}|[0-9a-z]{1,8}-[0-9a-f]{32}")
@@ -82,6 +84,9 @@ class ObjectStore(Protocol):
 
     async def remove_leftovers(self, older_than_seconds: float = LEFTOVER_SECONDS) -> int:
         """Remove what interrupted writes left behind that long ago; returns how many there were."""
+
+    async def install_lifecycle(self) -> LifecycleReport | None:
+        """Have the place itself remove what is long expired; None: it knows nothing of that."""
 
     async def probe(self) -> str:
         """Write, sync and delete a trial object; returns a line about the state, such as room."""

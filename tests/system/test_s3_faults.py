@@ -147,6 +147,11 @@ def closed_port() -> int:
             id="changed on the way",
         ),
         pytest.param(
+            s3_error(400, "InvalidRequest", "Content-MD5 OR x-amz-checksum- is required"),
+            "where it asks for a checksum, as buckets with Object Lock do, set archive.s3.check",
+            id="asks for a checksum",
+        ),
+        pytest.param(
             s3_error(503, "SlowDown", "Reduce your rate"),
             "asks to slow down (SlowDown: Reduce your rate)",
             id="throttled",
@@ -321,6 +326,20 @@ async def test_an_upload_is_whole_and_signed_with_its_digest_without_trailers(
     assert headers["content-length"] == "5"
     assert not [name for name in headers if "checksum" in name or "trailer" in name]
     assert server.requests == [f"PUT /bucket/prefix/objects/{NAME}"]
+
+
+async def test_a_checksum_goes_along_where_it_is_wanted() -> None:
+    seen: list[dict[str, str]] = []
+
+    def note(_method: str, _path: str, headers: dict[str, str]) -> Answer:
+        seen.append(headers)
+        return http(200)
+
+    async with S3Double(note) as server, s3(server.url, checksums="when_supported") as store:
+        await store.put(NAME, b"value")
+
+    (headers,) = seen
+    assert "x-amz-checksum-crc32" in headers
 
 
 async def test_a_probe_writes_at_first_and_after_a_failure_and_otherwise_only_reads() -> None:

@@ -1,7 +1,7 @@
 """What every store must do, be it a folder or S3.
 
 `ARCHIVE_TEST_ENDPOINT=http://host:port ARCHIVE_TEST_BUCKET=name`, with credentials in the AWS
-variables, runs the same against another server.
+variables, runs the same against another server; `-m long` against Ceph's, where that is installed.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from archive.sweep import Sweeper
 from archive.vault import DamagedObjectError, Vault
 from tests.support.evictions import ManualClock, evicted, folder_store, single_object
 from tests.support.moto import CREDENTIALS, MotoServer
+from tests.support.radosgw import RadosGateway, missing_programs
 
 ENDPOINT, BUCKET = (os.environ.get(f"ARCHIVE_TEST_{name}", "") for name in ("ENDPOINT", "BUCKET"))
 NAMES = [f"{number:064x}" for number in range(20)]
@@ -38,10 +39,28 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
     server.kill()
 
 
+@pytest.fixture(scope="module")
+def radosgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RadosGateway]:
+    gateway = RadosGateway(tmp_path_factory.mktemp("radosgw"))
+    try:
+        gateway.start()
+        yield gateway
+    finally:
+        gateway.stop()
+
+
+MISSING = missing_programs()
+RADOSGW = [
+    pytest.mark.long,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
+
+
 @pytest.fixture(
     params=[
         "folder",
         "moto",
+        pytest.param("radosgw", marks=RADOSGW),
         pytest.param("other", marks=pytest.mark.skipif(not ENDPOINT, reason="none is named")),
     ]
 )
@@ -56,9 +75,9 @@ def open_store(
         return lambda: S3Store(BUCKET, prefix, S3Settings(endpoint_url=ENDPOINT))
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    moto: MotoServer = request.getfixturevalue("moto")
-    bucket = moto.make_bucket(secrets.token_hex(8))
-    return lambda: S3Store(bucket, prefix, S3Settings(endpoint_url=moto.url))
+    server: MotoServer | RadosGateway = request.getfixturevalue(request.param)
+    bucket = server.make_bucket(secrets.token_hex(8))
+    return lambda: S3Store(bucket, prefix, S3Settings(endpoint_url=server.url))
 
 
 @pytest.fixture
@@ -224,6 +243,14 @@ async def test_a_put_that_is_given_up_leaves_all_or_nothing(store: ObjectStore, 
     await asyncio.wait({putting})
 
     assert await store.get(NAME) in (None, LARGE)
+
+
+async def test_lifecycle_rules_are_installed_once_and_found_again(store: ObjectStore) -> None:
+    first = await store.install_lifecycle()
+    second = await store.install_lifecycle()
+
+    assert first == second
+    assert first is None or first.state == "ok"
 
 
 async def test_a_vault_keeps_its_promises_on_it(store: ObjectStore, open_store: Open) -> None:
