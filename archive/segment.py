@@ -8,8 +8,8 @@
              4   its length before compression, big endian
              8   BLAKE2b, keyed with the segment's id, of the 18 bytes before and of the footer
 
-A segment's name is its TTL class, `-`, and its id, 128 random bits in hexadecimal: everything in
-it may be forgotten when the class's days since it was written are over; of class `ever`, never.
+A segment's name is its class (`archive.lifecycle`), `-`, and its id, 128 random bits in
+hexadecimal: everything in it may be forgotten when the class's days since it was written are over.
 Footer and trailer together are also its record in the index bucket. They are at most
 `MAX_FOOTER_BYTES`, so a record fits into a message. Without a readable footer the frames are found
 by walking. An object of format 1, whose name is a SHA-256, is one frame without a footer.
@@ -25,13 +25,9 @@ import msgspec
 from archive import codec, frame
 from archive.frame import ArchiveObjectError
 from archive.index_entry import IndexEntry, object_name, read_records
-from schemas.units import SECOND_NS
 
 FORMAT = 2
 ID_DIGITS = 32
-DAY_NS = 86400 * SECOND_NS
-CLASS_DAYS = {"1d": 1, "3d": 3, "7d": 7, "30d": 30, "90d": 90}
-EVER = "ever"
 MAX_RECORDS_BYTES = 480 * 1024
 """Of records in one segment, but for the last one."""
 MAX_FOOTER_BYTES = 512 * 1024
@@ -56,14 +52,6 @@ def class_of(name: str) -> str:
 def seal_of(name: str) -> bytes:
     """What the frames of the object of this name are sealed with; nothing in format 1."""
     return bytes.fromhex(name[-ID_DIGITS:]) if "-" in name else b""
-
-
-def ttl_class(now_ns: int, until_ns: float) -> str:
-    """The shortest class that lasts from `now_ns` until then, which may be infinite."""
-    for name, days in CLASS_DAYS.items():
-        if until_ns <= now_ns + days * DAY_NS:
-            return name
-    return EVER
 
 
 def footer(name: str, records: Sequence[msgspec.Raw]) -> bytes:

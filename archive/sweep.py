@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 import msgspec
 import structlog
 
-from archive import segment
 from archive.frame import ArchiveObjectError
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry
+from archive.lifecycle import FOREVER
 from archive.vault import Vault
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
@@ -99,7 +99,7 @@ class Sweeper:
                     _tombstone(entry),
                     b"",
                     stored_ns=entry.stored_ns,
-                    ttl_class=segment.EVER,
+                    ttl_class=FOREVER,
                     follows=entry.follows,
                 )
             self._moved_to.add(moved.segment)

@@ -16,6 +16,7 @@ from archive.frame import ArchiveObjectError
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry, order, score_of, used_ns
 from archive.ledger import Ledger
+from archive.lifecycle import ttl_class
 from archive.packer import INLINE_BYTES, Packer
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
@@ -202,7 +203,8 @@ class Vault:
 
     def _ttl_class(self, index: NamespaceIndex, key: str, until_ns: float) -> str:
         """As long as the entry, and as long as what it outdates."""
-        return segment.ttl_class(self.clock(), max(until_ns, index.older_until_ns(key)))
+        until_ns = max(until_ns, index.older_until_ns(key))
+        return ttl_class(None if until_ns == math.inf else (until_ns - self.clock()) / SECOND_NS)
 
     async def _read(self, entry: IndexEntry) -> tuple[Evicted, bytes]:
         content = self.packer.read(entry)
@@ -251,12 +253,11 @@ class Vault:
         until_ns = _until_ns(None if manifest.tombstone else expires_ns)
         if known is not None and not known.tombstone:
             until_ns = max(until_ns, _until_ns(known.expires_ns))
-        ttl_class = self._ttl_class(index, manifest.key, until_ns)
         entry = await self.packer.add(
             manifest,
             content,
             stored_ns=now_ns,
-            ttl_class=ttl_class,
+            ttl_class=self._ttl_class(index, manifest.key, until_ns),
             follows=known is not None and (known.follows or known.order != its_order),
         )
         index.put(entry)

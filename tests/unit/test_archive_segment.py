@@ -10,12 +10,11 @@ from archive import codec, frame, segment
 from archive.frame import ArchiveObjectError, FrameHeader
 from archive.index_entry import IndexEntry, record_of
 from schemas.cache import Evicted
-from schemas.units import SECOND_NS, instant
+from schemas.units import instant
 from tests.support.evictions import NOW_NS, evicted, tombstone
 
 WIRE = Path(__file__).parent.parent / "wire"
 NAME = f"7d-{0x0123456789ABCDEF:032x}"
-DAY_NS = 86400 * SECOND_NS
 NOISE = random.Random(1).randbytes(2000)
 ENTRIES = [
     (evicted("golden/ключ", b"text " * 100, tags=["a", "b"], meta={"model": "m"}), b"text " * 100),
@@ -157,21 +156,6 @@ def test_fields_that_newer_releases_add_to_a_record_are_passed_over() -> None:
     ]
 
     assert segment.read_footer(NAME, segment.footer(NAME, longer)) == listed
-
-
-@pytest.mark.parametrize(
-    ("lives_ns", "expected"),
-    [
-        pytest.param(0, "1d", id="over"),
-        pytest.param(DAY_NS, "1d", id="a day"),
-        pytest.param(DAY_NS + 1, "3d", id="longer"),
-        pytest.param(90 * DAY_NS, "90d", id="the longest"),
-        pytest.param(90 * DAY_NS + 1, "ever", id="beyond"),
-        pytest.param(float("inf"), "ever", id="for ever"),
-    ],
-)
-def test_a_class_lasts_as_long_as_what_is_in_it(lives_ns: float, expected: str) -> None:
-    assert segment.ttl_class(NOW_NS, NOW_NS + lives_ns) == expected
 
 
 def test_the_largest_footer_fits_into_a_message() -> None:
