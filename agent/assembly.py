@@ -272,7 +272,14 @@ async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         _leases(bus, "archive", place) as leases,
         contextlib.AsyncExitStack() as stack,
     ):
-        parts = ArchiveBus(publisher=bus, queue=bus, parts=bus, leases=leases, serve=instance.serve)
+        parts = ArchiveBus(
+            publisher=bus,
+            queue=bus,
+            parts=bus,
+            index=bus.bucket("archive"),
+            leases=leases,
+            serve=instance.serve,
+        )
         service = ArchiveService(
             parts,
             store,

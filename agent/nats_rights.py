@@ -90,7 +90,7 @@ BUCKETS_OF: Mapping[Role, tuple[str, ...]] = {
     "agent": ("registry",),
     "handlers": ("registry", "lease", "state"),
     "cache": ("registry", "lease", "state", "config"),
-    "archive": ("registry", "lease"),
+    "archive": ("registry", "lease", "archive"),
 }
 """Where a role writes the keys that begin with its name."""
 MAKES_STREAMS: Role = "handlers"
@@ -205,6 +205,8 @@ def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
         ]
         parts = names.stream("EVICTION_PARTS")
         publish += [f"$JS.API.DIRECT.GET.{parts}.>", f"$JS.API.STREAM.PURGE.{parts}"]
+        index = f"KV_{names.bucket('archive')}"
+        publish += [*_follow(index), f"$JS.API.STREAM.PURGE.{index}"]
     name = f"fleet-{role}"
     subscribe = (
         *map(names.absolute, SERVED_BY[role]),

@@ -99,6 +99,21 @@ def read_footer(name: str, tail: bytes) -> list[IndexEntry]:
         raise ArchiveObjectError(f"footer cannot be decoded: {error}") from error
 
 
+def read_record(name: str, record: bytes, object_bytes: int) -> list[IndexEntry]:
+    """The entries of an object of this length, from its record in the index bucket.
+
+    Raises:
+        ArchiveObjectError: damaged, of another object, or of one of another length.
+    """
+    entries = read_footer(name, record)
+    expected_bytes = max((entry.first + entry.object_bytes for entry in entries), default=0)
+    if seal_of(name):
+        expected_bytes += len(record)
+    if object_bytes != expected_bytes:
+        raise ArchiveObjectError(f"object is {object_bytes} bytes instead of {expected_bytes}")
+    return entries
+
+
 def walk(name: str, content: bytes) -> Iterator[IndexEntry]:
     """The whole entries of a segment without a readable footer: whatever it lost, these are right.
 

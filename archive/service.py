@@ -10,7 +10,9 @@ from typing import Self
 import structlog
 
 from archive.announce import Announcer
+from archive.catalog import Catalog
 from archive.handover import Handover
+from archive.index_bucket import IndexBucket
 from archive.intake import Intake
 from archive.lifecycle import LifecycleReport
 from archive.parts import Parts
@@ -21,6 +23,7 @@ from archive.sweep import Sweeper
 from archive.vault import Vault
 from schemas.lifecycle import Component, ComponentState
 from schemas.protocols import (
+    Bucket,
     Clock,
     Endpoint,
     Lease,
@@ -49,6 +52,7 @@ class ArchiveBus:
     publisher: Publisher
     queue: WorkQueue
     parts: PartStream
+    index: Bucket
     leases: Leases
     serve: Serve
 
@@ -81,7 +85,13 @@ class ArchiveService:
         self._settings = settings
         self._clock = clock
         self._announcer = Announcer(bus.publisher, instance, clock)
-        self._vault = Vault(store, settings, clock, on_failure=self._announcer.store_failed)
+        self._vault = Vault(
+            store,
+            settings,
+            clock,
+            on_failure=self._announcer.store_failed,
+            catalog=Catalog(store, IndexBucket(bus.index)),
+        )
         self._sweeper = Sweeper(self._vault)
         self._intake = Intake(self._vault, bus.queue, Parts(bus.parts), self._announcer, settings)
         self._handover = Handover(settings.handover_max_bytes)
@@ -171,6 +181,7 @@ class ArchiveService:
             "stored_bytes": float(sum(index.object_bytes for index in indexes)),
             "objects": float(len(segments)),
             "object_bytes": float(sum(segment.object_bytes for segment in segments)),
+            "index_failures_total": float(self._vault.catalog.bucket_failures),
             "dropped_total": float(self._vault.dropped.total()),
             "unreadable_objects": float(self._vault.catalog.unreadable),
             "in_flight": float(self._intake.in_flight),

@@ -59,6 +59,7 @@ class Sweeper:
             self._moved_to.discard(name)
         for name in self._vault.ledger.dead():
             await self._vault.store.delete(name)
+            await self._vault.catalog.removed(name)
             del self._vault.ledger.segments[name]
 
     async def _write_anew(self, before_ns: int) -> None:

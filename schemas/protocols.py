@@ -298,6 +298,9 @@ class Bucket(Protocol):
     async def delete(self, key: str, revision: int | None = None) -> None:
         """Remove the key; absent is fine. RevisionConflictError if it has not `revision`."""
 
+    async def purge(self, key: str) -> None:
+        """Remove the key and every trace of it, of which `delete` leaves a small one for ever."""
+
     async def items(self) -> Mapping[str, tuple[bytes, int]]:
         """All keys with value and revision."""
 

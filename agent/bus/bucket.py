@@ -81,6 +81,12 @@ class KvBucket:
                     raise RevisionConflictError(key) from error
                 raise
 
+    async def purge(self, key: str) -> None:
+        """Remove the key and every trace of it, the marker of its deletion included."""
+        with raised_as(PublishError, f"bucket {self.name}"):
+            subject = f"$KV.{self.name}.{key}"
+            await heed(self._js.purge_stream(f"KV_{self.name}", subject=subject))
+
     async def items(self) -> Mapping[str, tuple[bytes, int]]:
         """All keys with value and revision."""
         prefix = f"$KV.{self.name}."

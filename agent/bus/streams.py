@@ -20,7 +20,6 @@ MIB = 1024 * 1024
 HOUR = 3600.0
 DAY = 24 * HOUR
 MIN_STREAM_BYTES = 8 * MIB
-BUCKET_BYTES = 16 * MIB
 STREAMS_SHARE = 0.95
 """Of the room there is: the server counts more than the messages' bytes."""
 
@@ -81,6 +80,7 @@ class BucketSpec:
     name: str
     ttl_seconds: float = 0.0
     history: int = 1
+    max_bytes: int = 16 * MIB
 
 
 BUCKETS: tuple[BucketSpec, ...] = (
@@ -88,8 +88,9 @@ BUCKETS: tuple[BucketSpec, ...] = (
     BucketSpec("config", history=10),
     BucketSpec("lease", ttl_seconds=6),
     BucketSpec("state"),
-    BucketSpec("archive"),
+    BucketSpec("archive", max_bytes=64 * MIB),
 )
+BUCKETS_BYTES = sum(bucket.max_bytes for bucket in BUCKETS)
 
 
 def scaled(specs: tuple[StreamSpec, ...], budget_bytes: int | None) -> tuple[StreamSpec, ...]:
@@ -108,7 +109,7 @@ def scaled(specs: tuple[StreamSpec, ...], budget_bytes: int | None) -> tuple[Str
         raise BusError(
             f"the room leaves {max(0, budget_bytes) // MIB} MiB for the streams, they need at "
             f"least {len(specs) * MIN_STREAM_BYTES // MIB} MiB (and the buckets "
-            f"{len(BUCKETS) * BUCKET_BYTES // MIB} MiB); free disk space, raise the server's "
+            f"{BUCKETS_BYTES // MIB} MiB); free disk space, raise the server's "
             "max_file_store, or raise the setting streams.budget_bytes"
         )
     smallest: set[str] = set()
@@ -157,7 +158,7 @@ async def ensure_streams(bus: Bus, *, budget_bytes: int | None = None) -> None:
         budget_bytes = min(budget_bytes or limit, limit)
     room = "as much as its disk has" if limit <= 0 else f"{limit // MIB} MiB"
     if budget_bytes is not None:
-        budget_bytes = int(budget_bytes * STREAMS_SHARE) - len(BUCKETS) * BUCKET_BYTES
+        budget_bytes = int(budget_bytes * STREAMS_SHARE) - BUCKETS_BYTES
         room = f"{room}, {budget_bytes // MIB} MiB of it for all streams"
     for spec in scaled(STREAMS, budget_bytes):
         await _ensure_stream(bus, spec, room)
@@ -258,7 +259,7 @@ async def _ensure_bucket(bus: Bus, spec: BucketSpec) -> None:
             bus,
             f"KV_{name}",
             bus.jetstream.create_key_value(
-                bucket=name, history=spec.history, ttl=spec.ttl_seconds, max_bytes=BUCKET_BYTES
+                bucket=name, history=spec.history, ttl=spec.ttl_seconds, max_bytes=spec.max_bytes
             ),
         )
         if refused and await _stream_config(bus, f"KV_{name}") is None:

@@ -46,6 +46,7 @@ async def archiving(
             publisher=publisher or bus,
             queue=bus,
             parts=bus,
+            index=bus.bucket("archive"),
             leases=leases,
             serve=served.add,
         ),
