@@ -277,6 +277,7 @@ async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             queue=bus,
             parts=bus,
             index=bus.bucket("archive"),
+            letters=bus,
             leases=leases,
             serve=instance.serve,
         )

@@ -10,11 +10,17 @@ import msgspec
 
 from schemas import analysis, archive, cache, engines, lifecycle, metrics, scaling
 from schemas.api import (
+    ArchiveDead,
+    ArchiveDeadChoice,
+    ArchiveDeadRequest,
+    ArchiveJob,
+    ArchiveJobRequest,
     ArchiveList,
     ArchiveListRequest,
     ArchiveStatus,
     CacheReply,
     ClearReply,
+    DeadLetter,
     EntryMeta,
     Filter,
     HealthReply,
@@ -83,7 +89,7 @@ RAW_EVENTS = (
     RawEvent(
         "Evicted",
         "evicted.{namespace}",
-        "cache",
+        "cache, and archive (dead letters sent back)",
         "EVICTIONS",
         "A cache entry on its way to the archive: payload = value, header `Fleet-Evicted` = "
         "percent-encoded JSON of Evicted.",
@@ -243,11 +249,21 @@ def _of_archive() -> Iterator[EndpointSpec]:
         ("keys", "8-byte digests of all archived keys, paged", None, None),
         ("list", "archived entries", ArchiveListRequest, ArchiveList),
         ("status", "what is stored, what waits", Nothing, ArchiveStatus),
+        ("dead", "evictions that could not be taken", ArchiveDeadRequest, ArchiveDead),
+        ("dead_retry", "sends one back", ArchiveDeadChoice, DeadLetter),
+        ("dead_drop", "removes one, and its parts", ArchiveDeadChoice, DeadLetter),
     )
     for operation, text, request, reply in operations:
         yield EndpointSpec(
             f"api.archive.{operation}.{{namespace}}", "archive", text, request, reply
         )
+    yield EndpointSpec(
+        "api.archive.sweep",
+        "archive",
+        "removes what expired or was cleared, now; or how far that is",
+        ArchiveJobRequest,
+        ArchiveJob,
+    )
     yield EndpointSpec(
         "api.archive.range.{namespace}.{instance}",
         "archive",

@@ -1,12 +1,11 @@
 """Commands on cached values: get, put, delete, stat, keys, warm."""
 
 import asyncio
-import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
@@ -15,14 +14,20 @@ from rich.markup import escape
 from agent import human
 from agent.bus import Bus
 from agent.cli_options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
+from agent.cli_output import (
+    counted,
+    print_fields,
+    print_json,
+    quoted,
+    transferring,
+    write_value,
+)
 from agent.cli_start import bus_found, errors, fail, load_settings, with_bus
 from agent.client import CacheClient
-from agent.transfer import OnProgress
 from schemas.api import WarmReply
 
 T = TypeVar("T")
 
-MAX_SHOWN_KEY = 80
 MAX_READ_BYTES = 1024**3
 """No cache keeps a larger value; what would be read for nothing is not read."""
 TRANSFER_SECONDS = 300.0
@@ -54,26 +59,11 @@ def get(
         fail(ValueError("--json needs --output FILE for the value"), code=2)
 
     async def work(cache: CacheClient) -> bytes | None:
-        with _transferring("getting") as on_progress:
+        with transferring("getting") as on_progress:
             return await cache.get(key, restore=restore, on_progress=on_progress)
 
     value = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
-    if value is None:
-        if as_json:
-            _print_json({"key": key, "found": False})
-        errors.print(f"no value for {_quoted(key)} in namespace {escape(namespace)}")
-        raise SystemExit(1)
-    if output is not None:
-        output.write_bytes(value)
-        if as_json:
-            _print_json({"key": key, "found": True, "size_bytes": len(value), "file": str(output)})
-        else:
-            errors.print(f"wrote {human.size(len(value))} to {escape(str(output))}")
-        return
-    sys.stdout.buffer.write(value)
-    if sys.stdout.isatty():
-        sys.stdout.buffer.write(b"\n")
-    sys.stdout.buffer.flush()
+    write_value(key, namespace, value, output, as_json=as_json)
 
 
 @app.command()
@@ -101,7 +91,7 @@ def put(
     content = _content(value, file)
 
     async def work(cache: CacheClient) -> str:
-        with _transferring("putting") as on_progress:
+        with transferring("putting") as on_progress:
             return await cache.put(
                 key,
                 content,
@@ -113,9 +103,9 @@ def put(
 
     version = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
     if as_json:
-        _print_json({"key": key, "version": version, "size_bytes": len(content)})
+        print_json({"key": key, "version": version, "size_bytes": len(content)})
     else:
-        errors.print(f"stored {human.size(len(content))} as {_quoted(key)}, version {version}")
+        errors.print(f"stored {human.size(len(content))} as {quoted(key)}, version {version}")
 
 
 @app.command()
@@ -136,7 +126,7 @@ def delete(
         as_json,
     )
     if as_json:
-        _print_json(reply)
+        print_json(reply)
     else:
         errors.print("deleted" if reply.existed else "it was not in RAM; archived copies are void")
 
@@ -163,12 +153,12 @@ def stat(
 
     reply, found = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
     if as_json:
-        _print_json(reply)
+        print_json(reply)
     elif found:
-        _print_fields(reply)
+        print_fields(reply)
     else:
         errors.print(
-            f"{_quoted(key or '')} is neither in RAM nor on its way to the archive of namespace "
+            f"{quoted(key or '')} is neither in RAM nor on its way to the archive of namespace "
             f"{escape(namespace)}; `get` asks the archive too"
         )
     raise SystemExit(0 if found else 1)
@@ -197,7 +187,7 @@ def keys(
 
     listed, more = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
     if as_json:
-        _print_json({"keys": listed, "more": more})
+        print_json({"keys": listed, "more": more})
         return
     for key in listed:
         print(human.printable(key))
@@ -224,13 +214,13 @@ def warm(
         fail(ValueError("no keys: name them, or --file FILE with one a line"), code=2)
 
     async def work(cache: CacheClient) -> WarmReply:
-        with _counted(len(wanted), "warming") as show:
+        with counted(len(wanted), "warming") as show:
             return await _warm(cache, wanted, show)
 
     reply = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
     left = reply.absent + reply.failed + reply.left_out
     if as_json:
-        _print_json(reply)
+        print_json(reply)
     else:
         errors.print(
             f"{reply.restored} restored, {reply.here} here already, {reply.absent} not archived, "
@@ -291,71 +281,3 @@ async def _warm(cache: CacheClient, keys: list[str], show: Callable[[int], None]
         await asyncio.sleep(WARM_POLL_SECONDS)
         reply = await cache.warm()
     return reply
-
-
-@contextlib.contextmanager
-def _transferring(text: str) -> Iterator[OnProgress | None]:
-    """On a terminal a bar of bytes, seen as soon as a first part has come."""
-    if not errors.is_terminal:
-        yield None
-        return
-    from rich.progress import (  # noqa: PLC0415 - the light commands must start fast
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (TextColumn(text), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=errors, transient=True) as progress:
-        task = progress.add_task(text, visible=False)
-        yield lambda done, whole: progress.update(task, completed=done, total=whole, visible=True)
-
-
-@contextlib.contextmanager
-def _counted(total: int, text: str) -> Iterator[Callable[[int], None]]:
-    """On a terminal a bar; call what it gives with how many are done."""
-    if not errors.is_terminal:
-        yield lambda _done: None
-        return
-    from rich.progress import (  # noqa: PLC0415 - the light commands must start fast
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as progress:
-        task = progress.add_task(text, total=total)
-        yield lambda done: progress.update(task, completed=done)
-
-
-def _print_json(reply: Any) -> None:  # noqa: ANN401 - whatever msgspec encodes
-    print(msgspec.json.encode(reply).decode())
-
-
-def _print_fields(reply: msgspec.Struct) -> None:
-    """One line a field: bytes and seconds as people read them, what is not known as `-`."""
-    width = max(map(len, reply.__struct_fields__))
-    for name in reply.__struct_fields__:
-        value = getattr(reply, name)
-        if value is None or value in ([], {}):
-            text = "-"
-        elif name.endswith("_bytes"):
-            text = human.size(value)
-        elif name.endswith("_seconds"):
-            text = human.duration(value)
-        elif isinstance(value, float):
-            text = f"{value:.3f}"
-        else:
-            text = human.printable(str(value))
-        print(f"{name:{width}}  {text}")
-
-
-def _quoted(key: str) -> str:
-    """`key` for a message; a long one only by its beginning."""
-    shown = key if len(key) <= MAX_SHOWN_KEY else f"{key[:MAX_SHOWN_KEY]}…"
-    return escape(repr(shown))

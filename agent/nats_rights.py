@@ -60,7 +60,7 @@ PUBLISHED_BY: Mapping[Role, tuple[str, ...]] = {
         "execution.requested.>",
     ),
     "cache": ("metrics.cache.>", "cache_event.>", "evicted.>", "evicted_part.>"),
-    "archive": ("archived.>",),
+    "archive": ("archived.>", "evicted.*"),
 }
 SERVED_BY: Mapping[Role, tuple[str, ...]] = {
     "agent": (
@@ -82,7 +82,7 @@ STREAMS_READ_BY: Mapping[Role, tuple[str, ...]] = {
     "agent": (),
     "handlers": ("METRICS", "ROLLUPS", "RECOMMENDATIONS"),
     "cache": ("EVENTS",),
-    "archive": (),
+    "archive": ("DEAD",),
 }
 BUCKETS_FOLLOWED = ("registry", "config")
 """Every service hears who is there and what is to be done; all read the whole of a bucket."""
@@ -207,6 +207,7 @@ def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
         publish += [f"$JS.API.DIRECT.GET.{parts}.>", f"$JS.API.STREAM.PURGE.{parts}"]
         index = f"KV_{names.bucket('archive')}"
         publish += [*_follow(index), f"$JS.API.STREAM.PURGE.{index}"]
+        publish.append(f"$JS.API.STREAM.MSG.DELETE.{names.stream('DEAD')}")
     name = f"fleet-{role}"
     subscribe = (
         *map(names.absolute, SERVED_BY[role]),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import TracebackType
 from typing import Self
@@ -11,9 +12,11 @@ import structlog
 
 from archive.announce import Announcer
 from archive.catalog import Catalog
+from archive.dead_letters import DeadLetters
 from archive.handover import Handover
 from archive.index_bucket import IndexBucket
 from archive.intake import Intake
+from archive.job import Job, OnProgress
 from archive.lifecycle import LifecycleReport
 from archive.parts import Parts
 from archive.queries import Queries
@@ -28,6 +31,7 @@ from schemas.protocols import (
     Endpoint,
     Lease,
     Leases,
+    LetterStream,
     PartStream,
     Publisher,
     WorkQueue,
@@ -53,6 +57,7 @@ class ArchiveBus:
     queue: WorkQueue
     parts: PartStream
     index: Bucket
+    letters: LetterStream
     leases: Leases
     serve: Serve
 
@@ -93,7 +98,10 @@ class ArchiveService:
             catalog=Catalog(store, IndexBucket(bus.index)),
         )
         self._sweeper = Sweeper(self._vault)
-        self._intake = Intake(self._vault, bus.queue, Parts(bus.parts), self._announcer, settings)
+        parts = Parts(bus.parts)
+        self._intake = Intake(self._vault, bus.queue, parts, self._announcer, settings)
+        self._dead_letters = DeadLetters(bus.letters, bus.publisher, parts)
+        self._jobs = [Job("sweep", instance, self._sweep)]
         self._handover = Handover(settings.handover_max_bytes)
         self._queries = Queries(
             self._vault,
@@ -107,6 +115,7 @@ class ArchiveService:
             handover=self._handover,
         )
         self._lease: Lease | None = None
+        self._sweeping = asyncio.Lock()
         self._state = "starting"
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -216,7 +225,7 @@ class ArchiveService:
         await self._vault.load(on_progress)
         self._load_error = ""
         self._lease = lease
-        stop_serving = await self._bus.serve(self._queries.endpoints())
+        stop_serving = await self._bus.serve(self._endpoints())
         self._enter("active")
         log.info("archive_active", store=self._store.description, **self.counters())
         try:
@@ -229,11 +238,17 @@ class ArchiveService:
                 for task in regular:
                     task.cancel()
         finally:
+            for job in self._jobs:
+                await job.stop()
             await self._vault.close()
             self._lifecycle = []
             await stop_serving()
             self._handover.close()
             await self._queries.announced()
+
+    def _endpoints(self) -> list[Endpoint]:
+        jobs = (job.endpoint() for job in self._jobs)
+        return [*self._queries.endpoints(), *self._dead_letters.endpoints(), *jobs]
 
     async def _sweep_regularly(self) -> None:
         while True:
@@ -243,16 +258,27 @@ class ArchiveService:
     async def sweep(self) -> None:
         """Remove what expired or was cleared; also runs by itself."""
         try:
-            async with contextlib.aclosing(self._sweeper.sweep()) as removed:
-                async for entry in removed:
-                    if entry.tombstone:
-                        self._announcer.counts[entry.namespace]["tombstones_dropped_total"] += 1
-                    elif entry.is_expired(self._clock()):
-                        await self._announcer.expired(entry)
-                    else:
-                        self._announcer.counts[entry.namespace]["cleared_total"] += 1
+            await self._sweep(lambda _done, _total: None)
         except StoreError as error:
             log.error("archive_sweep_failed", error=str(error))
+
+    async def _sweep(self, on_progress: OnProgress) -> Counter[str]:
+        """One sweep; how many entries it removed, by kind."""
+        removed: Counter[str] = Counter()
+        async with self._sweeping, contextlib.aclosing(self._sweeper.sweep()) as entries:
+            async for entry in entries:
+                if entry.tombstone:
+                    kind = "tombstones_dropped"
+                elif entry.is_expired(self._clock()):
+                    kind = "expired"
+                    await self._announcer.expired(entry)
+                else:
+                    kind = "cleared"
+                if kind != "expired":
+                    self._announcer.counts[entry.namespace][f"{kind}_total"] += 1
+                removed[kind] += 1
+                on_progress(removed.total(), None)
+        return removed
 
     async def _keep_lifecycle(self) -> None:
         while True:

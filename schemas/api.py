@@ -519,3 +519,66 @@ class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
         Count, Meta(description="values given up because the others filled the budget")
     ] = 0
     budget_bytes: Annotated[Bytes, Meta(description="`archive.budget_bytes`; 0: no limit")] = 0
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """An eviction that the archive could not take, as it lies in `FLEET_DEAD`."""
+
+    id: Annotated[Count, Meta(description="its number there, for retry and drop")]
+    reason: Annotated[str, Meta(description="what is wrong with it")]
+    died_at: Annotated[Instant, Meta(description="when it was put there, by the server's clock")]
+    payload_bytes: Annotated[Bytes, Meta(description="of the message, as far as it was kept")]
+    key: Annotated[str | None, Meta(description="of its manifest; null: that cannot be read")] = (
+        None
+    )
+    version: Annotated[str | None, Meta(description="of its manifest; null: as `key`")] = None
+    size_bytes: Annotated[
+        Bytes | None, Meta(description="of the value, by its manifest; null: as `key`")
+    ] = None
+    parts: Annotated[
+        Count, Meta(description="messages that hold the value; they are kept for 7 days")
+    ] = 0
+    is_cut: Annotated[
+        bool, Meta(description="true: it was too large to be kept whole, so it cannot be retried")
+    ] = False
+
+
+class ArchiveDeadRequest(Request, frozen=True, kw_only=True):
+    """Which dead letters of the namespace to list, in the order in which they died."""
+
+    after: Annotated[Count, Meta(description="only those with a higher id")] = 0
+    limit: Annotated[int, Meta(ge=1, le=1000, description="at most so many")] = 100
+
+
+class ArchiveDead(msgspec.Struct, frozen=True, kw_only=True):
+    """Dead letters; `more` says that `after` = the last id gives the next ones."""
+
+    letters: Annotated[list[DeadLetter], Meta(description="by id")]
+    more: Annotated[bool, Meta(description="there are more after the last one")]
+
+
+class ArchiveDeadChoice(Request, frozen=True, kw_only=True):
+    """The dead letter to send back, or to drop."""
+
+    id: Annotated[Count, Meta(description="as listed")]
+
+
+class ArchiveJobRequest(Request, frozen=True, kw_only=True):
+    """Begin the work, unless it is under way, or only ask how far it is."""
+
+    start: Annotated[bool, Meta(description="false: only ask")] = True
+
+
+class ArchiveJob(msgspec.Struct, frozen=True, kw_only=True):
+    """How far some work on the whole archive is, or how its last run ended."""
+
+    instance: Annotated[Token, Meta(description="archive that does it")]
+    state: Annotated[
+        Literal["never", "running", "done", "failed"],
+        Meta(description="never: not since this archive started"),
+    ]
+    done: Annotated[Count, Meta(description="objects or entries so far")] = 0
+    total: Annotated[Count | None, Meta(description="of so many; null: not known")] = None
+    seconds: Annotated[Seconds, Meta(description="that it has taken")] = 0.0
+    counts: Annotated[dict[str, Count], Meta(description="what was done, by kind")] = {}
+    error: Annotated[str, Meta(description="why it failed; else empty")] = ""

@@ -280,6 +280,22 @@ class WorkQueue(Protocol):
         """
 
 
+class LetterStream(Protocol):
+    """A stream that is read message by message, each of which can be removed."""
+
+    def read(
+        self, stream: str, *, subject: str = ">", start_sequence: int | None = None
+    ) -> AsyncGenerator[Delivery, None]:
+        """What `stream` holds now, in order, as Subscriber has it."""
+
+    async def remove(self, stream: str, sequence: int) -> None:
+        """Remove one message.
+
+        Raises:
+            PublishError: it is not there, the server does not answer, or this user may not.
+        """
+
+
 class Bucket(Protocol):
     """A key-value bucket with revisions."""
 

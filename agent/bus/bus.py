@@ -326,6 +326,12 @@ class Bus(PublishingConnection):
         with raised_as(PublishError, f"stream {name}"):
             await heed(self._js.purge_stream(name, subject=full))
 
+    async def remove(self, stream: str, sequence: int) -> None:
+        """Remove one message; see LetterStream."""
+        name = self.names.stream(stream)
+        with raised_as(PublishError, f"stream {name}"):
+            await heed(self._js.delete_msg(name, sequence))
+
     async def take(
         self, stream: str, consumer: str, *, batch: int, wait_seconds: float
     ) -> Sequence[WorkItem]:

@@ -47,6 +47,7 @@ async def archiving(
             queue=bus,
             parts=bus,
             index=bus.bucket("archive"),
+            letters=bus,
             leases=leases,
             serve=served.add,
         ),

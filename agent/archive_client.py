@@ -1,0 +1,157 @@
+"""The typed client of the archive: what it holds, dead letters, work on the whole of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from agent.bus import Bus
+from agent.transfer import OnProgress
+from schemas.api import (
+    ArchiveDead,
+    ArchiveDeadChoice,
+    ArchiveDeadRequest,
+    ArchiveEntry,
+    ArchiveJob,
+    ArchiveJobRequest,
+    ArchiveList,
+    ArchiveListRequest,
+    ArchiveStatus,
+    DeadLetter,
+)
+from schemas.cache import (
+    EVICTED_HEADER,
+    INLINE_LIMIT_BYTES,
+    PARTS_IN_FLIGHT,
+    Evicted,
+    decode_header,
+    part_count,
+    part_range,
+)
+from schemas.digest import digest_of
+from schemas.protocols import RequestError
+from schemas.units import token
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+TIMEOUT_SECONDS = 10.0
+RESTORE_SECONDS = 30.0
+POLL_SECONDS = 0.25
+OnJob = Callable[[ArchiveJob], None]
+
+
+class ArchiveClient:
+    """One namespace of the archive. Raises `schemas.protocols.RequestError` where refused."""
+
+    def __init__(self, bus: Bus, namespace: str = "default") -> None:
+        self._bus = bus
+        self._namespace = token(namespace)
+
+    async def status(self) -> ArchiveStatus:
+        """What it holds, what waits, what went wrong."""
+        return await self._ask("status", None, ArchiveStatus)
+
+    async def entries(self, prefix: str = "", after: str = "") -> AsyncIterator[ArchiveEntry]:
+        """Entries that can be restored, by key, page after page."""
+        while True:
+            request = ArchiveListRequest(prefix=prefix, after=after)
+            page = await self._ask("list", request, ArchiveList)
+            for entry in page.entries:
+                yield entry
+            if not page.more:
+                return
+            after = page.entries[-1].key
+
+    async def get(self, key: str, on_progress: OnProgress | None = None) -> bytes | None:
+        """The archived value, verified, or None; the cache in front of it is not asked.
+
+        Counts as restored.
+        """
+        encoded = key.encode()
+        answer = await self._bus.request(
+            f"api.archive.restore.{self._namespace}", encoded, timeout_seconds=RESTORE_SECONDS
+        )
+        if answer.headers.get("Fleet-Status") == "miss":
+            return None
+        header = decode_header(answer.headers[EVICTED_HEADER])
+        manifest = msgspec.json.decode(header, type=Evicted)
+        value = answer.payload
+        if manifest.size_bytes > INLINE_LIMIT_BYTES:
+            instance = answer.headers["Fleet-Instance"]
+            value = await self._ranges(encoded, manifest, instance, on_progress)
+        if await asyncio.to_thread(digest_of, value, manifest.digest) != manifest.digest:
+            raise RequestError(500, "what the archive sent does not have its digest")
+        return value
+
+    async def dead(self) -> AsyncIterator[DeadLetter]:
+        """Evictions that could not be taken, oldest first."""
+        request = ArchiveDeadRequest()
+        while True:
+            page = await self._ask("dead", request, ArchiveDead)
+            for letter in page.letters:
+                yield letter
+            if not page.more:
+                return
+            request = ArchiveDeadRequest(after=page.letters[-1].id)
+
+    async def retry(self, letter: int) -> DeadLetter:
+        """Send a dead letter back to the eviction stream."""
+        return await self._ask("dead_retry", ArchiveDeadChoice(id=letter), DeadLetter)
+
+    async def drop(self, letter: int) -> DeadLetter:
+        """Remove a dead letter and the parts of its value."""
+        return await self._ask("dead_drop", ArchiveDeadChoice(id=letter), DeadLetter)
+
+    async def run(self, job: Literal["sweep"], on_job: OnJob) -> ArchiveJob:
+        """Have work on the whole archive done; `on_job` hears how far it is.
+
+        Raises:
+            RequestError: 503 the archiver that did it has gone.
+        """
+        subject = f"api.archive.{job}"
+        first = found = await self._ask_at(subject, ArchiveJobRequest(), ArchiveJob)
+        while found.state == "running":
+            on_job(found)
+            await asyncio.sleep(POLL_SECONDS)
+            found = await self._ask_at(subject, ArchiveJobRequest(start=False), ArchiveJob)
+            if found.instance != first.instance or found.state == "never":
+                raise RequestError(503, f"archive {first.instance} stopped before it was done")
+        on_job(found)
+        return found
+
+    async def _ranges(
+        self, key: bytes, manifest: Evicted, instance: str, on_progress: OnProgress | None
+    ) -> bytes:
+        value, done_bytes = bytearray(manifest.size_bytes), 0
+        parts = iter(range(part_count(manifest.size_bytes)))
+        subject = f"api.archive.range.{self._namespace}.{token(instance)}"
+
+        async def read() -> None:
+            nonlocal done_bytes
+            for part in parts:
+                first, end = part_range(part, manifest.size_bytes)
+                headers = {
+                    "Fleet-Version": manifest.version,
+                    "Fleet-Range": f"{first}-{end - 1}",
+                }
+                answer = await self._bus.request(
+                    subject, key, headers, timeout_seconds=TIMEOUT_SECONDS
+                )
+                value[first:end] = answer.payload
+                done_bytes += end - first
+                if on_progress is not None:
+                    on_progress(done_bytes, manifest.size_bytes)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(PARTS_IN_FLIGHT):
+                group.create_task(read())
+        return bytes(value)
+
+    async def _ask(self, name: str, body: msgspec.Struct | None, reply: type[T]) -> T:
+        return await self._ask_at(f"api.archive.{name}.{self._namespace}", body, reply)
+
+    async def _ask_at(self, subject: str, body: Any, reply: type[T]) -> T:  # noqa: ANN401 - a Struct
+        payload = b"" if body is None else msgspec.json.encode(body)
+        answer = await self._bus.request(subject, payload, timeout_seconds=TIMEOUT_SECONDS)
+        return msgspec.json.decode(answer.payload, type=reply)

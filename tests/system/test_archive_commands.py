@@ -1,0 +1,120 @@
+"""`resource-agent archive …` as a user types it, on a running installation."""
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.archive_client import ArchiveClient
+from agent.bus import connect
+from agent.client import CacheClient
+from tests.support.program import Up, running_up
+from tests.support.waiting import until_async
+
+SMALL = {f"key-{number}": os.urandom(200_000) for number in range(12)}
+LARGE = {"large": os.urandom(700_000)}
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """With a cache of 1 MiB that has evicted most of what was put, and two dead letters."""
+    with running_up(
+        tmp_path_factory.mktemp("up"), "--node", "n1", "--no-live", cache__max_memory_mb=1
+    ) as running:
+        asyncio.run(fill(running))
+        yield running
+
+
+async def fill(up: Up) -> None:
+    async with await connect(up.url, name="test") as bus:
+        cache, archive = CacheClient(bus), ArchiveClient(bus)
+        for key, value in {**LARGE, **SMALL}.items():
+            await cache.put(key, value)
+        for number in (1, 2):
+            await bus.publish_raw("evicted.default", b"", message_id=f"bad {number}")
+
+        async def has_all() -> bool:
+            status = await archive.status()
+            evicted = (await cache.stats()).evictions
+            return status.entries == evicted > 4 and status.dead_total == 2
+
+        await until_async(has_all, seconds=20)
+
+
+def test_status_shows_what_is_there(up: Up) -> None:
+    shown = up.command("archive status")
+    status = json.loads(up.command("archive status", "--json").stdout)
+
+    assert status["entries"] > 4
+    assert f"entries           {status['entries']}" in shown.stdout.decode()
+    assert status["dead_total"] == 2
+
+
+def test_ls_lists_what_get_gives_back(up: Up, tmp_path: Path) -> None:
+    listed = json.loads(up.command("archive ls", "--json").stdout)
+    shown = up.command("archive ls", "key-", "--limit", 1)
+    name, target = listed["entries"][0]["key"], tmp_path / "value"
+    got = up.command("archive get", name, "--output", target, "--json")
+    large = up.command("archive get", "large")
+
+    assert not listed["more"]
+    assert "large" in [entry["key"] for entry in listed["entries"]]
+    assert json.loads(got.stdout)["found"]
+    assert target.read_bytes() == {**LARGE, **SMALL}[name]
+    assert large.stdout == LARGE["large"]
+    assert "195.3 KiB" in shown.stdout.decode()
+    assert "there are more: --after 'key-0'" in shown.stderr.decode()
+
+
+def test_what_was_removed_is_gone(up: Up) -> None:
+    removed = up.command("archive rm", "key-1", "--json")
+    got = up.command("archive get", "key-1")
+    cached = up.command("get", "key-1")
+
+    assert json.loads(removed.stdout) == {"removed": ["key-1"]}
+    assert (got.returncode, cached.returncode) == (1, 1)
+    assert "no value for 'key-1' in namespace default" in got.stderr.decode()
+
+
+def test_dead_letters_are_listed_sent_back_and_dropped(up: Up) -> None:
+    listed = json.loads(up.command("archive dead", "--json").stdout)["letters"]
+    shown = up.command("archive dead")
+    first, second = (str(letter["id"]) for letter in listed)
+    done = up.command("archive dead", "--retry", first, "--drop", second)
+    unknown = up.command("archive dead", "--drop", second)
+
+    assert "no header Fleet-Evicted" in shown.stdout.decode()
+    assert "1 sent back, 1 dropped" in done.stderr.decode()
+    assert unknown.returncode == 1
+    assert f"no dead letter {second} of namespace default" in unknown.stderr.decode()
+
+
+def test_a_sweep_says_what_it_did(up: Up) -> None:
+    done = up.command("archive sweep")
+    as_json = json.loads(up.command("archive sweep", "--json").stdout)
+
+    assert done.returncode == 0
+    assert "sweep: nothing to do, in" in done.stderr.decode()
+    assert (as_json["state"], as_json["error"]) == ("done", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "code"),
+    [
+        pytest.param(("get", "k", "--json"), "--json needs --output", 2, id="json"),
+        pytest.param(("status", "-n", "nobodys"), "knows no namespace nobodys", 1, id="status"),
+        pytest.param(("rm", "k", "-n", "nobodys"), "nobody serves", 1, id="rm"),
+        pytest.param(("rm",), "Missing argument", 2, id="no-keys"),
+    ],
+)
+def test_what_is_wrong_is_named(up: Up, arguments: tuple[str, ...], text: str, code: int) -> None:
+    name, *rest = arguments
+
+    done = up.command(f"archive {name}", *rest)
+
+    assert done.returncode == code
+    assert text in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
