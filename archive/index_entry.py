@@ -56,10 +56,11 @@ class IndexEntry(msgspec.Struct, frozen=True, gc=False):
     It lies in the object `segment`, `object_bytes` from `first` on; 0 of them: its value was
     given up, and it only says that lower versions are gone. `score` is above 0, `used_ns` the
     last access. `tag` set: the tombstone of that tag, no key's. `follows`: older versions of its
-    key were here before, or may have been.
+    key were here before, or may have been. `cost_seconds`: what computing the value anew would
+    take; None where nobody said.
 
-    A record of a segment's footer holds the fields from `namespace` to `follows`, in order; new
-    fields come behind them.
+    A record of a segment's footer holds the fields from `namespace` to `cost_seconds`, in order;
+    new fields come behind them, with a default for footers that lack them.
     """
 
     segment: str
@@ -78,6 +79,7 @@ class IndexEntry(msgspec.Struct, frozen=True, gc=False):
     tags: tuple[str, ...]
     tag: str | None
     follows: bool
+    cost_seconds: float | None
     hash: bytes
 
     @classmethod
@@ -109,6 +111,7 @@ class IndexEntry(msgspec.Struct, frozen=True, gc=False):
             tags=tuple(map(sys.intern, manifest.tags)),
             tag=manifest.tag,
             follows=follows,
+            cost_seconds=manifest.cost_seconds,
             hash=key_hash(manifest.key),
         )
 
@@ -135,7 +138,10 @@ class IndexEntry(msgspec.Struct, frozen=True, gc=False):
 
 _Record = msgspec.defstruct(
     "_Record",
-    [(field.name, field.type) for field in msgspec.structs.fields(IndexEntry)[1:-1]],
+    [
+        *((field.name, field.type) for field in msgspec.structs.fields(IndexEntry)[1:-2]),
+        ("cost_seconds", float | None, None),
+    ],
     array_like=True,
 )
 _encode_record = msgspec.msgpack.Encoder().encode

@@ -1,6 +1,7 @@
 """The archive's endpoints: restore, keys, list, status."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 
@@ -8,9 +9,11 @@ import msgspec
 import structlog
 
 from archive.announce import Announcer
+from archive.fetch_time import FetchTime
 from archive.handover import Handover
-from archive.index_entry import HASH_BYTES
+from archive.index_entry import HASH_BYTES, IndexEntry
 from archive.intake import STREAM
+from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
 from archive.vault import DamagedObjectError, Vault
 from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveStatus, Request
@@ -60,8 +63,11 @@ class Queries:
         namespaces: Collection[str],
         is_owner: Callable[[], bool],
         handover: Handover,
+        settings: ArchiveSettings,
     ) -> None:
         self._handover = handover
+        self._settings = settings
+        self._fetch_time = FetchTime()
         self._vault = vault
         self._store = store
         self._announcer = announcer
@@ -94,11 +100,13 @@ class Queries:
             ),
         ]
 
-    def restore(self, call: Call) -> Awaitable[Answer]:
+    def restore(self, call: Call) -> Answer | Awaitable[Answer]:
         """The value of the key in the payload, with its manifest in `Fleet-Evicted`.
 
         `Fleet-Generation` (absent = newest): anything older is a miss. A miss is an empty answer
-        with `Fleet-Status: miss`; a damaged object is answered 500 once and a miss from then on.
+        with `Fleet-Status: miss`. One that would take longer to fetch than to compute anew is a
+        miss too, with the estimate in `Fleet-Declined-Seconds`, unless `Fleet-Gate: off` comes
+        along. A damaged object is answered 500 once and a miss from then on.
         The payload of a value above the inline limit is empty: it is held ready for ranges, which
         this instance (`Fleet-Instance`) answers; 429 while too many are.
         """
@@ -107,10 +115,30 @@ class Queries:
         text = call.headers.get("Fleet-Generation")
         if text is not None and not (text.isascii() and text.isdigit()):
             raise RequestError(400, "Fleet-Generation is a count")
-        return self._restore(namespace, key, None if text is None else int(text))
-
-    async def _restore(self, namespace: str, key: str, generation: int | None) -> Answer:
         known = self._vault.index(namespace).find(key, self._clock())
+        if known is not None and call.headers.get("Fleet-Gate") != "off":
+            declined_seconds = self._dearer_than_computing(known)
+            if declined_seconds is not None:
+                self._announcer.counts[namespace]["declined_total"] += 1
+                log.debug("restore_declined", namespace=namespace, seconds=declined_seconds)
+                return Answer(
+                    headers={
+                        "Fleet-Status": "miss",
+                        "Fleet-Declined-Seconds": f"{declined_seconds:.6f}",
+                    }
+                )
+        return self._restore(known, namespace, key, None if text is None else int(text))
+
+    def _dearer_than_computing(self, known: IndexEntry) -> float | None:
+        """Seconds to fetch it, where that is more than it costs to compute; else None."""
+        if self._settings.restore_gate == "off" or known.cost_seconds is None:
+            return None
+        seconds = self._fetch_time.estimate(known.object_bytes, time.monotonic())
+        return seconds if seconds is not None and seconds > known.cost_seconds else None
+
+    async def _restore(
+        self, known: IndexEntry | None, namespace: str, key: str, generation: int | None
+    ) -> Answer:
         # Two copies of it are in memory while it is fetched; inline values are few and small.
         size_bytes = 0 if known is None else known.size_bytes
         if size_bytes <= INLINE_LIMIT_BYTES:
@@ -122,6 +150,7 @@ class Queries:
                 f"{self._handover.max_bytes} bytes (archive.handover_max_bytes); try later",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
+        began = time.monotonic()
         try:
             found = await self._fetch(namespace, key, generation)
         finally:
@@ -129,6 +158,9 @@ class Queries:
         if found is None:
             return Answer(headers={"Fleet-Status": "miss"})
         manifest, value = found
+        if known is not None:
+            now = time.monotonic()
+            self._fetch_time.observe(known.object_bytes, now - began, now)
         self._announce(self._announcer.restored(namespace, key, manifest.version, len(value)))
         headers = {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
         if len(value) <= INLINE_LIMIT_BYTES:
@@ -221,6 +253,7 @@ class Queries:
             pending=await self.pending(),
             stored_total=counts["stored_total"],
             restored_total=counts["restored_total"],
+            declined_total=counts["declined_total"],
             expired_total=counts["expired_total"],
             superseded_total=counts["superseded_total"],
             failed_total=counts["failed_total"],

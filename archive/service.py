@@ -113,6 +113,7 @@ class ArchiveService:
             namespaces,
             is_owner=lambda: self._lease is not None and self._lease.held,
             handover=self._handover,
+            settings=settings,
         )
         self._lease: Lease | None = None
         self._sweeping = asyncio.Lock()

@@ -141,6 +141,13 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             "them wait, and a value above it is never handed back",
         ),
     ] = 256 * 1024 * 1024
+    restore_gate: Annotated[
+        Literal["on", "off"],
+        Meta(
+            description="on: a value whose `Fleet-Cost-Seconds` is less than fetching it would "
+            "take, by what fetches took of late, is not given back: its asker computes it anew"
+        ),
+    ] = "on"
     zstd_level: Annotated[int, Meta(ge=1, le=19, description="zstd compression level")] = 3
     min_ratio: Annotated[
         float,

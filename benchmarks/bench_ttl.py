@@ -170,6 +170,7 @@ class Replay:
                 tags=(),
                 tag=None,
                 follows=False,
+                cost_seconds=None,
                 score=item.score or 1.0,
                 used_ns=entry.last_accessed_ns,
             )

@@ -118,13 +118,18 @@ class ArchiveLink:
 
     async def _ask_for(self, key: str, restore: Restore) -> Entry | None:
         name, generation = self._namespace.name, self._namespace.generation
+        headers = {"Fleet-Generation": str(generation)}
+        if restore.may_evict_bytes is not None:
+            headers["Fleet-Gate"] = "off"  # nobody waits for it now
         try:
             answer = await self._requester.request(
                 f"api.archive.restore.{name}",
                 key.encode(),
-                {"Fleet-Generation": str(generation)},
+                headers,
                 timeout_seconds=self._restore_timeout_seconds,
             )
+            if "Fleet-Declined-Seconds" in answer.headers:
+                self._namespace.counters.restores_declined += 1
             manifest = read_restored(answer, namespace=name, key=key, generation=generation)
             entry = None if manifest is None else await self._entry(manifest, answer)
         except (RequestError, ForeignAnswerError) as error:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -50,7 +50,9 @@ class BatchEndpoints:
         classes: Classes,
         settings: CacheSettings,
         clock: Clock,
+        prefetch: Callable[[Sequence[str]], int],
     ) -> None:
+        self._prefetch = prefetch
         self._namespace = namespace
         self._link = link
         self._lease = lease
@@ -75,10 +77,15 @@ class BatchEndpoints:
     def match(self, call: Call) -> Answer:
         """How many keys of a chain are here, root first; they count as used, the tail first.
 
-        The archive is not asked.
+        The archive is not waited for, but what it has of the rest, up to the first key that it
+        does not have, is queued to come back, unless `Fleet-No-Restore: 1`.
         """
         keys = self._keys_of(call, MAX_CHAIN_KEYS)
-        return Answer(_encode(MatchReply(matched=self._namespace.match(keys))))
+        matched = self._namespace.match(keys)
+        coming = 0
+        if matched < len(keys) and call.headers.get("Fleet-No-Restore") != "1":
+            coming = self._prefetch(keys[matched:])
+        return Answer(_encode(MatchReply(matched=matched, coming=coming)))
 
     def mget(self, call: Call) -> Answer | Awaitable[Answer]:
         """A line of sizes and the values, in the order of the keys.

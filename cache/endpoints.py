@@ -378,6 +378,8 @@ class NamespaceEndpoints:
             evictions_acknowledged=namespace.outbox.acknowledged,
             evictions_lost=namespace.outbox.lost,
             restores=counters.restores,
+            restores_declined=counters.restores_declined,
+            restored_cost_seconds=counters.restored_cost_seconds,
             outbox_entries=len(namespace.outbox),
             outbox_bytes=namespace.outbox.used_bytes,
             ttl_decisions=dict(namespace.ttl_decisions),

@@ -51,6 +51,9 @@ class Counters:
     restores: int = 0
     restores_refused: int = 0
     restores_failed: int = 0
+    restores_declined: int = 0
+    restored_bytes: int = 0
+    restored_cost_seconds: float = 0.0
     hit_bytes: int = 0
     put_bytes: int = 0
     tokens_served: int = 0
@@ -527,6 +530,8 @@ class Namespace:
                 self.counters.restores_refused += 1
             else:
                 self.counters.restores += 1
+                self.counters.restored_bytes += entry.value_bytes
+                self.counters.restored_cost_seconds += entry.cost_seconds or 0.0
                 restore.answer = entry
                 bound, before = restore.may_evict_bytes, self.memory.used_bytes + entry.size_bytes
                 if bound is None or before - self.memory.limit_bytes <= bound:

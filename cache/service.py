@@ -273,8 +273,8 @@ class CacheService:
             clock,
             room,
         )
-        batches = BatchEndpoints(namespace, link, lease, classes, settings, clock)
         warming = WarmingQueue(namespace, link, lease, publisher, settings, instance, clock)
+        batches = BatchEndpoints(namespace, link, lease, classes, settings, clock, warming.prefetch)
         tuning = Tuning(namespace, configuration, publisher, instance, clock)
         warmup = Warmup(namespace, link, self._bus.state)
         lmcache = LmcacheEndpoints(
@@ -378,6 +378,9 @@ class CacheService:
             evictions_acknowledged_total=outbox.acknowledged,
             evictions_lost_total=outbox.lost,
             restores_total=counters.restores,
+            restores_declined_total=counters.restores_declined,
+            restored_bytes_total=counters.restored_bytes,
+            restored_cost_seconds_total=counters.restored_cost_seconds,
             outbox_entries=len(outbox),
             outbox_bytes=outbox.used_bytes,
             classes=classes.stats(),

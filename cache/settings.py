@@ -180,6 +180,10 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         TtlSettings, Meta(description="archive life of entries put without Fleet-Ttl-Seconds")
     ] = TtlSettings()
 
+    match_prefetch: Annotated[
+        bool,
+        Meta(description="a match brings back what the archive has of the rest of the chain"),
+    ] = True
     warm_queue_keys: Annotated[
         int,
         Meta(ge=1, le=1_000_000, description="most keys of each namespace that wait to be warmed"),

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import time
+from collections.abc import Sequence
 
 from cache.archive_link import ArchiveLink
 from cache.batch_requests import check_keys
@@ -104,12 +106,20 @@ class WarmingQueue:
             raise RequestError(
                 429, f"{len(new)} keys to warm, but room for {room}; try fewer, or later"
             )
-        if new and not self._waiting and not self._some.is_set():
-            self._counts = _Counts()
-        self._waiting.update(dict.fromkeys(new))
-        if new:
-            self._some.set()
+        self._queue(new)
         return WarmReply(accepted=len(new), **self._progress())
+
+    def prefetch(self, keys: Sequence[str]) -> int:
+        """Queue the archived beginning of `keys`, as far as there is room; how many those are."""
+        if not (self._settings.match_prefetch and self._namespace.archived.known):
+            return 0
+        wanted = list(
+            itertools.takewhile(self._namespace.may_restore, keys[: self._settings.warm_queue_keys])
+        )
+        room = self._settings.warm_queue_keys - len(self._waiting)
+        new = [key for key in wanted if key not in self._waiting][:room]
+        self._queue(new)
+        return len(wanted)
 
     async def run(self) -> None:
         """Work off what waits, for ever."""
@@ -127,6 +137,13 @@ class WarmingQueue:
                     await self._announce()
             self._some.clear()
             await self._announce()
+
+    def _queue(self, keys: Sequence[str]) -> None:
+        if keys and not self._waiting and not self._some.is_set():
+            self._counts = _Counts()
+        self._waiting.update(dict.fromkeys(keys))
+        if keys:
+            self._some.set()
 
     async def _bring_back(self, key: str) -> None:
         counts, memory = self._counts, self._namespace.memory

@@ -220,10 +220,14 @@ class TagReply(msgspec.Struct, frozen=True, kw_only=True):
     version: Annotated[str, Meta(description="of the deletion; entries with a lower one are gone")]
 
 
-class MatchReply(msgspec.Struct, frozen=True, kw_only=True):
+class MatchReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How much of a chain is here."""
 
     matched: Annotated[Count, Meta(description="keys from the root to the first that is not here")]
+    coming: Annotated[
+        Count,
+        Meta(description="keys behind those that the archive has, now queued to be brought back"),
+    ] = 0
 
 
 class BatchEntry(
@@ -388,6 +392,12 @@ class NamespaceStats(msgspec.Struct, frozen=True, kw_only=True):
         Count, Meta(description="values dropped because the way there was full")
     ]
     restores: Annotated[Count, Meta(description="misses in RAM that the archive answered")]
+    restores_declined: Annotated[
+        Count, Meta(description="of those not answered: computing anew is quicker than to fetch")
+    ] = 0
+    restored_cost_seconds: Annotated[
+        Number, Meta(description="sum of `Fleet-Cost-Seconds` of the values that came back")
+    ] = 0.0
     outbox_entries: Annotated[
         Count, Meta(description="evictions and deletions not known to be in the archive yet")
     ]
@@ -519,6 +529,10 @@ class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
         Count, Meta(description="values given up because the others filled the budget")
     ] = 0
     budget_bytes: Annotated[Bytes, Meta(description="`archive.budget_bytes`; 0: no limit")] = 0
+    declined_total: Annotated[
+        Count,
+        Meta(description="values not given back, as computing them anew is quicker than to fetch"),
+    ] = 0
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,7 +70,7 @@ class CacheEvent(Message, frozen=True, kw_only=True):
 
 
 class Warming(Message, frozen=True, kw_only=True):
-    """How far the keys are that `warm` asked for; counts since nothing was left to do before.
+    """How far the keys are that `warm` or a `match` asked for; counts since the last was done.
 
     Once a second while there is something to do, and when the last key is done (`waiting` 0).
     """

@@ -291,6 +291,21 @@ class CacheMetrics(Message, frozen=True, kw_only=True):
         Count | None,
         Meta(description="misses in RAM that the archive answered; LMCache: null"),
     ] = None
+    restores_declined_total: Annotated[
+        Count | None,
+        Meta(
+            description="misses that computing anew answers quicker than the archive, by its "
+            "estimate; LMCache: null"
+        ),
+    ] = None
+    restored_bytes_total: Annotated[
+        Bytes | None,
+        Meta(description="values that came back from the archive; LMCache: null"),
+    ] = None
+    restored_cost_seconds_total: Annotated[
+        Number | None,
+        Meta(description="sum of their `Fleet-Cost-Seconds`: computing avoided; LMCache: null"),
+    ] = None
     outbox_entries: Annotated[
         Count | None,
         Meta(

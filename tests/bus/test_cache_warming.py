@@ -12,7 +12,7 @@ import pytest
 from agent.bus import Bus
 from cache.archived import key_hash
 from cache.service import CacheService
-from schemas.api import WarmReply
+from schemas.api import MatchReply, WarmReply
 from schemas.archive import Stored
 from schemas.cache import Warming
 from schemas.protocols import Answer, Call, Endpoint, RequestError
@@ -285,3 +285,56 @@ async def test_without_an_archive_there_is_nothing_to_warm_from(bus: Bus, client
     async with running(bus, archive_mode="off"):
         with pytest.raises(RequestError, match=r"503 .*archive_mode is off"):
             await warm(client, "key")
+
+
+async def match(client: Client, *keys: str, **headers: str) -> MatchReply:
+    answer = await client.ask("match", msgspec.json.encode(keys), **headers)
+    return msgspec.json.decode(answer.payload, type=MatchReply)
+
+
+async def test_a_match_brings_back_the_archived_rest_of_the_chain(
+    bus: Bus, client: Client, tmp_path: Path
+) -> None:
+    heard = await Heard.on(bus, "cache_event.warming.>")
+    chain = [f"key-{number}" for number in range(6)]
+    async with cold(bus, client, tmp_path / "a", 6, 100, warm_evict_ratio=1, **FAST):
+        await client.get(chain[0])
+        first = await match(client, *chain[:4], "never-put", *chain[4:])
+        event = await finished(heard)
+        second = await match(client, *chain)
+        places = [(await client.meta(key)).where for key in chain[:4]]
+
+    assert (first.matched, first.coming) == (1, 3)
+    assert (event.restored, event.absent) == (3, 0), "nothing behind the gap"
+    assert (second.matched, second.coming) == (4, 2)
+    assert places == ["ram"] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers"),
+    [
+        pytest.param({"match_prefetch": False}, {}, id="setting"),
+        pytest.param({}, {"Fleet_No_Restore": "1"}, id="header"),
+    ],
+)
+async def test_a_match_brings_back_nothing_where_that_is_not_wanted(
+    bus: Bus, client: Client, tmp_path: Path, settings: dict[str, Any], headers: dict[str, str]
+) -> None:
+    async with cold(bus, client, tmp_path / "a", 2, 100, **settings, **FAST):
+        matched = await match(client, "key-0", "key-1", **headers)
+        progress = await warm(client)
+
+    assert (matched.matched, matched.coming, progress.waiting) == (0, 0, 0)
+
+
+async def test_what_a_match_wants_back_stays_within_the_queue(
+    bus: Bus, client: Client, tmp_path: Path
+) -> None:
+    settings = {"warm_queue_keys": 2, "warm_per_second": 0.001}
+    async with cold(bus, client, tmp_path / "a", 5, 100, **settings):
+        first = await match(client, *(f"key-{number}" for number in range(5)))
+        again = await match(client, *(f"key-{number}" for number in range(2, 5)))
+        progress = await warm(client)
+
+    assert (first.coming, again.coming) == (2, 2)
+    assert progress.waiting == 2

@@ -28,6 +28,7 @@ def entry(key: str, score: float, idle_seconds: float) -> IndexEntry:
         tags=(),
         tag=None,
         follows=False,
+        cost_seconds=None,
         score=score,
         used_ns=NOW_NS - int(idle_seconds * SECOND_NS),
     )
