@@ -83,11 +83,15 @@ def print_json(reply: Any) -> None:  # noqa: ANN401 - whatever msgspec encodes
     print(msgspec.json.encode(reply).decode())
 
 
-def print_fields(reply: msgspec.Struct) -> None:
+def print_fields(reply: msgspec.Struct | dict[str, Any], indent: str = "") -> None:
     """One line a field: bytes and seconds as people read them, what is not known as `-`."""
-    width = max(map(len, reply.__struct_fields__))
-    for name in reply.__struct_fields__:
-        value = getattr(reply, name)
+    fields = msgspec.structs.asdict(reply) if isinstance(reply, msgspec.Struct) else reply
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        if isinstance(value, msgspec.Struct | dict) and value:
+            print(f"{indent}{name}")
+            print_fields(value, f"{indent}  ")
+            continue
         if value is None or value in ([], {}):
             text = "-"
         elif name.endswith("_bytes"):
@@ -95,10 +99,10 @@ def print_fields(reply: msgspec.Struct) -> None:
         elif name.endswith("_seconds"):
             text = human.duration(value)
         elif isinstance(value, float):
-            text = f"{value:.3f}"
+            text = f"{value:.3f}" if not name.endswith("_usd") else f"{value:.6f}"
         else:
             text = human.printable(str(value))
-        print(f"{name:{width}}  {text}")
+        print(f"{indent}{name:{width}}  {text}")
 
 
 def quoted(key: str) -> str:

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +36,7 @@ class FolderStore:
     def __init__(self, folder: Path, threads: Sequence[BlockingCalls]) -> None:
         self.folder = folder
         self.description = f"folder {folder}"
+        self.requests: Counter[str] = Counter()
         self._threads = threads
 
     async def open(self) -> None:

@@ -189,6 +189,8 @@ class Intake:
             # Before the acknowledgement: the cache waits for this event, and a crash between
             # the two then repeats it instead of losing it.
             await self._announcer.stored(entry)
+            if outcome == "stored":
+                self._vault.meter.stored(entry)
         await item.done()
         counts[f"{outcome}_total"] += 1
         if manifest.parts:

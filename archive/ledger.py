@@ -3,6 +3,7 @@
 import dataclasses
 
 from archive.index_entry import IndexEntry
+from archive.money import Meter
 
 
 @dataclasses.dataclass(slots=True)
@@ -20,9 +21,10 @@ class SegmentUse:
 
 
 class Ledger:
-    """The use of every segment, kept by the indexes of all namespaces."""
+    """The use of every segment, kept by the indexes of all namespaces; `meter` hears of it too."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter | None = None) -> None:
+        self._meter = meter
         self.segments: dict[str, SegmentUse] = {}
 
     def use(self, name: str) -> SegmentUse:
@@ -34,6 +36,8 @@ class Ledger:
         use = self.use(entry.segment)
         use.live_bytes += sign * entry.object_bytes
         use.live_entries += sign
+        if self._meter is not None:
+            self._meter.count(entry, sign)
 
     def shadow(self, entry: IndexEntry, since_ns: int) -> None:
         """Something stored at that instant is newer than the value `entry`."""

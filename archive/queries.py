@@ -161,6 +161,7 @@ class Queries:
         if known is not None:
             now = time.monotonic()
             self._fetch_time.observe(known.object_bytes, now - began, now)
+            self._vault.meter.restored(known)
         self._announce(self._announcer.restored(namespace, key, manifest.version, len(value)))
         headers = {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
         if len(value) <= INLINE_LIMIT_BYTES:
@@ -242,6 +243,7 @@ class Queries:
             raise RequestError(404, f"the archive knows no namespace {namespace}")
         index = self._vault.index(namespace)
         counts: Counter[str] = self._announcer.counts.get(namespace, Counter())
+        requests = self._store.requests
         return ArchiveStatus(
             namespace=namespace,
             instance=self._instance,
@@ -254,6 +256,11 @@ class Queries:
             stored_total=counts["stored_total"],
             restored_total=counts["restored_total"],
             declined_total=counts["declined_total"],
+            classes=self._vault.meter.uses(namespace),
+            requests=dict(requests),
+            cost=self._vault.meter.cost(namespace, requests, self._settings.prices)
+            if self._settings.shows_money
+            else None,
             expired_total=counts["expired_total"],
             superseded_total=counts["superseded_total"],
             failed_total=counts["failed_total"],

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -22,6 +23,7 @@ from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 
 from archive.lifecycle import LifecycleReport
+from archive.money import billed_as
 from archive.s3_failures import failure
 from archive.s3_lifecycle import install
 from archive.s3_multipart import upload
@@ -59,6 +61,7 @@ class S3Store:
         self._settings = settings
         self._endpoint = settings.endpoint_url or "AWS"
         self.description = f"s3://{bucket}/{prefix} at {self._endpoint}"
+        self.requests: Counter[str] = Counter()
         self._slots = asyncio.Semaphore(settings.connections)
         self._connecting = asyncio.Lock()
         self._client: Any = None
@@ -271,9 +274,13 @@ class S3Store:
             raise self._failed(error) from error
         # It would cost each upload a round trip, and hangs with servers that do not answer it.
         client.meta.events.unregister("before-call.s3", add_expect_header)
+        client.meta.events.register("before-send.s3", self._count)
         old, self._closing, self._client = self._closing, stack, client
         self._must_reconnect = False
         await old.aclose()
+
+    def _count(self, request: Any, **_: Any) -> None:  # noqa: ANN401 - botocore's request
+        self.requests[billed_as(request.method, request.url)] += 1
 
     def _key(self, name: str) -> str:
         return f"{self._objects}{check_name(name)}"

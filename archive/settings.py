@@ -83,6 +83,25 @@ def _check_endpoint(url: str) -> None:
         raise ValueError("endpoint_url must end after the port: the bucket stands in archive.store")
 
 
+class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the store costs, in US dollars. The defaults are AWS's list prices of that month."""
+
+    apply: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(description="auto: where the store is S3 at AWS; off: no money is shown"),
+    ] = "auto"
+    source: Annotated[str, Meta(description="whose prices")] = "AWS us-east-1, S3 Standard"
+    as_of: Annotated[str, Meta(description="when they were looked up")] = "2026-03"
+    gib_month_usd: Annotated[float, Meta(ge=0, description="1 GiB kept for 730 hours")] = 0.023
+    write_usd_per_1000: Annotated[
+        float, Meta(ge=0, description="1,000 PUT, COPY and POST requests")
+    ] = 0.005
+    list_usd_per_1000: Annotated[float, Meta(ge=0, description="1,000 LIST requests")] = 0.005
+    read_usd_per_1000: Annotated[float, Meta(ge=0, description="1,000 GET and HEAD requests")] = (
+        0.0004
+    )
+
+
 class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where evicted entries are kept, and how."""
 
@@ -94,6 +113,7 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         str, Meta(description="folder of the archive; empty = `archive` in the state folder")
     ] = ""
     s3: Annotated[S3Settings, Meta(description="S3")] = S3Settings()
+    prices: Annotated[PriceSettings, Meta(description="prices of the store")] = PriceSettings()
     in_flight: Annotated[
         int,
         Meta(
@@ -196,6 +216,12 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         """Bucket and prefix in S3, the prefix empty or with a slash at its end; None = a folder."""
         found = _S3_URL.fullmatch(self.store)
         return (found[1], f"{found[2]}/".lstrip("/")) if found else None
+
+    @property
+    def shows_money(self) -> bool:
+        """Whether the prices are those of this store."""
+        at_aws = self.bucket_and_prefix is not None and not self.s3.endpoint_url
+        return self.prices.apply == "on" or (self.prices.apply == "auto" and at_aws)
 
     def __post_init__(self) -> None:
         if self.store != FOLDER and self.bucket_and_prefix is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import AsyncIterable
 from typing import Protocol
 
@@ -48,6 +49,8 @@ class ObjectStore(Protocol):
     """
 
     description: str
+    requests: Counter[str]
+    """Made so far, by how they are billed: write, list, read, delete; none where nothing is."""
 
     async def open(self) -> None:
         """Make the place usable, or say why it is not."""

@@ -17,6 +17,7 @@ from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry, order, score_of, used_ns
 from archive.ledger import Ledger
 from archive.lifecycle import ttl_class
+from archive.money import Meter
 from archive.packer import INLINE_BYTES, Packer
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
@@ -71,10 +72,12 @@ class Vault:
         # A lock lives as long as somebody holds or awaits it.
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self.dropped: Counter[str] = Counter()
+        self.meter = Meter(clock)
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self.ledger = Ledger()
+        self.meter.forget_held()
+        self.ledger = Ledger(self.meter)
         self.namespaces: dict[str, NamespaceIndex] = {}
         self.packer = Packer(
             self.store, self.settings, self.ledger, self._on_failure, self.catalog.stored

@@ -488,6 +488,32 @@ class ArchiveList(msgspec.Struct, frozen=True, kw_only=True):
     more: Annotated[bool, Meta(description="there are more after the last one")]
 
 
+class ArchiveUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What one TTL class of a namespace uses: now, and since the archive started."""
+
+    entries: Annotated[Count, Meta(description="needed now, tombstones too")]
+    held_bytes: Annotated[Bytes, Meta(description="that they take in the store")]
+    held_byte_hours: Annotated[Number, Meta(description="bytes by hours they were held")]
+    stored_total: Annotated[Count, Meta(description="entries stored")]
+    stored_bytes_total: Annotated[Bytes, Meta(description="that they took in the store")]
+    restored_total: Annotated[Count, Meta(description="values given back")]
+    restored_bytes_total: Annotated[Bytes, Meta(description="of these values")]
+    avoided_seconds_total: Annotated[
+        Number, Meta(description="sum of their `Fleet-Cost-Seconds`: computing avoided")
+    ]
+
+
+class ArchiveCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What a namespace has cost since the archive started, in US dollars."""
+
+    storage_usd: Annotated[Number, Meta(description="of what it held, for as long as it did")]
+    requests_usd: Annotated[
+        Number, Meta(description="its share, by entries stored and restored, of all requests")
+    ]
+    total_usd: Annotated[Number, Meta(description="both")]
+    prices: Annotated[str, Meta(description="whose prices, and of when: `archive.prices`")]
+
+
 class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The archive of one namespace: what it holds, what waits, what went wrong.
 
@@ -529,6 +555,20 @@ class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
         Count, Meta(description="values given up because the others filled the budget")
     ] = 0
     budget_bytes: Annotated[Bytes, Meta(description="`archive.budget_bytes`; 0: no limit")] = 0
+    classes: Annotated[
+        dict[str, ArchiveUse],
+        Meta(description="by TTL class: 1d, 3d, 7d, 30d, 90d, none (longer, or for ever)"),
+    ] = {}
+    requests: Annotated[
+        dict[str, Count],
+        Meta(
+            description="to the store, for all namespaces, since the archive started, by how they "
+            "are billed: write, list, read, delete; a folder has none"
+        ),
+    ] = {}
+    cost: Annotated[
+        ArchiveCost | None, Meta(description="null: `archive.prices` are not those of this store")
+    ] = None
     declined_total: Annotated[
         Count,
         Meta(description="values not given back, as computing them anew is quicker than to fetch"),
