@@ -29,6 +29,7 @@ from schemas.units import SECOND_NS
 log = structlog.get_logger()
 
 Where = Literal["ram", "outbox"]
+MAX_LOGGED_KEY = 80
 
 
 class VersionConflictError(Exception):
@@ -130,7 +131,8 @@ class Namespace:
         self.outbox = Outbox(settings.outbox_max_bytes, on_left=self._left)
         self.ttl_decisions: Counter[str] = Counter()
         self.learner = ReuseLearner(settings.ttl.watched_evictions)
-        self.archiving = settings.archive_mode == "on"
+        self.archive_mode = settings.archive_mode
+        self.archiving = self.archive_mode == "on"
         self.archived = ArchivedKeys(known=not self.archiving)
         self._settings = settings
         self._message_ids = message_ids
@@ -619,11 +621,23 @@ class Namespace:
         now_ns = self._clock()
         decision = self.archive_decision(entry, now_ns)
         self.learner.evicted(entry, now_ns)
-        if not self.archiving:
+        if self.archive_mode == "off":
             _retire(entry)
             return
         self.ttl_decisions[decision.outcome] += 1
         if decision.deadline_ns is None:
+            _retire(entry)
+            return
+        if not self.archiving:
+            log.info(
+                "eviction_not_archived",
+                namespace=self.name,
+                key=entry.key[:MAX_LOGGED_KEY],
+                size_bytes=entry.value_bytes,
+                ttl_seconds=(decision.deadline_ns - now_ns) / SECOND_NS,
+                heuristic=decision.heuristic,
+                reason=reason,
+            )
             _retire(entry)
             return
         self.archived.note_eviction(entry.key)

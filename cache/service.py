@@ -230,7 +230,7 @@ class CacheService:
         # Without the archive, what it holds grows outdated untold: it must not come back when
         # the archive is switched on again.
         await ownership.take_over(
-            clock() // 1_000_000, new_generation=settings.archive_mode == "off"
+            clock() // 1_000_000, new_generation=settings.archive_mode != "on"
         )
         configuration = Configuration(self._bus.config, self._bus.state, name, configured(settings))
         await configuration.load()
@@ -414,7 +414,7 @@ def _outbox_state(owned: _Owned) -> tuple[ComponentState, str]:
 def _archive_state(owned: _Owned) -> tuple[ComponentState, str]:
     namespace = owned.namespace
     if not namespace.archiving:
-        return "off", "archive_mode is off"
+        return "off", f"archive_mode is {namespace.archive_mode}"
     if owned.link.error:
         return "degraded", owned.link.error
     if not namespace.archived.caught_up:

@@ -80,7 +80,7 @@ class NamespaceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     max_memory_mb: Annotated[int, Meta(ge=1)] | None = None
     eviction_policy: PolicyName | None = None
     outbox_max_bytes: Annotated[int, Meta(ge=16 * MIB)] | None = None
-    archive_mode: Literal["on", "off"] | None = None
+    archive_mode: Literal["on", "log", "off"] | None = None
     archive_when_full: Literal["drop", "refuse"] | None = None
     archive_on_stop: bool | None = None
     ttl: TtlSettings | None = None
@@ -163,10 +163,11 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         float, Meta(gt=0, le=3600, description="between two CacheMetrics of a namespace")
     ] = 5.0
     archive_mode: Annotated[
-        Literal["on", "off"],
+        Literal["on", "log", "off"],
         Meta(
             description="off: evictions are dropped, and what was archived before is given up "
-            "(it could be outdated when switched on again)"
+            "(it could be outdated when switched on again); log: the same, but each eviction that "
+            "would be archived is a log line with its size and TTL, and the decisions are counted"
         ),
     ] = "on"
     archive_when_full: Annotated[

@@ -93,7 +93,8 @@ class WarmingQueue:
         """
         check_owned(self._lease, self._namespace.name)
         if not self._namespace.archiving:
-            raise RequestError(503, "there is no archive to warm from: archive_mode is off")
+            mode = self._namespace.archive_mode
+            raise RequestError(503, f"there is no archive to warm from: archive_mode is {mode}")
         check_keys(request.keys, MAX_CHAIN_KEYS)
         namespace = self._namespace
         keys = namespace.clients.keys(namespace.config, call.headers, request.keys)

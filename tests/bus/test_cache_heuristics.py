@@ -2,10 +2,12 @@
 
 import msgspec
 import pytest
+import structlog
 
 from agent.bus import Bus
 from schemas.cache import EVICTED_HEADER, Evicted, decode_header
-from tests.support.cache_service import Client, running
+from schemas.protocols import RequestError
+from tests.support.cache_service import Client, component, running
 from tests.support.evictions import ManualClock
 from tests.support.waiting import until_async
 
@@ -71,3 +73,28 @@ async def test_a_sliding_deadline_starts_anew_with_every_hit(
 
     assert found == value
     assert after is None
+
+
+async def test_in_log_mode_evictions_are_logged_and_counted_and_go_nowhere(
+    bus: Bus, client: Client
+) -> None:
+    clock = ManualClock()
+    with structlog.testing.capture_logs() as logged:
+        async with running(bus, clock=clock, archive_mode="log") as service:
+            await client.put("kept-for-an-hour", b"value")
+            await client.put("never-archived", b"value", Fleet_Ttl_Seconds="0")
+            await client.evict_all()
+            stats = await client.stats()
+            found = await client.get("kept-for-an-hour")
+            state = component(service, "default.archive")
+            with pytest.raises(RequestError, match="archive_mode is log"):
+                await client.ask("warm", b'{"keys": ["k"]}')
+
+    _, last = await bus.stream_bounds("EVICTIONS")
+    lines = [line for line in logged if line["event"] == "eviction_not_archived"]
+    assert [(line["key"], line["size_bytes"]) for line in lines] == [("kept-for-an-hour", 5)]
+    assert (lines[0]["ttl_seconds"], lines[0]["heuristic"]) == (3600.0, "adaptive")
+    assert stats.ttl_decisions["adaptive.archived"] == 1
+    assert stats.ttl_decisions["writer.refused"] >= 1
+    assert (last, stats.outbox_entries, stats.evictions_lost, found) == (0, 0, 0, None)
+    assert state == ("off", "archive_mode is log")
