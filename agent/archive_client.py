@@ -106,7 +106,7 @@ class ArchiveClient:
         """Remove a dead letter and the parts of its value."""
         return await self._ask("dead_drop", ArchiveDeadChoice(id=letter), DeadLetter)
 
-    async def run(self, job: Literal["sweep"], on_job: OnJob) -> ArchiveJob:
+    async def run(self, job: Literal["sweep", "reindex"], on_job: OnJob) -> ArchiveJob:
         """Have work on the whole archive done; `on_job` hears how far it is.
 
         Raises:

@@ -257,13 +257,12 @@ def _of_archive() -> Iterator[EndpointSpec]:
         yield EndpointSpec(
             f"api.archive.{operation}.{{namespace}}", "archive", text, request, reply
         )
-    yield EndpointSpec(
-        "api.archive.sweep",
-        "archive",
-        "removes what expired or was cleared, now; or how far that is",
-        ArchiveJobRequest,
-        ArchiveJob,
+    jobs = (
+        ("sweep", "removes what expired or was cleared, now; or how far that is"),
+        ("reindex", "writes the index anew from the objects alone; or how far that is"),
     )
+    for job, text in jobs:
+        yield EndpointSpec(f"api.archive.{job}", "archive", text, ArchiveJobRequest, ArchiveJob)
     yield EndpointSpec(
         "api.archive.range.{namespace}.{instance}",
         "archive",

@@ -153,6 +153,18 @@ def sweep(
 
 
 @app.command()
+def reindex(
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the index in its bucket anew, from the archived objects alone."""
+    _run_job("reindex", (config, state_dir, password_file, nats_url), as_json=as_json)
+
+
+@app.command()
 def dead(
     nats_url: NatsUrl = None,
     password_file: PasswordFile = None,
@@ -188,7 +200,7 @@ def dead(
         errors.print(f"{len(retry or ())} sent back, {len(drop or ())} dropped")
 
 
-def _run_job(name: Literal["sweep"], where: Where, *, as_json: bool) -> None:
+def _run_job(name: Literal["sweep", "reindex"], where: Where, *, as_json: bool) -> None:
     async def work(bus: Bus) -> ArchiveJob:
         with counted(None, name) as show:
             return await ArchiveClient(bus).run(name, lambda job: show(job.done, job.total))

@@ -101,7 +101,10 @@ class ArchiveService:
         parts = Parts(bus.parts)
         self._intake = Intake(self._vault, bus.queue, parts, self._announcer, settings)
         self._dead_letters = DeadLetters(bus.letters, bus.publisher, parts)
-        self._jobs = [Job("sweep", instance, self._sweep)]
+        self._jobs = [
+            Job("sweep", instance, self._sweep),
+            Job("reindex", instance, self._vault.catalog.rebuild),
+        ]
         self._handover = Handover(settings.handover_max_bytes)
         self._queries = Queries(
             self._vault,

@@ -12,8 +12,8 @@ from schemas.api import DeadLetter
 from schemas.archive import Stored
 from schemas.cache import EVICTED_HEADER, PART_BYTES
 from schemas.protocols import PublishError, RequestError
-from tests.support.archive_service import Heard, archiving, evict, until
-from tests.support.evictions import ManualClock, evicted, manifest_headers
+from tests.support.archive_service import Heard, archiving, evict
+from tests.support.evictions import evicted, manifest_headers
 
 pytestmark = pytest.mark.bus
 
@@ -160,19 +160,3 @@ async def test_a_message_that_is_not_there_cannot_be_removed(bus: Bus) -> None:
         await bus.remove("DEAD", 1)
 
     assert await bus.depth("DEAD") == 0
-
-
-async def test_a_sweep_on_request_says_what_it_removed(bus: Bus, tmp_path: Path) -> None:
-    clock = ManualClock()
-    async with archiving(bus, tmp_path / "archive", clock=clock) as service:
-        for number in range(3):
-            await evict(bus, evicted(f"k{number}"))
-        await until(lambda: service.counters()["entries"] == 3)
-        clock.advance(3600)
-        told: list[int] = []
-        job = await ArchiveClient(bus).run("sweep", lambda job: told.append(job.done))
-        again = await ArchiveClient(bus).run("sweep", lambda _job: None)
-
-    assert (job.state, job.counts, job.done) == ("done", {"expired": 3}, 3)
-    assert told[-1] == 3
-    assert (again.state, again.counts) == ("done", {})

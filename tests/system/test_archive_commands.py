@@ -101,6 +101,14 @@ def test_a_sweep_says_what_it_did(up: Up) -> None:
     assert (as_json["state"], as_json["error"]) == ("done", "")
 
 
+def test_a_reindex_reads_every_object(up: Up) -> None:
+    done = json.loads(up.command("archive reindex", "--json").stdout)
+
+    assert done["state"] == "done"
+    assert done["counts"]["entries"] >= 5
+    assert done["done"] == done["total"] == done["counts"]["objects"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text", "code"),
     [

@@ -1,0 +1,113 @@
+"""Work on the whole archive on request: sweep and reindex."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.archive_client import ArchiveClient
+from agent.bus import Bus
+from archive.store import StoredObject, StoreError
+from schemas.api import ArchiveJob, ArchiveJobRequest
+from tests.support.archive_service import archiving, evict, until
+from tests.support.evictions import FailingStore, ManualClock, evicted
+from tests.support.waiting import until_async
+
+pytestmark = pytest.mark.bus
+
+
+async def ask(bus: Bus, name: str, *, start: bool) -> ArchiveJob:
+    payload = msgspec.json.encode(ArchiveJobRequest(start=start))
+    answer = await bus.request(f"api.archive.{name}", payload, timeout_seconds=10)
+    return msgspec.json.decode(answer.payload, type=ArchiveJob)
+
+
+async def test_a_sweep_on_request_says_what_it_removed(bus: Bus, tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with archiving(bus, tmp_path / "archive", clock=clock) as service:
+        for number in range(3):
+            await evict(bus, evicted(f"k{number}"))
+        await until(lambda: service.counters()["entries"] == 3)
+        clock.advance(3600)
+        told: list[int] = []
+        job = await ArchiveClient(bus).run("sweep", lambda job: told.append(job.done))
+        again = await ArchiveClient(bus).run("sweep", lambda _job: None)
+
+    assert (job.state, job.counts, job.done) == ("done", {"expired": 3}, 3)
+    assert told[-1] == 3
+    assert (again.state, again.counts) == ("done", {})
+
+
+async def test_a_reindex_restores_what_was_lost_of_the_bucket(bus: Bus, tmp_path: Path) -> None:
+    bucket = bus.bucket("archive")
+    async with archiving(bus, tmp_path / "archive") as service:
+        for number in range(3):
+            await evict(bus, evicted(f"k{number}"))
+        await until(lambda: service.counters()["entries"] == 3)
+
+        async def has_records() -> bool:
+            return bool(await bucket.items())
+
+        await until_async(has_records)
+        before = {key: value for key, (value, _) in (await bucket.items()).items()}
+        for key in before:
+            await bucket.delete(key)
+        job = await ArchiveClient(bus).run("reindex", lambda _job: None)
+        after = {key: value for key, (value, _) in (await bucket.items()).items()}
+
+    assert job.state == "done"
+    assert job.counts["entries"] == 3
+    assert after == before
+
+
+async def test_work_is_begun_once_and_asked_about(bus: Bus, tmp_path: Path) -> None:
+    class Waiting(FailingStore):
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            self.lists, self.may_list = 0, asyncio.Event()
+            self.may_list.set()
+
+        async def list_objects(self) -> list[StoredObject]:
+            self.lists += 1
+            await self.may_list.wait()
+            return await super().list_objects()
+
+    store = Waiting(tmp_path / "archive")
+    async with archiving(bus, store):
+        never = await ask(bus, "reindex", start=False)
+        store.lists = 0
+        store.may_list.clear()
+        states = [(await ask(bus, "reindex", start=True)).state for _ in range(2)]
+        await until(lambda: store.lists > 0)
+        lists = store.lists
+        store.may_list.set()
+
+        async def is_done() -> bool:
+            return (await ask(bus, "reindex", start=False)).state == "done"
+
+        await until_async(is_done)
+
+    assert never.state == "never"
+    assert states == ["running", "running"]
+    assert lists == 1
+
+
+async def test_work_that_fails_says_why(bus: Bus, tmp_path: Path) -> None:
+    class Broken(FailingStore):
+        is_broken = False
+
+        async def list_objects(self) -> list[StoredObject]:
+            if self.is_broken:
+                raise StoreError("the disk is gone")
+            return await super().list_objects()
+
+    store = Broken(tmp_path / "archive")
+    async with archiving(bus, store):
+        store.is_broken = True
+        failed = await ArchiveClient(bus).run("reindex", lambda _job: None)
+        store.is_broken = False
+        mended = await ArchiveClient(bus).run("reindex", lambda _job: None)
+
+    assert (failed.state, failed.error) == ("failed", "the disk is gone")
+    assert (mended.state, mended.error) == ("done", "")
