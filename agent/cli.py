@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agent import cli_archive, cli_cache, cli_cache_values, cli_replay
+from agent import cli_archive, cli_backtest, cli_cache, cli_cache_values, cli_replay
 from agent import log as logs
 from agent.assembly import Simulation
 from agent.bus import Bus, BusError
@@ -71,6 +71,7 @@ app.add_typer(cli_archive.app)
 
 app.add_typer(cli_cache_values.app)
 app.command()(cli_replay.replay)
+app.command()(cli_backtest.backtest)
 
 
 def main() -> None:

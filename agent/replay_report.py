@@ -2,37 +2,17 @@
 
 import csv
 from collections.abc import Callable, Iterator
-from html import escape
 from pathlib import Path
 
 import msgspec
 
 from agent import human
 from agent.charts import Axis, Series, line_chart
+from agent.page import page, table
 from agent.replay import Replay
 from agent.replay_figures import ALL, OPERATIONS, CacheCounters, Latency, Sample
 
 MAX_POINTS = 400
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1340px; margin: 2rem auto;
-  padding: 0 1rem; }}
-h1 {{ font-size: 1.4rem; margin-bottom: 0; }} p {{ margin: .2rem 0 1rem; opacity: .75; }}
-table {{ border-collapse: collapse; margin: 1rem 0 2rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #8884; }}
-th:first-child, td:first-child {{ text-align: left; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr));
-  gap: 1.5rem; }}
-</style></head><body>
-<h1>{title}</h1><p>{subtitle}</p>
-{tables}
-<div class="charts">{charts}</div>
-</body></html>
-"""
 
 
 class ClassSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,19 +161,12 @@ def write_html(replay: Replay, path: Path) -> None:
         f"{count(summary.classes[ALL].requests)} requests in {took}, {options.clients} clients, "
         f"blocks of {human.size(options.value_bytes)}, namespace {options.namespace}"
     )
-    page = PAGE.format(
-        title=escape(f"Replay of {summary.trace}"),
-        subtitle=escape(subtitle),
-        tables="\n".join(
-            (
-                _table(HIT_COLUMNS, hit_rows(summary)),
-                _table(LATENCY_COLUMNS, latency_rows(summary)),
-                _table(CACHE_COLUMNS, [cache_row(summary.cache)]),
-            )
-        ),
-        charts="\n".join(f"<figure>{chart}</figure>" for chart in _charts(replay)),
+    tables = (
+        table(HIT_COLUMNS, hit_rows(summary)),
+        table(LATENCY_COLUMNS, latency_rows(summary)),
+        table(CACHE_COLUMNS, [cache_row(summary.cache)]),
     )
-    path.write_text(page)
+    path.write_text(page(f"Replay of {summary.trace}", subtitle, tables, _charts(replay)))
 
 
 def _charts(replay: Replay) -> Iterator[str]:
@@ -234,10 +207,3 @@ def _whole(value: float) -> str:
 def _thinned(samples: list[Sample]) -> list[Sample]:
     step = -(-len(samples) // MAX_POINTS) or 1
     return samples[::step]
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    def row(kind: str, cells: tuple[str, ...]) -> str:
-        return f"<tr>{''.join(f'<{kind}>{escape(cell)}</{kind}>' for cell in cells)}</tr>"
-
-    return f"<table>{row('th', columns)}{''.join(row('td', one) for one in rows)}</table>"

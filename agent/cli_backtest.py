@@ -1,0 +1,92 @@
+"""The command `backtest`: scaling policies on a recorded load, before anyone trusts them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+from rich.markup import escape
+
+from agent.cli_options import AsJson
+from agent.cli_start import errors, fail
+
+
+def backtest(
+    series: Annotated[Path, typer.Option(help="CSV file with one row a step; .gz too")],
+    column: Annotated[str, typer.Option(help="its column with the load of each step")],
+    step: Annotated[float, typer.Option(min=1, help="seconds between two rows")],
+    capacity: Annotated[
+        float, typer.Option(help="what one replica serves in a step, in the column's unit")
+    ],
+    lead: Annotated[float, typer.Option(min=0, help="seconds until a new replica serves")],
+    policy: Annotated[
+        Literal["ours", "hpa", "keda", "oracle", "all"],
+        typer.Option(help="whose orders; all compares them"),
+    ] = "all",
+    risk: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="share of the steps that may be short")
+    ] = 0.01,
+    target: Annotated[
+        float, typer.Option(min=0.05, max=2, help="load by capacity that hpa and keda aim at")
+    ] = 0.7,
+    warmup: Annotated[
+        float | None,
+        typer.Option(min=0, help="seconds that do not count; default: a day, at most a fifth"),
+    ] = None,
+    max_replicas: Annotated[int, typer.Option(min=1, help="never order more")] = 10_000,
+    decisions: Annotated[
+        Path | None, typer.Option(help="write t,demand,replicas_wanted here; with all: ours")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="write a page with charts")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try scaling policies on a recorded load: cost, short steps and changes of each."""
+    from agent import backtest_view  # noqa: PLC0415 - the light commands must start fast
+    from agent.backtest import (  # noqa: PLC0415
+        Backtest,
+        default_warmup,
+        write_decisions,
+        write_html,
+    )
+    from agent.series_file import SeriesError, read_series  # noqa: PLC0415
+    from handlers.backtest.run import Load  # noqa: PLC0415
+
+    if not capacity > 0:
+        fail(ValueError(f"--capacity {capacity:g}: must be above 0"), code=2)
+    try:
+        read = read_series(series, column, step)
+    except (OSError, SeriesError) as error:
+        fail(error, code=2)
+    steps = len(read.values)
+    warmup_steps = default_warmup(steps, step) if warmup is None else round(warmup / step)
+    if warmup_steps >= steps:
+        fail(ValueError(f"--warmup {warmup:g}: the series has only {steps * step:g} s"), code=2)
+    for path in (decisions, html):
+        if path is not None:
+            path.touch()  # what cannot be written is told now, not after the run
+    load = Load(
+        demand=read.values,
+        capacity=capacity,
+        step_seconds=step,
+        lead_seconds=lead,
+        warmup_steps=warmup_steps,
+    )
+    test = Backtest(
+        series.name,
+        load,
+        policy,
+        risk_ratio=risk,
+        target_ratio=target,
+        max_replicas=max_replicas,
+    )
+    backtest_view.run(test, quiet=as_json)
+    if as_json:
+        print(msgspec.json.encode(test.result).decode())
+    else:
+        backtest_view.show(test.result)
+    if decisions is not None:
+        write_decisions(test, read, decisions)
+        errors.print(f"wrote {escape(str(decisions))}")
+    if html is not None:
+        write_html(test, html)
+        errors.print(f"wrote {escape(str(html))}")

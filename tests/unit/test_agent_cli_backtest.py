@@ -1,0 +1,90 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.loads import service_load
+from tests.support.program import resource_agent
+
+OPTIONS = ("--column", "load", "--step", "60", "--capacity", "100", "--lead", "180")
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    path = tmp_path / "load.csv"
+    rows = (f"{60 * step},{value:.0f}" for step, value in enumerate(service_load(400)))
+    path.write_text("\n".join(("t_s,load", *rows)) + "\n")
+    return path
+
+
+def test_all_policies_are_compared_and_written_down(series: Path, tmp_path: Path) -> None:
+    orders, page = tmp_path / "orders.csv", tmp_path / "page.html"
+
+    done = resource_agent(
+        "backtest", "--series", series, *OPTIONS, "--decisions", orders, "--html", page
+    )
+
+    assert done.returncode == 0, done.stderr
+    names = [line.split("  ")[0].strip() for line in done.stdout.decode().splitlines()]
+    assert names[:5] == ["policy", "ours", "hpa at 0.70", "keda at 0.70", "oracle"]
+    rows = list(csv.reader(orders.read_text().splitlines()))
+    assert rows[0] == ["t", "demand", "replicas_wanted"]
+    assert [row[:2] for row in rows[1:]] == [
+        [str(60 * step), f"{value:.0f}"] for step, value in enumerate(service_load(400))
+    ]
+    assert all(int(row[2]) >= 1 for row in rows[1:])
+    text = page.read_text()
+    assert text.count("<svg") == 4
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_one_policy_is_told_as_json(series: Path) -> None:
+    done = resource_agent(
+        *("backtest", "--series", series, *OPTIONS, "--policy", "keda", "--target", "0.8"),
+        *("--warmup", "6000", "--json"),
+    )
+
+    told = json.loads(done.stdout)
+    assert done.stderr == b""
+    assert (told["steps"], told["warmup_steps"], told["lead_seconds"]) == (400, 100, 180.0)
+    assert [(row["policy"], row["target_ratio"]) for row in told["rows"]] == [("keda", 0.8)]
+    assert told["rows"][0]["cost_ratio"] > 1
+
+
+def test_later_rows_do_not_change_earlier_orders(series: Path, tmp_path: Path) -> None:
+    lines = series.read_text().splitlines()
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join([*lines[:251], *(f"{line}0" for line in lines[251:])]))
+    ordered = []
+
+    for path in (series, other):
+        out = tmp_path / "out.csv"
+        resource_agent(
+            *("backtest", "--series", path, *OPTIONS, "--policy", "ours", "--decisions", out)
+        )
+        ordered.append([row[2] for row in csv.reader(out.read_text().splitlines())])
+
+    # From row 251 on the load is ten times as high.
+    assert ordered[0][:251] == ordered[1][:251]
+    assert ordered[0] != ordered[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        pytest.param({"--column": "x"}, "no column 'x'", id="column"),
+        pytest.param({"--capacity": "0"}, "must be above 0", id="capacity"),
+        pytest.param({"--series": "/nowhere.csv"}, "No such file", id="file"),
+        pytest.param({"--warmup": "1e9"}, "the series has only", id="warm-up"),
+    ],
+)
+def test_wrong_use_is_told_in_a_line(series: Path, changed: dict[str, str], says: str) -> None:
+    options = dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=True)) | {"--series": str(series)}
+    arguments = [word for pair in (options | changed).items() for word in pair]
+
+    done = resource_agent("backtest", *arguments)
+
+    assert done.returncode == 2
+    assert says in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
