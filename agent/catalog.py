@@ -59,6 +59,7 @@ EVENTS: tuple[type[Message], ...] = (
     metrics.Rollup,
     analysis.Utilization,
     analysis.Alert,
+    scaling.Forecast,
     scaling.Recommendation,
     scaling.Decision,
     scaling.Execution,

@@ -1,6 +1,7 @@
 """The handlers service: metrics in, analysis, alerts and scaling advice out."""
 
 from handlers.alerts import AlertsHandler
+from handlers.forecast import ForecastHandler
 from handlers.rollup import RollupHandler
 from handlers.scaling import ScalingHandler
 from handlers.settings import HandlersSettings
@@ -22,4 +23,5 @@ def default_handlers(settings: HandlersSettings) -> tuple[Handler, ...]:
         AlertsHandler(settings.alerts),
         StaleNodesHandler(settings.alerts),
         ScalingHandler(settings.scaling),
+        ForecastHandler(settings.forecast),
     )

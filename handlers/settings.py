@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from handlers.pool_load import LoadSignal
+
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of settings; unknown keys are errors."""
@@ -218,6 +220,31 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
             )
 
 
+class ForecastSettings(Table, frozen=True, kw_only=True):
+    """Forecasts of the load of pools, from one-minute means."""
+
+    signals: Annotated[
+        tuple[LoadSignal, ...],
+        Meta(description="what is forecast; requests in flight are those running and waiting"),
+    ] = ("requests_in_flight",)
+    horizons_seconds: Annotated[
+        tuple[Annotated[float, Meta(ge=60, le=14_400)], ...],
+        Meta(min_length=1, max_length=8, description="how far ahead, in whole minutes"),
+    ] = (180.0, 900.0)
+    seasons_seconds: Annotated[
+        tuple[Annotated[float, Meta(ge=360, le=1_209_600)], ...],
+        Meta(max_length=4, description="seasons that may be there; those that help are found"),
+    ] = (86_400.0,)
+    snapshot_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="state of the pools of a slot that outlives a restart, about 12 KB a pool "
+            "and signal; it must fit into the server's `max_payload` when deflated",
+        ),
+    ] = 512 * 1024
+
+
 class QuerySettings(Table, frozen=True, kw_only=True):
     """The query endpoints."""
 
@@ -256,4 +283,5 @@ class HandlersSettings(Table, frozen=True, kw_only=True):
     rollup: Annotated[RollupSettings, Meta(description="minutes")] = RollupSettings()
     alerts: Annotated[AlertSettings, Meta(description="alert rules")] = AlertSettings()
     scaling: Annotated[ScalingSettings, Meta(description="scaling advice")] = ScalingSettings()
+    forecast: Annotated[ForecastSettings, Meta(description="forecasts")] = ForecastSettings()
     queries: Annotated[QuerySettings, Meta(description="query endpoints")] = QuerySettings()

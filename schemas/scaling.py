@@ -47,6 +47,53 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
 
+class ForecastHorizon(msgspec.Struct, frozen=True, kw_only=True):
+    """What is expected at one distance, with what forecasts at that distance came to of late."""
+
+    ahead_seconds: Annotated[Seconds, Meta(description="from the end of the minute")]
+    p10: Annotated[Number, Meta(description="one value of ten is expected below")]
+    p50: Annotated[Number, Meta(description="half the values are expected below")]
+    p90: Annotated[Number, Meta(description="one value of ten is expected above")]
+    error_ratio: Annotated[
+        Number | None,
+        Meta(description="absolute errors by the sum of the values; null: only zeros came"),
+    ] = None
+    last_value_error_ratio: Annotated[
+        Number | None,
+        Meta(description="the same, had the last value been the forecast; null with it"),
+    ] = None
+    coverage_ratio: Annotated[
+        Ratio, Meta(description="share of the values between p10 and p90; 0.8 is aimed at")
+    ]
+    scored: Annotated[Count, Meta(description="forecasts that have come true, gaps left out")]
+    season_seconds: Annotated[
+        Seconds | None, Meta(description="season that carries the forecast; null: none does")
+    ] = None
+
+
+class Forecast(Message, frozen=True, kw_only=True):
+    """The load of a pool to come, once a minute.
+
+    Only horizons whose forecasts have been better than the last value; none: not published.
+    """
+
+    SUBJECT: ClassVar[str] = "forecast.{signal}.{pool}"
+    PUBLISHER: ClassVar[str] = "handlers"
+    STREAM: ClassVar[str | None] = "EVENTS"
+
+    pool: Annotated[Token, Meta(description="`pool` of EngineMetrics")]
+    signal: Annotated[
+        Literal["requests_in_flight", "prompt_tokens_per_second", "generation_tokens_per_second"],
+        Meta(description="sum over the engines; in flight: running and waiting"),
+    ]
+    minute_at: Annotated[Instant, Meta(description="begin of the last minute that is known")]
+    last: Annotated[Number, Meta(description="the signal's mean in that minute")]
+    horizons: Annotated[
+        list[ForecastHorizon], Meta(description="those that are given out, the nearest first")
+    ]
+    simulated: Simulated = False
+
+
 class Recommendation(Message, frozen=True, kw_only=True):
     """What to change in one pool, why, and until when the advice holds.
 
