@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+from handlers.plan import Planned
 from handlers.replicas import SIGNALS, Signal
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
@@ -30,14 +31,26 @@ def recommend(
     reports: Sequence[Report],
     now: Moment,
     *,
+    planned: Planned | None = None,
     stream_from: int,
     supersedes: str | None,
 ) -> Recommendation:
-    """The recommendation to bring the pool of `reports` to `target` replicas."""
+    """The recommendation to bring the pool of `reports` to `target` replicas.
+
+    `planned` is what a forecast asked for; it is the reason where it asked for this target.
+    """
     pool, replicas = reports[0].metrics.pool, len(reports)
     price = settings.usd_per_replica_hour
     advice_id = f"{pool}.{action}.{now.ns}"
     is_up = action == "scale_up"
+    reason = _busiest(signals).name if is_up else "spare_capacity"
+    text = _text(settings, action, target, signals, pool, replicas)
+    evidence = _evidence(settings, action, target, signals, reports, stream_from, now)
+    if planned is not None:
+        evidence += _forecast_evidence(settings, planned, reports, stream_from, now)
+        if planned.replicas == target or not is_up:
+            reason = "forecast"
+            text = _forecast_text(settings, action, target, planned, pool, replicas)
     return Recommendation(
         action=action,
         pool=pool,
@@ -47,9 +60,9 @@ def recommend(
         expires_at=instant(now.ns + int(settings.expires_after_seconds * SECOND_NS)),
         replicas_from=replicas,
         replicas_to=target,
-        reason=_busiest(signals).name if is_up else "spare_capacity",
-        text=_text(settings, action, target, signals, pool, replicas),
-        evidence=_evidence(settings, action, target, signals, reports, stream_from, now),
+        reason=reason,
+        text=text,
+        evidence=evidence,
         confidence_ratio=confidence(signals, reports, settings.engine_ttl_seconds, now.ns),
         risk=_risk(action, target),
         effective_after_seconds=settings.startup_lead_seconds if is_up else 0.0,
@@ -111,6 +124,51 @@ def _evidence(
             for name, value in values.items()
         ]
     return evidence
+
+
+def _forecast_evidence(
+    settings: ScalingSettings,
+    planned: Planned,
+    reports: Sequence[Report],
+    stream_from: int,
+    now: Moment,
+) -> list[Evidence]:
+    """What is expected when an order of now serves, and the risk of the replicas planned for it."""
+    engines = [report.metrics.engine for report in reports]
+    carried = planned.replicas * planned.in_flight_per_replica
+    return [
+        Evidence(
+            signal=signal,
+            value=value,
+            threshold=threshold,
+            window_seconds=settings.startup_lead_seconds,
+            engines=engines,
+            stream_from=stream_from,
+            stream_to=now.sequence,
+        )
+        for signal, value, threshold in (
+            ("requests_in_flight_expected", planned.expected_in_flight, carried),
+            ("short_risk_ratio", planned.risk_ratio, settings.risk_ratio),
+        )
+    ]
+
+
+def _forecast_text(
+    settings: ScalingSettings,
+    action: Direction,
+    target: int,
+    planned: Planned,
+    pool: str,
+    replicas: int,
+) -> str:
+    direction = "up" if action == "scale_up" else "down"
+    return (
+        f"Scale pool {pool} {direction} from {replicas} to {target} replicas: about "
+        f"{planned.expected_in_flight:.0f} requests in flight are expected in "
+        f"{settings.startup_lead_seconds:g} s, when a new replica would serve; one runs "
+        f"{planned.in_flight_per_replica:g} at once. With {planned.replicas} the risk of more "
+        f"than they can run is {planned.risk_ratio:.2%}."
+    )
 
 
 def _text(

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from handlers.advice import Direction, Report, recommend
+from handlers.plan import HISTORY_NS, Plan, Planned, PlanState
 from handlers.replicas import Signal, can_hold, desired_replicas, measure
 from handlers.settings import ScalingSettings
 from handlers.window import ExpiringDict, RollingMax
@@ -29,6 +30,13 @@ class _Last(msgspec.Struct):
     is_standing: bool = True
 
 
+class _Snapshot(msgspec.Struct):
+    """With the instant of the pool's last metrics each."""
+
+    lasts: list[tuple[int, _Last]]
+    plans: list[tuple[int, str, PlanState]] = []
+
+
 @dataclasses.dataclass(slots=True)
 class _Pool:
     """What is remembered of one pool."""
@@ -39,15 +47,20 @@ class _Pool:
     since_ns: int | None = None  # the load has been known without a break since then
     marks: deque[tuple[int, int]] = dataclasses.field(default_factory=deque)
     last: _Last | None = None
+    plan: Plan | None = None  # with the policy `forecast`
 
 
 class ScalingHandler:
-    """Advises on every pool by the HPA rule (`handlers/replicas.py`).
+    """Advises on every pool by the HPA rule (`handlers/replicas.py`), or by a plan.
 
     Up: when more replicas have been desired for `up_hold_seconds`, to the fewest desired in that
     time. Down: when fewer have been desired for `down_hold_seconds`, to the most desired in that
     time, or to the next higher count that carries the load with one replica lost. The message
     that completes a condition brings the advice.
+
+    With the policy `forecast` and a plan (`handlers/plan.py`): up at once to what is planned, or
+    to what the HPA rule asks for where that is more; down to what is planned, or to the next
+    higher count that carries the load of now with one replica lost.
 
     One recommendation per decision. While it stands it is not repeated; a higher target (up),
     another target (down) or the other direction supersedes it, in the same direction not before
@@ -68,11 +81,13 @@ class ScalingHandler:
         }
         self._lead_ns = int(settings.startup_lead_seconds * SECOND_NS)
         longest_ns = max(self._hold_ns.values()) + self._ttl_ns
+        self._plans = settings.policy == "forecast"
         self.window_ns = _FORGET_MARGIN_NS + max(
             longest_ns, int(settings.expires_after_seconds * SECOND_NS)
         )
         self._marks_ns = longest_ns
-        self._pools: ExpiringDict[str, _Pool] = ExpiringDict(self.window_ns)
+        self._forget_ns = max(self.window_ns, HISTORY_NS) if self._plans else self.window_ns
+        self._pools: ExpiringDict[str, _Pool] = ExpiringDict(self._forget_ns)
 
     def handle(self, message: EngineMetrics, now: Moment) -> Sequence[Emit]:
         """Judge the pool of this engine anew."""
@@ -81,6 +96,8 @@ class ScalingHandler:
             pool.since_ns = None
         pool.engines.put((message.node, message.engine), Report(now.ns, message), now.ns)
         self._mark(pool, now)
+        if pool.plan is not None:
+            pool.plan.add(message, now.ns)
         reports = [
             report for _, report in sorted(pool.engines.items(now.ns), key=lambda item: item[0])
         ]
@@ -90,12 +107,14 @@ class ScalingHandler:
             return ()
         if pool.since_ns is None:
             pool.since_ns = now.ns
+        planned = None
         if now.ns - pool.since_ns >= self._ttl_ns:  # by then every engine was heard
             _fulfil(pool, len(reports))
-        wanted = self._wanted(pool, pool.since_ns, signals, len(reports), now)
+            planned = pool.plan.planned if pool.plan else None
+        wanted = self._wanted(pool, pool.since_ns, signals, len(reports), planned, now)
         if wanted is None or not self._is_news(pool, *wanted, now):
             return ()
-        return self._advise(pool, signals, reports, *wanted, now)
+        return self._advise(pool, signals, reports, *wanted, planned, now)
 
     def tick(self, now: Moment) -> Sequence[Emit]:
         """Expire advice."""
@@ -107,21 +126,39 @@ class ScalingHandler:
         return emits
 
     def snapshot(self) -> bytes | None:
-        """The last advice of each pool, with the instant of the pool's last metrics."""
-        return msgspec.json.encode(
-            [(ns, pool.last) for ns, _, pool in self._pools.touched() if pool.last]
-        )
+        """The last advice of each pool, and the plans as far as they fit."""
+        lasts = [(ns, pool.last) for ns, _, pool in self._pools.touched() if pool.last]
+        return msgspec.json.encode(_Snapshot(lasts, self._plans_that_fit()))
+
+    def _plans_that_fit(self) -> list[tuple[int, str, PlanState]]:
+        plans, size = [], 0
+        for ns, name, pool in sorted(self._pools.touched(), key=lambda one: one[1]):
+            if pool.plan is not None:
+                size += len(msgspec.json.encode(pool.plan.state))
+                if size > self._settings.plan_snapshot_bytes:
+                    break
+                plans.append((ns, name, pool.plan.state))
+        return plans
 
     def restore(self, snapshot: bytes) -> None:
-        """Take over the last advice of each pool."""
-        restored = msgspec.json.decode(snapshot, type=list[tuple[int, _Last]])
+        """Take over the last advice of each pool, and the plans that were made by these settings.
+
+        Older versions stored a list of the advice alone.
+        """
+        restored = msgspec.json.decode(snapshot, type=_Snapshot | list[tuple[int, _Last]])
+        if isinstance(restored, list):
+            restored = _Snapshot(restored)
         pools = {name: (ns, pool) for ns, name, pool in self._pools.touched()}
         for _, pool in pools.values():
             pool.last = None
-        for ns, last in restored:
+        for ns, last in restored.lasts:
             _, pool = pools.setdefault(last.advice.pool, (ns, self._new_pool()))
             pool.last = last
-        self._pools = ExpiringDict(self.window_ns)
+        for ns, name, state in restored.plans:
+            _, pool = pools.setdefault(name, (ns, self._new_pool()))
+            if pool.plan is not None:
+                pool.plan.take_over(state)
+        self._pools = ExpiringDict(self._forget_ns)
         for name, (ns, pool) in sorted(pools.items(), key=lambda item: item[1][0]):
             self._pools.put(name, pool, ns)
 
@@ -130,6 +167,7 @@ class ScalingHandler:
             engines=ExpiringDict(self._ttl_ns),
             fewest_desired=RollingMax(max(1, self._hold_ns["scale_up"])),
             most_desired=RollingMax(max(1, self._hold_ns["scale_down"])),
+            plan=Plan(self._settings) if self._plans else None,
         )
 
     def _mark(self, pool: _Pool, now: Moment) -> None:
@@ -140,9 +178,15 @@ class ScalingHandler:
             pool.marks.popleft()
 
     def _wanted(
-        self, pool: _Pool, since_ns: int, signals: list[Signal], replicas: int, now: Moment
+        self,
+        pool: _Pool,
+        since_ns: int,
+        signals: list[Signal],
+        replicas: int,
+        planned: Planned | None,
+        now: Moment,
     ) -> tuple[Direction, int] | None:
-        """Direction and target that the load of the last while asks for, if any."""
+        """Direction and target that the load of the last while, or the plan, asks for, if any."""
         settings = self._settings
         desired = desired_replicas(signals, replicas, settings.tolerance_ratio)
         desired = min(max(desired, settings.min_replicas), settings.max_replicas)
@@ -150,10 +194,17 @@ class ScalingHandler:
         pool.most_desired.add(now.ns, desired)
         known_ns = now.ns - since_ns
         fewest = -int(pool.fewest_desired.value(now.ns) or -desired)
-        if known_ns >= self._hold_ns["scale_up"] and fewest > replicas:
-            return "scale_up", fewest
+        up = fewest if known_ns >= self._hold_ns["scale_up"] else replicas
+        if planned is not None:
+            up = max(up, planned.replicas)
+        if up > replicas:
+            return "scale_up", up
         most = int(pool.most_desired.value(now.ns) or desired)
-        if known_ns < self._hold_ns["scale_down"] or most >= replicas:
+        if planned is not None:
+            most = planned.replicas
+        elif known_ns < self._hold_ns["scale_down"]:
+            return None
+        if most >= replicas:
             return None
         safe = (count for count in range(most, replicas) if can_hold(signals, count))
         target = next(safe, None)
@@ -181,6 +232,7 @@ class ScalingHandler:
         reports: list[Report],
         action: Direction,
         target: int,
+        planned: Planned | None,
         now: Moment,
     ) -> list[Emit]:
         old = pool.last.advice if pool.last and pool.last.is_standing else None
@@ -194,6 +246,7 @@ class ScalingHandler:
             signals,
             reports,
             now,
+            planned=planned,
             stream_from=earlier[-1] if earlier else pool.marks[0][1],
             supersedes=old.recommendation_id if old else None,
         )

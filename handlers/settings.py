@@ -173,8 +173,27 @@ class AlertSettings(Table, frozen=True, kw_only=True):
 
 
 class ScalingSettings(Table, frozen=True, kw_only=True):
-    """Scaling advice for pools of inference engines, by the rule of Kubernetes' HPA."""
+    """Scaling advice for pools of inference engines.
 
+    By the rule of Kubernetes' HPA, or by what the load will be when a new replica serves: once a
+    day of it was seen, and while every engine tells how many requests run, wait and can run.
+    """
+
+    policy: Annotated[
+        Literal["hpa", "forecast"], Meta(description="what decides: the load of now, or to come")
+    ] = "hpa"
+    risk_ratio: Annotated[
+        float,
+        Meta(gt=0, le=0.5, description="forecast: share of the minutes that may be short"),
+    ] = 0.01
+    plan_snapshot_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="forecast: state of the pools of a slot that outlives a restart, about "
+            "20 KB a pool; further pools need a day again",
+        ),
+    ] = 512 * 1024
     waiting_per_replica_target: Annotated[
         float, Meta(gt=0, description="requests waiting per replica that are still fine")
     ] = 5.0

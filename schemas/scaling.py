@@ -22,7 +22,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(
             description="a field of EngineMetrics, or `capacity_usage_ratio` (running by "
-            "`requests_running_max`); `…_projected`: after the change"
+            "`requests_running_max`); `…_projected`: after the change; of a forecast "
+            "`requests_in_flight_expected` and `short_risk_ratio`, of what is planned"
         ),
     ]
     value: Annotated[
@@ -31,11 +32,17 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     ]
     threshold: Annotated[
         float | None,
-        Meta(description="target of the signal, of `handlers.scaling`; null: it has none"),
+        Meta(
+            description="target of the signal, of `handlers.scaling`; of expected requests, how "
+            "many the planned replicas run at once; null: it has none"
+        ),
     ] = None
     window_seconds: Annotated[
         Seconds | None,
-        Meta(description="how long the condition has held: the action's hold; null: none needed"),
+        Meta(
+            description="how long the condition has held: the action's hold; of a forecast, how "
+            "far ahead; null: none needed"
+        ),
     ] = None
     engines: Annotated[list[Token], Meta(description="replicas that were measured")] = []
     stream_from: Annotated[
@@ -125,7 +132,11 @@ class Recommendation(Message, frozen=True, kw_only=True):
     replicas_from: Annotated[Count, Meta(description="engines of the pool that report now")]
     replicas_to: Annotated[Count, Meta(description="how many there should be")]
     reason: Annotated[
-        str, Meta(description="up: the signal furthest above its target; down: `spare_capacity`")
+        str,
+        Meta(
+            description="up: the signal furthest above its target; down: `spare_capacity`; "
+            "`forecast`: planned for the load to come"
+        ),
     ]
     text: Annotated[str, Meta(description="for people: change, reason and figures")]
     evidence: Annotated[list[Evidence], Meta(description="each signal that was measured")]

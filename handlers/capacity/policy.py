@@ -59,6 +59,15 @@ class CapacityPolicy(msgspec.Struct):
         """Whether a day was seen: before, orders are capped and not fit for advice."""
         return self.known_steps >= self.day_steps
 
+    @property
+    def expected_load(self) -> float:
+        """The load in replicas expected when an order of the last step serves."""
+        return max(0.0, math.exp(self.forecasts[-1][0]) - 1.0)
+
+    def risk(self, count: int) -> float:
+        """The probability that this load will be above `count` replicas."""
+        return self.tail.above([math.log(count + 1.0)], *self.forecasts[-1])[0]
+
     def step(self, demand: float | None, ready: int | None = None) -> int:
         """The replicas to have ordered after a step.
 
