@@ -224,14 +224,12 @@ def _load_and_ready(load: Load, outcome: Outcome, steps: range) -> list[Series]:
         for width in [-(-len(steps) // MAX_POINTS)]
         for at in range(steps.start, steps.stop, width)
     ]
+    highest: list[tuple[float, float | None]] = []
+    for stretch in stretches:
+        known = [demand for i in stretch if (demand := load.demand[i]) is not None]
+        highest.append((_day(load, stretch.start), max(known) / load.capacity if known else None))
     return [
-        Series(
-            "load / capacity",
-            [
-                (_day(load, s.start), max(load.demand[i] for i in s) / load.capacity)
-                for s in stretches
-            ],
-        ),
+        Series("load / capacity", highest),
         Series(
             "replicas ready", [(_day(load, s.start), min(ready[i] for i in s)) for s in stretches]
         ),
@@ -241,7 +239,7 @@ def _load_and_ready(load: Load, outcome: Outcome, steps: range) -> list[Series]:
 def _ready(load: Load, outcome: Outcome) -> list[int]:
     """The replicas ready in each step, from the orders before it."""
     start, lead = load.warmup_steps, load.lead_steps
-    first = start_replicas(load.demand[start], load.capacity)
+    first = start_replicas(load.demand, load.capacity, start)
     orders = [first] * (start + lead + 1) + outcome.orders[start:]
     return [min(orders[step : step + lead + 1]) for step in range(len(load.demand))]
 
@@ -286,5 +284,7 @@ def _days(load: Load, steps: int) -> str:
     )
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
     return f"{value:.0f}" if value.is_integer() else repr(value)

@@ -1,5 +1,6 @@
 """The command `backtest`: scaling policies on a recorded load, before anyone trusts them."""
 
+import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,18 +8,25 @@ import msgspec
 import typer
 from rich.markup import escape
 
-from agent.cli_options import AsJson
-from agent.cli_start import errors, fail
+from agent.cli_options import AsJson, Config, NatsUrl, PasswordFile, StateDir
+from agent.cli_start import bus_found, errors, fail, load_settings, with_bus
 
 
 def backtest(
-    series: Annotated[Path, typer.Option(help="CSV file with one row a step; .gz too")],
-    column: Annotated[str, typer.Option(help="its column with the load of each step")],
-    step: Annotated[float, typer.Option(min=1, help="seconds between two rows")],
     capacity: Annotated[
-        float, typer.Option(help="what one replica serves in a step, in the column's unit")
+        float,
+        typer.Option(help="what one replica serves in a step; of a stream: requests at once"),
     ],
     lead: Annotated[float, typer.Option(min=0, help="seconds until a new replica serves")],
+    series: Annotated[
+        Path | None, typer.Option(help="CSV file with one row a step; .gz too")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="its column with the load")] = None,
+    step: Annotated[float | None, typer.Option(min=1, help="seconds between two rows")] = None,
+    from_stream: Annotated[
+        str | None, typer.Option(help="a pool: its requests in flight, from the rollups, instead")
+    ] = None,
+    since: Annotated[str, typer.Option(help="how far back in the stream, like 12h or 7d")] = "7d",
     policy: Annotated[
         Literal["ours", "hpa", "keda", "oracle", "all"],
         typer.Option(help="whose orders; all compares them"),
@@ -38,6 +46,10 @@ def backtest(
         Path | None, typer.Option(help="write t,demand,replicas_wanted here; with all: ours")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="write a page with charts")] = None,
+    nats_url: NatsUrl = None,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Try scaling policies on a recorded load: cost, short steps and changes of each."""
@@ -48,14 +60,27 @@ def backtest(
         write_decisions,
         write_html,
     )
-    from agent.series_file import SeriesError, read_series  # noqa: PLC0415
+    from agent.recorded_load import STEP_SECONDS, read_pool, seconds_of  # noqa: PLC0415
+    from agent.series_file import read_series  # noqa: PLC0415
     from handlers.backtest.run import Load  # noqa: PLC0415
 
     if not capacity > 0:
         fail(ValueError(f"--capacity {capacity:g}: must be above 0"), code=2)
     try:
-        read = read_series(series, column, step)
-    except (OSError, SeriesError) as error:
+        if series is not None and column is not None and step is not None and not from_stream:
+            name, read = series.name, read_series(series, column, step)
+        elif from_stream and series is None:
+            name, step = f"pool {from_stream}, {since}", STEP_SECONDS
+            settings = load_settings(config, state_dir, password_file=password_file).settings
+            read = with_bus(
+                settings,
+                bus_found(settings, nats_url, quiet=as_json),
+                functools.partial(read_pool, pool=from_stream, seconds=seconds_of(since)),
+                limit_seconds=None,
+            )
+        else:
+            raise ValueError("give --series, --column and --step, or --from-stream alone")
+    except (FileNotFoundError, IsADirectoryError, PermissionError, ValueError) as error:
         fail(error, code=2)
     steps = len(read.values)
     warmup_steps = default_warmup(steps, step) if warmup is None else round(warmup / step)
@@ -72,7 +97,7 @@ def backtest(
         warmup_steps=warmup_steps,
     )
     test = Backtest(
-        series.name,
+        name,
         load,
         policy,
         risk_ratio=risk,

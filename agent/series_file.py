@@ -19,10 +19,13 @@ class SeriesError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SeriesFile:
-    """The values of a column, and the time of each row as it is written there."""
+    """The values of a column, and the time of each row as it is written there.
 
-    values: list[float]
-    times: list[str]
+    A recorded stream may have steps without a value; a file has none.
+    """
+
+    values: Sequence[float | None]
+    times: Sequence[str]
 
 
 def read_series(path: Path, column: str, step_seconds: float) -> SeriesFile:

@@ -21,8 +21,8 @@ DAY_SECONDS = 86_400.0
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """A recorded load and the fleet that is to carry it."""
 
-    demand: list[float]
-    """In the unit of `capacity`, each step its sum."""
+    demand: Sequence[float | None]
+    """In the unit of `capacity`, each step its sum; None: not known."""
     capacity: float
     """What one replica serves in a step."""
     step_seconds: float
@@ -98,7 +98,7 @@ def cheapest(outcomes: Sequence[Outcome], short_ratio: float) -> Outcome | None:
 
 def _orderer(
     policy: Policy, load: Load, risk_ratio: float, target_ratio: float, max_replicas: int
-) -> Callable[[float], int]:
+) -> Callable[[float | None], int]:
     if policy == "ours":
         return CapacityPolicy(
             capacity=load.capacity,
@@ -108,12 +108,17 @@ def _orderer(
             day_steps=round(DAY_SECONDS / load.step_seconds),
         ).step
     rule = Hpa(target_ratio, mean_steps=KEDA_MEAN_STEPS if policy == "keda" else 1)
-    return lambda demand: min(rule.step(demand / load.capacity), max_replicas)
+
+    def order(demand: float | None) -> int:
+        wanted = rule.step(None if demand is None else demand / load.capacity)
+        return min(max(1, wanted), max_replicas)
+
+    return order
 
 
 def _foreseen(load: Load) -> list[int]:
     """Orders with perfect foresight: the most that is needed until the next order can serve."""
-    needed = [max(1, math.ceil(demand / load.capacity)) for demand in load.demand]
+    needed = [max(1, math.ceil((demand or 0.0) / load.capacity)) for demand in load.demand]
     horizon = RollingMax(load.lead_steps + 1)
     orders: list[int] = []
     ahead = [*needed[1:], *[needed[-1]] * (load.lead_steps + 1)]

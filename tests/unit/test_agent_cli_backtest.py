@@ -76,6 +76,7 @@ def test_later_rows_do_not_change_earlier_orders(series: Path, tmp_path: Path) -
         pytest.param({"--column": "x"}, "no column 'x'", id="column"),
         pytest.param({"--capacity": "0"}, "must be above 0", id="capacity"),
         pytest.param({"--series": "/nowhere.csv"}, "No such file", id="file"),
+        pytest.param({"--from-stream": "chat"}, "--from-stream alone", id="both"),
         pytest.param({"--warmup": "1e9"}, "the series has only", id="warm-up"),
     ],
 )

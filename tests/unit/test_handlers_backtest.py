@@ -1,5 +1,6 @@
 import math
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -12,7 +13,9 @@ from tests.support.loads import service_load
 CAPACITY = 100.0
 
 
-def load_of(demand: list[float], *, lead_seconds: float = 180.0, warmup: int = 0) -> Load:
+def load_of(
+    demand: Sequence[float | None], *, lead_seconds: float = 180.0, warmup: int = 0
+) -> Load:
     return Load(
         demand=demand,
         capacity=CAPACITY,
@@ -148,3 +151,22 @@ def test_a_bound_is_kept_by_every_policy(policy: Policy) -> None:
     tested = backtest(policy, load_of([2000.0] * 50), max_replicas=7)
 
     assert max(tested.orders) == 7
+
+
+@pytest.mark.parametrize("policy", ["ours", "hpa", "keda", "oracle"])
+def test_steps_of_unknown_load_count_neither_as_paid_nor_as_short(policy: Policy) -> None:
+    known = [450.0] * 30
+    gapped = [*known, *[None] * 20, *known]
+
+    tested = backtest(policy, load_of(gapped))
+
+    assert len(tested.orders) == 80
+    assert all(order >= 1 for order in tested.orders)
+    assert not any(30 <= step < 50 for step in tested.score.short_steps)
+    assert tested.score.replica_hours <= 60 * max(8, *tested.orders) / 60
+
+
+def test_a_load_that_is_never_known_costs_nothing() -> None:
+    score_ = backtest("ours", load_of([None] * 20)).score
+
+    assert (score_.cost_ratio, score_.short_ratio, score_.replica_hours) == (0.0, 0.0, 0.0)

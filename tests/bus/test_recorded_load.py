@@ -1,0 +1,97 @@
+"""A pool's load read back from recorded rollups, and back-tested."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from agent.bus import Bus
+from agent.recorded_load import NoRecordError, read_pool, seconds_of
+from schemas.metrics import Rollup, Summary
+from schemas.units import SECOND_NS, instant
+from tests.support.program import resource_agent
+
+pytestmark = pytest.mark.bus
+
+MINUTE_NS = 60 * SECOND_NS
+
+
+def summary(mean: float) -> Summary:
+    return Summary(min=mean, mean=mean, max=mean, p95=mean, count=1)
+
+
+async def record(bus: Bus, loads: list[float | None], pool: str = "chat") -> int:
+    """The last minutes of a pool of two engines; None: not recorded. Gives the first minute."""
+    first = time.time_ns() // MINUTE_NS - len(loads)
+    for minute, load in enumerate(loads, first):
+        if load is None:
+            continue
+        rollup = Rollup(
+            kind="pool",
+            id=pool,
+            pool=pool,
+            minute_at=instant(minute * MINUTE_NS),
+            metrics={
+                "engines": summary(2.0),
+                "engine_requests_running": summary(0.75 * load / 2),
+                "engine_requests_waiting": summary(0.25 * load / 2),
+            },
+        )
+        await bus.publish(rollup, message_id=f"rollup.pool.{pool}.{minute}")
+    return first
+
+
+async def test_a_pool_is_read_minute_by_minute_with_its_gaps(bus: Bus) -> None:
+    first = await record(bus, [100.0, 120.0, None, 80.0])
+    await record(bus, [7.0, 7.0], pool="other")
+
+    read = await read_pool(bus, "chat", 3600.0)
+
+    assert read.values == [100.0, 120.0, None, 80.0]
+    assert read.times[0] == instant(first * MINUTE_NS).isoformat()
+
+
+async def test_a_foreign_message_among_the_rollups_is_passed_over(bus: Bus) -> None:
+    await record(bus, [100.0, 120.0])
+    await bus.publish_raw("rollup.pool.chat", b"not json", message_id="x")
+
+    read = await read_pool(bus, "chat", 3600.0)
+
+    assert read.values == [100.0, 120.0]
+
+
+async def test_a_pool_that_was_not_recorded_is_refused(bus: Bus) -> None:
+    await record(bus, [100.0])
+
+    for pool in ("chat", "nobody"):
+        with pytest.raises(NoRecordError, match=f"pool {pool}"):
+            await read_pool(bus, pool, 3600.0)
+
+
+async def test_the_command_back_tests_what_was_recorded(bus: Bus, nats_url: str) -> None:
+    await record(bus, [100.0 + minute % 7 for minute in range(60)])
+    arguments = ("--from-stream", "chat", "--since", "2h", "--capacity", "20", "--lead", "120")
+
+    done = await asyncio.to_thread(
+        resource_agent, "backtest", *arguments, "--nats-url", nats_url, "--json"
+    )
+
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["series"], told["steps"], told["step_seconds"]) == ("pool chat, 2h", 60, 60.0)
+    assert [row["policy"] for row in told["rows"]][:4] == ["ours", "hpa", "keda", "oracle"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90m", 5400.0), ("12h", 43_200.0), ("7d", 604_800.0), ("1.5d", 129_600.0)],
+)
+def test_times_are_written_with_their_unit(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "-1d", "0h", "7 d", "1w"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="90m"):
+        seconds_of(text)
