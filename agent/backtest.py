@@ -190,7 +190,7 @@ def _charts(test: Backtest) -> Iterator[str]:
         Axis("replicas"),
     )
     if shown.score.short_steps:
-        day = round(DAY_SECONDS / load.step_seconds)
+        day = load.day_steps
         worst = max(
             range(steps.start, steps.stop, day),
             key=lambda at: sum(at <= step < at + day for step in shown.score.short_steps),

@@ -35,6 +35,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         """Whole steps until a new replica serves."""
         return math.ceil(round(self.lead_seconds / self.step_seconds, 9))
 
+    @property
+    def day_steps(self) -> int:
+        """Steps of a day, at least one."""
+        return max(1, round(DAY_SECONDS / self.step_seconds))
+
     def score(self, orders: Sequence[int]) -> Score:
         """What these orders would have come to."""
         return score(
@@ -105,7 +110,7 @@ def _orderer(
             lead_steps=load.lead_steps,
             risk_ratio=risk_ratio,
             max_replicas=max_replicas,
-            day_steps=round(DAY_SECONDS / load.step_seconds),
+            day_steps=load.day_steps,
         ).step
     rule = Hpa(target_ratio, mean_steps=KEDA_MEAN_STEPS if policy == "keda" else 1)
 

@@ -170,3 +170,10 @@ def test_a_load_that_is_never_known_costs_nothing() -> None:
     score_ = backtest("ours", load_of([None] * 20)).score
 
     assert (score_.cost_ratio, score_.short_ratio, score_.replica_hours) == (0.0, 0.0, 0.0)
+
+
+def test_steps_longer_than_a_day_are_a_day_each() -> None:
+    weekly = Load(demand=[450.0] * 30, capacity=100.0, step_seconds=604_800.0, lead_seconds=180.0)
+
+    assert (weekly.day_steps, weekly.lead_steps) == (1, 1)
+    assert backtest("ours", weekly).score.short_ratio == 0.0

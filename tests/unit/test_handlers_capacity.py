@@ -272,13 +272,19 @@ def test_no_order_leaves_the_bounds(load: list[float]) -> None:
     assert max(orders) == 8
 
 
-def test_in_its_first_day_it_orders_no_more_than_hpa(load: list[float]) -> None:
-    policy, hpa = CapacityPolicy(capacity=100.0, lead_steps=3), Hpa()
+def test_in_its_first_day_it_orders_no_more_than_hpa() -> None:
+    dice = random.Random(3)
+    load = [600.0 * math.exp(dice.gauss(0.0, 0.4)) for _ in range(300)]
+    young = CapacityPolicy(capacity=100.0, lead_steps=10)
+    old = CapacityPolicy(capacity=100.0, lead_steps=10, day_steps=1)
+    hpa = Hpa()
 
-    pairs = [(policy.step(demand), hpa.step(demand / 100.0)) for demand in load[:DAY]]
+    orders = [(young.step(demand), old.step(demand), hpa.step(demand / 100.0)) for demand in load]
 
-    assert all(ours <= theirs for ours, theirs in pairs)
-    assert policy.has_history
+    assert all(first <= theirs for first, _, theirs in orders)
+    assert any(later > theirs for _, later, theirs in orders)
+    assert not young.has_history
+    assert old.has_history
 
 
 def test_a_day_of_unknown_load_is_no_history() -> None:
