@@ -93,16 +93,11 @@ class DeadLetters:
         letter = _letter(delivery)
         if letter.is_cut:
             raise RequestError(409, f"dead letter {letter.id} was cut: it was too large to keep")
-        headers = {
-            name: value
-            for name, value in delivery.headers.items()
-            if not name.startswith(("Fleet-Dead-", "Nats-"))
-        }
         async with _readable():
             await self._publisher.publish_raw(
                 f"evicted.{_asked(call)}",
                 delivery.payload,
-                headers,
+                delivery.headers,
                 message_id=f"{STREAM}:{letter.id}",
             )
             await self._stream.remove(STREAM, letter.id)

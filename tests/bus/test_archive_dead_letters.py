@@ -125,6 +125,21 @@ async def test_only_letters_of_the_namespace_can_be_chosen(
     assert depth == 1
 
 
+async def test_a_letter_that_is_gone_is_not_taken_for_the_next_one(
+    bus: Bus, tmp_path: Path
+) -> None:
+    async with archiving(bus, tmp_path / "archive"):
+        for number in range(2):
+            await bus.publish_raw("evicted.default", b"", message_id=f"bad {number}")
+        first, second = await letters(bus, 2)
+        await ArchiveClient(bus).drop(first.id)
+        with pytest.raises(RequestError, match="404 no dead letter"):
+            await ArchiveClient(bus).drop(first.id)
+        left = await letters(bus, 1)
+
+    assert left == [second]
+
+
 async def test_a_letter_that_was_cut_cannot_be_sent_back(bus: Bus, tmp_path: Path) -> None:
     headers = {
         "Fleet-Dead-Subject": "fleet.v1.evicted.default",
