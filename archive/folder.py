@@ -67,7 +67,7 @@ class FolderStore:
 
         return await self._run(read, name)
 
-    async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
+    async def put_stream(self, name: str, pieces: AsyncIterable[bytes | bytearray]) -> None:
         """Store the concatenation of `pieces`; each is written before the next is asked for."""
         target = self._path(name)
         temporary = _temporary(target)
@@ -224,7 +224,7 @@ def _create(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
+def _write_all(descriptor: int, content: bytes | bytearray) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

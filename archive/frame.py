@@ -94,10 +94,15 @@ def expires_ns(manifest: Evicted) -> int | None:
 
 def encode(header: FrameHeader, payload: bytes | bytearray, seal: bytes = b"") -> bytes:
     """The frame, of format 2; without a `seal`, an object of format 1."""
+    return head(header, seal) + payload
+
+
+def head(header: FrameHeader, seal: bytes = b"") -> bytes:
+    """The frame up to its payload."""
     header_json = msgspec.json.encode(header)
     version = SEALED if seal else ALONE
     unchecked = _PREFIX.pack(MAGIC, version, len(header_json), b"")[:_CHECKED_BYTES]
-    return b"".join((unchecked, _checksum(unchecked, header_json, seal), header_json, payload))
+    return b"".join((unchecked, _checksum(unchecked, header_json, seal), header_json))
 
 
 def payload_offset(content: bytes) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
@@ -27,6 +27,7 @@ class _Segment:
     seal: bytes
     stored: asyncio.Future[None]
     content: bytearray = dataclasses.field(default_factory=bytearray)
+    large: bytes | bytearray = b""
     entries: list[IndexEntry] = dataclasses.field(default_factory=list)
     records: list[msgspec.Raw] = dataclasses.field(default_factory=list)
     records_bytes: int = 0
@@ -84,7 +85,12 @@ class Packer:
         if len(payload) < ALONE_BYTES:
             return self._append(self._segment(ttl_class), header, payload, follows=follows)
         alone = self._begin(ttl_class)
-        entry = self._append(alone, header, payload, follows=follows)
+        alone.content += frame.head(header, alone.seal)
+        alone.large = payload
+        entry = IndexEntry.of(
+            header, len(alone.content) + len(payload), segment=alone.name, follows=follows
+        )
+        self._list(alone, entry)
         self._close(alone)
         return entry
 
@@ -113,6 +119,8 @@ class Packer:
         found = self._segments.get(entry.segment)
         if found is None:
             return None
+        if found.large:
+            return bytes(found.content) + found.large
         return bytes(found.content[entry.first : entry.first + entry.object_bytes])
 
     def hurry(self) -> None:
@@ -168,17 +176,20 @@ class Packer:
         entry = IndexEntry.of(
             header, len(content), segment=target.name, first=first, follows=follows
         )
-        record = record_of(entry)
         target.content += content
-        target.entries.append(entry)
-        target.records.append(record)
-        target.records_bytes += len(bytes(record))
+        self._list(target, entry)
         if (
             len(target.content) >= self._settings.segment_bytes
             or target.records_bytes >= segment.MAX_RECORDS_BYTES
         ):
             self._close(target)
         return entry
+
+    def _list(self, target: _Segment, entry: IndexEntry) -> None:
+        record = record_of(entry)
+        target.entries.append(entry)
+        target.records.append(record)
+        target.records_bytes += len(bytes(record))
 
     def _close(self, closing: _Segment) -> None:
         """Write the segment, unless that was begun already."""
@@ -195,9 +206,9 @@ class Packer:
     async def _write(self, closed: _Segment) -> None:
         try:
             footer = await asyncio.to_thread(segment.footer, closed.name, closed.records)
-            closed.content += footer
-            await self._put(closed)
-            self._ledger.use(closed.name).object_bytes = len(closed.content)
+            await self._put(closed, footer)
+            object_bytes = len(closed.content) + len(closed.large) + len(footer)
+            self._ledger.use(closed.name).object_bytes = object_bytes
             await self._on_stored(closed.name, footer)
         except Exception as error:
             closed.stored.set_exception(error)
@@ -205,11 +216,19 @@ class Packer:
         del self._segments[closed.name]
         closed.stored.set_result(None)
 
-    async def _put(self, closed: _Segment) -> None:
+    async def _put(self, closed: _Segment, footer: bytes) -> None:
+        async def pieces() -> AsyncIterator[bytes | bytearray]:
+            for piece in (closed.content, closed.large, footer):
+                yield piece
+
         pause_seconds = self._settings.retry_seconds
         while True:
             try:
-                await self._store.put(closed.name, closed.content)
+                # A small one whole: that is one request, where a stream may be several.
+                if closed.large:
+                    await self._store.put_stream(closed.name, pieces())
+                else:
+                    await self._store.put(closed.name, closed.content + footer)
             except StoreError as error:
                 self.store_error = str(error)
                 await self._on_failure(closed.entries[0], error)

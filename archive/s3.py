@@ -90,7 +90,7 @@ class S3Store:
         key = self._key(name)
         await self._ask(lambda s3: s3.put_object(Bucket=self._bucket, Key=key, Body=content))
 
-    async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
+    async def put_stream(self, name: str, pieces: AsyncIterable[bytes | bytearray]) -> None:
         """Store the concatenation of `pieces`, in parts of 8 MiB where it is longer than one."""
         await upload(self._ask, self._bucket, self._key(name), pieces)
 

@@ -61,7 +61,7 @@ class ObjectStore(Protocol):
     async def put(self, name: str, content: bytes | bytearray) -> None:
         """Store durably; an object of that name is replaced."""
 
-    async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
+    async def put_stream(self, name: str, pieces: AsyncIterable[bytes | bytearray]) -> None:
         """Store the concatenation of `pieces`, of any sizes, with only a few MiB in memory.
 
         As `put`, also when `pieces` raises or the caller gives up: then nothing is stored.

@@ -72,7 +72,8 @@ class Sweeper:
                     needed[entry.segment].append(entry)
         moved_bytes = 0
         for name in wasteful:
-            content = await self._vault.store.get(name) or b""
+            has_bytes = any(entry.object_bytes for entry in needed[name])
+            content = (await self._vault.store.get(name) if has_bytes else None) or b""
             for entry in needed[name]:
                 moved_bytes += await self._move(entry, content)
             if moved_bytes >= self._vault.settings.segment_bytes:

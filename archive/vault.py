@@ -27,6 +27,8 @@ from schemas.units import SECOND_NS
 
 log = structlog.get_logger()
 
+RANGE_BYTES = 8 * 1024 * 1024
+RANGES_IN_FLIGHT = 4
 Outcome = Literal["stored", "repeated", "superseded", "expired"]
 Kept = tuple[Outcome, IndexEntry | None]
 """What became of an eviction, and its entry where there is one."""
@@ -212,8 +214,7 @@ class Vault:
     async def _read(self, entry: IndexEntry) -> tuple[Evicted, bytes]:
         content = self.packer.read(entry)
         if content is None:
-            end = entry.first + entry.object_bytes
-            content = await self.store.get_range(entry.segment, entry.first, end)
+            content = await self._frame(entry)
         if content is None:
             raise ArchiveObjectError("the object is missing")
         seal = segment.seal_of(entry.segment)
@@ -225,6 +226,28 @@ class Vault:
         if (found.namespace, found.key, found.order) != (entry.namespace, entry.key, entry.order):
             raise ArchiveObjectError("the object holds another entry")
         return header.manifest, value
+
+    async def _frame(self, entry: IndexEntry) -> bytes | None:
+        """The entry's bytes from the store, a large one's by ranges side by side."""
+        end = entry.first + entry.object_bytes
+        firsts = range(entry.first, end, RANGE_BYTES)
+        if len(firsts) == 1:
+            return await self.store.get_range(entry.segment, entry.first, end)
+        slots = asyncio.Semaphore(RANGES_IN_FLIGHT)
+
+        async def read(first: int) -> bytes | None:
+            async with slots:
+                return await self.store.get_range(
+                    entry.segment, first, min(first + RANGE_BYTES, end)
+                )
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                reading = [group.create_task(read(first)) for first in firsts]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        pieces = [task.result() for task in reading]
+        return None if None in pieces else b"".join(piece for piece in pieces if piece)
 
     async def _pack(
         self,

@@ -1,0 +1,141 @@
+"""Values of 4 MiB and more: a segment each, written as a stream, read by ranges."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from archive import vault as vault_module
+from archive.packer import ALONE_BYTES
+from archive.settings import ArchiveSettings
+from archive.vault import DamagedObjectError, Vault
+from tests.support.evictions import FailingStore, ManualClock, evicted
+
+REPOSITORY = Path(__file__).parents[2]
+SETTINGS = ArchiveSettings(segment_seconds=0.01, retry_seconds=0.01, retry_max_seconds=0.01)
+NOISE = os.urandom(ALONE_BYTES)
+TEXT = b"the same words again " * (ALONE_BYTES // 4)
+
+KEEP_LARGE_VALUES = """
+import asyncio, hashlib, os, resource, sys
+from pathlib import Path
+from archive.settings import ArchiveSettings
+from archive.vault import Vault
+from tests.support.evictions import ManualClock, evicted, folder_store
+
+async def main():
+    store = folder_store(Path(sys.argv[1]))
+    await store.open()
+    vault = Vault(store, ArchiveSettings(), ManualClock())
+    for number, piece in enumerate((os.urandom(2**20), b"text" * 2**18, os.urandom(2**20))):
+        async def read(piece=piece):
+            return bytearray(piece) * 64
+        digest = hashlib.sha256()
+        for _ in range(64):
+            digest.update(piece)
+        size = {"size_bytes": 2**26, "digest": digest.hexdigest()}
+        await vault.keep(evicted(f"k{number}", **size), read)
+    await store.close()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[FailingStore]:
+    folder = FailingStore(tmp_path / "archive")
+    await folder.open()
+    yield folder
+    await folder.close()
+
+
+async def loaded(store: FailingStore) -> Vault:
+    vault = Vault(store, SETTINGS, ManualClock())
+    await vault.load(lambda _done, _total: None)
+    return vault
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(NOISE, id="exactly 4 MiB"),
+        pytest.param(NOISE * 3 + b"x", id="several ranges"),
+        pytest.param(TEXT, id="compressible"),
+    ],
+)
+async def test_a_large_value_comes_back_from_this_and_the_next_process(
+    store: FailingStore, monkeypatch: pytest.MonkeyPatch, value: bytes
+) -> None:
+    monkeypatch.setattr(vault_module, "RANGE_BYTES", 1024 * 1024)
+    vault = await loaded(store)
+    manifest = evicted(value=value)
+
+    await vault.keep(manifest, value)
+    await vault.keep(evicted("small"), b"value")
+    again = await loaded(store)
+
+    for one in (vault, again):
+        assert await one.fetch("default", "k", None) == (manifest, value)
+        assert await one.fetch("default", "small", None) is not None
+    assert len(list(store.folder.iterdir())) == 2
+
+
+async def test_a_large_value_can_be_fetched_while_it_is_written(
+    store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, may_go_on = asyncio.Event(), asyncio.Event()
+    put_stream = store.put_stream
+
+    async def slow(name: str, pieces: AsyncIterator[bytes]) -> None:
+        writing.set()
+        await may_go_on.wait()
+        await put_stream(name, pieces)
+
+    monkeypatch.setattr(store, "put_stream", slow)
+    vault = await loaded(store)
+    manifest = evicted(value=NOISE)
+    keeping = asyncio.create_task(vault.keep(manifest, NOISE))
+    async with asyncio.timeout(20):
+        await writing.wait()
+    found = await vault.fetch("default", "k", None)
+    is_answered = keeping.done()
+    may_go_on.set()
+
+    assert found == (manifest, NOISE)
+    assert not is_answered
+    assert (await keeping)[0] == "stored"
+
+
+@pytest.mark.parametrize("harm", ["flipped", "truncated"])
+async def test_a_damaged_large_value_is_never_returned(store: FailingStore, harm: str) -> None:
+    vault = await loaded(store)
+    await vault.keep(evicted(value=NOISE), NOISE)
+    (path,) = store.folder.glob("*.object")
+    content = bytearray(path.read_bytes())
+    if harm == "flipped":
+        content[ALONE_BYTES // 2] ^= 1
+    else:
+        del content[ALONE_BYTES // 2 :]
+    path.write_bytes(content)
+
+    with pytest.raises(DamagedObjectError):
+        await vault.fetch("default", "k", None)
+
+    assert await vault.fetch("default", "k", None) is None
+
+
+def test_values_of_64_mib_are_kept_in_less_than_256_mib(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KEEP_LARGE_VALUES, str(tmp_path / "archive")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=True,
+        timeout=100,
+    )
+
+    assert 64 < int(done.stdout) < 256
