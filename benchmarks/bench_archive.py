@@ -120,7 +120,7 @@ def peak_mib(pid: int) -> float:
 async def measure(endpoint: str, bucket: str, rounds: int, cases: list[str]) -> None:
     """Print a table of rates and ratios."""
     settings = {
-        "RESOURCE_AGENT_ARCHIVE__STORE": f"s3://{bucket}/archive",
+        "RESOURCE_AGENT_ARCHIVE__STORE": f"s3://{bucket}/archive-{secrets.token_hex(4)}",
         "RESOURCE_AGENT_ARCHIVE__S3__ENDPOINT_URL": endpoint,
         "RESOURCE_AGENT_ARCHIVE__SWEEP_INTERVAL_SECONDS": "20",
     }
