@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from archive.settings import ArchiveSettings
+from archive.store import StoreError
 from archive.sweep import Sweeper
 from archive.vault import Vault
 from schemas.cache import Evicted
@@ -194,6 +195,33 @@ async def test_what_a_former_owner_wrote_late_is_known_before_a_tombstone_is_for
 
     assert await fetch(await loaded(store, clock), "k") is None
     assert on_disk(store) == {}
+
+
+async def test_a_tombstone_stays_while_what_it_outdates_cannot_be_removed(
+    store: FailingStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = await loaded(store, clock)
+    vault = await loaded(store, clock)
+    await vault.keep(tombstone("k", "b1-02"), b"")
+    _, late = await former.keep(lives("k", b"deleted", None, clock), b"deleted")
+    assert late is not None
+    clock.advance(KEEP_SECONDS + 1)
+    delete = store.delete
+
+    async def fail(name: str) -> None:
+        if name == late.segment:
+            raise StoreError("busy")
+        await delete(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", fail)
+        with pytest.raises(StoreError):
+            await swept(vault)
+    crashed = await loaded(store, clock)
+
+    assert await fetch(crashed, "k") is None
+    await swept(crashed)
+    assert await fetch(await loaded(store, clock), "k") is None
 
 
 class Story:
