@@ -388,6 +388,23 @@ async def test_of_a_torn_segment_the_whole_entries_are_read(
     assert found == [None if key == last.key else b"value" for key in keys]
 
 
+async def test_a_segment_lasts_as_long_as_what_is_in_it_and_what_that_outdates(
+    vault: Vault,
+) -> None:
+    ten_days = instant(NOW_NS + 10 * 86400 * SECOND_NS)
+
+    kept = [
+        await vault.keep(evicted("hour"), b"value"),
+        await vault.keep(evicted("days", expires_at=ten_days), b"value"),
+        await vault.keep(evicted("days", version="b1-02"), b"value"),
+        await vault.keep(evicted("for ever", expires_at=None), b"value"),
+        await vault.keep(tombstone("gone"), b""),
+    ]
+
+    classes = [entry.segment.partition("-")[0] for _, entry in kept if entry is not None]
+    assert classes == ["1d", "30d", "30d", "none", "none"]
+
+
 async def test_what_is_packed_can_be_fetched_before_it_is_stored(
     vault: Vault, store: FailingStore
 ) -> None:
