@@ -5,7 +5,7 @@ import pytest
 from agent.collectors.engines.exposition import PageError
 from agent.collectors.engines.inference import Place
 from agent.collectors.engines.page_reader import PageReader
-from schemas.gpu import EccMetrics, MigInstance, PcieMetrics
+from schemas.gpu import EccMetrics, MigInstance, NvlinkMetrics, PcieMetrics
 from schemas.metrics import GpuMetrics
 from schemas.units import SECOND_NS
 from tests.support.metrics_server import capture
@@ -154,6 +154,13 @@ def test_without_the_metric_of_xids_nothing_is_known_of_them() -> None:
         pytest.param(("DCGM_FI_DEV_PSTATE 0",), "performance_state", "P0", id="state"),
         pytest.param(("DCGM_FI_DEV_PCIE_REPLAY_COUNTER 7",), "pcie", PcieMetrics(replays_total=7),
                      id="pcie"),
+        pytest.param(("DCGM_FI_PROF_PCIE_TX_BYTES 7e9", "DCGM_FI_PROF_PCIE_RX_BYTES 8e9"), "pcie",
+                     PcieMetrics(sent_bytes_per_second=7e9, received_bytes_per_second=8e9),
+                     id="pcie-traffic"),
+        pytest.param(("DCGM_FI_PROF_NVLINK_TX_BYTES 3e11", "DCGM_FI_PROF_NVLINK_RX_BYTES 2e11",
+                      "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL 500000"), "nvlink",
+                     NvlinkMetrics(sent_bytes_per_second=3e11, received_bytes_per_second=2e11),
+                     id="nvlink-traffic"),
         pytest.param(("DCGM_FI_DEV_ROW_REMAP_FAILURE 1",), "ecc", EccMetrics(is_remap_failed=True),
                      id="remap-failed"),
         pytest.param(("DCGM_FI_DEV_GPU_TEMP 1",), "ecc", None, id="no-part-without-readings"),

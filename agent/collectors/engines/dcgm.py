@@ -134,6 +134,9 @@ _OF_GPU: Mapping[str, Reading] = {
     "pcie.sent_bytes_per_second": _same(number, "PROF_PCIE_TX_BYTES"),
     "pcie.received_bytes_per_second": _same(number, "PROF_PCIE_RX_BYTES"),
     "pcie.replays_total": _same(count, "DEV_PCIE_REPLAY_TOTAL", "DEV_PCIE_REPLAY_COUNTER"),
+    # DEV_NVLINK_BANDWIDTH_TOTAL is not read: both directions in one, MB/s in spite of its name.
+    "nvlink.sent_bytes_per_second": _same(number, "PROF_NVLINK_TX_BYTES"),
+    "nvlink.received_bytes_per_second": _same(number, "PROF_NVLINK_RX_BYTES"),
     "nvlink.crc_errors_total": _same(
         count, "DEV_NVLINK_CRC_FLIT_ERROR_TOTAL", "DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL"
     ),
