@@ -274,7 +274,9 @@ def _explain(text: str, sources: Mapping[str, str], tree: Mapping[str, Any]) -> 
     value: Any = tree
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    source = sources.get(dotted)
+    # A rule over several settings is told of their table; its text names them, the wrong one first.
+    names = (dotted, *(name for word in message.split() for name in (f"{dotted}.{word}", word)))
+    source = next((sources[name] for name in names if name in sources), None)
     if source is None:
         source = next((s for name, s in sources.items() if name.startswith(dotted)), "defaults")
     shown = "" if value is None or isinstance(value, Mapping) else f" = {value!r}"

@@ -221,6 +221,24 @@ def test_a_refused_option_is_named_as_it_was_typed(file: Path) -> None:
     assert "<= 300" in told
 
 
+@pytest.mark.parametrize(
+    ("wrong", "beside"),
+    [
+        ("ARCHIVE__STORE=s4://b", "ARCHIVE__S3__ENDPOINT_URL=http://s3:9000"),
+        ("ARCHIVE__S3__ENDPOINT_URL=s3:9000", "ARCHIVE__S3__ADDRESSING=path"),
+        ("ARCHIVE__RETRY_MAX_SECONDS=0.5", "ARCHIVE__FOLDER=/a"),
+        ("ARCHIVE__RETRY_SECONDS=60", "ARCHIVE__FOLDER=/a"),
+    ],
+    ids=["store", "endpoint", "longest-retry", "retry"],
+)
+def test_a_rule_over_a_table_blames_the_setting_it_is_about(wrong: str, beside: str) -> None:
+    environ = dict(f"{PREFIX}{pair}".split("=") for pair in (wrong, beside))
+
+    told = refusal(environ)
+
+    assert f"(environment {PREFIX}{wrong.split('=', maxsplit=1)[0]})" in told
+
+
 def test_a_value_where_a_table_belongs_is_named_with_both_sources(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text("agent = 5")
