@@ -16,6 +16,7 @@ from agent import log as logs
 from agent.bus import Bus, connect
 from agent.discovery import Found, find_bus, with_password
 from agent.doctor import CONNECT_SECONDS
+from agent.human import reason
 from agent.settings import Loaded, Settings, SettingsError, load
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ errors = Console(stderr=True)
 
 def fail(error: Exception, code: int = 1) -> NoReturn:
     """One line on stderr, and out."""
-    text = getattr(error, "text", None) or str(error) or type(error).__name__
+    text = getattr(error, "text", None) or reason(error)
     errors.print(f"[red]error:[/] {escape(str(text))}", soft_wrap=True)
     raise SystemExit(code)
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them. Messages and JSON keep base units."""
+"""Numbers and errors as people read them. Messages and JSON keep base units."""
 
 import unicodedata
 
@@ -25,6 +25,16 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit_seconds:.1f} {unit}"
     return f"{seconds / 86_400:.1f} d"
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong: of an OSError the system's words and the file, without its number."""
+    inner = getattr(error, "reason", None)
+    if isinstance(inner, OSError):  # urllib wraps it
+        return reason(inner)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 def printable(text: str) -> str:

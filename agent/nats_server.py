@@ -21,6 +21,8 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 
+from agent.human import reason
+
 FLOOR = (2, 9, 0)  # the oldest server whose JetStream has what we need
 SYSTEM_FOLDER = "/usr/sbin"  # Debian has it there: not on the PATH of ordinary users
 PINNED_VERSION = "2.14.5"
@@ -99,7 +101,7 @@ def server_version(binary: Path) -> tuple[int, int, int]:
             f"{binary} does not run: `--version` ends with exit code {error.returncode}"
         ) from error
     except (OSError, subprocess.SubprocessError) as error:
-        raise ServerNotFoundError(f"{binary} does not run: {error}") from error
+        raise ServerNotFoundError(f"{binary} does not run: {reason(error)}") from error
     match = re.search(r"nats-server: v?(\d+)\.(\d+)\.(\d+)", said)
     if match is None:
         raise ServerNotFoundError(f"{binary} is no nats-server: it says {said.strip()[:80]!r}")
@@ -164,7 +166,7 @@ def install_release(url: str, sha256: str, progress: Progress) -> Path:
     except (OSError, HTTPException) as error:  # URLError and time-outs are OSErrors
         if isinstance(error, HTTPError):
             error.close()  # it is the open response, too
-        raise ServerNotFoundError(f"{url}: {error}") from error
+        raise ServerNotFoundError(f"{url}: {reason(error)}") from error
     found = hashlib.sha256(tarball).hexdigest()
     if found != sha256:
         raise ChecksumError(
@@ -226,7 +228,7 @@ def _run(folder: Path, *command: str) -> None:
             command, cwd=folder, capture_output=True, text=True, timeout=APT_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServerNotFoundError(f"{command[0]}: {error}") from error
+        raise ServerNotFoundError(f"{command[0]}: {reason(error)}") from error
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ServerNotFoundError(f"{' '.join((command[0], command[-2], command[-1]))}: {said}")
@@ -244,7 +246,7 @@ def _install(content: bytes, progress: Progress) -> Path:
             version = server_version(binary)
             binary.replace(folder / "nats-server")
     except OSError as error:
-        raise ServerNotFoundError(f"cannot install nats-server: {error}") from error
+        raise ServerNotFoundError(f"cannot install nats-server: {reason(error)}") from error
     progress(f"installed nats-server {'.'.join(map(str, version))} in {folder}")
     return folder / "nats-server"
 

@@ -28,6 +28,7 @@ import msgspec
 import structlog
 from msgspec import Meta
 
+from agent.human import reason
 from agent.nats_config import ServerSettings, config_text
 from agent.nats_server import server_version
 from agent.server_process import ServerProcess, ServerStartError
@@ -129,7 +130,9 @@ class PrivateServer:
             await self._start()
         except OSError as error:
             await self.stop()
-            raise StateFolderError(f"cannot use state folder {self.state_dir}: {error}") from error
+            raise StateFolderError(
+                f"cannot use state folder {self.state_dir}: {reason(error)}"
+            ) from error
         except BaseException:
             await self.stop()
             raise
@@ -241,7 +244,7 @@ class PrivateServer:
                     await self._process.start(self.port)
                     break
                 except (ServerStartError, StateFolderError, OSError) as error:
-                    _log.error("server_restart_failed", reason=str(error), attempt=failures)
+                    _log.error("server_restart_failed", reason=reason(error), attempt=failures)
             self.restarts += 1
             _log.warning("server_restarted", restarts=self.restarts, port=self.port)
             if self._on_restart is not None:

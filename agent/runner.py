@@ -12,6 +12,7 @@ import structlog
 
 from agent.assembly import RUN, Place
 from agent.bus import Bus, BusError, connect, ensure_streams
+from agent.human import reason
 from agent.instance import Instance
 from agent.state_folder import StateFolderError, lock
 from schemas.lifecycle import Role
@@ -128,7 +129,9 @@ async def _start(stack: contextlib.AsyncExitStack, url: str, role: Role, place: 
         place.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         held = await lock(place.state_dir / f"{name}.lock", wait_seconds=3.0)
     except OSError as error:
-        raise StateFolderError(f"cannot use state folder {place.state_dir}: {error}") from error
+        raise StateFolderError(
+            f"cannot use state folder {place.state_dir}: {reason(error)}"
+        ) from error
     stack.callback(os.close, held)
     bus = await connect(url, name=name, root=place.settings.root)
     await stack.enter_async_context(bus)

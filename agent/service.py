@@ -14,6 +14,7 @@ import structlog
 
 from agent.blocking import BlockingThread
 from agent.gpus import GpuSampler
+from agent.human import reason
 from agent.settings import AgentSettings
 from schemas.api import LatestReply, Nothing, Row
 from schemas.engines import EngineMetrics
@@ -185,7 +186,7 @@ class NodeAgent:
         except Exception as error:
             # One bad sensor must not stop the others, or the next sample of this one.
             self.counters["host_failures_total"] += 1
-            self._say("host", str(error))
+            self._say("host", reason(error))
             return None
         self._trouble.pop("host", None)
         for field, text in sample.errors.items():
@@ -239,7 +240,7 @@ class NodeAgent:
         except TimeoutError:
             raise RequestError(503, "the host does not answer in time") from None
         except Exception as error:
-            self._say("host", str(error))
+            self._say("host", reason(error))
             raise RequestError(
                 503, "the host could not be read; the agent's log says why"
             ) from error

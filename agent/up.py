@@ -16,6 +16,7 @@ from agent import log as logs
 from agent.assembly import Place, Simulation
 from agent.bus import connect
 from agent.bus.connection import safe_url
+from agent.human import reason
 from agent.identity import load_identity
 from agent.live import LiveView
 from agent.nats_server import fetch_server, find_server
@@ -101,7 +102,7 @@ async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], Non
     try:
         identity = await asyncio.to_thread(load_identity, state_dir)
     except OSError as error:
-        raise StateFolderError(f"cannot use state folder {state_dir}: {error}") from error
+        raise StateFolderError(f"cannot use state folder {state_dir}: {reason(error)}") from error
     if options.ready_file is not None:
         with contextlib.suppress(OSError):
             options.ready_file.unlink(missing_ok=True)  # of a run that was killed
@@ -150,7 +151,7 @@ def _ready_file(path: Path | None, url: str, state_dir: Path) -> Iterator[None]:
     try:
         write_private_json(path, {"nats_url": url, "pid": os.getpid(), "state_dir": str(state_dir)})
     except OSError as error:
-        raise StateFolderError(f"cannot write ready file {path}: {error}") from error
+        raise StateFolderError(f"cannot write ready file {path}: {reason(error)}") from error
     try:
         yield
     finally:
@@ -200,7 +201,7 @@ async def run_one(
     try:
         identity = await asyncio.to_thread(load_identity, state_dir)
     except OSError as error:
-        raise StateFolderError(f"cannot use state folder {state_dir}: {error}") from error
+        raise StateFolderError(f"cannot use state folder {state_dir}: {reason(error)}") from error
     place = Place(
         settings=settings,
         identity=identity,

@@ -20,6 +20,7 @@ from agent.bus.publishing import PublishingConnection
 from agent.bus.reader import OrderedReader, read_stream
 from agent.bus.serving import Service
 from agent.bus.work import PullQueue
+from agent.human import reason
 from schemas.protocols import (
     Answer,
     Delivery,
@@ -110,7 +111,7 @@ class Bus(PublishingConnection):
                 408, f"no answer from {subject} within {timeout_seconds:g} s{hint}"
             ) from None
         except (nats.errors.Error, OSError) as error:
-            raise RequestError(503, f"{subject}: {error}") from error
+            raise RequestError(503, f"{subject}: {reason(error)}") from error
         text = answer.headers.get("Nats-Service-Error")
         if text is not None:
             code = answer.headers.get("Nats-Service-Error-Code", "500")

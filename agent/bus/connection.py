@@ -19,6 +19,7 @@ from agent.bus.cancellation import end, heed
 from agent.bus.client import BusClient
 from agent.bus.errors import BusError
 from agent.bus.incidents import Incidents
+from agent.human import reason
 
 log = structlog.get_logger()
 
@@ -124,7 +125,7 @@ class Connection:
                 "one), is the address right?"
             ) from None
         except (nats.errors.Error, OSError, ValueError) as error:
-            raise BusError(f"cannot connect to {safe_url(self.url)}: {error}") from error
+            raise BusError(f"cannot connect to {safe_url(self.url)}: {reason(error)}") from error
         finally:
             await end(connecting, refused)
             if not opened:
@@ -213,7 +214,7 @@ class Connection:
             async with asyncio.timeout(timeout_seconds):
                 return float(await heed(self._client.rtt()))
         except (nats.errors.Error, OSError) as error:
-            raise TimeoutError(str(error)) from error
+            raise TimeoutError(reason(error)) from error
 
     def _guarded(self, callback: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         # What leaves a callback ends nats-py's read loop or its reconnection, without a word.

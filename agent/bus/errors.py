@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import nats.errors
 
+from agent.human import reason
+
 
 class BusError(RuntimeError):
     """No usable connection: wrong URL, wrong password, no JetStream. The text says what to do."""
@@ -16,4 +18,4 @@ def raised_as(kind: type[Exception], what: str) -> Iterator[None]:
     try:
         yield
     except (nats.errors.Error, OSError) as error:
-        raise kind(f"{what}: {error or type(error).__name__}") from error
+        raise kind(f"{what}: {reason(error)}") from error

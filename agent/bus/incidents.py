@@ -7,6 +7,8 @@ from collections import Counter, deque
 import nats.errors
 import structlog
 
+from agent.human import reason
+
 log = structlog.get_logger()
 
 LOG_AGAIN_SECONDS = 60.0
@@ -58,7 +60,7 @@ class Incidents:
 
     def take_error(self, error: Exception) -> None:
         """Sort what nats-py reports to its error callback."""
-        text = str(error) or type(error).__name__
+        text = reason(error)
         self.last_error = text
         lowered = text.lower()
         if "authorization" in lowered:

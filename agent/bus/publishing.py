@@ -13,6 +13,7 @@ from agent.bus.cancellation import heed
 from agent.bus.client import size_on_wire
 from agent.bus.connection import Connection
 from agent.bus.names import Names
+from agent.human import reason
 from schemas.message import Message
 from schemas.protocols import PublishError, StreamFullError, TooLargeError
 
@@ -65,7 +66,7 @@ class PublishingConnection(Connection):
             )
         except (nats.errors.Error, OSError) as error:
             self.counters["dropped_while_disconnected_total"] += 1
-            self._incidents.log_seldom("publish_dropped", subject=subject, error=str(error))
+            self._incidents.log_seldom("publish_dropped", subject=subject, error=reason(error))
 
     async def publish_raw(
         self,
@@ -91,7 +92,7 @@ class PublishingConnection(Connection):
             hint = self._incidents.permission_hint(full)
             raise PublishError(f"{full}: not acknowledged{hint}") from error
         except (nats.errors.Error, OSError) as error:
-            raise PublishError(f"{full}: {error}") from error
+            raise PublishError(f"{full}: {reason(error)}") from error
         except (ValueError, TypeError, KeyError) as error:
             raise PublishError(f"{full}: somebody answers who is not a stream") from error
         if ack.duplicate:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from agent.human import reason
+
 ValueT = TypeVar("ValueT")
 
 
@@ -11,5 +13,5 @@ def attempt(errors: dict[str, str], field: str, read: Callable[[], ValueT | None
     try:
         return read()
     except Exception as error:
-        errors[field] = f"{type(error).__name__}: {error}"
+        errors[field] = f"{type(error).__name__}: {reason(error)}"
         return None

@@ -36,6 +36,7 @@ def refused(
     assert done.returncode == code, said
     assert time.monotonic() - at < within
     assert "Traceback" not in said
+    assert "[Errno" not in said
     assert "bus_error" not in said, "told twice"
     return said[said.lower().rindex("error") :]
 

@@ -1,5 +1,7 @@
 """Sizes and durations as people read them."""
 
+from urllib.error import URLError
+
 import pytest
 
 from agent import human
@@ -49,3 +51,19 @@ def test_a_duration_has_the_unit_that_suits_it(seconds: float, text: str) -> Non
 )
 def test_a_stranger_cannot_command_the_terminal(text: str, shown: str) -> None:
     assert human.printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(13, "Permission denied", "/state"), "Permission denied: /state"),
+        (ConnectionRefusedError(111, "Connect call failed"), "Connect call failed"),
+        (URLError(OSError(-2, "Name or service not known")), "Name or service not known"),
+        (URLError("no host given"), "<urlopen error no host given>"),
+        (TimeoutError(), "TimeoutError"),
+        (ValueError("not a number"), "not a number"),
+    ],
+    ids=["file", "socket", "wrapped", "not-wrapped", "no-text", "other"],
+)
+def test_an_error_is_told_in_words_without_numbers(error: Exception, text: str) -> None:
+    assert human.reason(error) == text
