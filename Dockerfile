@@ -19,6 +19,12 @@ RUN pip --python /opt/resource-agent/bin/python install --constraint constraints
 
 FROM python:3.13.16-slim-trixie
 
+# Libraries that GPUs of some makers need: deploy/gpu-amd.yml names AMD's.
+ARG DEBIAN_PACKAGES=""
+RUN test -z "$DEBIAN_PACKAGES" || { apt-get update \
+    && apt-get install --yes --no-install-recommends $DEBIAN_PACKAGES \
+    && rm -rf /var/lib/apt/lists/*; }
+
 # The root file system is read-only: only /tmp and the state folder are written to.
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin resource-agent \
     && install --directory --owner resource-agent --group resource-agent --mode 0700 \

@@ -17,7 +17,8 @@ from schemas.lifecycle import ROLES
 from tests.support.deployment import compose, dockerfile, image_environment, make_secrets
 from tests.support.program import ROOT
 
-COMPOSE_FILES = ("docker-compose.yml", "deploy/gpu.yml")
+GPU_FILES = ("deploy/gpu.yml", "deploy/gpu-amd.yml")
+COMPOSE_FILES = ("docker-compose.yml", *GPU_FILES)
 SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 
@@ -35,10 +36,30 @@ def test_compose_files_obey_the_compose_specification(name: str) -> None:
     assert done.returncode == 0, done.stdout.decode()
 
 
-def test_the_gpu_file_adds_to_a_service_that_is_there() -> None:
-    added = YAML(typ="safe").load(ROOT / "deploy" / "gpu.yml")["services"]
+@pytest.mark.parametrize("name", GPU_FILES)
+def test_a_gpu_file_adds_to_the_agent_and_takes_no_hardening_away(name: str) -> None:
+    added = YAML(typ="safe").load(ROOT / name)["services"]
 
-    assert set(added) <= set(OURS)
+    assert set(added) == {"agent"}
+    assert not {"user", "read_only", "cap_add", "security_opt", "privileged"} & set(added["agent"])
+
+
+def test_the_deployment_page_names_every_file_with_the_variables_that_it_needs() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+
+    for name in COMPOSE_FILES:
+        wanted = set(re.findall(r"\$\{(\w+)", (ROOT / name).read_text()))
+        assert name in page
+        assert all(f"{variable}=" in page for variable in wanted)
+
+
+def test_the_amd_file_builds_an_image_of_its_own_by_an_argument_that_is_there() -> None:
+    agent = YAML(typ="safe").load(ROOT / "deploy" / "gpu-amd.yml")["services"]["agent"]
+
+    arguments = {text.partition("=")[0] for word, text in dockerfile() if word == "ARG"}
+    assert set(agent["build"]["args"]) <= arguments
+    assert agent["image"] != OURS["agent"]["image"], "the others' image lacks the library"
+    assert {"/dev/kfd", "/dev/dri"} == set(agent["devices"])
 
 
 def test_each_role_is_one_container_of_one_image() -> None:
