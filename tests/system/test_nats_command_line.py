@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from agent.bus import connect
 from schemas.lifecycle import ROLES
+from tests.support.deployment import DeployedServer
 from tests.support.nats_command_line import CommandLine
 from tests.support.nats_version import guests_hear_the_whole_root
 from tests.support.program import ROOT, Up, running_up
@@ -285,11 +286,58 @@ def test_the_welcome_names_a_line_that_is_played(up: Up) -> None:
     assert plain(words) in FOR_ALL
 
 
-def test_contexts_of_the_deployment_name_the_users_own_inbox() -> None:
-    contexts = [command for command in documented() if command.startswith("context save")]
+CONTEXTS = [command for command in documented() if command.startswith("context save")]
 
-    assert contexts
-    for context in contexts:
-        user = context.split()[2]
-        assert f"--user {user} --password $(cat deploy/secrets/{user})" in context
-        assert f"--inbox-prefix _INBOX_{user} --select" in context
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedServer]:
+    server = DeployedServer(tmp_path_factory.mktemp("deployed"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def in_context(command: str, server: DeployedServer, inbox: str | None = None) -> CommandLine:
+    """The command line with the options that `context save` keeps; its server is here."""
+    options = dict(re.findall(r"--([\w-]+) (\$\(.+?\)|\S+)", command))
+    assert command.endswith(" --select")
+    assert options["server"] == "nats://127.0.0.1:4222"
+    password_file = options["password"].removeprefix("$(cat deploy/secrets/").removesuffix(")")
+    password = (server.secrets / password_file).read_text()
+    url = f"nats://{options['user']}:{password}@127.0.0.1:{server.port}"
+    return CommandLine(url, inbox_prefix=options["inbox-prefix"] if inbox is None else inbox)
+
+
+async def ask(nats: CommandLine) -> str:
+    """What the server says against a request: nothing where it answers, or nobody serves."""
+    return (await nats.req("fleet.v1.api.system.all", "")).error
+
+
+@pytest.mark.parametrize("context", CONTEXTS, ids=lambda context: context.split()[2])
+async def test_each_context_of_the_deployment_logs_in_listens_and_is_answered(
+    deployed: DeployedServer, context: str
+) -> None:
+    async with in_context(context, deployed) as nats:
+        await nats.sub("fleet.v1.alert.>")
+        refused = await nats.settle()
+        asked = await ask(nats)
+
+    assert (refused, asked) == ("", "")
+
+
+@pytest.mark.parametrize("context", CONTEXTS, ids=lambda context: context.split()[2])
+async def test_without_its_inbox_prefix_a_context_gets_no_answer(
+    deployed: DeployedServer, context: str
+) -> None:
+    async with in_context(context, deployed, inbox="_INBOX") as nats:
+        assert 'Permissions Violation for Subscription to "_INBOX.' in await ask(nats)
+
+
+async def test_only_the_operators_context_lists_streams(deployed: DeployedServer) -> None:
+    found = {}
+    for context in CONTEXTS:
+        async with in_context(context, deployed) as nats:
+            found[context.split()[2]] = (await nats.stream_ls()).error
+
+    assert found["operator"] == ""
+    assert 'Permissions Violation for Publish to "$JS.API.STREAM.LIST"' in found["observer"]
