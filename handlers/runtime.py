@@ -307,8 +307,16 @@ class HandlersRuntime:
     async def _catch_up(self, acquired: Sequence[_Owned]) -> None:
         """Feed the new slots from their windows up to where the live reader is, then join it."""
         start_ns = min(owned.slot.start_ns for owned in acquired)
+        whole_ns = min(owned.slot.whole_ns for owned in acquired)
         _, reached = await self._subscriber.stream_bounds("METRICS")
-        await self._replay(acquired, self._subscriber.read("METRICS", start_ns=start_ns))
+        if whole_ns > start_ns:
+            engines = self._subscriber.read(
+                "METRICS", subject=EngineMetrics.pattern(), start_ns=start_ns, end_ns=whole_ns
+            )
+            await self._replay(acquired, engines)
+        # A little earlier: NATS takes microseconds. Slots pass over what they have seen.
+        whole = self._subscriber.read("METRICS", start_ns=max(start_ns, whole_ns - SECOND_NS))
+        await self._replay(acquired, whole)
         while reached < self._live_sequence:
             target = self._live_sequence
             newer = self._subscriber.read("METRICS", start_sequence=reached + 1)

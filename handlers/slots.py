@@ -9,6 +9,7 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
+from schemas.engines import EngineMetrics
 from schemas.message import UNDECODABLE, Message
 from schemas.protocols import Emit, Handler, Moment
 from schemas.units import SECOND_NS
@@ -85,8 +86,16 @@ def _raise(handler: Handler, error: Exception) -> NoReturn:
     raise error
 
 
+def _window_of_others(handlers: Sequence[Handler]) -> int:
+    """The longest window of the handlers that hear anything but engines."""
+    return max((h.window_ns for h in handlers if tuple(h.consumes) != (EngineMetrics,)), default=0)
+
+
 class Slot:
     """The handlers that own the keys of one slot.
+
+    A rebuild needs the engines' messages from `start_ns` and all others from `whole_ns` on:
+    scaling, which hears engines alone, looks back for much longer than the other handlers.
 
     Fed in stream order by `feed` and `advance`; both return what is to be published. Until the
     watermark is passed nothing is returned: the first messages after a take-over only rebuild the
@@ -108,6 +117,7 @@ class Slot:
         self.handlers = tuple(handlers)
         self.window_ns = max((handler.window_ns for handler in handlers), default=0)
         self.start_ns = max(0, watermark.ns - self.window_ns)
+        self.whole_ns = max(self.start_ns, watermark.ns - _window_of_others(handlers))
         self.last_sequence = 0
         self._slots = slots
         self._watermark = watermark

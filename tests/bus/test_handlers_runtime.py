@@ -20,6 +20,7 @@ from handlers.slots import TICK_NS, Routed, Slot, Watermark, replay, slot_of
 from schemas.archive import Expired
 from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.message import Message
+from schemas.metrics import HostMetrics
 from schemas.protocols import (
     Delivery,
     Emit,
@@ -31,6 +32,7 @@ from schemas.protocols import (
 )
 from schemas.scaling import Decision
 from schemas.units import SECOND_NS, instant
+from tests.support.samples import host
 from tests.support.waiting import until, until_async
 
 
@@ -244,6 +246,34 @@ async def test_a_joining_process_takes_its_share(bus: Bus, nats_url: str) -> Non
 
             assert set(first._owned) & set(second._owned) == set()
             assert len(first._owned) == 2
+
+
+async def test_of_what_only_scaling_looks_back_to_the_engines_alone_are_read(bus: Bus) -> None:
+    heard: list[str] = []
+
+    class Hears(EveryTenth):
+        def handle(self, message: Any, now: Moment) -> Sequence[Emit]:
+            heard.append(f"{self.name}: {type(message).__name__}")
+            return ()
+
+    def two_handlers() -> Sequence[Handler]:
+        engines, everything = Hears(), Hears()
+        engines.name, engines.consumes = "engines", (EngineMetrics,)
+        everything.name, everything.consumes = "everything", (HostMetrics, EngineMetrics)
+        everything.window_ns = SECOND_NS
+        return (engines, everything)  # type: ignore[return-value]  # `scope` is a plain str here
+
+    await bus.publish(host("n1", cpu=0.5, memory=0.5))
+    await bus.publish(engine("n1", 1))
+    await until_async(lambda: has_messages(bus, 2))
+    later = Watermark(sequence=2, ns=time.time_ns() + 10 * SECOND_NS)
+    await bus.bucket("state").create("handlers.slot.0", later.encode())
+    async with runtime(bus, "owner", slots=1, make_handlers=two_handlers):
+        assert heard == ["engines: EngineMetrics", "everything: EngineMetrics"]
+
+
+async def has_messages(bus: Bus, count: int) -> bool:
+    return (await bus.stream_bounds("METRICS"))[1] == count
 
 
 async def test_a_message_between_catching_up_and_joining_is_not_missed(bus: Bus) -> None:

@@ -9,6 +9,7 @@ import pytest
 from handlers import default_handlers
 from handlers.settings import HandlersSettings
 from handlers.slots import Routed, Slot, Watermark, replay
+from schemas.engines import EngineMetrics
 from schemas.protocols import Emit
 from tests.support.samples import at, engine, gpu, host
 
@@ -85,13 +86,16 @@ def test_message_ids_never_repeat(whole: list[Emit]) -> None:
     assert ids.most_common(1)[0][1] == 1
 
 
-def test_a_new_owner_continues_where_the_old_one_stopped(whole: list[Emit]) -> None:
+@pytest.mark.parametrize("is_whole", [True, False], ids=["everything", "engines-of-before"])
+def test_a_new_owner_continues_where_the_old_one_stopped(whole: list[Emit], is_whole: bool) -> None:
     messages = recorded()
     first = fresh(Watermark(sequence=0, ns=0))
     told: list[Emit] = []
     for cut in (len(messages) // 3, len(messages) * 2 // 3, len(messages)):
         for routed in messages:
-            if first.start_ns <= routed.now.ns and routed.now.sequence <= cut:
+            is_needed = is_whole or isinstance(routed.message, EngineMetrics)
+            start_ns = first.start_ns if is_needed else first.whole_ns
+            if start_ns <= routed.now.ns and routed.now.sequence <= cut:
                 told += first.feed(routed)
         first = fresh(Watermark.decode(first.watermark().encode()))
 
