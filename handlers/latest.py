@@ -3,6 +3,8 @@
 import dataclasses
 from typing import TypeAlias
 
+import msgspec
+
 from handlers.window import ExpiringDict
 from schemas.engines import EngineMetrics
 from schemas.message import Message
@@ -18,6 +20,8 @@ class Latest:
 
     message: Metrics
     stored_ns: int
+    encoded: dict[str, msgspec.Raw] = dataclasses.field(default_factory=dict, compare=False)
+    """By view, what was answered of it: the next to ask get the same bytes."""
 
 
 class LatestStore:

@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Any
 
+import msgspec
+
 from handlers.foreign import ForeignMessages
 from handlers.history import History
 from handlers.latest import Latest, LatestStore, Metrics
@@ -103,17 +105,12 @@ def _latest(
 
 def _row(name: str, latest: Latest, now_ns: int) -> Row:
     message = latest.message
-    values: dict[str, Any]
-    gpu = None
-    if isinstance(message, GpuMetrics):
-        gpu, values = message.gpu, gpu_values(name, message)
-    elif isinstance(message, HostMetrics):
-        values = system_values(name, message)
-    else:
-        values = {}
+    values: Any = latest.encoded.get(name)
+    if values is None:
+        values = latest.encoded[name] = msgspec.Raw(msgspec.json.encode(_values(name, message)))
     return Row(
         node=message.node,
-        gpu=gpu,
+        gpu=message.gpu if isinstance(message, GpuMetrics) else None,
         pool=message.pool,
         observed_at=message.observed_at,
         # The stream's clock may be a little ahead of ours.
@@ -121,6 +118,12 @@ def _row(name: str, latest: Latest, now_ns: int) -> Row:
         simulated=message.simulated,
         values=values,
     )
+
+
+def _values(name: str, message: Metrics) -> dict[str, Any]:
+    if isinstance(message, GpuMetrics):
+        return gpu_values(name, message)
+    return system_values(name, message) if isinstance(message, HostMetrics) else {}
 
 
 def _nothing(group: str, request: Filter) -> str:

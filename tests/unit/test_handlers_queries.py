@@ -190,3 +190,21 @@ def test_one_node_of_a_large_fleet_is_answered_in_the_order_of_its_gpus() -> Non
 
     assert [row.gpu for row in reply.rows] == ["g63", "g62", "g61"]
     assert reply.total == 8
+
+
+def test_the_views_of_one_sample_are_told_apart_and_a_new_sample_replaces_them() -> None:
+    store = LatestStore(forget_seconds=3600)
+    served = {
+        one.subject: one
+        for one in query_endpoints(store, NoStreams(), lambda: START_NS, QuerySettings(), Counter())
+    }
+
+    told = []
+    for cpu in (0.25, 0.75):
+        store.accept(host("n1", cpu=cpu, memory=0.5), START_NS)
+        for name in ("cpu", "memory", "cpu"):
+            told.append(ask(served[f"api.system.{name}"]).rows[0].values)
+
+    cpus = [values["cpu"]["utilization_ratio"] for values in told if "cpu" in values]
+    assert cpus == [0.25, 0.25, 0.75, 0.75]
+    assert ["memory" in values for values in told] == [False, True, False] * 2
