@@ -76,8 +76,8 @@ async def test_a_thousand_entries_are_one_write(store: FailingStore) -> None:
 async def test_a_segment_is_closed_when_it_is_full(store: FailingStore) -> None:
     packing = Packing(store, segment_bytes=64 * 1024)
 
-    entries = [await packing.add(f"k{number}", os.urandom(8000)) for number in range(24)]
-    full = {entry.segment for entry in entries[:-8]}
+    entries = [await packing.add(f"k{number}", os.urandom(8000)) for number in range(20)]
+    full = {entry.segment for entry in entries[:16]}
     await stored(packing, *entries[:16])
 
     assert len(full) == 2
