@@ -80,7 +80,7 @@ def after_a_day(history: bytes, replicas: int) -> Pool:
 
 # Engines report once a minute here: their time to live must be longer.
 SLOW = {"engine_ttl_seconds": 90.0, "up_hold_seconds": 90.0, "down_hold_seconds": 300.0}
-FORECAST = msgspec.structs.replace(SETTINGS, **SLOW)
+FORECAST = msgspec.structs.replace(SETTINGS, max_replicas=64, **SLOW)
 HPA = msgspec.structs.replace(FORECAST, policy="hpa")
 
 
@@ -132,13 +132,24 @@ def test_before_every_engine_was_heard_the_plan_asks_for_nothing(history: bytes)
 def test_while_an_engine_does_not_tell_nothing_is_planned(
     history: bytes, unknown: dict[str, None]
 ) -> None:
-    pool = after_a_day(history, replicas=7).play([550.0] * 3)
+    plan = Plan(FORECAST)
+    plan.take_over(msgspec.convert(msgspec.json.decode(history)["plans"][0][2], PlanState))
+    before = plan.planned
 
-    pool.play([550.0] * 2, **unknown)
+    for minute in (DAY + 30, DAY + 31):
+        sample: dict[str, Any] = {"running": 500, "waiting": 0, "running_max": LIMIT} | unknown
+        plan.add(engine(**sample), START_NS + minute * 60 * 10**9)
 
-    state = plans(pool)[0]
-    assert state["fed_ns"] == START_NS + (pool.minute - 1) * 60 * 10**9
-    assert state["is_known"] is False
+    assert before is not None
+    assert plan.planned is None
+
+
+def test_a_queue_that_was_not_foreseen_asks_for_more_than_the_plan(history: bytes) -> None:
+    pool = after_a_day(history, replicas=14).play([1100.0] * 6, waiting=20)
+
+    assert [advice.action for advice in pool.advice] == ["scale_up"]
+    assert pool.advice[0].replicas_to == 56  # 14 replicas * 20 waiting / 5
+    assert pool.advice[0].reason == "requests_waiting"
 
 
 def test_a_plan_goes_on_in_another_process(history: bytes) -> None:
