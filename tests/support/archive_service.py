@@ -19,7 +19,7 @@ from schemas.protocols import Publisher
 from tests.support.evictions import ManualClock, folder_store, manifest_headers
 
 M = TypeVar("M", bound=Message)
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 20.0
 FAST = {
     "segment_seconds": 0.02,
     "retry_seconds": 0.05,

@@ -19,7 +19,7 @@ from tests.support.waiting import until
 
 R = TypeVar("R", bound=msgspec.Struct)
 FILLER = bytes(500 * 1024)
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 20.0
 
 
 @contextlib.asynccontextmanager
