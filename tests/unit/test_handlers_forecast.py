@@ -133,6 +133,18 @@ def test_another_process_goes_on_with_the_same_forecasts(cut: float) -> None:
     assert emits[1] == emits[0]
 
 
+def test_another_process_knows_how_long_a_pool_was_silent() -> None:
+    loads = service_load(160)
+    first, second = ForecastHandler(SETTINGS), ForecastHandler(SETTINGS)
+    play(first, loads[:100])
+    second.restore(first.snapshot() or b"")
+
+    emits = [play(handler, loads[107:], first=107) for handler in (first, second)]
+
+    assert emits[0]
+    assert emits[1] == emits[0]
+
+
 def test_a_snapshot_of_other_horizons_is_not_taken_over() -> None:
     handler = ForecastHandler(SETTINGS)
     play(handler, service_load(100))

@@ -206,3 +206,13 @@ def test_a_season_seen_less_than_once_says_nothing() -> None:
         season.update(float(step))
 
     assert season.ratio(5) == 1.0
+
+
+def test_a_season_compares_with_the_last_one_not_with_this() -> None:
+    season = Season(60)
+    for step in range(81):
+        value = 1.0 if step % 60 < 30 else 1.5
+        season.update(value if step < 60 else 10.0 * value)
+
+    # Twenty steps into this season, ten times as high: the last one rose from 1 to 1.5.
+    assert season.ratio(20) == pytest.approx(1.5)
