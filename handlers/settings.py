@@ -191,7 +191,7 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
         Meta(
             ge=0,
             description="forecast: state of the pools of a slot that outlives a restart, about "
-            "20 KB a pool; further pools need a day again",
+            "25 KB a pool; further pools need a day again",
         ),
     ] = 512 * 1024
     waiting_per_replica_target: Annotated[
