@@ -226,8 +226,8 @@ async def run_cache(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             serve=instance.serve,
         )
         service = CacheService(parts, place.settings.cache, place.instance, time.time_ns)
-        instance.watch(service.components, service.counters)
         async with service:
+            instance.watch(service.components, service.counters)
             await service.wait_ready()
             await instance.ready()
             yield instance

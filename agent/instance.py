@@ -166,7 +166,7 @@ class Instance:
         log.info("service_stopped", role=self.role, instance=self.name)
 
     async def _beat_for_ever(self) -> None:
-        said = self._summary()
+        said: _Summary = {}
         beaten = time.monotonic()
         pause_seconds = FIRST_PROBE_SECONDS
         while True:
