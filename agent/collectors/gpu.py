@@ -8,6 +8,8 @@ from schemas.metrics import GpuMetrics
 
 # How an answer fails that has another shape or size than we know, when it is converted.
 UNEXPECTED = (ArithmeticError, LookupError, TypeError, ValueError)
+ASK_AGAIN_SECONDS = 600.0
+"""After this long, what we were not allowed to read is tried again."""
 _WHOLE = 100
 _MOST_WHOLES = 10
 _PARTS: Mapping[str, Callable[..., Any]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.collectors.amd_readings import READINGS, Reading
-from agent.collectors.gpu import UNEXPECTED, GpuSource, NoGpuError, in_parts
+from agent.collectors.gpu import ASK_AGAIN_SECONDS, UNEXPECTED, GpuSource, NoGpuError, in_parts
 from schemas.metrics import GpuMetrics
 from schemas.units import instant, token
 
@@ -107,6 +107,7 @@ class AmdGpu:
         self._sampled_at: float | None = None
         self._off: set[str] = set()
         self._forbidden: dict[str, str] = {}
+        self._ask_again_at = 0.0
         self._constants: dict[str, Any] = {}
 
     def identities(self) -> list[GpuMetrics]:
@@ -118,6 +119,9 @@ class AmdGpu:
         now = self._monotonic()
         interval = self._since_sampled(now)
         self._sampled_at = now
+        if now >= self._ask_again_at:  # we may have been allowed to meanwhile
+            self._forbidden.clear()
+            self._ask_again_at = now + ASK_AGAIN_SECONDS
         errors: dict[str, str] = {}
         values: dict[str, Any] = {}
         for reading in READINGS:

@@ -128,7 +128,7 @@ def test_what_is_not_offered_is_null_without_error_and_never_asked_again(
     assert amdsmi.calls.count("amdsmi_get_gpu_fan_speed") == 1
 
 
-def test_what_is_forbidden_stays_an_error_and_is_never_asked_again(
+def test_what_is_forbidden_stays_an_error_and_is_not_asked_again_at_once(
     amdsmi: AmdSmi, sample: Sample
 ) -> None:
     amdsmi.fail("amdsmi_get_gpu_process_list", NO_PERMISSION)
@@ -139,6 +139,18 @@ def test_what_is_forbidden_stays_an_error_and_is_never_asked_again(
     assert first.errors == second.errors
     assert list(second.errors) == ["processes"]
     assert amdsmi.calls.count("amdsmi_get_gpu_process_list") == 1
+
+
+def test_what_was_forbidden_is_asked_again_after_ten_minutes(
+    amdsmi: AmdSmi, sample: Sample
+) -> None:
+    amdsmi.fail("amdsmi_get_gpu_process_list", NO_PERMISSION)
+
+    for _ in range(121):  # one every 5 s
+        (gpu,) = sample()
+
+    assert list(gpu.errors) == ["processes"]
+    assert amdsmi.calls.count("amdsmi_get_gpu_process_list") == 2
 
 
 def test_a_function_that_an_older_release_lacks_leaves_its_fields_null(

@@ -3,6 +3,7 @@ import pynvml
 import pytest
 
 from agent.collectors.gpu import NoGpuError
+from agent.collectors.nvml import device
 from schemas.gpu import EccMetrics, GpuProcess, NvlinkMetrics, PcieMetrics, XidMetrics
 from schemas.metrics import GpuMetrics
 from schemas.units import instant
@@ -244,7 +245,7 @@ def test_what_a_gpu_does_not_offer_is_null_without_error_and_never_asked_again(
     assert stub.calls("0.power") == 2
 
 
-def test_what_is_forbidden_stays_an_error_and_is_never_asked_again(
+def test_what_is_forbidden_stays_an_error_and_is_not_asked_again_at_once(
     stub: NvmlStub, gpus: OpenedGpus
 ) -> None:
     stub.fail("0.processes", NO_PERMISSION)
@@ -253,6 +254,22 @@ def test_what_is_forbidden_stays_an_error_and_is_never_asked_again(
 
     assert first.errors == second.errors == {"processes": "Insufficient Permissions"}
     assert stub.calls("0.processes") == 1
+
+
+def test_what_was_forbidden_is_asked_again_once_in_a_while(
+    stub: NvmlStub, gpus: OpenedGpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "ASK_AGAIN_SECONDS", 10.0)  # two samples
+    stub.fail("0.processes", NO_PERMISSION)
+    denied = [gpus.sample()[0].errors for _ in range(4)]
+    calls = stub.calls("0.processes")
+    stub.set("0.processes", "")
+
+    allowed = gpus.sample()[0].errors
+
+    assert [list(errors) for errors in denied] == [["processes"]] * 4
+    assert calls == 2
+    assert allowed == {}
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ class Answers:
 
     A call that the device or driver does not offer is replaced by its older form, and where there
     is none left the fields stay null without an error; a call we may not make stays null with its
-    error; neither is made again. Any other failure is an error of this one sample.
+    error; neither is made again here (`NvmlGpu` begins anew after a while where something is
+    forbidden). Any other failure is an error of this one sample.
     """
 
     def __init__(self, handle: object) -> None:

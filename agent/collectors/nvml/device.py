@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agent.collectors.gpu import in_parts
+from agent.collectors.gpu import ASK_AGAIN_SECONDS, in_parts
 from agent.collectors.nvml.answers import Answers, Reading
 from agent.collectors.nvml.binding import nvml, or_none
 from agent.collectors.nvml.field_values import FieldValues
@@ -19,6 +19,9 @@ from schemas.units import instant, token
 _MIG_MODE = Reading(
     ("is_mig_enabled",), (nvml.nvmlDeviceGetMigMode,), lambda modes: (bool(modes[0]),)
 )
+
+
+_DENIED = str(nvml.NVMLError(nvml.NVML_ERROR_NO_PERMISSION))
 
 
 class _Readers:
@@ -67,6 +70,7 @@ class NvmlGpu:
         self._mig_mode: bool | None = None
         self._sampled_at: float | None = None
         self._migs: list[MigReading] = []
+        self._denied_at: float | None = None
 
     def identities(self) -> list[GpuMetrics]:
         """The GPU with its XID errors, and the instances it last had."""
@@ -82,12 +86,16 @@ class NvmlGpu:
         errors: dict[str, str] = {}
         try:
             readers = self._identified()
+            if self._denied_at is not None and now - self._denied_at >= ASK_AGAIN_SECONDS:
+                readers = self._renewed(readers)  # we may have been allowed to meanwhile
+                self._denied_at = None
             values = readers.answers.read(_MIG_MODE, errors)
             if values.get("is_mig_enabled", self._mig_mode) != self._mig_mode:
                 self._mig_mode = values["is_mig_enabled"]
                 readers = self._renewed(readers)  # what the GPU offers depends on it
             values |= self._read(readers, interval, errors)
             self._migs = readers.migs.read(errors) if self._mig_mode else []
+            self._note_denials(errors, now)
         except nvml.NVMLError as error:  # what the readers do not handle: the GPU is gone
             self._forget()
             gone: dict[str, str] = {"gpu": str(error)}
@@ -101,6 +109,11 @@ class NvmlGpu:
         if self.watch is not None:
             self.watch.stop()
         self._forget()
+
+    def _note_denials(self, errors: dict[str, str], now: float) -> None:
+        if self._denied_at is None:
+            every = (errors, *(mig.errors for mig in self._migs))
+            self._denied_at = now if any(_DENIED in one.values() for one in every) else None
 
     def _since_sampled(self, now: float) -> float:
         return 0.0 if self._sampled_at is None else max(0.0, now - self._sampled_at)
