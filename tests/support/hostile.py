@@ -1,12 +1,18 @@
 """What a stranger may send: payloads that are no message, and messages with one wrong field."""
 
+import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from agent import catalog
+from schemas.engines import EngineMetrics
 from schemas.message import UNDECODABLE, Message
+from schemas.metrics import GpuMetrics, HostMetrics
+from schemas.units import instant
 
 MAX_PAYLOAD = 1024 * 1024
 WIRE = Path(__file__).parents[1] / "wire"
@@ -80,3 +86,45 @@ def is_readable(kind: type[Message], payload: bytes) -> bool:
     except UNDECODABLE:
         return False
     return True
+
+
+def subjects() -> list[str]:
+    """Every subject that a service hears or a stream keeps, its marks not filled in."""
+    return [
+        *(event.SUBJECT for event in catalog.EVENTS),
+        *(raw.subject for raw in catalog.RAW_EVENTS),
+        *(endpoint.subject for endpoint in catalog.endpoints()),
+    ]
+
+
+class Flood:
+    """Messages without end, no name twice: rubbish on every subject, and metrics of made-up parts.
+
+    The metrics are well-formed: of nodes and pools that are not there, or of further and further
+    GPUs and engines of three nodes.
+    """
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._subjects = subjects()
+        self._rubbish = [body for body in NO_JSON_OBJECT.values() if len(body) < 2000]
+        self._metrics = [real_message(kind) for kind in (HostMetrics, GpuMetrics, EngineMetrics)]
+
+    def message(self) -> tuple[str, bytes]:
+        """Subject and payload of the next one."""
+        if self._chance.random() < 0.5:
+            subject = re.sub(
+                r"\{\w+\}", lambda _: self._name(), self._chance.choice(self._subjects)
+            )
+            return subject, self._chance.choice([*self._rubbish, self._chance.randbytes(200)])
+        message = self._chance.choice(self._metrics)
+        fields = {name: self._name() for name in ("gpu", "engine") if hasattr(message, name)}
+        if self._chance.random() < 0.5:
+            fields |= {"node": self._name(), "pool": self._name()}
+        else:
+            fields |= {"node": f"n{self._chance.randrange(3)}"}
+        made_up = msgspec.structs.replace(message, observed_at=instant(time.time_ns()), **fields)
+        return made_up.subject(), msgspec.json.encode(made_up)
+
+    def _name(self) -> str:
+        return f"x{self._chance.getrandbits(64):016x}"
