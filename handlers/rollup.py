@@ -17,6 +17,7 @@ from schemas.protocols import Emit, Moment
 from schemas.units import SECOND_NS, instant
 from schemas.views import engine_numbers, gpu_numbers, host_numbers
 
+Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics
 Kind: TypeAlias = Literal["host", "gpu", "engine", "pool"]
 
 MINUTE_NS = 60 * SECOND_NS
@@ -32,6 +33,28 @@ class _Bucket:
     energy_joules: float | None = None
     engines: set[str] = dataclasses.field(default_factory=set)
     simulated: bool = False
+
+
+class _Numbers:
+    """The numbers of the last message: its node's and its pool's rollup ask one after the other."""
+
+    def __init__(self) -> None:
+        self._message: Metrics | None = None
+        self._numbers: dict[str, float] = {}
+
+    def of(self, message: Metrics) -> dict[str, float]:
+        if message is not self._message:
+            self._message, self._numbers = message, _numbers(message)
+        return self._numbers
+
+
+_NUMBERS = _Numbers()
+
+
+def _numbers(message: Metrics) -> dict[str, float]:
+    if isinstance(message, HostMetrics):
+        return host_numbers(message)
+    return gpu_numbers(message) if isinstance(message, GpuMetrics) else engine_numbers(message)
 
 
 class RollupHandler:
@@ -57,7 +80,7 @@ class RollupHandler:
         self._done_ns = 0
         self._next_ns = 0  # when the oldest minute's grace is over
 
-    def handle(self, message: HostMetrics | GpuMetrics | EngineMetrics, now: Moment) -> list[Emit]:
+    def handle(self, message: Metrics, now: Moment) -> list[Emit]:
         """Give out the minutes that are over, then add the sample to its own."""
         emits = list(self.tick(now)) if now.ns >= self._next_ns else []
         minute_ns = now.ns // MINUTE_NS * MINUTE_NS
@@ -102,17 +125,15 @@ class RollupHandler:
     def restore(self, snapshot: bytes) -> None:
         """Nothing to take over."""
 
-    def _describe(
-        self, message: HostMetrics | GpuMetrics | EngineMetrics
-    ) -> tuple[Kind, str, Iterator[tuple[str, float]]]:
+    def _describe(self, message: Metrics) -> tuple[Kind, str, Iterator[tuple[str, float]]]:
         kind: Kind
+        numbers = _NUMBERS.of(message)
         if isinstance(message, HostMetrics):
-            kind, source, numbers = "host", message.node, host_numbers(message)
+            kind, source = "host", message.node
         elif isinstance(message, GpuMetrics):
-            kind, source, numbers = "gpu", f"{message.node}-{message.gpu}", gpu_numbers(message)
+            kind, source = "gpu", f"{message.node}-{message.gpu}"
         else:
             kind, source = "engine", f"{message.node}-{message.engine}"
-            numbers = engine_numbers(message)
         if self.scope == "node" or message.pool is None:
             return kind, source, iter(numbers.items())
         return "pool", message.pool, ((f"{kind}_{name}", v) for name, v in numbers.items())
