@@ -16,12 +16,14 @@ import gzip
 import heapq
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from agent.charts import Axis, Series, line_chart
 from cache.memory import MB, InMemoryKVCacheManager
 from cache.policies import POLICIES
 
@@ -135,12 +137,30 @@ def print_table(results: Sequence[Result]) -> None:
         print(f"| {policy} | {cells} | {cost} |")
 
 
+def draw(results: Sequence[Result], folder: Path) -> None:
+    """A trace as a chart of prefix hits by how much the cache holds, a line for each policy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    series = [
+        Series(policy, [(r.share, r.prefix_hit_ratio) for r in results if r.policy == policy])
+        for policy in dict.fromkeys(result.policy for result in results)
+    ]
+    chart = line_chart(
+        f"Prefix hits, {results[0].trace}",
+        series,
+        Axis("of the distinct blocks held", logarithmic=True, text="{:.1%}".format, ticks=SHARES),
+        Axis("hits", text="{:.0%}".format),
+    )
+    name = re.sub(r"\W+", "_", results[0].trace)
+    (folder / f"eviction_{name}.svg").write_text(chart + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with mooncake and agent_sessions")
     parser.add_argument("--trace", type=Path, action="append", default=[], help="a trace's file")
     parser.add_argument("--policies", default=",".join([*POLICIES, OPTIMUM]))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--charts", type=Path, help="folder for a chart of each trace")
     arguments = parser.parse_args()
     paths = {path.name: path for path in arguments.trace}
     if arguments.data:
@@ -154,6 +174,8 @@ def main() -> None:
                 print(json.dumps(msgspec.to_builtins(result)))
         else:
             print_table(results)
+        if arguments.charts:
+            draw(results, arguments.charts)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 
+from agent.charts import Axis, Series, line_chart
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry
 from cache.entry import Entry
@@ -217,17 +218,35 @@ def oracle(gaps: list[float], block_seconds: float) -> float:
     return sum(seconds <= block_seconds for seconds in spent) / len(gaps)
 
 
-def show(row: str, ratios: Iterable[float]) -> None:
-    """Print one row."""
-    print(f"  {row:12}", *(f"{100 * ratio:5.1f}" for ratio in ratios), flush=True)
+def draw(trace: str, rows: dict[str, list[float]], folder: Path) -> None:
+    """A trace as a chart of the returns served by the storage spent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chart = line_chart(
+        f"Returns served from the archive, {trace}",
+        [
+            Series(row, list(zip(STORAGE_SHARES, ratios, strict=True)))
+            for row, ratios in rows.items()
+        ],
+        Axis("of the storage that keeps all", text="{:.0%}".format, ticks=STORAGE_SHARES),
+        Axis("served", text="{:.0%}".format),
+    )
+    (folder / f"ttl_{trace}.svg").write_text(chart + "\n")
 
 
 def main() -> None:
     """Print one table for each trace."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--data", type=Path, required=True, help="folder of the traces")
-    data = arguments.parse_args().data
+    arguments.add_argument("--charts", type=Path, help="folder for a chart of each trace")
+    chosen = arguments.parse_args()
+    data, rows = chosen.data, dict[str, list[float]]()
+
+    def show(row: str, ratios: Iterable[float]) -> None:
+        rows[row] = list(ratios)
+        print(f"  {row:12}", *(f"{100 * ratio:5.1f}" for ratio in rows[row]), flush=True)
+
     for trace, (name, bases) in TRACES.items():
+        rows.clear()
         path = data / name
         keep_all = replay(path, NEVER)
         stored = [share * keep_all.block_seconds for share in STORAGE_SHARES]
@@ -249,6 +268,8 @@ def main() -> None:
             curve = [future.result() for future in by_budget]
             show("budget", (served_at(curve, part) for part in stored))
         show("oracle", (oracle(keep_all.gaps, part) for part in stored))
+        if chosen.charts:
+            draw(trace, rows, chosen.charts)
 
 
 if __name__ == "__main__":

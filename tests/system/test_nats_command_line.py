@@ -166,6 +166,7 @@ ADVICE = "recommendation.scale_up.chat"
 GPU = "metrics.gpu.n9.g0"
 FOR_ALL: dict[str, Play] = {
     "sub fleet.v1.alert.>": sub("fleet.v1.alert.>", ALERT),
+    "sub fleet.v1.forecast.>": sub("fleet.v1.forecast.>", "forecast.requests_in_flight.chat"),
     "sub fleet.v1.metrics.gpu.>": sub("fleet.v1.metrics.gpu.>", GPU),
     "req fleet.v1.api.system.memory ''": req("fleet.v1.api.system.memory"),
     "req fleet.v1.api.system.all ''": req("fleet.v1.api.system.all"),
