@@ -277,12 +277,12 @@ async def test_a_server_that_announces_its_end_is_used_until_it_ends(nats: NatsS
 async def test_a_server_whose_disk_was_full_takes_everything_again_once_restarted(
     tmp_path: Path,
 ) -> None:
-    with small_disk(tmp_path / "disk", mib=320) as disk:
+    with small_disk(tmp_path / "disk", mib=400) as disk:
         nats = NatsServer(disk.path)
         nats.start()
         try:
             async with await connect(nats.url, name="test") as bus:
-                await ensure_streams(bus, budget_bytes=200 * 1024 * 1024)
+                await ensure_streams(bus, budget_bytes=280 * 1024 * 1024)
                 await bus.publish_raw("alert.x", b"before", message_id="before")
 
                 disk.fill()
