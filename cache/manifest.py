@@ -1,18 +1,29 @@
 """Between a cached entry and the manifest that travels with it to the archive and back."""
 
+from typing import TypeVar
+
 import msgspec
 
 from cache.entry import Entry
 from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.value_file import ValueFile
-from schemas.cache import EVICTED_HEADER, Evicted, decode_header, encode_header, part_count
+from schemas.cache import (
+    EVICTED_HEADER,
+    MAX_COST_SECONDS,
+    MAX_PREFIX_TOKENS,
+    Evicted,
+    decode_header,
+    encode_header,
+    part_count,
+)
 from schemas.digest import digest_of
 from schemas.message import UNDECODABLE
 from schemas.protocols import Answer
 from schemas.units import SECOND_NS, instant, to_ns
 
 _decode = msgspec.json.Decoder(Evicted).decode
+N = TypeVar("N", int, float)
 
 
 class ForeignAnswerError(ValueError):
@@ -140,10 +151,15 @@ def restored_entry(manifest: Evicted, value: bytes | memoryview | ValueFile, now
             if manifest.expires_at is None or manifest.heuristic is not None
             else to_ns(manifest.expires_at)
         ),
-        prefix_tokens=manifest.prefix_tokens,
+        prefix_tokens=_at_most(MAX_PREFIX_TOKENS, manifest.prefix_tokens),
         parent=manifest.parent,
-        cost_seconds=manifest.cost_seconds,
+        cost_seconds=_at_most(MAX_COST_SECONDS, manifest.cost_seconds),
         request_class=manifest.request_class,
         tags=tuple(manifest.tags),
         meta=manifest.meta,
     )
+
+
+def _at_most(bound: N, number: N | None) -> N | None:
+    """`number`, or what a put may say at most: the archive also holds older evictions."""
+    return None if number is None else min(bound, number)

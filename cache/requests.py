@@ -11,7 +11,13 @@ from cache.entry import Entry, utf8_bytes
 from cache.settings import TEN_YEARS_SECONDS
 from cache.value_file import ValueFile
 from schemas import digest
-from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, decode_header
+from schemas.cache import (
+    INLINE_LIMIT_BYTES,
+    MAX_COST_SECONDS,
+    MAX_KEY_BYTES,
+    MAX_PREFIX_TOKENS,
+    decode_header,
+)
 from schemas.message import UNDECODABLE
 from schemas.protocols import RequestError
 from schemas.units import SECOND_NS
@@ -152,9 +158,9 @@ def _read_fields(headers: Mapping[str, str], kept_key: Callable[[str], str]) -> 
     return {
         "key": kept_key(key),
         "ttl_seconds": ttl_seconds,
-        "prefix_tokens": _read(headers, "Fleet-Prefix-Tokens", _count),
+        "prefix_tokens": _read(headers, "Fleet-Prefix-Tokens", _tokens),
         "parent": None if parent is None else kept_key(parent),
-        "cost_seconds": _read(headers, "Fleet-Cost-Seconds", _number),
+        "cost_seconds": _read(headers, "Fleet-Cost-Seconds", _cost),
         "request_class": _read(headers, "Fleet-Class", lambda text: _matching(_CLASS, text)),
         "tags": tags,
         "meta": meta,
@@ -214,6 +220,18 @@ def _number(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError("must be a decimal number of at least 0")
     return number
+
+
+def _tokens(text: str) -> int:
+    if (tokens := _count(text)) > MAX_PREFIX_TOKENS:
+        raise ValueError(f"must be at most {MAX_PREFIX_TOKENS}")
+    return tokens
+
+
+def _cost(text: str) -> float:
+    if (seconds := _number(text)) > MAX_COST_SECONDS:
+        raise ValueError(f"must be at most {MAX_COST_SECONDS}")
+    return seconds
 
 
 def checked_ttl(seconds: float) -> float:

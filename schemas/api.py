@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.analysis import Utilization
-from schemas.cache import MAX_KEY_BYTES, ClassStats
+from schemas.cache import MAX_COST_SECONDS, MAX_KEY_BYTES, MAX_PREFIX_TOKENS, ClassStats
 from schemas.lifecycle import ComponentState, InstanceRecord, Role
 from schemas.scaling import Recommendation
 from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
@@ -238,13 +238,15 @@ class BatchEntry(
     key: Annotated[str, Meta(description="1 byte to 10 KiB of UTF-8")]
     size: Annotated[Bytes, Meta(description="of its value, at most 512 KiB")]
     prefix_tokens: Annotated[
-        Count | None, Meta(description="as `Fleet-Prefix-Tokens`; null: the header's")
+        Annotated[int, Meta(ge=0, le=MAX_PREFIX_TOKENS)] | None,
+        Meta(description="as `Fleet-Prefix-Tokens`, at most 10⁹; null: the header's"),
     ] = None
     parent: Annotated[
         str | None, Meta(description="key, as `Fleet-Parent`; null: the header's, or in a chain")
     ] = None
     cost_seconds: Annotated[
-        Number | None, Meta(description="as `Fleet-Cost-Seconds`; null: the header's")
+        Annotated[float, Meta(ge=0, le=MAX_COST_SECONDS)] | None,
+        Meta(description="as `Fleet-Cost-Seconds`, at most 10⁶; null: the header's"),
     ] = None
     ttl_seconds: Annotated[
         Seconds | None, Meta(description="as `Fleet-Ttl-Seconds`; null: the header's")

@@ -22,6 +22,9 @@ MAX_CHAIN_KEYS = 10_000
 """Of one match: a chain of 160,000 tokens in blocks of 16."""
 BATCH_ANSWER_BYTES = 1_000_000
 """Of one answer to mget: it fits into the 1 MiB that a nats-server lets through by default."""
+MAX_PREFIX_TOKENS = 1_000_000_000
+MAX_COST_SECONDS = 1_000_000
+"""Eleven days. Both are of one put, far above any that is true: sums of them stay numbers."""
 EVICTED_HEADER = "Fleet-Evicted"
 PART_BYTES = INLINE_LIMIT_BYTES
 """A value above the inline limit travels in parts of this size; the last one may be smaller."""

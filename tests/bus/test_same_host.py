@@ -19,7 +19,7 @@ from agent.client import CacheClient
 from cache.service import CacheService
 from schemas.cache import encode_header
 from schemas.digest import digest_of
-from schemas.protocols import RequestError
+from schemas.protocols import Answer, Endpoint, RequestError
 from tests.support.cache_service import Client, component, running
 from tests.support.evictions import ManualClock
 from tests.support.waiting import until, until_async
@@ -386,6 +386,30 @@ async def test_an_evicted_value_whose_file_somebody_removed_is_counted_as_lost(
 
         await until_async(is_lost)
         await until(lambda: component(service, "default.outbox")[0] == "ok")
+
+
+async def test_an_odd_answer_to_stats_costs_the_speed_and_nothing_else(
+    bus: Bus, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(bus, **OFF):
+        await client.put("poison", b"v", request_class="poison", cost_seconds=1e6)
+        for _ in range(3):
+            await client.get("poison")
+        cost = (await client.stats()).classes["poison"].cost_saved_seconds_total
+        assert await client.same_host._ask_inbox()
+        monkeypatch.setattr(client.same_host, "_subject", "odd")
+        await bus.serve(
+            "odd", [Endpoint("stats", "odd.stats", lambda _: Answer(b"{}"))], description="test"
+        )
+        inbox = await client.same_host._ask_inbox()
+        monkeypatch.undo()
+        client.same_host._inbox = ""
+        await client.put("key", value())
+        found = await client.get("key")
+
+    assert cost == 3e6
+    assert inbox is None
+    assert found == value()
 
 
 async def test_switched_off_values_travel_over_the_bus(bus: Bus, client: CacheClient) -> None:

@@ -103,6 +103,12 @@ def test_in_a_chain_each_extends_the_one_before() -> None:
             mput([{"key": "a", "size": 0, "ttl_seconds": 1e9}]), {}, "400 entry 0", id="TTL"
         ),
         pytest.param(
+            mput([{"key": "a", "size": 0, "prefix_tokens": 10**9 + 1}]), {}, "400", id="tokens"
+        ),
+        pytest.param(
+            mput([{"key": "a", "size": 0, "cost_seconds": 1e6 + 1}]), {}, "400", id="cost"
+        ),
+        pytest.param(
             mput([{"key": str(n), "size": 0} for n in range(1001)]),
             {},
             "413 1001 entries are more than 1000",

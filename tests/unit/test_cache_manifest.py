@@ -17,7 +17,14 @@ from cache.manifest import (
 from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.settings import CacheSettings
-from schemas.cache import EVICTED_HEADER, Evicted, decode_header, encode_header
+from schemas.cache import (
+    EVICTED_HEADER,
+    MAX_COST_SECONDS,
+    MAX_PREFIX_TOKENS,
+    Evicted,
+    decode_header,
+    encode_header,
+)
 from schemas.protocols import Answer
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -74,6 +81,15 @@ def test_an_entry_survives_the_way_to_the_archive_and_back(space: Namespace) -> 
     assert (back.value, back.version, back.inserted_at_ns) == (b"value", VERSION, NOW_NS)
     assert back.expires_at_ns == NOW_NS + 60_000_000_000
     assert {name: getattr(back, name) for name in known} == {**known, "access_count": 5}
+
+
+def test_what_an_older_cache_let_a_put_say_comes_back_within_bounds(space: Namespace) -> None:
+    item = evicted(prefix_tokens=2**63 - 1, cost_seconds=1e15)
+
+    back = restore(Answer(*message(item, space)))
+
+    assert back is not None
+    assert (back.prefix_tokens, back.cost_seconds) == (MAX_PREFIX_TOKENS, MAX_COST_SECONDS)
 
 
 def test_a_heuristics_deadline_ends_with_the_restore(space: Namespace) -> None:
