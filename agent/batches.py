@@ -63,13 +63,22 @@ class Batches:
         self._who = who
 
     async def match(self, keys: Sequence[str]) -> int:
-        """Length of the longest cached prefix of a chain; long chains go in several messages."""
+        """Length of the longest cached prefix of a chain; long chains go in several messages.
+
+        The root's message goes first, so that nothing is refreshed that no prefix reaches; those
+        before the last are sent again, the root's last, so that a head stays newer than its tail.
+        """
         matched = 0
+        used: list[list[str]] = []
         for part in self._parts(keys, MAX_CHAIN_KEYS):
             reply = await self._ask("match", part, MatchReply)
             matched += reply.matched
+            if reply.matched:
+                used.append(part)
             if reply.matched < len(part):
                 break
+        for part in reversed(used[:-1]):
+            await self._ask("match", part, MatchReply)
         return matched
 
     async def get(

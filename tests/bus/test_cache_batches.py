@@ -16,6 +16,7 @@ from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import Client, running, synced
 from tests.support.evictions import ManualClock
 from tests.support.lmcache import Lmcache
+from tests.support.slow_archive import SlowArchive
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.bus
@@ -156,13 +157,33 @@ async def test_mget_brings_back_what_is_archived(archived: Any, client: Client) 
     keys = [f"key-{number}" for number in range(20)]
 
     without = await mget(client, *keys, "absent", Fleet_No_Restore="1")
-    found = await mget(client, *keys, "absent")
+    found = await mget(client, *keys, "absent", Fleet_Class="chat")
+    chat = (await client.stats()).classes["chat"]
     where = {(await client.meta(key)).where for key in keys}
 
     assert without == [None] * 21
     assert found == [*(f"value {number}".encode() for number in range(20)), None]
     assert where == {"ram"}
     assert archived.counters()["restores_total"] == 20
+    assert (chat.hits_total, chat.misses_total) == (0, 21)
+    assert chat.answered_bytes_total == sum(len(f"value {number}") for number in range(20))
+
+
+async def test_an_mget_whose_owner_changed_while_the_archive_was_asked_is_refused(
+    bus: Bus, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowArchive()
+    await slow.serve(bus, "key")
+    async with running(bus, restore_timeout_seconds=20) as service:
+        await synced(service)
+        asking = asyncio.create_task(mget(client, "key"))
+        await until(lambda: slow.asked == ["key"])
+        # Lost a moment ago, and not noticed yet by what ends the ownership.
+        monkeypatch.setattr("agent.bus.lease.BucketLease.held", False)
+        slow.may_answer.set()
+        with pytest.raises(RequestError, match="503 this instance does not own"):
+            await asking
+        monkeypatch.undo()
 
 
 async def test_many_mgets_of_the_same_keys_ask_the_archive_once(
@@ -243,7 +264,8 @@ async def test_a_wrong_version_refuses_that_entry_alone(bus: Bus, client: Client
             {"key": "b", "size": 1, "version": first},
             {"key": "c", "size": 1},
         ]
-        answer = await client.ask("mput", encode(described) + b"\n123")
+        answer = await client.ask("mput", encode(described) + b"\n123", Fleet_Class="chat")
+        chat = (await client.stats()).classes["chat"]
         versions = msgspec.json.decode(answer.payload, type=list[str | BatchError])
         found = await mget(client, "a", "b", "c")
 
@@ -252,6 +274,7 @@ async def test_a_wrong_version_refuses_that_entry_alone(bus: Bus, client: Client
     assert versions[1].code == 409
     assert first in versions[1].error
     assert found == [b"1", b"old", b"3"]
+    assert chat.puts_total == 2
 
 
 async def test_a_malformed_mput_keeps_nothing(bus: Bus, client: Client) -> None:

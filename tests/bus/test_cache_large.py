@@ -9,10 +9,14 @@ import pytest
 
 from agent.bus import Bus
 from agent.client import CacheClient
+from cache.requests import PutRequest
+from cache.room import Room
+from cache.uploads import Uploads
+from cache.value_file import Draft
 from schemas.api import CacheReply
 from schemas.cache import PART_BYTES
 from schemas.digest import digest_of
-from schemas.protocols import Answer, RequestError
+from schemas.protocols import Answer, Call, RequestError
 from tests.support.cache_service import Client, running
 from tests.support.evictions import ManualClock
 from tests.support.waiting import until
@@ -232,6 +236,45 @@ async def test_an_upload_whose_client_went_away_is_given_up(bus: Bus, client: Cl
         counters = service.counters()
 
     assert (counters["uploads"], counters["receiving_bytes"], counters["entries"]) == (0, 0, 0)
+
+
+async def test_every_part_gives_an_upload_its_whole_time_anew(bus: Bus, client: Client) -> None:
+    async with running(bus, **OFF) as service:
+        name = await begin(client)
+        upload = service._owned["default"].uploads._uploads[name]
+        timers = [upload.timer]
+        for part in (2, 0):
+            await send(client, name, part)
+            timers.append(upload.timer)
+
+    ends = [timer.when() for timer in timers]
+    assert ends == sorted(set(ends))
+    assert all(timer.cancelled() for timer in timers[:-1])
+
+
+async def test_who_waits_for_the_end_of_an_upload_gets_503_when_uploads_are_closed() -> None:
+    async def never(_request: PutRequest, _value: object) -> Answer:
+        storing.set()
+        await asyncio.Event().wait()
+        return Answer()
+
+    storing = asyncio.Event()
+    uploads = Uploads("default", "c1", never, Room(len(VALUE)), Draft, timeout_seconds=600)
+    headers = {"Fleet-Key": "key", "Fleet-Size": str(len(VALUE)), "Fleet-Digest": sha256(VALUE)}
+    name = uploads.begin(PutRequest(headers)).headers["Fleet-Upload"]
+    for part in range(3):
+        payload = VALUE[part * PART_BYTES : (part + 1) * PART_BYTES]
+        answer = uploads.receive(
+            Call("put", payload, {"Fleet-Upload": name, "Fleet-Part": str(part)})
+        )
+    async with asyncio.timeout(20):
+        await storing.wait()
+        uploads.close()
+        assert not isinstance(answer, Answer)
+        with pytest.raises(RequestError, match="503 this instance gave the upload up"):
+            await answer
+
+    assert (len(uploads), uploads.room.used_bytes) == (0, 0)
 
 
 async def test_two_clients_upload_one_key_and_the_last_to_finish_wins(

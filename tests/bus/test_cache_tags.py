@@ -143,6 +143,20 @@ async def test_a_deletion_whose_tombstone_is_not_durable_says_so_and_is_tried_ag
     assert (first, last) == (1, 1)
 
 
+async def test_no_tag_is_deleted_while_too_many_deletions_wait(
+    bus: Bus, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(bus):
+        await client.put("key", b"value", Fleet_Tags="t")
+        monkeypatch.setattr("cache.outbox.Outbox.crowded", True)
+        with pytest.raises(RequestError, match="429 too many deletions wait"):
+            await delete_tag(client, "t")
+        kept = await client.get("key")
+        monkeypatch.undo()
+
+    assert kept == b"value"
+
+
 @pytest.mark.parametrize(
     ("payload", "text"),
     [

@@ -10,15 +10,15 @@ import msgspec
 import pytest
 
 from agent.bus import Bus
-from cache.archived import key_hash
 from cache.service import CacheService
 from schemas.api import MatchReply, WarmReply
 from schemas.archive import Stored
 from schemas.cache import Warming
-from schemas.protocols import Answer, Call, Endpoint, RequestError
+from schemas.protocols import Answer, RequestError
 from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import Client, running, synced
 from tests.support.evictions import ManualClock, evicted, manifest_headers
+from tests.support.slow_archive import SlowArchive
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.bus
@@ -104,31 +104,6 @@ async def test_warming_pushes_out_no_more_than_its_share(
     assert 41 - kept <= 22  # half of 2 MiB by entries of 50,000 bytes, and one
 
 
-class SlowArchive:
-    """Has every key, counts the questions, and answers when `may_answer` is set."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.may_answer = asyncio.Event()
-        self.answer = Answer(headers={"Fleet-Status": "miss"})
-
-    async def _restore(self, call: Call) -> Answer:
-        self.asked.append(call.payload.decode())
-        await self.may_answer.wait()
-        return self.answer
-
-    async def serve(self, bus: Bus, *keys: str) -> None:
-        listed = b"".join(sorted(key_hash(key).to_bytes(8, "big") for key in keys))
-        await bus.serve(
-            "archive",
-            [
-                Endpoint("keys", "api.archive.keys.*", lambda _: Answer(listed)),
-                Endpoint("restore", "api.archive.restore.*", self._restore),
-            ],
-            description="test",
-        )
-
-
 async def test_a_get_goes_before_all_that_waits_to_be_warmed(bus: Bus, client: Client) -> None:
     slow = SlowArchive()
     keys = [f"key-{number}" for number in range(50)]
@@ -206,8 +181,26 @@ async def test_what_waits_can_be_cancelled(bus: Bus, client: Client) -> None:
         event = await finished(heard)
 
     assert (cancelled.waiting, cancelled.left_out) == (0, 50)
+    assert event.left_out == 50
     assert len(slow.asked) == 1
     assert event.restored == 0
+
+
+async def test_counts_begin_anew_when_all_was_done(bus: Bus, client: Client) -> None:
+    heard = await Heard.on(bus, "cache_event.warming.>")
+    slow = SlowArchive()
+    slow.may_answer.set()
+    await slow.serve(bus, "a")
+    async with running(bus, restore_timeout_seconds=20, **FAST) as service:
+        await synced(service)
+        await client.put("here", b"value")
+        await warm(client, "a", "b", "here")
+        first = await finished(heard)
+        await warm(client, "b")
+        second = await finished(heard)
+
+    assert (first.absent, first.here) == (2, 1)
+    assert (second.absent, second.here) == (1, 0)
 
 
 async def test_an_archive_that_does_not_answer_is_told_as_failed(bus: Bus, client: Client) -> None:

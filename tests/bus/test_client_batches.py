@@ -118,6 +118,37 @@ async def test_refusals_name_the_entries_and_what_follows_them_in_a_chain_is_not
     assert await client.match(list(blocks)) == 3
 
 
+async def test_a_match_over_several_messages_ends_at_the_first_gap(
+    service: CacheService, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.batches.MAX_CHAIN_KEYS", 3)
+    keys = [f"block-{number}" for number in range(9)]
+    await client.put_many(dict.fromkeys(keys, b"v"), chain=True)
+
+    whole = await client.match(keys)
+    await client.delete("block-4")
+    to_the_gap = await client.match(keys)
+    await client.delete("block-3")
+    to_the_end_of_a_message = await client.match(keys)
+
+    assert (whole, to_the_gap, to_the_end_of_a_message) == (9, 4, 3)
+
+
+async def test_a_chain_that_was_matched_in_several_messages_loses_its_tail_first(
+    bus: Bus, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.batches.MAX_CHAIN_KEYS", 3)
+    chain = {f"block-{number}": bytes(100_000) for number in range(8)}
+    async with running(bus, archive_mode="off"):
+        await client.put_many(chain, chain=True)
+        await client.match(list(chain))
+        await client.put("other", bytes(500_000))
+        by_key = [await client.exists(key) for key in chain]
+
+    assert by_key == sorted(by_key, reverse=True)
+    assert 0 < sum(by_key) < 8
+
+
 async def test_keys_are_an_iterator_over_all_pages(
     service: CacheService, client: CacheClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The client with values of any size, against a real cache on a real server."""
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import os
@@ -177,6 +178,25 @@ async def test_a_value_that_changes_while_it_is_read_is_read_again(
     meddler.spoil = changed_once
 
     assert await cache.get("key") == LARGE
+
+
+@pytest.mark.parametrize(("nth", "code"), [(1, 409), (6, 409), (6, 503)])
+async def test_a_file_is_begun_again_only_while_nothing_was_written_to_it(
+    cache: CacheClient, meddler: Meddler, nth: int, code: int
+) -> None:
+    def fails_once(seen: int, answer: Answer) -> Answer:
+        if nth <= seen < nth + 3:  # each try of a part
+            raise RequestError(code, "gone")
+        return answer
+
+    meddler.spoil = fails_once
+    file = io.BytesIO()
+
+    with pytest.raises(RequestError, match=str(code)) if nth > 4 else contextlib.nullcontext():
+        await cache.get_to("key", file)
+
+    assert LARGE.startswith(file.getvalue())
+    assert len(file.getvalue()) > 0
 
 
 async def test_a_value_that_changes_without_end_is_given_up(
