@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -12,7 +13,9 @@ import msgspec
 
 from agent.batches import Batches
 from agent.bus import Bus, connect
+from agent.discovery import find_bus, with_password
 from agent.same_host import SameHost
+from agent.settings import load
 from agent.sources import Buffer, Source
 from agent.transfer import DEADLINE_SECONDS, Found, OnProgress, Transfer
 from schemas.api import (
@@ -55,12 +58,20 @@ class _Connected:
         self._owns_bus = owns_bus
 
     @classmethod
-    async def connect(cls, url: str = "nats://127.0.0.1:4222", *, root: str = "fleet.v1") -> Self:
+    async def connect(cls, url: str | None = None, *, root: str = "fleet.v1") -> Self:
         """Connect; use the result as an async context manager, or `close` it.
+
+        Without `url` the bus is found as the commands do: NATS_URL, the running `up` of this user
+        (with all rights), or 127.0.0.1:4222.
 
         Raises:
             agent.bus.BusError: no usable server; the text says what to do.
+            ValueError: settings in the environment are wrong.
         """
+        if url is None:
+            settings = load(environ=os.environ).settings
+            found = find_bus(None, os.environ, settings.state_folder())
+            url = with_password(found.url, settings.nats.password_file)
         return cls(await connect(url, name="client", root=root), owns_bus=True)
 
     async def close(self) -> None:

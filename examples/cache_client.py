@@ -7,14 +7,11 @@ A value that RAM has no more room for goes to the archive; `get` brings it back 
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 
 from agent.bus import BusError
 from agent.client import CacheClient
-from agent.discovery import find_bus
-from agent.settings import Settings
 from schemas.protocols import RequestError
 
 PROMPT = "What is the capital of France?"
@@ -25,9 +22,8 @@ async def main() -> None:
     parser.add_argument("--url", help="else NATS_URL, or the running `resource-agent up`")
     parser.add_argument("--namespace", default="default")
     asked = parser.parse_args()
-    found = find_bus(asked.url, os.environ, Settings().state_folder())
 
-    async with await CacheClient.connect(found.url) as client:
+    async with await CacheClient.connect(asked.url) as client:
         answers = client.of(asked.namespace)
         version = await answers.put(
             PROMPT,

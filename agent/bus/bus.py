@@ -106,7 +106,7 @@ class Bus(PublishingConnection):
         except nats.errors.NoRespondersError:
             raise RequestError(503, f"nobody serves {subject}") from None
         except nats.errors.TimeoutError:
-            hint = self._incidents.permission_hint(subject)
+            hint = self._incidents.permission_hint(subject, timeout_seconds)
             raise RequestError(
                 408, f"no answer from {subject} within {timeout_seconds:g} s{hint}"
             ) from None

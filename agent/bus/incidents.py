@@ -76,12 +76,13 @@ class Incidents:
             self.counters["slow_consumer_drops_total"] += 1
         self.log_seldom("bus_error", subject=type(error).__name__, error=text)
 
-    def permission_hint(self, subject: str) -> str:
+    def permission_hint(self, subject: str, waited_seconds: float = 0.0) -> str:
         """` (the server denied …)` where it denied something about `subject` lately, else empty.
 
-        A denied publish is told only to the error callback, in lower case; the requester waits.
+        A denied publish is told only to the error callback, in lower case; the requester waits,
+        and says how long it did.
         """
-        since = time.monotonic() - PERMISSION_HINT_SECONDS
+        since = time.monotonic() - waited_seconds - PERMISSION_HINT_SECONDS
         wanted = f'"{subject.lower()}"'
         for at, text in reversed(self._denied):
             if at >= since and wanted in text:

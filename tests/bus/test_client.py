@@ -1,6 +1,8 @@
 """The typed client against the real services on a real bus."""
 
 import asyncio
+import json
+import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,18 @@ from agent.settings import AgentSettings, Settings
 from schemas.lifecycle import ROLES
 from schemas.protocols import RequestError
 from tests.support.waiting import until_async
+
+
+async def test_without_an_address_the_running_up_is_found_with_its_rights(
+    nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "up.json").write_text(json.dumps({"nats_url": nats_url, "pid": os.getpid()}))
+    monkeypatch.delenv("NATS_URL", raising=False)
+    monkeypatch.setenv("RESOURCE_AGENT_STATE_DIR", str(tmp_path))
+
+    async with await CacheClient.connect() as client:
+        with pytest.raises(RequestError, match="nobody serves"):
+            await client.exists("key")
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What a connection remembers of its troubles, and how little of it a stranger can have logged."""
 
+import time
+
 import nats.errors
 import pytest
 import structlog
@@ -19,6 +21,19 @@ def test_a_hint_is_given_for_the_denied_subject_alone() -> None:
     assert "denied it to this user" in incidents.permission_hint("fleet.v1.api.GPU.metrics")
     assert incidents.permission_hint("fleet.v1.api.gpu") == ""
     assert incidents.counters["permission_denied_total"] == 1
+
+
+def test_who_waited_long_still_is_told_of_the_denial_at_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    incidents = Incidents("test")
+    now = time.monotonic()
+    incidents.take_error(denied("a"))
+
+    monkeypatch.setattr(time, "monotonic", lambda: now + 60)
+
+    assert "denied it to this user" in incidents.permission_hint("a", 60.0)
+    assert incidents.permission_hint("a") == ""
 
 
 def test_an_old_denial_explains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
