@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import (
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
@@ -14,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from agent.bus import Bus
+from agent.asking import Asking
 from agent.bus.client import size_on_wire
 from schemas.api import (
     BatchEntry,
@@ -28,11 +27,11 @@ from schemas.api import (
     WarmRequest,
 )
 from schemas.cache import INLINE_LIMIT_BYTES, MAX_BATCH_KEYS, MAX_CHAIN_KEYS, encode_header
-from schemas.protocols import Answer, RequestError
+from schemas.protocols import RequestError
 
 IN_FLIGHT = 4
 """Messages of one call that are on their way at once."""
-TIMEOUT_SECONDS = 10.0
+REQUEST_SECONDS = 10.0
 KEYS_A_PAGE = 10_000
 ROOM_BYTES = 1024
 """Left free in a message, for what an entry's parent and the list's brackets take."""
@@ -55,12 +54,12 @@ class PutManyError(RequestError):
 
 
 class Batches:
-    """The operations on many entries of one namespace."""
+    """One operation on many entries, by the deadline of `asking`."""
 
-    def __init__(self, bus: Bus, namespace: str, who: Mapping[str, str]) -> None:
-        self._bus = bus
-        self._namespace = namespace
-        self._who = who
+    def __init__(self, asking: Asking, max_payload: int) -> None:
+        """`max_payload`: bytes of a message that the server lets through."""
+        self._asking = asking
+        self._max_payload = max_payload
 
     async def match(self, keys: Sequence[str]) -> int:
         """Length of the longest cached prefix of a chain; long chains go in several messages.
@@ -114,7 +113,7 @@ class Batches:
     async def _mget(
         self, keys: list[str], headers: Mapping[str, str]
     ) -> tuple[dict[str, bytes], list[str]]:
-        answer = await self._request("mget", _encode(keys), headers)
+        answer = await self._asking.ask("mget", _encode(keys), headers)
         end = answer.payload.index(b"\n") + 1
         values: dict[str, bytes] = {}
         left_out: list[str] = []
@@ -143,7 +142,7 @@ class Batches:
             PutManyError: some were refused. What follows them in a chain is not sent.
         """
         results: list[Mapping[str, str | BatchError]] = []
-        room = self._bus.max_payload - size_on_wire(b"", headers) - ROOM_BYTES
+        room = self._max_payload - size_on_wire(b"", headers) - ROOM_BYTES
         if chain and entries:
             room -= max(len(encode_header(entry.key)) for entry, _ in entries)  # Fleet-Parent
         messages = list(_messages(entries, room))
@@ -187,22 +186,15 @@ class Batches:
                 if parent is not None:
                     headers["Fleet-Parent"] = encode_header(parent)
             payload = b"".join((line, b"\n", *(value for _, value in message)))
-            answer = await self._request("mput", payload, headers)
+            answer = await self._asking.ask("mput", payload, headers)
         except RequestError as error:
             return dict.fromkeys(keys, BatchError(error=error.text, code=error.code))
         return dict(zip(keys, _decode_versions(answer.payload), strict=True))
 
-    async def keys(self, prefix: str) -> AsyncIterator[str]:
-        """Keys in RAM, a page at a time."""
-        after = ""
-        while True:
-            request = KeysRequest(prefix=prefix, after=after, limit=KEYS_A_PAGE)
-            reply = await self._ask("keys", request, KeysReply)
-            for key in reply.keys:
-                yield key
-            if not reply.more:
-                return
-            after = reply.keys[-1]
+    async def keys(self, prefix: str, after: str) -> KeysReply:
+        """A page of the keys in RAM, from the one behind `after` on."""
+        request = KeysRequest(prefix=prefix, after=after, limit=KEYS_A_PAGE)
+        return await self._ask("keys", request, KeysReply)
 
     async def warm(self, keys: Iterable[str], *, cancel: bool) -> WarmReply:
         """Queue the keys; the last answer, with all that were accepted."""
@@ -222,7 +214,7 @@ class Batches:
 
     def _parts(self, keys: Sequence[str], limit: int) -> Iterator[list[str]]:
         """Lists that fit into a message."""
-        room = self._bus.max_payload - ROOM_BYTES
+        room = self._max_payload - ROOM_BYTES
         part: list[str] = []
         size = 0
         for key in keys:
@@ -236,18 +228,8 @@ class Batches:
             yield part
 
     async def _ask(self, operation: str, request: object, reply: type[T]) -> T:
-        answer = await self._request(operation, _encode(request))
+        answer = await self._asking.ask(operation, _encode(request))
         return msgspec.json.decode(answer.payload, type=reply)
-
-    async def _request(
-        self, operation: str, payload: bytes, headers: Mapping[str, str] | None = None
-    ) -> Answer:
-        return await self._bus.request(
-            f"cache.{self._namespace}.{operation}",
-            payload,
-            {**self._who, **(headers or {})},
-            timeout_seconds=TIMEOUT_SECONDS,
-        )
 
 
 def _messages(

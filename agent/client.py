@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import os
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -11,13 +12,15 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 import msgspec
 
+from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, Asking
+from agent.batches import REQUEST_SECONDS as BATCH_SECONDS
 from agent.batches import Batches
 from agent.bus import Bus, connect
 from agent.discovery import find_bus, with_password
 from agent.same_host import SameHost
 from agent.settings import load
 from agent.sources import Buffer, Source
-from agent.transfer import DEADLINE_SECONDS, Found, OnProgress, Transfer
+from agent.transfer import Found, OnProgress, Transfer
 from schemas.api import (
     BatchEntry,
     CacheReply,
@@ -236,11 +239,14 @@ class CacheClient(_Connected):
     Above 512 KiB a value travels in parts, a few in flight, each asked for again where it gets no
     answer; `on_progress` is called with the bytes done and in all after each of them. The cache
     checks the digest of what it takes from clients and from the archive; with `verify` a get
-    checks it once more, which costs as much CPU as the transfer. Every call ends within
-    `deadline_seconds`, and raises `schemas.protocols.RequestError` when it is refused.
+    checks it once more, which costs as much CPU as the transfer. Every call ends within its
+    `deadline_seconds`, waits meanwhile where the cache is busy and says for how long, and raises
+    `schemas.protocols.RequestError` when it is refused.
     """
 
     namespace = "default"
+    patient = True
+    """Whether to wait where the cache is busy; else its 429 is raised."""
 
     def __init__(
         self,
@@ -376,7 +382,7 @@ class CacheClient(_Connected):
         transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
         found = await transfer.find(_key_bytes(key), restore=restore)
         if isinstance(found, Found):
-            return transfer.read(found)
+            return self._transfer(math.inf, on_progress, verify=verify).read(found)
         return None if found is None else _only(found)
 
     async def put(
@@ -407,7 +413,7 @@ class CacheClient(_Connected):
                 sent; or the source has not the size it should, and nothing is kept.
         """
         _key_bytes(key)
-        source = Source(value, size_bytes)
+        asking, source = self._asking(deadline_seconds), Source(value, size_bytes)
         optional: dict[str, Any] = {
             "Fleet-Prefix-Tokens": prefix_tokens,
             "Fleet-Parent": encode_header(parent) if parent else None,
@@ -419,75 +425,95 @@ class CacheClient(_Connected):
         headers |= _put_headers(ttl_seconds, request_class, tags, meta)
         headers["Fleet-Key"] = encode_header(key)
         if isinstance(value, Buffer):
-            handed_over = await self.same_host.put(memoryview(value).cast("B"), headers)
+            whole = memoryview(value).cast("B")
+            handed_over = await asking.in_time(self.same_host.put(whole, headers, asking))
             if handed_over is not None:
                 if on_progress is not None:
                     on_progress(source.size_bytes, source.size_bytes)
                 return handed_over
         if source.size_bytes > INLINE_LIMIT_BYTES:
-            return await self._transfer(deadline_seconds, on_progress).put(source, headers)
-        payload = value if isinstance(value, bytes) else await source.read_all()
-        answer = await self._bus.request(
-            f"cache.{self.namespace}.put", payload, headers, timeout_seconds=TIMEOUT_SECONDS
+            return await Transfer(asking, on_progress=on_progress).put(source, headers)
+        if isinstance(value, bytes):
+            payload = value
+        else:
+            payload = await asking.in_time(source.read_all())
+        return (await asking.ask("put", payload, headers)).headers["Fleet-Version"]
+
+    def _asking(
+        self, deadline_seconds: float, *, request_seconds: float = REQUEST_SECONDS
+    ) -> Asking:
+        return Asking(
+            self._bus,
+            self.namespace,
+            self._who,
+            deadline_seconds,
+            request_seconds=request_seconds,
+            patient=self.patient,
         )
-        return answer.headers["Fleet-Version"]
 
     def _transfer(
         self, deadline_seconds: float, on_progress: OnProgress | None, *, verify: bool = False
     ) -> Transfer:
         return Transfer(
-            self._bus,
-            self.namespace,
-            who=self._who,
-            deadline_seconds=deadline_seconds,
+            self._asking(deadline_seconds),
             verify=verify,
             on_progress=on_progress,
             files=None if verify else self.same_host,
         )
 
-    async def delete(self, key: str) -> CacheReply:
+    async def delete(self, key: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> CacheReply:
         """Remove the entry from RAM and archive; `existed` tells whether RAM had it."""
-        return await self._reply("delete", _key_bytes(key), CacheReply)
+        return await self._reply("delete", _key_bytes(key), CacheReply, deadline_seconds)
 
-    async def exists(self, key: str) -> bool:
+    async def exists(self, key: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> bool:
         """Whether the entry is in RAM or on its way to the archive, which is not asked."""
-        return (await self._reply("exists", _key_bytes(key), CacheReply)).existed
+        return (await self._reply("exists", _key_bytes(key), CacheReply, deadline_seconds)).existed
 
-    async def meta(self, key: str) -> EntryMeta:
+    async def meta(self, key: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> EntryMeta:
         """What is known of the entry in RAM or on its way to the archive."""
-        return await self._reply("meta", _key_bytes(key), EntryMeta)
+        return await self._reply("meta", _key_bytes(key), EntryMeta, deadline_seconds)
 
-    async def stats(self) -> NamespaceStats:
+    async def stats(self, *, deadline_seconds: float = DEADLINE_SECONDS) -> NamespaceStats:
         """Counters since the cache took the namespace, and sizes now."""
-        return await self._reply("stats", b"", NamespaceStats)
+        return await self._reply("stats", b"", NamespaceStats, deadline_seconds)
 
-    async def _reply(self, operation: str, payload: bytes, kind: type[T]) -> T:
-        answer = await self._bus.request(
-            f"cache.{self.namespace}.{operation}",
-            payload,
-            self._who,
-            timeout_seconds=TIMEOUT_SECONDS,
-        )
+    async def _reply(
+        self, operation: str, payload: bytes, kind: type[T], deadline_seconds: float
+    ) -> T:
+        answer = await self._asking(deadline_seconds).ask(operation, payload)
         return msgspec.json.decode(answer.payload, type=kind)
 
-    async def delete_tag(self, tag: str) -> TagReply:
+    async def delete_tag(self, tag: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> TagReply:
         """Remove all that was put with this tag, from RAM and archive."""
-        return await self._batches.delete_tag(tag)
+        return await self._batches(deadline_seconds).delete_tag(tag)
 
-    async def match(self, keys: Sequence[str]) -> int:
+    async def match(
+        self, keys: Sequence[str], *, deadline_seconds: float = DEADLINE_SECONDS
+    ) -> int:
         """How many keys of a chain, root first, are in RAM from its root on; they count as used."""
-        return await self._batches.match(keys)
+        return await self._batches(deadline_seconds).match(keys)
 
     async def get_many(
-        self, keys: Iterable[str], *, restore: bool = True, request_class: str | None = None
+        self,
+        keys: Iterable[str],
+        *,
+        restore: bool = True,
+        request_class: str | None = None,
+        deadline_seconds: float = DEADLINE_SECONDS,
     ) -> dict[str, bytes]:
         """The values that are there, by key, in the order of `keys`. `restore` as for `get`."""
+        ends_at = time.monotonic() + deadline_seconds
 
         async def get_one(key: str) -> bytes | None:
-            return await self.get(key, restore=restore, request_class=request_class)
+            return await self.get(
+                key,
+                restore=restore,
+                request_class=request_class,
+                deadline_seconds=ends_at - time.monotonic(),
+            )
 
         headers = _get_headers(restore=restore, request_class=request_class)
-        return await self._batches.get(keys, headers, get_one)
+        return await self._batches(deadline_seconds).get(keys, headers, get_one)
 
     async def put_many(
         self,
@@ -501,6 +527,7 @@ class CacheClient(_Connected):
         request_class: str | None = None,
         tags: Sequence[str] = (),
         meta: Mapping[str, str] | None = None,
+        deadline_seconds: float = DEADLINE_SECONDS,
     ) -> dict[str, str]:
         """Store the values and return their versions.
 
@@ -527,6 +554,8 @@ class CacheClient(_Connected):
             for key, value in items.items()
         ]
 
+        ends_at = time.monotonic() + deadline_seconds
+
         async def put_one(entry: BatchEntry, value: bytes) -> str:
             return await self.put(
                 entry.key,
@@ -538,25 +567,46 @@ class CacheClient(_Connected):
                 request_class=request_class,
                 tags=tags,
                 meta=meta,
+                deadline_seconds=ends_at - time.monotonic(),
             )
 
         headers = _put_headers(ttl_seconds, request_class, tags, meta)
-        return await self._batches.put(entries, headers, put_one, chain=chain, parent=parent)
+        return await self._batches(deadline_seconds).put(
+            entries, headers, put_one, chain=chain, parent=parent
+        )
 
-    def keys(self, prefix: str = "") -> AsyncIterator[str]:
-        """The keys in RAM that begin with `prefix`, in no telling order."""
-        return self._batches.keys(prefix)
+    async def keys(
+        self, prefix: str = "", *, deadline_seconds: float = DEADLINE_SECONDS
+    ) -> AsyncIterator[str]:
+        """The keys in RAM that begin with `prefix`, in no telling order.
 
-    async def warm(self, keys: Iterable[str] = (), *, cancel: bool = False) -> WarmReply:
+        The deadline is that of each 10,000 of them.
+        """
+        after = ""
+        while True:
+            page = await self._batches(deadline_seconds).keys(prefix, after)
+            for key in page.keys:
+                yield key
+            if not page.more:
+                return
+            after = page.keys[-1]
+
+    async def warm(
+        self,
+        keys: Iterable[str] = (),
+        *,
+        cancel: bool = False,
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> WarmReply:
         """Have keys brought back from the archive; the answer says how far that is.
 
         Without keys it only asks. `cancel` forgets what still waits.
         """
-        return await self._batches.warm(keys, cancel=cancel)
+        return await self._batches(deadline_seconds).warm(keys, cancel=cancel)
 
-    @property
-    def _batches(self) -> Batches:
-        return Batches(self._bus, self.namespace, self._who)
+    def _batches(self, deadline_seconds: float) -> Batches:
+        asking = self._asking(deadline_seconds, request_seconds=BATCH_SECONDS)
+        return Batches(asking, self._bus.max_payload)
 
 
 def _get_headers(*, restore: bool, request_class: str | None) -> dict[str, str]:

@@ -49,6 +49,8 @@ class Replay:
         self.options = options
         self._bus = buses[0]
         self._caches = [CacheClient(bus).of(options.namespace) for bus in buses]
+        for cache in self._caches:
+            cache.patient = False  # what the cache refuses is counted, not waited for
         self._filler = secrets.token_bytes(options.value_bytes)
         self._begun = 0.0
         self._before: CacheCounters | None = None

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
+from agent.asking import Asking
 from agent.bus import Bus
 from schemas.api import Read, Touched, TouchedReply
 from schemas.cache import decode_header
@@ -178,7 +179,9 @@ class SameHost:
             loop = asyncio.get_running_loop()
             self._sweeping = loop.call_later(SWEEP_SECONDS, _sweep, weakref.ref(self))
 
-    async def put(self, value: memoryview, headers: Mapping[str, str]) -> str | None:
+    async def put(
+        self, value: memoryview, headers: Mapping[str, str], asking: Asking
+    ) -> str | None:
         """Hand the value over in a file; its version, or None: put it over the bus.
 
         The file is closed before the cache hears of it, so a client that is stopped or killed
@@ -191,13 +194,13 @@ class SameHost:
             return None
         # The one learned earlier may be that of an instance which is no longer the owner.
         for is_learned in (True, False):
-            inbox = self._inbox if is_learned else await self._ask_inbox()
+            inbox = self._inbox if is_learned else await self._ask_inbox(asking)
             if inbox is None:
                 return None
             self._inbox = inbox
             if inbox:
                 with contextlib.suppress(OSError):
-                    version = await self._put(value, headers)
+                    version = await self._put(value, headers, asking)
                     if version:
                         return version
         self._puts_elsewhere_until = time.monotonic() + ELSEWHERE_SECONDS
@@ -213,7 +216,9 @@ class SameHost:
         if self._reads:
             await self._send_report()
 
-    async def _put(self, value: memoryview, headers: Mapping[str, str]) -> str | None:
+    async def _put(
+        self, value: memoryview, headers: Mapping[str, str], asking: Asking
+    ) -> str | None:
         name = secrets.token_hex(16)
         path = f"{self._inbox}/{name}"
         _check_inbox(self._inbox)
@@ -222,11 +227,8 @@ class SameHost:
                 _write(path, value)
             else:
                 await _in_thread(lambda: _write(path, value))
-            answer = await self._bus.request(
-                f"{self._subject}.put",
-                b"",
-                {**headers, "Fleet-Size": str(value.nbytes), "Fleet-File": name},
-                timeout_seconds=TIMEOUT_SECONDS,
+            answer = await asking.ask(
+                "put", b"", {**headers, "Fleet-Size": str(value.nbytes), "Fleet-File": name}
             )
         except RequestError as error:
             if error.code in (404, 429):
@@ -238,11 +240,9 @@ class SameHost:
                 os.unlink(path)
         return answer.headers["Fleet-Version"]
 
-    async def _ask_inbox(self) -> str | None:
+    async def _ask_inbox(self, asking: Asking) -> str | None:
         try:
-            answer = await self._bus.request(
-                f"{self._subject}.stats", timeout_seconds=TIMEOUT_SECONDS
-            )
+            answer = await asking.ask("stats")
             return msgspec.json.decode(answer.payload, type=_Inbox).inbox
         except (RequestError, *UNDECODABLE):
             return None  # the put over the bus will tell what is wrong

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import io
-import random
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -11,23 +10,19 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from agent.bus import Bus
+from agent.asking import TRIES, UNANSWERED, Asking
 from agent.same_host import OpenFile, SameHost
 from agent.sources import Source
 from schemas.cache import PART_BYTES, PARTS_IN_FLIGHT, part_count, part_range
 from schemas.digest import Digest
-from schemas.protocols import Answer, RequestError
+from schemas.protocols import RequestError
 
 T = TypeVar("T")
 OnProgress = Callable[[int, int], None]
 """Called after each part with the bytes done and the bytes of the whole value."""
 
-REQUEST_SECONDS = 5.0
-DEADLINE_SECONDS = 60.0
-TRIES = 3
-"""Of a part that gets no answer, and of a value that changes while it is read."""
-PAUSE_SECONDS = 0.1
-_UNKNOWN, _UNANSWERED, _CHANGED, _BUSY, _GONE = 404, 408, 409, 429, 503
+_UNKNOWN, _CHANGED, _GONE = 404, 409, 503
+_AGAIN = (UNANSWERED, _GONE)
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,33 +36,27 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transfer:
-    """One get or put, within `deadline_seconds`: RequestError 408 then says how far it came.
+    """One get or put, by the deadline of `asking`: RequestError 408 then says how far it came.
 
-    A part without an answer is asked for again, and 429 is waited for as the cache says. A get
+    A part without an answer is asked for again, three times, as is a value that changes. A get
     whose value changes under it, or whose cache goes away, starts again, and so does a put whose
     upload the cache has forgotten. With `verify`, what was received has the digest that the cache
-    checked when the value was put. Every request carries the headers `who`.
+    checked when the value was put.
     """
 
     def __init__(
         self,
-        bus: Bus,
-        namespace: str,
+        asking: Asking,
         *,
-        who: Mapping[str, str] | None = None,
-        deadline_seconds: float = DEADLINE_SECONDS,
         in_flight: int = PARTS_IN_FLIGHT,
         verify: bool = False,
         on_progress: OnProgress | None = None,
         files: SameHost | None = None,
     ) -> None:
-        self._who = who or {}
+        self._asking = asking
         self.request_class: str | None = None
         self._verify = verify
         self._files = files
-        self._bus = bus
-        self._subject = f"cache.{namespace}"
-        self._deadline_seconds = deadline_seconds
         self._in_flight = in_flight
         self._on_progress = on_progress
         self._done_bytes = 0
@@ -152,7 +141,7 @@ class Transfer:
         if files is not None and files.is_possible:
             headers["Fleet-Same-Host"] = "1"
         asked_at = time.monotonic()
-        answer = await self._ask("get", key, headers, again=())
+        answer = await self._asking.ask("get", key, headers)
         if files is not None and "Fleet-File" in answer.headers:
             file = files.open(key, answer, asked_at)
             return file or await self._find(key, restore, None)
@@ -226,10 +215,11 @@ class Transfer:
 
     async def _read_part(self, found: Found, part: int) -> bytes:
         first, end = part_range(part, found.size_bytes)
-        answer = await self._ask(
+        answer = await self._asking.ask(
             f"range.{found.instance}",
             found.key,
             {"Fleet-Version": found.version, "Fleet-Range": f"{first}-{end - 1}"},
+            _AGAIN,
         )
         if len(answer.payload) != end - first:
             raise RequestError(500, f"{len(answer.payload)} bytes for range {first}-{end - 1}")
@@ -279,7 +269,8 @@ class Transfer:
 
     async def _send(self, source: Source, headers: Mapping[str, str]) -> str:
         size_bytes = source.size_bytes
-        begun = await self._ask("put", b"", {**headers, "Fleet-Size": str(size_bytes)})
+        announced = {**headers, "Fleet-Size": str(size_bytes)}
+        begun = await self._asking.ask("put", b"", announced, _AGAIN)
         upload = {"Fleet-Upload": begun.headers["Fleet-Upload"]}
         subject = f"put.{begun.headers['Fleet-Instance']}"
         last = part_count(size_bytes) - 1
@@ -288,7 +279,7 @@ class Transfer:
         self._done_bytes = 0
 
         async def send(part: int, block: bytes) -> None:
-            await self._ask(subject, block, {**upload, "Fleet-Part": str(part)})
+            await self._asking.ask(subject, block, {**upload, "Fleet-Part": str(part)}, _AGAIN)
             free.release()
             self._note(len(block), size_bytes)
 
@@ -306,48 +297,18 @@ class Transfer:
         await _unwrapped(send_all_but_the_last())
         # It completes the value, so it is sent alone, and what it is refused for is final.
         carried = {**upload, "Fleet-Part": str(last), "Fleet-Digest": await source.digest()}
-        answer = await self._ask(subject, final[0], carried, again=(_UNANSWERED,))
+        answer = await self._asking.ask(subject, final[0], carried, (UNANSWERED,))
         self._note(len(final[0]), size_bytes)
         return answer.headers["Fleet-Version"]
 
-    async def _ask(
-        self,
-        operation: str,
-        payload: bytes,
-        headers: Mapping[str, str],
-        again: tuple[int, ...] = (_UNANSWERED, _GONE),
-    ) -> Answer:
-        """The answer. What is busy is asked until the deadline; `again`: codes tried thrice."""
-        failures = 0
-        headers = {**self._who, **headers}
-        while True:
-            try:
-                return await self._bus.request(
-                    f"{self._subject}.{operation}",
-                    payload,
-                    headers,
-                    timeout_seconds=REQUEST_SECONDS,
-                )
-            except RequestError as error:
-                pause_seconds = error.retry_after_seconds
-                if error.code != _BUSY or pause_seconds is None:
-                    failures += 1
-                    if error.code not in again or failures >= TRIES:
-                        raise
-                    pause_seconds = PAUSE_SECONDS * failures
-            # Spread out: many may have been told the same.
-            await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.5))  # noqa: S311
-
     async def _in_time(self, work: Awaitable[T]) -> T:
         try:
-            async with asyncio.timeout(self._deadline_seconds):
-                return await work
-        except TimeoutError:
-            raise RequestError(
-                _UNANSWERED,
-                f"not done within {self._deadline_seconds:g} s (deadline_seconds): "
-                f"{self._done_bytes} of {self._total_bytes} bytes",
-            ) from None
+            return await self._asking.in_time(work)
+        except RequestError as error:
+            if error.code != UNANSWERED:
+                raise
+            done = f"{self._done_bytes} of {self._total_bytes} bytes done"
+            raise RequestError(UNANSWERED, f"{error.text}: {done}") from None
 
     def _note(self, size_bytes: int, total_bytes: int) -> None:
         self._done_bytes += size_bytes

@@ -33,6 +33,7 @@ from schemas.protocols import (
     PublishError,
     RequestError,
     WorkQueue,
+    busy,
     json_endpoint,
 )
 from schemas.units import instant
@@ -40,8 +41,6 @@ from schemas.units import instant
 log = structlog.get_logger()
 
 HASHES_PER_PAGE = 512 * 1024 // HASH_BYTES
-RETRY_AFTER_SECONDS = 0.5
-"""Told to who finds no room: values are read within a second or so."""
 LIST_KEY_BYTES = 256 * 1024
 
 
@@ -144,11 +143,9 @@ class Queries:
         if size_bytes <= INLINE_LIMIT_BYTES:
             size_bytes = 0
         if not self._handover.reserve(size_bytes):
-            raise RequestError(
-                429,
+            raise busy(
                 f"large values being handed back hold {self._handover.used_bytes} of "
-                f"{self._handover.max_bytes} bytes (archive.handover_max_bytes); try later",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
+                f"{self._handover.max_bytes} bytes (archive.handover_max_bytes); try later"
             )
         began = time.monotonic()
         try:

@@ -23,7 +23,16 @@ from schemas.cache import (
     MAX_BATCH_KEYS,
     MAX_CHAIN_KEYS,
 )
-from schemas.protocols import Answer, Call, Clock, Endpoint, Lease, RequestError, json_endpoint
+from schemas.protocols import (
+    Answer,
+    Call,
+    Clock,
+    Endpoint,
+    Lease,
+    RequestError,
+    busy,
+    json_endpoint,
+)
 
 RESTORES_AT_ONCE = 8
 """Of one mget: as many questions to the archive are under way."""
@@ -172,9 +181,7 @@ class BatchEndpoints:
         if not config.enabled:
             raise RequestError(503, f"enabled is off in the configuration of {namespace.name}")
         if self._namespace.refuses(sum(entry.size_bytes for entry, _ in entries)):
-            raise RequestError(
-                429, "evictions wait for the archive, and archive_when_full is refuse; try later"
-            )
+            raise busy("evictions wait for the archive, and archive_when_full is refuse; try later")
         chain = call.headers.get("Fleet-Chain") == "1"
         chain = chain and namespace.keeps_chains([entry for entry, _ in entries])
         if any(self._namespace.needs_tombstone(entry.key) for entry, _ in entries):
@@ -202,7 +209,7 @@ class BatchEndpoints:
         if self._namespace.outbox.crowded and any(
             self._namespace.needs_tombstone(entry.key) for entry, _ in entries
         ):
-            raise RequestError(429, "too many deletions wait for the eviction stream; try later")
+            raise busy("too many deletions wait for the eviction stream; try later")
         versions: Versions
         tombstones: list[Item | None]
         if chain:

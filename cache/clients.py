@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from schemas.cache import MAX_KEY_BYTES
 from schemas.lmcache import LmcacheConfig
-from schemas.protocols import RequestError
+from schemas.protocols import RequestError, busy
 from schemas.units import SECOND_NS
 
 WINDOW_NS = 60 * SECOND_NS
@@ -42,10 +42,10 @@ class Clients:
                 seen.popitem(last=False)
             if len(seen) >= config.max_concurrent_users:
                 wait_seconds = (WINDOW_NS - now_ns + next(iter(seen.values()))) / SECOND_NS
-                raise RequestError(
-                    429,
+                raise busy(
                     f"{len(seen)} clients within a minute, and max_concurrent_users is "
                     f"{config.max_concurrent_users}; try again in {max(1, round(wait_seconds))} s",
+                    max(1.0, wait_seconds),
                 )
         seen[name] = now_ns
         seen.move_to_end(name)

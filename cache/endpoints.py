@@ -29,7 +29,7 @@ from cache.room import Room
 from cache.same_host import SameHost
 from cache.settings import CacheSettings
 from cache.tags import TagDeletion, is_by_tag
-from cache.uploads import RETRY_AFTER_SECONDS, Uploads
+from cache.uploads import Uploads
 from cache.value_file import ValueFile
 from schemas.api import CacheReply, ClearReply, EntryMeta, NamespaceStats, Nothing
 from schemas.cache import INLINE_LIMIT_BYTES, CacheEvent, encode_header, read_key
@@ -42,6 +42,7 @@ from schemas.protocols import (
     Publisher,
     PublishError,
     RequestError,
+    busy,
     json_endpoint,
 )
 from schemas.units import SECOND_NS, instant
@@ -151,10 +152,8 @@ class NamespaceEndpoints:
         if entry is None:
             return MISS
         if entry.value_bytes > INLINE_LIMIT_BYTES and self._namespace.peek(key) is None:
-            raise RequestError(
-                429,
-                "the value is archived, but there is no room to bring it back now; try later",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
+            raise busy(
+                "the value is archived, but there is no room to bring it back now; try later"
             )
         answer = self._hit(entry, call)
         return answer if isinstance(answer, Answer) else await answer
@@ -240,11 +239,7 @@ class NamespaceEndpoints:
 
     def _check_room(self, size_bytes: int) -> None:
         if self._namespace.refuses(size_bytes):
-            raise RequestError(
-                429,
-                "evictions wait for the archive, and archive_when_full is refuse; try later",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
+            raise busy("evictions wait for the archive, and archive_when_full is refuse; try later")
 
     def _store(self, entry: Entry, expected_version: str | None) -> Answer | Awaitable[Answer]:
         self._check_owned()
@@ -439,4 +434,4 @@ def _json(reply: msgspec.Struct) -> Answer:
 
 
 def _refuse_crowded() -> NoReturn:
-    raise RequestError(429, "too many deletions wait for the eviction stream; try later") from None
+    raise busy("too many deletions wait for the eviction stream; try later") from None

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Sequence
 
-from schemas.protocols import RequestError
+from schemas.protocols import busy
 
 
 class Room:
@@ -41,7 +41,7 @@ class Room:
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError:
-            raise RequestError(429, "too many values are being received; try later") from None
+            raise busy("too many values are being received; try later") from None
         try:
             yield
         finally:

@@ -10,7 +10,7 @@ from cache.ours import acknowledged, check_owned
 from schemas.api import TagReply, TagRequest
 from schemas.cache import MAX_TAG_BYTES
 from schemas.message import UNDECODABLE
-from schemas.protocols import Answer, Call, Lease, RequestError
+from schemas.protocols import Answer, Call, Lease, RequestError, busy
 
 _BY_TAG = re.compile(rb'\s*\{\s*"tag"\s*:')
 _decode = msgspec.json.Decoder(TagRequest).decode
@@ -53,9 +53,7 @@ class TagDeletion:
         try:
             entries, version, tombstone = await self._namespace.delete_tag(tag)
         except OutboxCrowdedError:
-            raise RequestError(
-                429, "too many deletions wait for the eviction stream; try later"
-            ) from None
+            raise busy("too many deletions wait for the eviction stream; try later") from None
         await self._invalidations.tag(tag, version, entries)
         outbox, timeout_seconds = self._namespace.outbox, self._tombstone_timeout_seconds
         if not all(await acknowledged(outbox, [tombstone], timeout_seconds)):

@@ -14,12 +14,10 @@ from cache.room import Room
 from cache.value_file import Draft, ValueFile
 from schemas.cache import PART_BYTES, part_count, part_range
 from schemas.digest import Digest
-from schemas.protocols import Answer, Call, Endpoint, RequestError
+from schemas.protocols import Answer, Call, Endpoint, RequestError, busy
 
 log = structlog.get_logger()
 
-RETRY_AFTER_SECONDS = 0.5
-"""Told to who finds no room: uploads under way end within a second or so."""
 REMEMBERED = 256
 """Finished uploads whose answer is kept, for who asks for the last part again."""
 
@@ -93,11 +91,9 @@ class Uploads:
         """
         size_bytes = request.size_bytes
         if not self.room.take(size_bytes):
-            raise RequestError(
-                429,
+            raise busy(
                 f"values under way hold {self.room.used_bytes} of {self.room.max_bytes} bytes "
-                "(cache.uploads_max_bytes); try later",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
+                "(cache.uploads_max_bytes); try later"
             )
         name = secrets.token_hex(16)
         self._uploads[name] = _Upload(

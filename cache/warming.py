@@ -22,6 +22,7 @@ from schemas.protocols import (
     Publisher,
     PublishError,
     RequestError,
+    busy,
     json_endpoint,
 )
 from schemas.units import instant
@@ -104,9 +105,7 @@ class WarmingQueue:
         new = [key for key in keys if key not in self._waiting]
         room = self._settings.warm_queue_keys - len(self._waiting)
         if len(new) > room:
-            raise RequestError(
-                429, f"{len(new)} keys to warm, but room for {room}; try fewer, or later"
-            )
+            raise busy(f"{len(new)} keys to warm, but room for {room}; try fewer, or later")
         self._queue(new)
         return WarmReply(accepted=len(new), **self._progress())
 

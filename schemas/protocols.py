@@ -28,6 +28,11 @@ class RequestError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+def busy(text: str, retry_after_seconds: float = 0.5) -> RequestError:
+    """A 429 to raise, which always says when to ask again: most of what is full is free soon."""
+    return RequestError(429, text, retry_after_seconds=retry_after_seconds)
+
+
 class PublishError(RuntimeError):
     """A publication was not acknowledged: no server, no stream, no permission, or too large."""
 

@@ -25,7 +25,7 @@ from agent.bus.cancellation import heed
 from agent.bus.client import BusClient, size_on_wire
 from agent.bus.errors import BusError, raised_as
 from agent.bus.names import Names
-from schemas.protocols import Answer, Call, Endpoint, RequestError
+from schemas.protocols import Answer, Call, Endpoint, RequestError, busy
 
 log = structlog.get_logger()
 
@@ -212,7 +212,7 @@ class Service:
                     if len(served.running) >= MAX_IN_FLIGHT:
                         if inspect.iscoroutine(result):
                             result.close()
-                        raise RequestError(429, "too many requests in flight; try again")
+                        raise busy("too many requests in flight; try again")
                     task = asyncio.create_task(self._finish(served, message, result, started))
                     served.running.add(task)
                     task.add_done_callback(served.running.discard)

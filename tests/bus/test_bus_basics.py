@@ -157,6 +157,7 @@ async def test_slow_requests_run_side_by_side_and_the_bound_answers_429(bus: Bus
     answers = await asyncio.gather(*asks)
 
     assert busy.value.code == 429
+    assert busy.value.retry_after_seconds
     assert {answer.payload for answer in answers} == {b"done"}
 
 

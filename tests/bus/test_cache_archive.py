@@ -187,6 +187,7 @@ async def test_refusing_answers_429_instead_of_losing_an_eviction(bus: Bus, clie
         first = await client.get("key-0")
 
     assert refusal.code == 429
+    assert refusal.retry_after_seconds
     assert "archive_when_full" in refusal.text
     assert stats.evictions_lost == 0
     assert stats.puts > 20

@@ -343,6 +343,7 @@ async def test_refusing_answers_429_to_the_whole_mput(bus: Bus, client: Client) 
         stats = await client.stats()
 
     assert refusal.code == 429
+    assert refusal.retry_after_seconds
     assert "archive_when_full" in refusal.text
     assert stats.evictions_lost == 0
 

@@ -149,12 +149,13 @@ async def test_no_tag_is_deleted_while_too_many_deletions_wait(
     async with running(bus):
         await client.put("key", b"value", Fleet_Tags="t")
         monkeypatch.setattr("cache.outbox.Outbox.crowded", True)
-        with pytest.raises(RequestError, match="429 too many deletions wait"):
+        with pytest.raises(RequestError, match="429 too many deletions wait") as busy:
             await delete_tag(client, "t")
         kept = await client.get("key")
         monkeypatch.undo()
 
     assert kept == b"value"
+    assert busy.value.retry_after_seconds
 
 
 @pytest.mark.parametrize(

@@ -239,13 +239,14 @@ async def test_a_full_queue_refuses_all_keys_of_a_request(bus: Bus, client: Clie
     async with running(bus, warm_queue_keys=10, restore_timeout_seconds=20, **FAST) as service:
         await synced(service)
         await warm(client, *keys[:9])
-        with pytest.raises(RequestError, match="429 3 keys to warm, but room for 1"):
+        with pytest.raises(RequestError, match="429 3 keys to warm, but room for 1") as full:
             await warm(client, *keys[9:])
         again = await warm(client, *keys[:9])
         one_more = await warm(client, keys[9])
     slow.may_answer.set()
 
     assert (again.accepted, one_more.accepted) == (0, 1)
+    assert full.value.retry_after_seconds
 
 
 @pytest.mark.parametrize(

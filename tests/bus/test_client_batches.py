@@ -1,6 +1,8 @@
 """Many entries through `CacheClient`, against a real cache."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from agent.bus import Bus
 from agent.client import CacheClient
 from cache.service import CacheService
 from schemas.archive import Stored
-from schemas.protocols import RequestError
+from schemas.protocols import Answer, Call, Endpoint, RequestError, busy
 from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import running, synced
 from tests.support.evictions import ManualClock
@@ -107,6 +109,7 @@ async def test_refusals_name_the_entries_and_what_follows_them_in_a_chain_is_not
     service: CacheService, client: CacheClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = {f"block-{number}": bytes(300_000) for number in range(9)}  # three in a message
+    client.patient = False
     refuses = iter([False, True])
     monkeypatch.setattr("cache.namespace.Namespace.refuses", lambda *_: next(refuses))
 
@@ -116,6 +119,76 @@ async def test_refusals_name_the_entries_and_what_follows_them_in_a_chain_is_not
     assert list(refused.value.versions) == ["block-0", "block-1", "block-2"]
     assert [error.code for error in refused.value.errors.values()] == [429] * 3 + [409] * 3
     assert await client.match(list(blocks)) == 3
+
+
+async def test_busy_is_waited_for_by_whatever_is_asked(
+    service: CacheService, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy_twice(*_: object) -> None:
+        asked.append(time.monotonic())
+        if len(asked) % 3:
+            raise busy("full", 0.01)
+
+    asked: list[float] = []
+    monkeypatch.setattr("cache.endpoints.NamespaceEndpoints._check_owned", busy_twice)
+    monkeypatch.setattr("cache.batch.BatchEndpoints._check_owned", busy_twice)
+
+    await client.put_many({"a": b"1"})
+    found = await client.get_many("ab")
+    existed = await client.exists("a")
+
+    assert found == {"a": b"1"}
+    assert existed
+    assert len(asked) == 9
+
+
+async def test_who_would_wait_beyond_the_deadline_is_told_at_once(
+    service: CacheService, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise busy("full", 1000.0)
+
+    monkeypatch.setattr("cache.endpoints.NamespaceEndpoints._check_owned", full)
+
+    with pytest.raises(RequestError, match="429 full") as refused:
+        await client.put("a", b"1")
+
+    assert refused.value.retry_after_seconds == 1000
+
+
+async def silent(_call: Call) -> Answer:
+    await asyncio.Event().wait()
+    return Answer()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(lambda client: client.put("a", b"1", deadline_seconds=0.1), id="put"),
+        pytest.param(
+            lambda client: client.put("a", bytes(300_000), deadline_seconds=0.1), id="put by file"
+        ),
+        pytest.param(lambda client: client.get("a", deadline_seconds=0.1), id="get"),
+        pytest.param(lambda client: client.exists("a", deadline_seconds=0.1), id="exists"),
+        pytest.param(lambda client: client.get_many("a", deadline_seconds=0.1), id="get_many"),
+        pytest.param(
+            lambda client: client.put_many({"a": b"1"}, deadline_seconds=0.1), id="put_many"
+        ),
+        pytest.param(lambda client: client.match(["a"], deadline_seconds=0.1), id="match"),
+        pytest.param(lambda client: anext(client.keys(deadline_seconds=0.1)), id="keys"),
+        pytest.param(lambda client: client.warm("a", deadline_seconds=0.1), id="warm"),
+    ],
+)
+async def test_every_call_ends_at_its_deadline(
+    bus: Bus,
+    client: CacheClient,
+    ask: Callable[[CacheClient], Awaitable[object]],
+) -> None:
+    await bus.serve("cache", [Endpoint("all", "cache.default.>", silent)], description="test")
+
+    async with asyncio.timeout(20):
+        with pytest.raises(RequestError, match=r"408 .*within 0\."):
+            await ask(client)
 
 
 async def test_a_match_over_several_messages_ends_at_the_first_gap(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from agent import same_host
+from agent.asking import Asking
 from agent.bus import Bus
 from agent.client import CacheClient
 from cache.service import CacheService
@@ -389,27 +390,22 @@ async def test_an_evicted_value_whose_file_somebody_removed_is_counted_as_lost(
 
 
 async def test_an_odd_answer_to_stats_costs_the_speed_and_nothing_else(
-    bus: Bus, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, client: CacheClient
 ) -> None:
     async with running(bus, **OFF):
         await client.put("poison", b"v", request_class="poison", cost_seconds=1e6)
         for _ in range(3):
             await client.get("poison")
         cost = (await client.stats()).classes["poison"].cost_saved_seconds_total
-        assert await client.same_host._ask_inbox()
-        monkeypatch.setattr(client.same_host, "_subject", "odd")
-        await bus.serve(
-            "odd", [Endpoint("stats", "odd.stats", lambda _: Answer(b"{}"))], description="test"
-        )
-        inbox = await client.same_host._ask_inbox()
-        monkeypatch.undo()
-        client.same_host._inbox = ""
-        await client.put("key", value())
-        found = await client.get("key")
+        odd = Endpoint("stats", "cache.odd.stats", lambda _: Answer(b"{}"))
+        await bus.serve("odd", [odd], description="test")
+        inboxes = [
+            await client.same_host._ask_inbox(Asking(bus, name, {})) for name in ("default", "odd")
+        ]
 
     assert cost == 3e6
-    assert inbox is None
-    assert found == value()
+    assert inboxes[0]
+    assert inboxes[1] is None
 
 
 async def test_switched_off_values_travel_over_the_bus(bus: Bus, client: CacheClient) -> None:

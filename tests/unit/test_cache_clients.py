@@ -38,6 +38,7 @@ def test_one_client_too_many_is_told_when_to_come_again(
         clients.admit(TWO, name("c"))
 
     assert refused.value.code == 429
+    assert refused.value.retry_after_seconds == 40
     assert "max_concurrent_users is 2; try again in 40 s" in refused.value.text
     assert [clients.admit(TWO, name(known)) for known in "ab"] == ["a", "b"]
 

@@ -1,0 +1,102 @@
+"""The requests of one call to a namespace of the cache: they end together, at its deadline."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Mapping
+from typing import TypeVar
+
+from agent.bus import Bus
+from schemas.protocols import Answer, RequestError
+
+T = TypeVar("T")
+
+REQUEST_SECONDS = 5.0
+DEADLINE_SECONDS = 60.0
+TRIES = 3
+PAUSE_SECONDS = 0.1
+BUSY, UNANSWERED = 429, 408
+
+
+class Asking:
+    """Asks until `deadline_seconds` from now; every request carries the headers `who`.
+
+    Where the cache is busy (429) and says when to ask again, that is done unless it would be after
+    the deadline, or not `patient`: then the 429 is raised.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        namespace: str,
+        who: Mapping[str, str],
+        deadline_seconds: float = DEADLINE_SECONDS,
+        *,
+        request_seconds: float = REQUEST_SECONDS,
+        patient: bool = True,
+    ) -> None:
+        """`request_seconds`: how long one request is waited for, within the deadline."""
+        self._bus = bus
+        self._subject = f"cache.{namespace}"
+        self._who = who
+        self._deadline_seconds = deadline_seconds
+        self._ends_at = time.monotonic() + deadline_seconds
+        self._request_seconds = request_seconds
+        self._patient = patient
+
+    async def ask(
+        self,
+        operation: str,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        again: tuple[int, ...] = (),
+    ) -> Answer:
+        """The answer; `again`: codes for which it is asked three times.
+
+        Raises:
+            RequestError: it was refused; 408 it was not answered in time.
+        """
+        failures = 0
+        while True:
+            left_seconds = self._left_seconds
+            if left_seconds <= 0:
+                raise RequestError(UNANSWERED, self._late)
+            try:
+                return await self._bus.request(
+                    f"{self._subject}.{operation}",
+                    payload,
+                    {**self._who, **(headers or {})},
+                    timeout_seconds=min(self._request_seconds, left_seconds),
+                )
+            except RequestError as error:
+                pause_seconds = error.retry_after_seconds if self._patient else None
+                if error.code != BUSY or pause_seconds is None:
+                    failures += 1
+                    if error.code not in again or failures >= TRIES:
+                        raise
+                    pause_seconds = PAUSE_SECONDS * failures
+                # Spread out: many may have been told the same.
+                pause_seconds *= random.uniform(0.5, 1.5)  # noqa: S311
+                if pause_seconds >= self._left_seconds:
+                    raise
+            await asyncio.sleep(pause_seconds)
+
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """The result of work that does more than ask.
+
+        Raises:
+            RequestError: 408, it was not done by the deadline.
+        """
+        try:
+            async with asyncio.timeout(self._left_seconds):
+                return await work
+        except TimeoutError:
+            raise RequestError(UNANSWERED, self._late) from None
+
+    @property
+    def _left_seconds(self) -> float:
+        return self._ends_at - time.monotonic()
+
+    @property
+    def _late(self) -> str:
+        return f"not done within {self._deadline_seconds:g} s (deadline_seconds)"
