@@ -395,7 +395,7 @@ class NamespaceEndpoints:
                 raise RequestError(
                     503, "nothing is cleared: the new generation could not be made durable"
                 ) from error
-            entries = self._namespace.clear(generation)
+            entries = await self._namespace.clear(generation)
         with contextlib.suppress(PublishError):
             await self._publisher.publish(
                 CacheEvent(

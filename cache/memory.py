@@ -156,6 +156,11 @@ class InMemoryKVCacheManager:
 
     def clear(self) -> None:
         """Remove every entry and reset the statistics; others go on while their memory is freed."""
+        for _ in self.clear_in_steps():
+            pass
+
+    def clear_in_steps(self) -> Iterator[None]:
+        """Like `clear`: the first step removes all, each of the others frees some memory."""
         with self._lock:
             shards = self._shards
             # Look-ups take the list of reads first: what was found in the old shards is not told
@@ -166,10 +171,12 @@ class InMemoryKVCacheManager:
             self._switching = None
             self._count = self._used_bytes = self._tokens = 0
             self._hits = self._misses = self._evictions = 0
+        yield
         for shard in shards:
             while shard:
                 for _ in range(min(len(shard), _BATCH)):
                     shard.popitem()
+                yield
 
     def resize(self, max_memory_mb: int) -> list[Entry]:
         """Set the limit; returns what had to leave for it.
@@ -193,6 +200,7 @@ class InMemoryKVCacheManager:
                     self._evict_next(evicted, now_ns)
                 self.limit_bytes = max(target_bytes, self._used_bytes)
                 done = self.limit_bytes == target_bytes or self._target_bytes != target_bytes
+            time.sleep(0)  # a lock that is taken again at once is never another thread's
         return evicted
 
     def set_policy(self, eviction_policy: str) -> None:

@@ -448,8 +448,10 @@ class Namespace:
             _retire(entry)
         return {entry.key for entry in entries}
 
-    def clear(self, generation: int) -> int:
+    async def clear(self, generation: int) -> int:
         """Begin a generation: empty RAM and outbox, and leave everything archived behind.
+
+        That is so at once; what was there is freed in slices.
 
         Returns:
             How many entries left RAM.
@@ -461,10 +463,15 @@ class Namespace:
         for restore in self._restores.values():
             restore.stale = True
         self._restores.clear()
-        entries = len(self.memory)
-        self.memory.clear()
-        self.retire_files()
+        entries, files = len(self.memory), list(self._value_files)
+        freeing = self.memory.clear_in_steps()
+        next(freeing)
         self._limit_memory()
+        for file in files:
+            file.retire()
+            await asyncio.sleep(0)
+        for _ in freeing:
+            await asyncio.sleep(0)
         return entries
 
     def retire_files(self) -> None:

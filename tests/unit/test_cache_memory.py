@@ -371,3 +371,23 @@ def test_24_threads_leave_counters_and_contents_consistent() -> None:
     check(manager)
     stats = manager.get_stats()
     assert stats["cache_hits"] + stats["cache_misses"] == threads * rounds
+
+
+def test_others_get_their_turn_between_the_steps_of_a_resize(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manager = InMemoryKVCacheManager(2)
+    for number in range(1000):
+        manager.set(f"key-{number}", bytes(2000))
+    turns = 0
+
+    def take_a_turn(_seconds: float) -> None:
+        nonlocal turns
+        turns += 1
+        manager.set("other", b"")  # hangs where the lock is held
+
+    monkeypatch.setattr("cache.memory.time.sleep", take_a_turn)
+    manager.resize(1)
+
+    assert turns > 5
+    assert manager.used_bytes <= MB

@@ -280,14 +280,14 @@ def test_a_restore_is_refused_when_the_key_was_written_meanwhile(clock: Clock) -
 
 
 @pytest.mark.parametrize("write", ["delete", "clear"])
-def test_a_restore_is_refused_after_delete_and_clear(clock: Clock, write: str) -> None:
+async def test_a_restore_is_refused_after_delete_and_clear(clock: Clock, write: str) -> None:
     space = namespace(clock)
     restore = space.start_restore("key")
 
     if write == "delete":
         space.delete("key")
     else:
-        space.clear(2)
+        await space.clear(2)
     answer = space.finish_restore("key", restore, restored("key", "v"))
 
     assert answer is None
@@ -339,12 +339,12 @@ def test_a_question_asked_after_a_write_does_not_join_the_older_one(clock: Clock
     assert space.restore_under_way("key") is None
 
 
-def test_clear_empties_ram_and_outbox_and_leaves_the_archive_behind(clock: Clock) -> None:
+async def test_clear_empties_ram_and_outbox_and_leaves_the_archive_behind(clock: Clock) -> None:
     space = namespace(clock)
     evict(space, "evicted")
     tombstone = space.put(entry("evicted"))
 
-    entries = space.clear(2)
+    entries = await space.clear(2)
 
     assert entries == 3
     assert (len(space.memory), len(space.outbox)) == (0, 0)
@@ -352,6 +352,26 @@ def test_clear_empties_ram_and_outbox_and_leaves_the_archive_behind(clock: Clock
     assert tombstone.acknowledged
     assert not space.may_restore("evicted")
     assert space.generation == 2
+
+
+async def test_others_go_on_while_much_is_cleared_and_see_nothing_of_it(clock: Clock) -> None:
+    space = namespace(clock)
+    for number in range(5000):
+        space.put(entry(f"key-{number}"))
+    seen = []
+
+    async def look() -> None:
+        while True:
+            seen.append((space.generation, space.peek("key-4999"), len(space.memory)))
+            await asyncio.sleep(0)
+
+    looking = asyncio.create_task(look())
+    cleared = await space.clear(2)
+    looking.cancel()
+
+    assert cleared == 5000
+    assert len(seen) > 5
+    assert set(seen) == {(2, None, 0)}
 
 
 def test_writes_that_need_a_tombstone_are_refused_while_too_many_wait(clock: Clock) -> None:
