@@ -35,7 +35,7 @@ check: $(STAMP)
 
 bench: setup
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,32 +1,49 @@
-"""Runs every benchmark of this folder, one after the other: `make bench`."""
+"""Runs every benchmark of this folder, one after the other: `make bench`, `make bench DATA=DIR`."""
 
 import argparse
-import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
-from benchmarks import (
-    bench_advice,
-    bench_agent,
-    bench_cache,
-    bench_handlers,
-    bench_large,
-    bench_load,
-    bench_queries,
-    bench_ready,
+ALONE = (
+    "bench_ready",
+    "bench_advice",
+    "bench_queries",
+    "bench_handlers",
+    "bench_load",
+    "bench_memory",
+    "bench_codec",
+    "bench_cache",
+    "bench_large",
+    "bench_same_host",
+    "bench_agent",
 )
-from benchmarks.rounds import ROUNDS
+WITH_DATA = ("bench_eviction", "bench_ttl", "bench_forecast", "bench_scaling")
+"""Need the public traces, which are not part of the repository."""
+WITH_STORE = ("bench_archive",)
+"""Needs an S3 server of its own: `--endpoint` and `--bucket`."""
 
 
 def main() -> None:
-    """Run all, each with its own defaults."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    bench_ready.measure(runs=6)
-    asyncio.run(bench_advice.measure(pools=200, runs=5))
-    asyncio.run(bench_queries.measure(requests=300, runs=5))
-    bench_handlers.main()
-    asyncio.run(bench_load.measure(nodes=10_000, seconds=30.0))
-    asyncio.run(bench_cache.measure(ROUNDS))
-    asyncio.run(bench_large.measure(ROUNDS))
-    asyncio.run(bench_agent.measure(bench_agent.find_exporter(), seconds=120))
+    """Run all, each with its own defaults; exit code 1 where one failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder with the public traces")
+    data = parser.parse_args().data
+    commands = [[name] for name in ALONE]
+    if data is not None:
+        commands += [[name, "--data", str(data)] for name in WITH_DATA]
+    failed = []
+    for name, *options in commands:
+        print(f"\n# {name}\n", flush=True)
+        command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+    left_out = [f"{name} (needs --endpoint and --bucket of an S3 server)" for name in WITH_STORE]
+    if data is None:
+        left_out += [f"{name} (needs --data, the folder with the traces)" for name in WITH_DATA]
+    print("\nleft out:", ", ".join(left_out))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles of at least two values."""
+    """Median and quartiles; of a single value, that value."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4)
     return Spread(median, low, high)
 
