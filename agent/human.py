@@ -17,7 +17,9 @@ def size(count_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.8 ms`, `340 ms`, `4.2 s`, `3.5 min`, `2.1 h`, `5.0 d`."""
+    """`0 s`, `0.8 ms`, `340 ms`, `4.2 s`, `3.5 min`, `2.1 h`, `5.0 d`."""
+    if not seconds:
+        return "0 s"
     if seconds < 1:
         milliseconds = seconds * 1000
         return f"{milliseconds:.1f} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"

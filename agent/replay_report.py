@@ -61,7 +61,9 @@ def summarize(replay: Replay) -> Summary:
                 requests_whole=one.requests_whole,
                 latency={op: figures.latency(op, name) for op in OPERATIONS},
             )
-            for name, one in sorted(figures.classes.items(), key=lambda item: item[0] != ALL)
+            for name, one in sorted(
+                figures.classes.items(), key=lambda item: (item[0] != ALL, item[0])
+            )
         },
         cache=last.cache if last else CacheCounters(),
         errors=dict(figures.errors),

@@ -23,6 +23,7 @@ class Source:
 
         Raises:
             ValueError: the size is missing.
+            TypeError: it is nothing of that.
         """
         self._value = memoryview(value).cast("B") if isinstance(value, Buffer) else value
         self._digest = Digest()
@@ -34,6 +35,9 @@ class Source:
             if size_bytes is None:
                 raise ValueError("an iterator does not tell how long it is: give size_bytes")
             self.size_bytes = size_bytes
+        elif not hasattr(self._value, "tell"):
+            kind = type(value).__name__
+            raise TypeError(f"a value is bytes, a binary file or an async iterator, not {kind}")
         else:
             self._start = self._value.tell()
             self.size_bytes = self._value.seek(0, 2) - self._start

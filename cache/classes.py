@@ -1,18 +1,17 @@
 """Statistics by `Fleet-Class`: what each class of requests asks for, gets and saves."""
 
 import dataclasses
-import re
 import time
 from collections.abc import Mapping
 
 from cache.entry import Entry
 from cache.latency import Histogram
+from cache.requests import CLASS
 from schemas.cache import ClassStats
 from schemas.protocols import RequestError
 
 MAX_CLASSES = 32
 OTHER = "other"
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 @dataclasses.dataclass(slots=True)
@@ -38,8 +37,8 @@ class Classes:
             RequestError: 400, that is no name of a class.
         """
         name = headers.get("Fleet-Class")
-        if name is not None and name not in self._classes and not _NAME.fullmatch(name):
-            raise RequestError(400, f"header Fleet-Class: must match {_NAME.pattern}")
+        if name is not None and name not in self._classes and not CLASS.fullmatch(name):
+            raise RequestError(400, f"header Fleet-Class: must match {CLASS.pattern}")
         return name
 
     def hit(self, name: str | None, entry: Entry) -> None:

@@ -72,9 +72,14 @@ class InMemoryKVCacheManager:
 
         Raises:
             ValueError: key empty, None or above 10 KB; value None; entry larger than the limit.
-            TypeError: value not bytes.
+            TypeError: key not str, or value not bytes.
         """
-        if not key or type(value) is not bytes or len(key) > MAX_KEY_BYTES // 4:
+        if (
+            type(key) is not str
+            or not key
+            or type(value) is not bytes
+            or len(key) > MAX_KEY_BYTES // 4
+        ):
             _check(key, value)
         # As `store`, spelled out where a call more would be a tenth of a set.
         size_bytes = len(value) + (len(key) if key.isascii() else utf8_bytes(key))
@@ -560,6 +565,8 @@ def _limit_bytes(max_memory_mb: int) -> int:
 
 
 def _check(key: str, value: bytes) -> None:
+    if key is not None and not isinstance(key, str):
+        raise TypeError(f"key must be str, not {type(key).__name__}")
     if not key:
         raise ValueError("key cannot be None or empty")
     if value is None:

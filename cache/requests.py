@@ -27,7 +27,7 @@ MAX_LABEL_BYTES = 16 * 1024
 
 _NUMBER = re.compile(r"\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", re.ASCII)
 _COUNT = re.compile(r"\d{1,15}", re.ASCII)
-_CLASS = re.compile(r"[A-Za-z0-9_-]{1,128}")
+CLASS = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _DIGEST = re.compile(digest.PATTERN)
 _VERSION = re.compile(r"[0-9a-f]{12}-[0-9a-f]{10}")
 _decode_meta = msgspec.json.Decoder(dict[str, str]).decode
@@ -161,7 +161,7 @@ def _read_fields(headers: Mapping[str, str], kept_key: Callable[[str], str]) -> 
         "prefix_tokens": _read(headers, "Fleet-Prefix-Tokens", _tokens),
         "parent": None if parent is None else kept_key(parent),
         "cost_seconds": _read(headers, "Fleet-Cost-Seconds", _cost),
-        "request_class": _read(headers, "Fleet-Class", lambda text: _matching(_CLASS, text)),
+        "request_class": _read(headers, "Fleet-Class", lambda text: _matching(CLASS, text)),
         "tags": tags,
         "meta": meta,
     }

@@ -101,6 +101,11 @@ async def test_a_source_of_another_size_than_said_is_refused_and_nothing_kept(
     assert value is None
 
 
+async def test_a_value_that_is_no_bytes_is_refused_by_its_type(cache: CacheClient) -> None:
+    with pytest.raises(TypeError, match="bytes, a binary file or an async iterator, not str"):
+        await cache.put("key", "text")  # type: ignore[arg-type]
+
+
 async def test_a_buffer_that_is_too_small_is_left_alone(bus: Bus, cache: CacheClient) -> None:
     buffer = bytearray(len(LARGE) - 1)
     async with running(bus, **OFF):

@@ -27,6 +27,7 @@ def test_a_size_has_the_unit_that_suits_it(count_bytes: int, text: str) -> None:
     ("seconds", "text"),
     [
         (0.0008, "0.8 ms"),
+        (0, "0 s"),
         (0.34, "340 ms"),
         (1.0, "1.0 s"),
         (119.0, "119.0 s"),

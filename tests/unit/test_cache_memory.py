@@ -102,6 +102,8 @@ def test_delete_removes_and_tolerates_absence() -> None:
         pytest.param(None, b"v", ValueError, "cannot be None or empty", id="no key"),
         pytest.param("k", None, ValueError, "cannot be None or empty", id="no value"),
         pytest.param("k", "text", TypeError, "must be bytes", id="text as value"),
+        pytest.param(b"k", b"v", TypeError, "key must be str, not bytes", id="bytes as key"),
+        pytest.param(5, b"v", TypeError, "key must be str, not int", id="number as key"),
         pytest.param(
             "é" * 5121, b"v", ValueError, r"exceeds maximum .*10KB", id="key of 10 KiB and 2 bytes"
         ),
