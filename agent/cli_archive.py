@@ -1,10 +1,8 @@
 """`resource-agent archive`: what is archived, dead letters, work on the whole archive."""
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-import msgspec
 import typer
 from rich.markup import escape
 
@@ -20,13 +18,9 @@ from agent.cli_output import (
     transferring,
     write_value,
 )
-from agent.cli_start import bus_found, errors, fail, load_settings, with_bus
+from agent.cli_start import Where, ask, errors, fail
 from agent.client import CacheClient
 from schemas.api import ArchiveEntry, ArchiveJob, DeadLetter
-
-T = TypeVar("T")
-Where = tuple[Path | None, Path | None, Path | None, str | None]
-"""--config, --state-dir, the password file, the URL."""
 
 LIMIT_SECONDS = 300.0
 
@@ -46,7 +40,12 @@ def status(
 ) -> None:
     """Show what the archive of a namespace holds, what waits, and what went wrong."""
     where = (config, state_dir, password_file, nats_url)
-    reply = _ask(where, lambda bus: ArchiveClient(bus, namespace).status(), quiet=as_json)
+    reply = ask(
+        where,
+        lambda bus: ArchiveClient(bus, namespace).status(),
+        quiet=as_json,
+        limit_seconds=LIMIT_SECONDS,
+    )
     if as_json:
         print_json(reply)
     else:
@@ -76,7 +75,7 @@ def list_entries(
         return found, False
 
     where = (config, state_dir, password_file, nats_url)
-    entries, more = _ask(where, work, quiet=as_json)
+    entries, more = ask(where, work, quiet=as_json, limit_seconds=LIMIT_SECONDS)
     if as_json:
         print_json({"entries": entries, "more": more})
         return
@@ -110,7 +109,7 @@ def get(
             return await ArchiveClient(bus, namespace).get(key, on_progress)
 
     where = (config, state_dir, password_file, nats_url)
-    value = _ask(where, work, quiet=as_json)
+    value = ask(where, work, quiet=as_json, limit_seconds=LIMIT_SECONDS)
     write_value(key, namespace, value, output, as_json=as_json)
 
 
@@ -133,7 +132,12 @@ def rm(
                 await cache.delete(key)
                 show(done)
 
-    _ask((config, state_dir, password_file, nats_url), work, quiet=as_json)
+    ask(
+        (config, state_dir, password_file, nats_url),
+        work,
+        quiet=as_json,
+        limit_seconds=LIMIT_SECONDS,
+    )
     if as_json:
         print_json({"removed": keys})
     else:
@@ -189,7 +193,7 @@ def dead(
         return sent_back + [await archived.drop(letter) for letter in drop or ()]
 
     where = (config, state_dir, password_file, nats_url)
-    letters = _ask(where, work, quiet=as_json)
+    letters = ask(where, work, quiet=as_json, limit_seconds=LIMIT_SECONDS)
     if as_json:
         print_json({"letters": letters})
         return
@@ -205,7 +209,7 @@ def _run_job(name: Literal["sweep", "reindex"], where: Where, *, as_json: bool) 
         with counted(None, name) as show:
             return await ArchiveClient(bus).run(name, lambda job: show(job.done, job.total))
 
-    job = _ask(where, work, quiet=as_json, limit_seconds=None)
+    job = ask(where, work, quiet=as_json, limit_seconds=None)
     if as_json:
         print_json(job)
     elif job.state == "done":
@@ -214,19 +218,3 @@ def _run_job(name: Literal["sweep", "reindex"], where: Where, *, as_json: bool) 
     else:
         errors.print(f"{name} failed: {escape(job.error)}")
     raise SystemExit(0 if job.state == "done" else 1)
-
-
-def _ask(
-    where: Where,
-    work: Callable[[Bus], Awaitable[T]],
-    *,
-    quiet: bool,
-    limit_seconds: float | None = LIMIT_SECONDS,
-) -> T:
-    config, state_dir, password_file, nats_url = where
-    settings = load_settings(config, state_dir, password_file=password_file).settings
-    found = bus_found(settings, nats_url, quiet=quiet)
-    try:
-        return with_bus(settings, found, work, limit_seconds=limit_seconds)
-    except (ValueError, msgspec.ValidationError) as error:
-        fail(error, code=2)

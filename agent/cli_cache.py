@@ -8,9 +8,9 @@ import typer
 from rich.markup import escape
 
 from agent import human
-from agent.bus import Bus
 from agent.cli_options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
-from agent.cli_start import bus_found, fail, load_settings, with_bus
+from agent.cli_output import print_json
+from agent.cli_start import Where, ask, fail
 from agent.client import ResourceAgent
 from agent.commands import console
 
@@ -34,8 +34,8 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show sizes, hits, latencies, the configuration, and the entries read most."""
-    start = (nats_url, password_file, state_dir, config)
-    reply = _ask(start, lambda agent: agent.lmcache_status(namespace, top=top), quiet=as_json)
+    where = (config, state_dir, password_file, nats_url)
+    reply = _ask(where, lambda agent: agent.lmcache_status(namespace, top=top), quiet=as_json)
     _show(reply, as_json=as_json)
 
 
@@ -49,8 +49,8 @@ def show_config(
     as_json: AsJson = False,
 ) -> None:
     """Show the configuration in force."""
-    start = (nats_url, password_file, state_dir, config)
-    reply = _ask(start, lambda agent: agent.lmcache_config(namespace), quiet=as_json)
+    where = (config, state_dir, password_file, nats_url)
+    reply = _ask(where, lambda agent: agent.lmcache_config(namespace), quiet=as_json)
     _show(reply, as_json=as_json)
 
 
@@ -68,8 +68,8 @@ def configure(
 ) -> None:
     """Change the configuration; it takes effect at once and is kept."""
     fields = dict(_field(change) for change in changes)
-    start = (nats_url, password_file, state_dir, config)
-    reply = _ask(start, lambda agent: agent.configure_lmcache(fields, namespace), quiet=as_json)
+    where = (config, state_dir, password_file, nats_url)
+    reply = _ask(where, lambda agent: agent.configure_lmcache(fields, namespace), quiet=as_json)
     _show(reply, as_json=as_json)
 
 
@@ -83,8 +83,8 @@ def optimize(
     as_json: AsJson = False,
 ) -> None:
     """Take expired and worthless entries out of RAM."""
-    start = (nats_url, password_file, state_dir, config)
-    reply = _ask(start, lambda agent: agent.optimize_lmcache(namespace), quiet=as_json)
+    where = (config, state_dir, password_file, nats_url)
+    reply = _ask(where, lambda agent: agent.optimize_lmcache(namespace), quiet=as_json)
     _show(reply, as_json=as_json)
 
 
@@ -101,20 +101,15 @@ def clear(
     """Remove everything of a namespace, what is archived included."""
     if not yes:
         typer.confirm(f"Remove everything of namespace {namespace}?", abort=True, err=True)
-    start = (nats_url, password_file, state_dir, config)
-    reply = _ask(start, lambda agent: agent.clear_lmcache(namespace), quiet=as_json)
+    where = (config, state_dir, password_file, nats_url)
+    reply = _ask(where, lambda agent: agent.clear_lmcache(namespace), quiet=as_json)
     _show(reply, as_json=as_json)
 
 
-def _ask(start: tuple[Any, ...], ask: Callable[[ResourceAgent], Awaitable[R]], *, quiet: bool) -> R:
-    nats_url, password_file, state_dir, config = start
-    settings = load_settings(config, state_dir, password_file=password_file).settings
-    found = bus_found(settings, nats_url, quiet=quiet)
-
-    def work(bus: Bus) -> Awaitable[R]:
-        return ask(ResourceAgent(bus))
-
-    return with_bus(settings, found, work, limit_seconds=LIMIT_SECONDS)
+def _ask(where: Where, work: Callable[[ResourceAgent], Awaitable[R]], *, quiet: bool) -> R:
+    return ask(
+        where, lambda bus: work(ResourceAgent(bus)), quiet=quiet, limit_seconds=LIMIT_SECONDS
+    )
 
 
 def _field(change: str) -> tuple[str, Any]:
@@ -129,7 +124,7 @@ def _field(change: str) -> tuple[str, Any]:
 
 def _show(reply: msgspec.Struct, *, as_json: bool) -> None:
     if as_json:
-        print(msgspec.json.encode(reply).decode())
+        print_json(reply)
         return
     _print_fields(msgspec.to_builtins(reply), indent="")
 

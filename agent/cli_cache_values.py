@@ -12,7 +12,6 @@ import typer
 from rich.markup import escape
 
 from agent import human
-from agent.bus import Bus
 from agent.cli_options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
 from agent.cli_output import (
     counted,
@@ -22,7 +21,7 @@ from agent.cli_output import (
     transferring,
     write_value,
 )
-from agent.cli_start import bus_found, errors, fail, load_settings, with_bus
+from agent.cli_start import Where, ask, errors, fail
 from agent.client import CacheClient
 from schemas.api import WarmReply
 
@@ -230,23 +229,15 @@ def warm(
 
 
 def _ask(
-    where: tuple[Path | None, Path | None, Path | None, str | None],
-    namespace: str,
-    work: Callable[[CacheClient], Awaitable[T]],
-    quiet: bool,
+    where: Where, namespace: str, work: Callable[[CacheClient], Awaitable[T]], quiet: bool
 ) -> T:
-    """Run `work` on the namespace; `where`: --config, --state-dir, the password file, the URL."""
-    config, state_dir, password_file, nats_url = where
-    settings = load_settings(config, state_dir, password_file=password_file).settings
-
-    async def asking(bus: Bus) -> T:
-        return await work(CacheClient(bus).of(namespace))
-
-    found = bus_found(settings, nats_url, quiet=quiet)
-    try:
-        return with_bus(settings, found, asking, limit_seconds=TRANSFER_SECONDS)
-    except ValueError as error:
-        fail(error, code=2)
+    """Run `work` on the namespace."""
+    return ask(
+        where,
+        lambda bus: work(CacheClient(bus).of(namespace)),
+        quiet=quiet,
+        limit_seconds=TRANSFER_SECONDS,
+    )
 
 
 def _content(value: str | None, file: Path | None) -> bytes:

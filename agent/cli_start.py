@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 COMMAND_SECONDS = 10.0
 
+Where = tuple[Path | None, Path | None, Path | None, str | None]
+"""Which bus: --config, --state-dir, --nats-password-file, --nats-url."""
+
 errors = Console(stderr=True)
 
 
@@ -130,3 +133,20 @@ def with_bus(
         return asyncio.run(run())
     except TimeoutError:
         fail(TimeoutError(f"no answer within {limit_seconds:g} s"))
+
+
+def ask(
+    where: Where,
+    work: Callable[[Bus], Awaitable[T]],
+    *,
+    quiet: bool,
+    limit_seconds: float | None = COMMAND_SECONDS,
+) -> T:
+    """Run `work` on that bus; a value that it refuses is wrong usage."""
+    config, state_dir, password_file, nats_url = where
+    settings = load_settings(config, state_dir, password_file=password_file).settings
+    found = bus_found(settings, nats_url, quiet=quiet)
+    try:
+        return with_bus(settings, found, work, limit_seconds=limit_seconds)
+    except ValueError as error:
+        fail(error, code=2)

@@ -1,6 +1,5 @@
 """Poison that went to FLEET_DEAD: looked at, sent back, dropped; by the client and on a server."""
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from schemas.cache import EVICTED_HEADER, PART_BYTES
 from schemas.protocols import PublishError, RequestError
 from tests.support.archive_service import Heard, archiving, evict
 from tests.support.evictions import evicted, manifest_headers
+from tests.support.waiting import until_async
 
 pytestmark = pytest.mark.bus
 
@@ -23,10 +23,13 @@ LARGE = os.urandom(PART_BYTES + 1)
 
 async def letters(bus: Bus, count: int, namespace: str = "default") -> list[DeadLetter]:
     """The dead letters, once there are as many."""
-    client = ArchiveClient(bus, namespace)
-    async with asyncio.timeout(20):
-        while len(found := [letter async for letter in client.dead()]) < count:
-            await asyncio.sleep(0.01)
+    found: list[DeadLetter] = []
+
+    async def are_there() -> bool:
+        found[:] = [letter async for letter in ArchiveClient(bus, namespace).dead()]
+        return len(found) >= count
+
+    await until_async(are_there)
     return found
 
 

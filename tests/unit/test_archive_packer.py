@@ -15,6 +15,7 @@ from archive.packer import Packer
 from archive.settings import ArchiveSettings
 from archive.store import StoreError
 from tests.support.evictions import NOW_NS, FailingStore, evicted
+from tests.support.waiting import until
 
 NEVER = {"segment_seconds": 10.0, "retry_seconds": 0.01, "retry_max_seconds": 0.01}
 
@@ -143,9 +144,7 @@ async def test_a_write_that_fails_is_tried_until_it_succeeds(store: FailingStore
 
     entry = await packing.add()
     packing.packer.flush()
-    async with asyncio.timeout(20):
-        while len(packing.failures) < 3:
-            await asyncio.sleep(0.001)
+    await until(lambda: len(packing.failures) >= 3)
     said, is_held = packing.packer.store_error, packing.packer.read(entry) is not None
     store.write_errno = None
     await stored(packing, entry)
@@ -165,9 +164,7 @@ async def test_what_is_given_up_is_answered_to_nobody(store: FailingStore) -> No
     entry = await packing.add()
     waiting = asyncio.create_task(packing.packer.wait(entry.segment))
     packing.packer.flush()
-    async with asyncio.timeout(20):
-        while not packing.failures:
-            await asyncio.sleep(0.001)
+    await until(lambda: bool(packing.failures))
     await packing.packer.close()
     await asyncio.wait({waiting})
     store.write_errno = None

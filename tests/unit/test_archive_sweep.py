@@ -16,6 +16,7 @@ from archive.vault import Vault
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
 from tests.support.evictions import FailingStore, ManualClock, evicted, tombstone
+from tests.support.waiting import until
 
 KEEP_SECONDS = 7200
 SETTINGS = ArchiveSettings(tombstone_keep_seconds=KEEP_SECONDS, segment_seconds=0.001)
@@ -138,9 +139,7 @@ async def test_nothing_is_removed_before_what_was_moved_out_of_it_is_stored(
 
     store.write_errno = 28
     sweeping = asyncio.create_task(swept(vault))
-    async with asyncio.timeout(20):
-        while not vault.packer.store_error:
-            await asyncio.sleep(0.001)
+    await until(lambda: bool(vault.packer.store_error))
     sweeping.cancel()
     await asyncio.wait({sweeping})
     crashed = await loaded(store, clock)
