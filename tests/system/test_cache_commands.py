@@ -48,12 +48,22 @@ def test_a_miss_writes_no_file(up: Up, tmp_path: Path) -> None:
         (("put", "k"), "give either a value", 2),
         (("put", "k", "v", "--file", "f"), "give either a value", 2),
         (("put", "k", "--file", "/no/such/file"), "No such file", 1),
+        (("get", ""), "the key is empty", 2),
         (("get", "k", "--json"), "--json needs --output", 2),
         (("warm",), "no keys", 2),
         (("warm", "--file", "/no/such/file"), "No such file", 1),
         (("stat", "--namespace", "nobodys"), "nobody serves", 1),
     ],
-    ids=["no-value", "two-values", "no-file", "json", "no-keys", "no-key-file", "namespace"],
+    ids=[
+        "no-value",
+        "two-values",
+        "no-file",
+        "empty",
+        "json",
+        "no-keys",
+        "no-key-file",
+        "namespace",
+    ],
 )
 def test_what_is_missing_is_named(up: Up, arguments: tuple[str, ...], text: str, code: int) -> None:
     name, *rest = arguments
