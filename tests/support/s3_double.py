@@ -8,6 +8,8 @@ from email.utils import formatdate
 from types import TracebackType
 from typing import Self
 
+from tests.support.wire import impostor
+
 Answer = bytes | None
 """A whole HTTP answer; None = close the connection without one."""
 
@@ -22,20 +24,19 @@ class S3Double:
     ) -> None:
         self._answer = answer
         self._tls = tls
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._port = 0
+        self._open = contextlib.AsyncExitStack()
         self.requests: list[str] = []
         self.at_once = 0
         self.most_at_once = 0
 
     @property
     def url(self) -> str:
-        assert self._server is not None
         scheme = "http" if self._tls is None else "https"
-        return f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"{scheme}://127.0.0.1:{self._port}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self._port = await self._open.enter_async_context(impostor(self._serve, tls=self._tls))
         return self
 
     async def __aexit__(
@@ -44,23 +45,12 @@ class S3Double:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._open.aclose()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                while await self._answer_one(reader, writer):
-                    pass
-        finally:
-            writer.close()
-            self._tasks.discard(task)
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await self._answer_one(reader, writer):
+                pass
 
     async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         request = await reader.readuntil(b"\r\n\r\n")

@@ -5,6 +5,8 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
+from tests.support.wire import impostor
+
 
 class TcpProxy:
     """Passes bytes on to `port` of this machine; an async context manager.
@@ -17,17 +19,16 @@ class TcpProxy:
         self._target = port
         self.is_refusing = False
         self.answer_limit_bytes: int | None = None
-        self._server: asyncio.Server | None = None
+        self._port = 0
+        self._open = contextlib.AsyncExitStack()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"http://127.0.0.1:{self._port}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._port = await self._open.enter_async_context(impostor(self._serve))
         return self
 
     async def __aexit__(
@@ -36,11 +37,7 @@ class TcpProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._open.aclose()
 
     def refuse(self) -> None:
         """The server is away: open connections break, new ones too."""
@@ -57,26 +54,22 @@ class TcpProxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        self._writers.add(writer)
+        if self.is_refusing:
+            return
         pair = {writer}
+        self._writers.add(writer)
         try:
-            with contextlib.suppress(OSError):
-                if not self.is_refusing:
-                    target_reader, target = await asyncio.open_connection("127.0.0.1", self._target)
-                    pair.add(target)
-                    self._writers.add(target)
-                    await asyncio.gather(
-                        self._pass(reader, target, None),
-                        self._pass(target_reader, writer, self.answer_limit_bytes),
-                    )
+            target_reader, target = await asyncio.open_connection("127.0.0.1", self._target)
+            pair.add(target)
+            self._writers.add(target)
+            await asyncio.gather(
+                self._pass(reader, target, None),
+                self._pass(target_reader, writer, self.answer_limit_bytes),
+            )
         finally:
             for one in pair:
                 one.transport.abort()
             self._writers -= pair
-            self._tasks.discard(task)
 
     async def _pass(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, limit: int | None

@@ -5,6 +5,9 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+TURNS = 3
+"""Of the event loop, after which a connection that the kernel gave us is one of asyncio's."""
+
 
 async def send_raw(port: int, *messages: bytes) -> None:
     """Connect without a login, send `messages` as they are, return once the server took them."""
@@ -32,26 +35,36 @@ async def impostor(
     port: int = 0,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[int]:
-    """A listener on a loopback port that treats each connection as `play` does; yields the port."""
-    connections: set[asyncio.Task[None]] = set()
+    """A listener on a loopback port that treats each connection as `play` does; yields the port.
+
+    At the end every connection is cut, those too whose `play` has not begun.
+    """
+    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def treat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await play(reader, writer)
+            with contextlib.suppress(OSError):
+                await play(reader, writer)
         finally:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.add(asyncio.create_task(treat(reader, writer)))
+        task = asyncio.create_task(treat(reader, writer))
+        connections[task] = writer
+        task.add_done_callback(connections.pop)
 
     server = await asyncio.start_server(accept, "127.0.0.1", port, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        for connection in connections:
-            connection.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        tasks = list(connections)
+        for task, writer in list(connections.items()):
+            writer.transport.abort()
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
