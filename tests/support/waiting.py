@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from agent.client import CacheClient
+
 LOOK_SECONDS = 0.01
 
 
@@ -18,3 +20,15 @@ async def until_async(condition: Callable[[], Awaitable[bool]], *, seconds: floa
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(LOOK_SECONDS)
+
+
+async def brought_back(client: CacheClient, key: str) -> bytes | None:
+    """Its value, once it is no miss: that is what a slow S3, or an eviction in work, look like."""
+    found: list[bytes | None] = []
+
+    async def comes_back() -> bool:
+        found[:] = [await client.get(key)]
+        return found != [None]
+
+    await until_async(comes_back)
+    return found[0]

@@ -22,7 +22,7 @@ from tests.support.evictions import evicted
 from tests.support.moto import CREDENTIALS, SECRET_KEY, MotoServer
 from tests.support.program import ROOT, Up, in_thread, running_up
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import until_async
+from tests.support.waiting import brought_back, until_async
 
 VALUE = os.urandom(300_000)
 
@@ -194,18 +194,6 @@ async def test_the_program_archives_to_s3_and_says_how_it_is(
     assert SECRET_KEY not in said
     assert "Traceback" not in said
     assert not (up.state_dir / "archive").exists()
-
-
-async def brought_back(client: CacheClient, key: str) -> bytes | None:
-    """Its value, once it is no miss: that is what a slow S3, or an eviction in work, look like."""
-    found: list[bytes | None] = []
-
-    async def comes_back() -> bool:
-        found[:] = [await client.get(key)]
-        return found != [None]
-
-    await until_async(comes_back)
-    return found[0]
 
 
 async def archive_health(bus: Bus, state: str) -> str:

@@ -22,7 +22,7 @@ from schemas.api import ArchiveList, HealthReply, NamespaceStats
 from schemas.lifecycle import ROLES
 from schemas.protocols import PublishError, RequestError
 from tests.support.program import ROOT, Up, running_up
-from tests.support.waiting import until, until_async
+from tests.support.waiting import brought_back, until, until_async
 
 QUICK = {
     "agent__interval_seconds": 0.25,
@@ -168,12 +168,7 @@ async def test_what_was_kept_is_there_after_kill_9_and_a_restart(tmp_path: Path)
         async with connected(up) as bus:
             client = CacheClient(bus)
             history = await ResourceAgent(bus).system_history(seconds=60)
-
-            async def restored() -> bool:
-                return await client.get(keys[0]) is not None
-
-            await until_async(restored)
-            values = [await client.get(key) for key in keys]
+            values = [await brought_back(client, key) for key in keys]
 
     assert history.matched > before > 0
     assert values == [key.encode() + VALUE for key in keys]
