@@ -28,7 +28,8 @@ class BucketLease:
     @property
     def held(self) -> bool:
         """True while it is certain that nobody else owns it; once False, it stays so."""
-        if time.monotonic() >= self._until:
+        if time.monotonic() >= self._until and not self._lost.is_set():
+            log.warning("lease_lost", lease=self.name, error="not renewed in time")
             self._lost.set()
         return not self._lost.is_set()
 
@@ -93,7 +94,7 @@ class BucketLeases:
             try:
                 revision = await self._bucket.update(lease.name, self._owner, lease.revision)
             except RevisionConflictError:
-                log.warning("lease_lost", lease=lease.name)
+                log.warning("lease_lost", lease=lease.name, error="expired, or taken by another")
                 lease.lose()
             except PublishError as error:
                 log.warning("lease_renewal_failed", lease=lease.name, error=str(error))
