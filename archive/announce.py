@@ -15,6 +15,21 @@ from schemas.units import SECOND_NS, instant
 log = structlog.get_logger()
 
 STORE_FAILURE_EVERY_NS = 60 * SECOND_NS
+COUNTERS = (
+    "cleared_total",
+    "dead_total",
+    "declined_total",
+    "events_lost_total",
+    "expired_total",
+    "failed_total",
+    "repeated_total",
+    "restored_total",
+    "stored_total",
+    "superseded_total",
+    "tombstones_dropped_total",
+    "unconfirmed_total",
+)
+"""What is counted of a namespace."""
 
 
 class Announcer:
@@ -29,8 +44,8 @@ class Announcer:
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def total(self) -> Counter[str]:
-        """The counts of all namespaces together."""
-        total: Counter[str] = Counter()
+        """The counts of all namespaces together, those at 0 included."""
+        total = Counter(dict.fromkeys(COUNTERS, 0))
         for counts in list(self.counts.values()):
             total.update(counts)
         return total

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 
 import msgspec
@@ -21,7 +22,7 @@ from tests.support.hostile import (
     real_message,
     with_one_wrong_field,
 )
-from tests.support.program import DEADLINE_SECONDS, Up, running_up
+from tests.support.program import DEADLINE_SECONDS, ROOT, Up, running_up
 from tests.support.waiting import until_async
 
 NODE = "n1"
@@ -167,6 +168,19 @@ async def counters(bus: Bus, role: str) -> dict[str, float]:
 async def counted(bus: Bus, name: str) -> float:
     """The counter `name`, over all services."""
     return sum([(await counters(bus, role)).get(name, 0) for role in ROLES])
+
+
+async def test_every_counter_that_the_operators_are_told_of_is_there_from_the_start(
+    up_bus: Bus,
+) -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    table = page.partition("## Counters worth an alert")[2].partition("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+
+    there = {name for role in ROLES for name in await counters(up_bus, role)}
+
+    assert len(named) > 30
+    assert named - there == set()
 
 
 async def code_of(bus: Bus, subject: str, payload: bytes) -> int | None:
