@@ -26,7 +26,7 @@ COLOURS = {"ok": "green", "off": "dim", "degraded": "yellow", "failed": "red"}
 
 
 async def print_health(bus: Bus, role: Role | None, instance: str | None, *, as_json: bool) -> bool:
-    """Print the installation's health; True when ready (of `role`, when given).
+    """Print the installation's health, or that of `role`; True when ready.
 
     With an `instance` of the role (a token), that one answers, of itself alone.
     """
@@ -35,18 +35,22 @@ async def print_health(bus: Bus, role: Role | None, instance: str | None, *, as_
         subject = f"{subject}.{role}.{instance}"
     answer = await bus.request(subject, timeout_seconds=5)
     health = msgspec.json.decode(answer.payload, type=HealthReply)
-    ready = health.ready
-    if role is not None:
-        ready = any(r.ready for r in health.roles if r.role == role)
+    roles = [one for one in health.roles if role in (None, one.role)]
+    ready = health.ready if role is None else any(one.ready for one in roles)
     if as_json:
         print(answer.payload.decode())
         return ready
-    word = {"healthy": "green", "degraded": "yellow", "critical": "red"}[health.status]
-    console.print(f"[{word}]{health.status}[/], {'ready' if health.ready else 'not ready'}")
-    for part in health.roles:
+    if role is None:
+        colour = {"healthy": "green", "degraded": "yellow", "critical": "red"}[health.status]
+        console.print(f"[{colour}]{health.status}[/], {'ready' if ready else 'not ready'}")
+    elif not roles:
+        console.print(f"{role} is neither there nor expected")
+    for part in roles:
         if part.instances == 0:
             console.print(f"\n[bold]{part.role}[/]  [{COLOURS[part.state]}]{part.text}[/]")
     for one in health.instances:
+        if role not in (None, one.role):
+            continue
         console.print(
             f"\n[bold]{one.role}[/] {one.instance}  [{COLOURS[one.state]}]{one.state}[/], "
             f"{'ready' if one.ready else 'not ready'}, heard {human.duration(one.age_seconds)} ago"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from agent.registry import age_seconds, is_stale
+from agent.registry import STALE_HEARTBEATS, age_seconds, is_stale
 from schemas.api import HealthReply, InstanceHealth, Nothing, RoleHealth
 from schemas.lifecycle import ComponentState, InstanceRecord, Role
 from schemas.protocols import Call, Endpoint, json_endpoint
@@ -39,20 +39,12 @@ def instance_health(record: InstanceRecord, now_ns: int) -> InstanceHealth:
 def role_health(role: Role, instances: Sequence[InstanceHealth], *, expected: bool) -> RoleHealth:
     """One role: ready when at least one instance is; its state is its best instance's."""
     mine = [i for i in instances if i.role == role]
-    live = [i for i in mine if i.state != "failed"]
     if not mine:
         state: ComponentState = "failed" if expected else "off"
         text = f"no {role} is registered" if expected else "not expected, not there"
     else:
         state = min((i.state for i in mine), key=_WORST.index)
-        silent = [i.instance for i in mine if i not in live]
-        troubled = [
-            f"{i.instance}: {c.name} {c.state} ({c.text})"
-            for i in live
-            for c in i.record.components
-            if c.state in ("degraded", "failed")
-        ]
-        text = "; ".join([f"{name} is silent or failed" for name in silent] + troubled)
+        text = "; ".join(trouble for instance in mine for trouble in _troubles(instance))
     return RoleHealth(
         role=role,
         expected=expected,
@@ -61,6 +53,18 @@ def role_health(role: Role, instances: Sequence[InstanceHealth], *, expected: bo
         state=state,
         text=text,
     )
+
+
+def _troubles(instance: InstanceHealth) -> list[str]:
+    """What is wrong with one instance; of one that is not heard any more only that."""
+    record = instance.record
+    if instance.age_seconds > STALE_HEARTBEATS * record.heartbeat_seconds:
+        return [f"{instance.instance} is silent"]
+    return [
+        f"{instance.instance}: {component.name} {component.state} ({component.text})"
+        for component in record.components
+        if component.state in ("degraded", "failed")
+    ]
 
 
 def installation_health(

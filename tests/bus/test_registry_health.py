@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from agent.bus import Bus, connect
+from agent.doctor import check_services
 from agent.health import NAMES
 from agent.identity import Identity
 from agent.instance import WORDS_SECONDS, HealthSettings, Instance
@@ -269,7 +270,9 @@ async def test_a_part_that_turns_bad_is_seen_at_once_not_at_the_next_heartbeat(
 
         await until_async(is_critical, seconds=20)
         (role,) = (await health(another)).roles
-        assert role.text == "c1 is silent or failed"
+        assert role.text == "c1: store failed (disk full)"
+        doubts = await check_services(another)
+        assert (doubts[0].ok, doubts[0].text) == (False, f"cache: {role.text}")
         state = "degraded"
 
         async def is_degraded() -> bool:

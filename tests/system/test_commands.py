@@ -129,6 +129,7 @@ def test_health_says_that_all_is_ready(up: Up) -> None:
     assert all(f"{role} n1" in text for role in ROLES)
     assert document(whole)["ready"] is True
     assert whole.stderr == b""
+    assert [role for role in ROLES if f"{role} n1" in one.stdout.decode()] == ["cache"]
 
 
 def test_health_of_nothing_is_not_ready(tmp_path: Path) -> None:

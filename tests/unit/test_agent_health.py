@@ -84,27 +84,27 @@ def test_two_missing_heartbeats_are_a_failure(age_seconds: float, state: str, re
             id="degraded",
         ),
         pytest.param(
-            [a_record("cache", "failed")], "critical", True, "a is silent or failed", id="failed"
+            [a_record("cache", "failed")], "critical", True, "a: part-0 failed (why)", id="failed"
         ),
         pytest.param(
             [a_record("cache", "failed", name="a"), a_record(name="b")],
             "degraded",
             True,
-            "a is silent or failed",
+            "a: part-0 failed (why)",
             id="one-of-two-failed",
         ),
         pytest.param(
             [a_record(age_seconds=61, name="a"), a_record(name="b")],
             "degraded",
             True,
-            "a is silent or failed",
+            "a is silent",
             id="one-of-two-silent",
         ),
         pytest.param(
             [a_record(age_seconds=61, name="a"), a_record(ready=False, name="b")],
             "critical",
             False,
-            "a is silent or failed",
+            "a is silent",
             id="the-other-not-ready",
         ),
     ],
