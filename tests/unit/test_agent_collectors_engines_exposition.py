@@ -100,6 +100,14 @@ def test_what_is_not_finite_is_not_measured(value: str) -> None:
     assert page.buckets(("h",)) == {}
 
 
+@pytest.mark.parametrize("values", [("1e308", "1e308"), ("+Inf", "-Inf")], ids=["huge", "both"])
+def test_a_counter_without_a_sum_is_not_measured(values: tuple[str, str]) -> None:
+    first, second = values
+    page = parse_page(f'b_total{{r="x"}} {first}\nb_total{{r="y"}} {second}\n'.encode(), WANTED)
+
+    assert page.total(("b_total",)) is None
+
+
 def test_buckets_are_added_up_over_the_labels_that_split_them() -> None:
     body = b'h_bucket{w="0",le="1.0"} 1\nh_bucket{w="1",le="1"} 2\nh_bucket{w="0",le="+Inf"} 4\n'
 

@@ -28,6 +28,7 @@ def ns(seconds: float) -> int:
         pytest.param({1: 0, 2: 0, INF: 5}, 0.5, 2.0, id="all-beyond-the-last-bound"),
         pytest.param({1: 5, 2: 5, INF: 5}, 1.0, 1.0, id="all-in-the-first"),
         pytest.param({0: 5, 1: 10, INF: 10}, 0.25, 0.0, id="a-first-bucket-up-to-zero"),
+        pytest.param({-2: 5, 1: 10, INF: 10}, 0.25, -2.0, id="a-first-bucket-below-zero"),
         pytest.param({0: 5, 1: 10, INF: 10}, 0.75, 0.5, id="and-the-one-after-it"),
         pytest.param({1: 10, 2: 8, INF: 10}, 0.9, 0.9, id="torn-a-later-bucket-is-behind"),
         pytest.param({1: 0, 2: 0, INF: 0}, 0.5, None, id="nothing-observed"),

@@ -57,7 +57,10 @@ class Page:
     def total(self, names: Names) -> float | None:
         """A counter, summed over the labels that split it (reason, worker …)."""
         found = self.find(names)
-        return _finite(math.fsum(series.value for series in found)) if found else None
+        try:
+            return _finite(math.fsum(series.value for series in found)) if found else None
+        except (OverflowError, ValueError):  # 1e308 twice, or infinity with its opposite
+            return None
 
     def buckets(self, names: Names) -> dict[float, float]:
         """A histogram's counts by upper bound, summed over the labels that split it."""
