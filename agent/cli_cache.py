@@ -5,14 +5,11 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
-from rich.markup import escape
 
-from agent import human
 from agent.cli_options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
-from agent.cli_output import print_json
+from agent.cli_output import print_fields, print_json
 from agent.cli_start import Where, ask, fail
 from agent.client import ResourceAgent
-from agent.commands import console
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -125,28 +122,5 @@ def _field(change: str) -> tuple[str, Any]:
 def _show(reply: msgspec.Struct, *, as_json: bool) -> None:
     if as_json:
         print_json(reply)
-        return
-    _print_fields(msgspec.to_builtins(reply), indent="")
-
-
-def _print_fields(fields: dict[str, Any], indent: str) -> None:
-    width = max(map(len, fields))
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            console.print(f"{indent}[bold]{name}[/]")
-            _print_fields(value, f"{indent}  ")
-        elif isinstance(value, list):
-            console.print(f"{indent}[bold]{name}[/]{'' if value else '  none'}")
-            for one in value:
-                parts = (f"[dim]{field}[/] {_text(part)}" for field, part in one.items())
-                console.print(f"{indent}  {'  '.join(parts)}", soft_wrap=True)
-        else:
-            console.print(f"{indent}{name:{width}}  {_text(value)}", soft_wrap=True)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, str):
-        return escape(human.printable(value))
-    return "[dim]unknown[/]" if value is None else str(value).lower()
+    else:
+        print_fields(reply)

@@ -84,25 +84,44 @@ def print_json(reply: Any) -> None:  # noqa: ANN401 - whatever msgspec encodes
 
 
 def print_fields(reply: msgspec.Struct | dict[str, Any], indent: str = "") -> None:
-    """One line a field: bytes and seconds as people read them, what is not known as `-`."""
-    fields = msgspec.structs.asdict(reply) if isinstance(reply, msgspec.Struct) else reply
+    """One line a field: bytes and seconds as people read them, what is not known as `-`.
+
+    Structs in it are indented; of a list of them each is one line.
+    """
+    fields = _fields(reply)
     width = max(map(len, fields))
     for name, value in fields.items():
-        if isinstance(value, msgspec.Struct | dict) and value:
-            print(f"{indent}{name}")
-            print_fields(value, f"{indent}  ")
-            continue
-        if value is None or value in ([], {}):
-            text = "-"
-        elif name.endswith("_bytes"):
-            text = human.size(value)
-        elif name.endswith("_seconds"):
-            text = human.duration(value)
-        elif isinstance(value, float):
-            text = f"{value:.3f}" if not name.endswith("_usd") else f"{value:.6f}"
-        else:
-            text = human.printable(str(value))
-        print(f"{indent}{name:{width}}  {text}")
+        match value:
+            case msgspec.Struct() | dict() if value:
+                print(f"{indent}{name}")
+                print_fields(value, f"{indent}  ")
+            case [msgspec.Struct() | dict(), *_]:
+                print(f"{indent}{name}")
+                for one in value:
+                    shown = (
+                        f"{field} {_shown(field, part)}" for field, part in _fields(one).items()
+                    )
+                    print(f"{indent}  {'  '.join(shown)}")
+            case _:
+                print(f"{indent}{name:{width}}  {_shown(name, value)}")
+
+
+def _fields(reply: msgspec.Struct | dict[str, Any]) -> dict[str, Any]:
+    return msgspec.structs.asdict(reply) if isinstance(reply, msgspec.Struct) else reply
+
+
+def _shown(name: str, value: Any) -> str:  # noqa: ANN401 - any field's
+    if value is None or value in ([], {}):
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if name.endswith("_bytes"):
+        return human.size(value)
+    if name.endswith("_seconds"):
+        return human.duration(value)
+    if isinstance(value, float):
+        return f"{value:.6f}" if name.endswith("_usd") else f"{value:.6g}"
+    return human.printable(str(value))
 
 
 def quoted(key: str) -> str:

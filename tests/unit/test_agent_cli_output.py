@@ -1,0 +1,57 @@
+"""Fields as commands print them."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from agent.cli_output import print_fields
+
+
+class Entry(msgspec.Struct):
+    key: str
+    size_mb: float
+
+
+class Reply(msgspec.Struct):
+    name: str = "a\x1b[31m"
+    used_bytes: int = 2048
+    life_seconds: float = 90.0
+    share: float = 0.25
+    cost_usd: float = 0.000125
+    enabled: bool = True
+    seen_at: datetime | None = None
+    entries: list[Entry] = []
+    prices: dict[str, float] = {}
+
+
+def test_each_field_is_a_line_as_people_read_it(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields(Reply(seen_at=datetime(2026, 11, 21, tzinfo=UTC)))
+
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines == {
+        "name": "a\\x1b[31m",
+        "used_bytes": "2.0 KiB",
+        "life_seconds": "90.0 s",
+        "share": "0.25",
+        "cost_usd": "0.000125",
+        "enabled": "true",
+        "seen_at": "2026-11-21 00:00:00+00:00",
+        "entries": "-",
+        "prices": "-",
+    }
+
+
+def test_what_is_in_a_field_is_indented_and_each_of_a_list_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_fields(Reply(entries=[Entry("k1", 0.5), Entry("k2", 1e-6)], prices={"put": 0.005}))
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-5:] == [
+        "entries",
+        "  key k1  size_mb 0.5",
+        "  key k2  size_mb 1e-06",
+        "prices",
+        "  put  0.005",
+    ]
