@@ -388,7 +388,7 @@ def test_a_share_above_the_whole_is_the_whole(
     assert getattr(gpu, field) == 1.0
 
 
-@pytest.mark.parametrize("key", ["utilization", "fan", "encoder", "decoder"])
+@pytest.mark.parametrize("key", ["utilization", "encoder", "decoder"])
 def test_a_share_that_is_none_is_an_error_of_its_field(
     stub: NvmlStub, key: str, gpus: OpenedGpus
 ) -> None:
@@ -398,6 +398,25 @@ def test_a_share_that_is_none_is_an_error_of_its_field(
 
     assert set(gpu.errors.values()) == {"unexpected answer: ValueError('4294967295 of 100')"}
     assert (gpu.is_reachable, gpu.power_watts) == (True, 651.234)
+
+
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        pytest.param("power", "power_watts", id="power"),
+        pytest.param("clock1", "clock_sm_hertz", id="clock"),
+        pytest.param("fan", "fan_ratio", id="fan"),
+    ],
+)
+def test_what_the_driver_does_not_know_is_null_and_an_error(
+    stub: NvmlStub, key: str, field: str, gpus: OpenedGpus
+) -> None:
+    stub.set(f"0.{key}", str(2**32 - 1))
+
+    (gpu,) = gpus.sample()
+
+    assert getattr(gpu, field) is None
+    assert gpu.errors == {field: "the driver does not know"}
 
 
 def test_an_unknown_performance_state_is_null(stub: NvmlStub, gpus: OpenedGpus) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from agent.collectors.gpu import UNEXPECTED
 from agent.collectors.nvml.binding import GPU_GONE, NOT_OFFERED, nvml
 
+_UNKNOWN = 2**32 - 1  # nvml.h: NVML_VALUE_NOT_AVAILABLE as an unsigned number
 _MOST_INT = 2**63 - 1  # what the wire can carry
 _MOST_FLOAT = 1e15
 
@@ -55,7 +56,11 @@ class Answers:
             return {}
         while (number := self._call_of.get(key, 0)) < len(reading.calls):
             try:
-                answer = reading.convert(reading.calls[number](self.handle))
+                said = reading.calls[number](self.handle)
+                if said == _UNKNOWN:
+                    errors.update(dict.fromkeys(reading.fields, "the driver does not know"))
+                    return {}
+                answer = reading.convert(said)
             except nvml.NVMLError as error:
                 if error.value in GPU_GONE:
                     raise
