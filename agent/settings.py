@@ -3,7 +3,7 @@
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -297,6 +297,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     variable: str
     type: str
+    limits: str
     default: Any
     value: Any
     source: str
@@ -334,11 +335,24 @@ def _describe(
             name=dotted,
             variable=PREFIX + dotted.upper().replace(".", "__"),
             type=_type_name(inner),
+            limits=", ".join(_limits(meta)),
             default=msgspec.to_builtins(getattr(default, field.name)),
             value=msgspec.to_builtins(getattr(value, field.name)),
             source=sources.get(dotted, "default"),
             description="; ".join(m.description for m in meta if m.description),
         )
+
+
+def _limits(meta: Sequence[Meta]) -> Iterator[str]:
+    for one in meta:
+        for word, bound in (
+            ("at least", one.ge),
+            ("above", one.gt),
+            ("at most", one.le),
+            ("below", one.lt),
+        ):
+            if bound is not None:
+                yield f"{word} {bound:.15g}"
 
 
 def _type_name(kind: Any) -> str:  # noqa: ANN401 - any annotation

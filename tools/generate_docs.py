@@ -109,12 +109,21 @@ def fields(kind: type[msgspec.Struct]) -> str:
     hints = get_type_hints(kind, include_extras=True)
     lines = ["| field | type | unit | meaning and source |", "|---|---|---|---|"]
     for field in msgspec.structs.fields(kind):
-        hint, optional = hints[field.name], "" if field.required else " (optional)"
+        hint = hints[field.name]
         lines.append(
-            f"| `{field.name}` | {type_name(hint)}{optional} | {unit(field.name)} "
+            f"| `{field.name}` | {type_name(hint)}{absent(field)} | {unit(field.name)} "
             f"| {meaning(hint)} |"
         )
     return "\n".join(lines) if len(lines) > 2 else "It has no fields."
+
+
+def absent(field: msgspec.structs.FieldInfo) -> str:
+    """Whether a field may be left out, and what it is then unless that is nothing."""
+    if field.required:
+        return ""
+    if field.default in (msgspec.NODEFAULT, None, False, "", ()):
+        return " (optional)"
+    return f" (default `{msgspec.json.encode(field.default).decode()}`)"
 
 
 def described() -> list[type[msgspec.Struct]]:
@@ -186,13 +195,12 @@ def settings() -> str:
         "|---|---|---|---|---|",
     ]
     for option in describe(Loaded(settings=Settings(), sources={})):
-        default = msgspec.json.encode(option.default).decode()
+        default = f"`{msgspec.json.encode(option.default).decode()}`"
         if len(default) > 60:
             default = "built in; see `resource-agent settings --json`"
-        kind = option.type.replace("|", "\\|")
+        kind = ", ".join(filter(None, (option.type, option.limits))).replace("|", "\\|")
         lines.append(
-            f"| `{option.name}` | `{option.variable}` | {kind} | `{default}` "
-            f"| {option.description} |"
+            f"| `{option.name}` | `{option.variable}` | {kind} | {default} | {option.description} |"
         )
     lines.append(
         "\nBesides these: `NATS_URL` (address of the bus), `NATS_SERVER_BIN` (the nats-server "

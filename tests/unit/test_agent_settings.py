@@ -284,6 +284,21 @@ def test_the_list_holds_every_setting_with_a_description_and_a_default() -> None
         assert option.source == "default"
 
 
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("agent.interval_seconds", "at least 0.1, at most 300"),
+        ("agent.gpu_timeout_seconds", "above 0, at most 60"),
+        ("handlers.max_nodes", "at least 1"),
+        ("root", ""),
+    ],
+)
+def test_the_list_says_what_a_number_may_be(name: str, limits: str) -> None:
+    options = {option.name: option for option in describe(load(environ={}))}
+
+    assert options[name].limits == limits
+
+
 def test_every_listed_variable_sets_what_it_says() -> None:
     """Each default, said by its variable, is taken and gives the default again."""
     for option in describe(load(environ={})):
