@@ -70,8 +70,6 @@ app.add_typer(cli_cache.app)
 app.add_typer(cli_archive.app)
 
 app.add_typer(cli_cache_values.app)
-app.command()(cli_replay.replay)
-app.command()(cli_backtest.backtest)
 
 
 def main() -> None:
@@ -292,3 +290,8 @@ def demo(
     except ValueError as error:
         fail(error, code=2)
     raise SystemExit(0 if passed else 1)
+
+
+# Listed after what everybody needs.
+app.command()(cli_replay.replay)
+app.command()(cli_backtest.backtest)
