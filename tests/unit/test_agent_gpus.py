@@ -123,6 +123,21 @@ async def test_instances_hang_with_their_gpu_and_go_when_it_has_them_no_more(
     assert other.is_reachable
 
 
+async def test_instances_of_a_gpu_that_stays_lost_are_told_by_a_driver_that_is_opened_anew(
+    stub: NvmlStub, driver: Path
+) -> None:
+    stub.add_mig(0, 0, gpu_instance=3)
+
+    async with sampling(driver, rescan_seconds=0.0) as sampler:
+        _, instance = await sampler.sample()
+        stub.fail("0.mig_mode", GPU_IS_LOST)
+        await sampler.sample()
+        lost = await sampler.sample()
+
+    assert stub.calls("init") == 2
+    assert reachable(lost) == {FIRST: False, instance.gpu: False}
+
+
 async def test_a_gpu_that_hangs_before_it_said_who_it_is_has_its_place(
     two_gpus: NvmlStub, driver: Path
 ) -> None:
