@@ -36,7 +36,8 @@ def reason(error: BaseException) -> str:
         return reason(inner)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
+    wordless = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    return str(error) or wordless
 
 
 def printable(text: str) -> str:

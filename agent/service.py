@@ -133,7 +133,7 @@ class NodeAgent:
                 sample = await self._host_thread.run(self._host.sample)
                 await self._publisher.publish(msgspec.structs.replace(sample, leaving=True))
         except Exception as error:
-            log.warning("goodbye_failed", error=str(error) or type(error).__name__)
+            log.warning("goodbye_failed", error=reason(error))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

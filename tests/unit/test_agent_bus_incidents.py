@@ -80,4 +80,4 @@ def test_an_error_without_words_is_named() -> None:
 
     incidents.take_error(TimeoutError())
 
-    assert incidents.last_error == "TimeoutError"
+    assert incidents.last_error == "no answer in time"
