@@ -1,5 +1,6 @@
 """The cache's RAM: thread-safe, bounded in bytes, no I/O; gives back what it evicts."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ _SAME_REQUEST_NS = SECOND_NS
 _BATCH = 64
 _AT_ONCE = 1024
 _READS = 128
+_ANCESTORS = 4096
 _BareEntry = cast(type[Entry], BareEntry)  # nobody asks for more of what `set` keeps
 
 
@@ -71,8 +73,9 @@ class InMemoryKVCacheManager:
         """Keep `value`, replacing what `key` had.
 
         Raises:
-            ValueError: key empty, None or above 10 KB; value None; entry larger than the limit.
-            TypeError: key not str, or value not bytes.
+            ValueError: key empty, None or above 10 KB; value None; entry larger than the limit;
+                `prefix_tokens` below 0.
+            TypeError: key not str, value not bytes, or `prefix_tokens` not int.
         """
         if (
             type(key) is not str
@@ -81,10 +84,10 @@ class InMemoryKVCacheManager:
             or len(key) > MAX_KEY_BYTES // 4
         ):
             _check(key, value)
+        if prefix_tokens is not None:
+            _check_tokens(prefix_tokens)
         # As `store`, spelled out where a call more would be a tenth of a set.
         size_bytes = len(value) + (len(key) if key.isascii() else utf8_bytes(key))
-        if size_bytes > self.limit_bytes:
-            self._checked(size_bytes)
         now_ns = self._clock()
         entry = _BareEntry(
             key=key, value=value, last_accessed_ns=now_ns, prefix_tokens=prefix_tokens
@@ -114,14 +117,20 @@ class InMemoryKVCacheManager:
     def set_many(self, items: Iterable[tuple[str, bytes]], parent: str | None = None) -> None:
         """Keep the pairs of one chain, root first; the first one extends `parent`.
 
-        Where they are larger than the limit together, the head is kept.
+        Where they are larger than the limit together, the head is kept. A key that is there twice
+        has its first place and its last value.
 
         Raises:
             ValueError, TypeError: as `set`; nothing was stored then.
         """
-        entries = []
+        if parent is not None:
+            _check(parent, b"")
+        pairs: dict[str, bytes] = {}
         for key, value in items:
             _check(key, value)
+            pairs[key] = value
+        entries = []
+        for key, value in pairs.items():
             entries.append(_BareEntry(key=key, value=value, parent=parent))
             parent = key
         self.store_many(entries)
@@ -281,13 +290,13 @@ class InMemoryKVCacheManager:
         Raises:
             ValueError: larger than the limit; nothing was evicted or replaced.
         """
-        return self._store(entry, self._checked(entry.size_bytes), self._clock())
+        return self._store(entry, entry.size_bytes, self._clock())
 
     def store_many(self, entries: Sequence[Entry]) -> list[Entry]:
         """Keep the entries of one chain, root first; returns what left for room, as `store`.
 
-        The chain above the first one's `parent` is in use, too. Where room is short, what leaves
-        can be the tail of this very chain: it is returned, too.
+        Their keys differ. The chain above the first one's `parent` is in use, too. Where room is
+        short, what leaves can be the tail of this very chain: it is returned, too.
 
         Raises:
             ValueError: one is larger than the limit; nothing was evicted or replaced.
@@ -295,10 +304,11 @@ class InMemoryKVCacheManager:
         new = {entry.key: entry for entry in entries}
         if not new:
             return []
-        sizes = {key: self._checked(entry.size_bytes) for key, entry in new.items()}
+        sizes = {key: entry.size_bytes for key, entry in new.items()}
         added_bytes = sum(sizes.values())
         evicted = []
         with self._lock:
+            self._check_fits(max(sizes.values()))
             self._count_reads()
             now_ns = self._clock()
             parent = self._keep_chain(entries[0].parent, now_ns)
@@ -330,6 +340,7 @@ class InMemoryKVCacheManager:
     def lookup(self, key: str) -> Entry | None:
         """The entry, counted as a hit and as its newest access; else None, counted as a miss."""
         now_ns = self._clock()
+        reads = self._reads  # before the entry, as `clear_in_steps` says
         entry = self._shards[hash(key) & _SHARD].get(key)
         if entry is None or entry.expired(now_ns):
             with self._lock:
@@ -337,8 +348,8 @@ class InMemoryKVCacheManager:
                 self._find_live(key, now_ns)
             return None
         entry.last_accessed_ns = now_ns
-        self._reads.append(entry)
-        if len(self._reads) >= _READS:
+        reads.append(entry)
+        if len(reads) >= _READS:
             self._catch_up()
         return entry
 
@@ -418,6 +429,8 @@ class InMemoryKVCacheManager:
         evicted: list[Entry] = []
         self._lock.acquire()  # `with` takes 0.2 us more
         try:
+            if size_bytes > self.limit_bytes:
+                self._check_fits(size_bytes)
             if self._reads:
                 self._count_reads()
             parent = None if entry.parent is None else self._keep_chain(entry.parent, now_ns)
@@ -480,12 +493,12 @@ class InMemoryKVCacheManager:
             chain[0].parent = parent.key  # one string for both
             self._policy.chain_added(chain, parent, now_ns)
 
-    def _checked(self, size_bytes: int) -> int:
+    def _check_fits(self, size_bytes: int) -> None:
+        """Under the lock: before it, `resize` could lower the limit again."""
         if size_bytes > self.limit_bytes:
             raise ValueError(
                 f"entry of {size_bytes} bytes exceeds cache limit of {self.limit_bytes} bytes"
             )
-        return size_bytes
 
     def _find_live(self, key: str | None, now_ns: int) -> Entry | None:
         """The entry unless it has expired: then it leaves."""
@@ -538,12 +551,18 @@ class InMemoryKVCacheManager:
     def _keep_chain(self, key: str | None, now_ns: int) -> Entry | None:
         """Note that the chain that ends with `key` is in use, as far up as it is not noted yet.
 
+        At most 4,096 entries up, so that no chain is long enough for a pause: what is above them
+        stays where it is in the order.
+
         Returns:
             The entry of `key`, if it is here.
         """
-        stale = []
+        stale: list[Entry] = []
         end = entry = self._find_live(key, now_ns)
         while entry is not None and now_ns - entry.last_accessed_ns > _SAME_REQUEST_NS:
+            if len(stale) == _ANCESTORS:
+                entry = None
+                break
             entry.last_accessed_ns = now_ns
             stale.append(entry)
             entry = self._find_live(entry.parent, now_ns)
@@ -559,9 +578,9 @@ def _empty_shards() -> tuple[dict[str, Entry], ...]:
 
 
 def _limit_bytes(max_memory_mb: int) -> int:
-    if max_memory_mb <= 0:
-        raise ValueError(f"max_memory_mb must be positive, not {max_memory_mb}")
-    return max_memory_mb * MB
+    if not 0 < max_memory_mb < math.inf:
+        raise ValueError(f"max_memory_mb must be positive and finite, not {max_memory_mb}")
+    return max(1, int(max_memory_mb * MB))
 
 
 def _check(key: str, value: bytes) -> None:
@@ -575,3 +594,10 @@ def _check(key: str, value: bytes) -> None:
         raise TypeError(f"value must be bytes, not {type(value).__name__}")
     if utf8_bytes(key) > MAX_KEY_BYTES:
         raise ValueError(f"key of {utf8_bytes(key)} bytes exceeds maximum of 10KB")
+
+
+def _check_tokens(prefix_tokens: int) -> None:
+    if not isinstance(prefix_tokens, int):
+        raise TypeError(f"prefix_tokens must be int, not {type(prefix_tokens).__name__}")
+    if prefix_tokens < 0:
+        raise ValueError(f"prefix_tokens must be at least 0, not {prefix_tokens}")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cache.entry import Entry
 from cache.memory import MB, InMemoryKVCacheManager
+from cache.policies import POLICIES
 from tests.support.cache_contents import check
 
 
@@ -124,8 +125,29 @@ def test_bad_input_is_refused_and_changes_nothing(
     assert manager.get_stats()["evictions"] == 0
 
 
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_cache_without_room_is_refused(limit: int) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "error"),
+    [
+        pytest.param("7", TypeError, id="text"),
+        pytest.param(2.5, TypeError, id="fraction"),
+        pytest.param(-1, ValueError, id="negative"),
+    ],
+)
+def test_prefix_tokens_that_are_none_are_refused_and_the_key_can_be_set_afterwards(
+    tokens: Any, error: type[Exception]
+) -> None:
+    manager = InMemoryKVCacheManager(1)
+
+    with pytest.raises(error, match="prefix_tokens must be"):
+        manager.set("key", b"value", tokens)
+    manager.set("key", b"value", 3)
+
+    assert manager.tokens == 3
+    check(manager)
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf")])
+def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         InMemoryKVCacheManager(limit)
 
@@ -305,6 +327,68 @@ def test_clearing_lets_others_go_on_while_the_values_are_freed() -> None:
     manager.clear()
 
     assert locked == [False] * 200
+    check(manager)
+
+
+class LockTakenAfter:
+    """A lock that is first taken when another thread has done something."""
+
+    def __init__(self, before: Callable[[], object]) -> None:
+        self._lock = threading.Lock()
+        self._before = [before]
+
+    def acquire(self) -> None:
+        if self._before:
+            self._before.pop()()
+        self._lock.acquire()
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("beside", [0, 1], ids=["store", "store_many"])
+def test_a_put_that_the_limit_is_lowered_under_is_refused_and_evicts_nothing(
+    policy: str, beside: int
+) -> None:
+    manager = InMemoryKVCacheManager(4, policy)
+    manager.set("kept", b"value")
+    large = Entry(key="large", value=bytes(2 * MB))
+    put = manager.store_many if beside else manager.store
+    entries: Any = [Entry(key="small", value=b"value"), large] if beside else large
+
+    manager._lock = cast(Any, LockTakenAfter(lambda: manager.resize(1)))
+    with pytest.raises(ValueError, match="exceeds cache limit"):
+        put(entries)
+
+    assert [manager.get(key) for key in ("kept", "small", "large")] == [b"value", None, None]
+    check(manager)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_lookup_that_the_cache_is_cleared_under_harms_nothing(policy: str) -> None:
+    manager = InMemoryKVCacheManager(1, policy)
+
+    class Clearing(Entry):
+        """An entry between whose finding and counting another thread clears the cache."""
+
+        def expired(self, now_ns: int) -> bool:
+            manager.clear()
+            return super().expired(now_ns)
+
+    manager.store(Clearing(key="key", value=b"value"))
+    found = manager.lookup("key")
+    for number in range(3):
+        manager.set(f"{number}", bytes(MB // 2))
+
+    assert found is not None
+    assert manager.get_stats()["cache_hits"] == 0
     check(manager)
 
 

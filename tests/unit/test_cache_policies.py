@@ -269,6 +269,32 @@ def test_a_chain_that_names_a_key_twice_is_stored_and_matched(policy: str) -> No
     check(manager)
 
 
+def test_a_key_twice_in_a_chain_below_another_takes_no_more_room_than_it_has() -> None:
+    manager = InMemoryKVCacheManager(1)
+    manager.set("the parent", b"1")
+
+    manager.set_many([("a", b"1"), ("b", b"2"), ("a", b"new")], parent="the parent")
+
+    assert manager.match_prefix(["a", "b"]) == 2
+    check(manager)
+
+
+@pytest.mark.parametrize("policy", ["lru", "prefix"])
+def test_a_put_refreshes_no_more_of_a_long_chain_than_it_has_time_for(policy: str) -> None:
+    manager = InMemoryKVCacheManager(1, policy, clock=(clock := Clock()))
+    keys = chain("a", 4100)
+    manager.set_many([(key, b"") for key in keys])
+    stored_ns = clock.ns
+    clock.ns += 2 * SECOND_NS
+
+    manager.store(Entry(key="tail", value=b"", parent=keys[-1]))
+
+    entries = contents(manager)
+    used_ns = [entries[key].last_accessed_ns for key in keys]
+    assert used_ns == [stored_ns] * 4 + [clock.ns] * 4096
+    check(manager)
+
+
 def test_get_many_gives_what_is_here_and_counts_each() -> None:
     manager, _, _ = room_for(8, "lru")
     manager.set_many([("a", b"1"), ("b", b"2")])
