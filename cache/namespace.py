@@ -267,22 +267,29 @@ class Namespace:
     def match(self, keys: Sequence[str]) -> int:
         """How many keys of a chain are here, root first; counted as hits, the next one as a miss.
 
-        What waits for the archive returns to RAM, so that the chain can be used as one.
+        What waits for the archive returns to RAM, so that the chain can be used as one, as far as
+        RAM has room for all of it: the head must not leave for its tail.
         """
         if not self.config.enabled:
             return 0
         matched = self.memory.match_prefix(keys)
         if matched < len(keys) and self._waiting(keys[matched]) is not None:
-            for key in keys[matched:]:
-                if self.memory.peek(key) is None:
-                    entry = self._waiting(key)
-                    if entry is None:
-                        break
-                    self._keep_if_room(entry)
+            self._return_chain(keys)
             matched = self.memory.match_prefix(keys)
         self.counters.hits += matched
         self.counters.misses += matched < len(keys)
         return matched
+
+    def _return_chain(self, keys: Sequence[str]) -> None:
+        room_bytes = self.memory.limit_bytes
+        for key in keys:
+            in_ram = self.memory.peek(key)
+            entry = in_ram or self._waiting(key)
+            if entry is None or entry.size_bytes > room_bytes:
+                return
+            room_bytes -= entry.size_bytes
+            if in_ram is None:
+                self._keep_if_room(entry)
 
     def peek(self, key: str) -> tuple[Entry, Where] | None:
         """The entry and where it is; counts nothing and changes no order."""

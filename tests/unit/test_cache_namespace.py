@@ -437,6 +437,39 @@ def test_a_chain_larger_than_ram_keeps_its_head_and_sends_the_rest_to_the_archiv
     assert [one.version for one in chain] == sorted({one.version for one in chain})
 
 
+@pytest.mark.parametrize("policy", ["lru", "prefix"])
+def test_a_match_of_a_chain_larger_than_ram_finds_its_head_again_and_again(
+    clock: Clock, policy: str
+) -> None:
+    space = namespace(clock, eviction_policy=policy)
+    keys = [f"{number}" for number in range(12)]
+    size = MB // 4 - 100
+    space.put_chain([entry(key, size, parent=parent) for parent, key in itertools.pairwise(keys)])
+
+    matched = [space.match(keys[1:]) for _ in range(3)]
+    clock.ns += 10 * SECOND_NS
+    matched.append(space.match(keys[1:]))
+
+    assert matched == [4] * 4
+    assert [space.peek(key) is not None for key in keys[1:]] == [True] * 11
+
+
+@pytest.mark.parametrize("policy", ["lru", "prefix"])
+def test_what_waits_of_a_chain_returns_to_ram_with_a_match_where_all_of_it_fits(
+    clock: Clock, policy: str
+) -> None:
+    space = namespace(clock, eviction_policy=policy)
+    space.put_chain([entry(key, HALF - 200) for key in "ab"])
+    space.put_chain([entry(key, HALF - 200) for key in "cd"])
+
+    matched = space.match(["a", "b", "absent"])
+
+    assert matched == 2
+    assert {key: space.peek(key) for key in "ab"} == {
+        key: (space.memory.peek(key), "ram") for key in "ab"
+    }
+
+
 def test_a_chain_with_an_entry_that_never_fits_changes_nothing(clock: Clock) -> None:
     space = namespace(clock)
 
