@@ -15,6 +15,7 @@ PRIOR_WEIGHT = 100.0
 FORGET_ABOVE = 100_000.0
 COST_RATIO_LIMIT = 64.0
 LOOK_AGAIN = 1.5
+SEEN_AT_ONCE = 256
 
 
 def uses(entry: Entry) -> int:
@@ -57,7 +58,8 @@ class ReuseLearner:
 
     At most `watched_max` evictions are watched (about 500 bytes each), the newest. All sums are
     halved when `watched` of all groups exceeds 100,000: older traffic fades. Every call is
-    O(log n) amortised. Not thread-safe, as its namespace.
+    O(log n) amortised; after a pause, what is due is seen 256 at a time. Not thread-safe, as its
+    namespace.
     """
 
     def __init__(self, watched_max: int) -> None:
@@ -136,16 +138,29 @@ class ReuseLearner:
 
     def _advance(self, now_ns: int) -> None:
         """Count the time of those that are still away, seldomer the longer they are."""
-        while self._due and self._due[0][0] <= now_ns:
+        for _ in range(SEEN_AT_ONCE):
+            if not self._due or self._due[0][0] > now_ns:
+                break
             _, number, digest = heapq.heappop(self._due)
-            watched = self._watched.get(digest)
-            if watched is not None and watched.number == number and not watched.is_back:
+            watched = self._away(number, digest)
+            if watched is not None:
                 self._see_until(watched, now_ns)
                 self._look_again(digest, watched)
+        if len(self._due) > 2 * self._watched_max:
+            # Watches that ended stay in the queue until they are due, which can be hours.
+            self._due = [due for due in self._due if self._away(*due[1:]) is not None]
+            heapq.heapify(self._due)
         if sum(self._exposure) > FORGET_ABOVE:
             self._returns = [count / 2 for count in self._returns]
             self._exposure = [seen / 2 for seen in self._exposure]
             self._cost_seconds, self._cost_bytes = self._cost_seconds / 2, self._cost_bytes / 2
+
+    def _away(self, number: int, digest: int) -> _Watched | None:
+        """The watch of eviction `number`, if it goes on."""
+        watched = self._watched.get(digest)
+        if watched is None or watched.number != number or watched.is_back:
+            return None
+        return watched
 
     def _look_again(self, digest: int, watched: _Watched) -> None:
         idle_ns = max(0, watched.seen_until_ns - watched.used_ns)

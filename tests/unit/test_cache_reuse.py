@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cache.entry import Entry
-from cache.reuse import FORGET_ABOVE, PRIOR, ReuseLearner, group
+from cache.reuse import FORGET_ABOVE, PRIOR, SEEN_AT_ONCE, ReuseLearner, group
 from schemas.units import SECOND_NS
 
 START_NS = 1_800_000_000 * SECOND_NS
@@ -75,7 +75,8 @@ def test_the_true_indexes_are_found_though_most_never_return() -> None:
 
     for idle, key in sorted(returns):
         learner.asked(key, at(idle))
-    learner.evicted(entry("last"), at(1000))
+    for number in range(100):  # what is due is seen in steps
+        learner.evicted(entry(f"last-{number}"), at(1000))
 
     ratio = learner.relative_index(3) / learner.relative_index(1)
     assert ratio == pytest.approx(4, rel=0.1)  # three standard errors of 2,000 returns
@@ -118,6 +119,35 @@ def test_only_the_newest_evictions_are_watched() -> None:
     assert len(learner) == 1000
     assert learner.returns == 1
     assert len(learner._due) < 10_000
+
+
+def test_evictions_that_are_no_longer_watched_take_no_memory() -> None:
+    learner = ReuseLearner(watched_max=100)
+    idle_seconds = 3600  # looked at again after half an hour
+
+    for number in range(5000):
+        learner.evicted(entry(f"{number}"), at(idle_seconds + number / 1000))
+    queued = len(learner._due)
+
+    assert len(learner) == 100
+    assert queued <= 200
+
+
+def test_what_is_due_after_a_pause_is_seen_in_steps() -> None:
+    learner = ReuseLearner(watched_max=1000)
+    for number in range(1000):
+        learner.evicted(entry(f"{number}"), at(10))
+    before = [one.seen_until_ns for one in learner._watched.values()]
+
+    learner.evicted(entry("later"), at(3600))
+    seen = sum(one.seen_until_ns == at(3600) for one in learner._watched.values())
+    for number in range(40):
+        learner.evicted(entry(f"later-{number}"), at(3600))
+    all_seen = min(one.seen_until_ns for one in learner._watched.values())
+
+    assert before == [at(10)] * 1000
+    assert 0 < seen <= SEEN_AT_ONCE + 1
+    assert all_seen == at(3600)
 
 
 def test_older_traffic_fades() -> None:
