@@ -287,6 +287,8 @@ class SameHost:
                 timeout_seconds=TIMEOUT_SECONDS,
             )
             reply = msgspec.json.decode(answer.payload, type=TouchedReply)
+            if not reply.counted:  # the cache was switched off, or keys are others' now
+                self._kept.clear()
             self._trust(reply.instance, asked_at)
 
 

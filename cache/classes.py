@@ -41,13 +41,13 @@ class Classes:
             raise RequestError(400, f"header Fleet-Class: must match {CLASS.pattern}")
         return name
 
-    def hit(self, name: str | None, entry: Entry) -> None:
+    def hit(self, name: str | None, entry: Entry, times: int = 1) -> None:
         """`entry` was answered from RAM or outbox; without `name` it counts for its own class."""
         name = name or entry.request_class
         if name is not None:
             one = self._of(name)
-            one.hits += 1
-            _give_out(one, entry)
+            one.hits += times
+            _give_out(one, entry, times)
 
     def miss(self, name: str | None, restored: Entry | None = None) -> None:
         """RAM had nothing; what the archive then gave."""
@@ -91,6 +91,6 @@ class Classes:
         return found
 
 
-def _give_out(one: _Class, entry: Entry) -> None:
-    one.answered_bytes += entry.value_bytes
-    one.cost_saved_seconds += entry.cost_seconds or 0.0
+def _give_out(one: _Class, entry: Entry, times: int = 1) -> None:
+    one.answered_bytes += times * entry.value_bytes
+    one.cost_saved_seconds += times * (entry.cost_seconds or 0.0)

@@ -73,7 +73,7 @@ class NamespaceEndpoints:
         room: Room,
     ) -> None:
         self._ranges = Ranges(namespace, instance, self._key_of)
-        self._same_host = SameHost(namespace, instance, self._store, self._kept_key, clock)
+        self._same_host = SameHost(namespace, instance, self._store, self._kept_key, classes, clock)
         self.uploads = Uploads(
             namespace.name,
             instance,

@@ -149,15 +149,7 @@ class Namespace:
         self.configure(config or configured(settings))
 
     def configure(self, config: LmcacheConfig) -> None:
-        """Use `config` from now on; what is in RAM beyond its limit leaves by `shrink`.
-
-        Clients that read open files without asking must ask again where the answer would differ.
-        """
-        if (config.enabled, config.enable_sharing) != (
-            self.config.enabled,
-            self.config.enable_sharing,
-        ):
-            self.retire_files()
+        """Use `config` from now on; what is in RAM beyond its limit leaves by `shrink`."""
         self.config = config
         if config.eviction_policy != self.memory.policy_name:
             self.memory.set_policy(config.eviction_policy)
@@ -180,7 +172,8 @@ class Namespace:
         """Take the expired and the worthless entries of `keys` out of RAM, and return them."""
         expired, worthless = self.memory.sweep(keys, self.is_worthless)
         for entry in (*expired, *worthless):
-            _retire(entry)
+            if isinstance(entry.value, ValueFile):
+                entry.value.remove()
         return expired, worthless
 
     def is_worthless(self, entry: Entry, now_ns: int) -> bool:
@@ -238,12 +231,12 @@ class Namespace:
         found.reverse()
         return found
 
-    def count(self, entry: Entry | None) -> None:
-        """A look-up is answered with `entry`, or is a miss."""
+    def count(self, entry: Entry | None, times: int = 1) -> None:
+        """A look-up is answered with `entry`, so many `times`, or is a miss."""
         if entry is not None:
-            self.counters.hits += 1
-            self.counters.hit_bytes += entry.value_bytes
-            self.counters.tokens_served += entry.prefix_tokens or 0
+            self.counters.hits += times
+            self.counters.hit_bytes += times * entry.value_bytes
+            self.counters.tokens_served += times * (entry.prefix_tokens or 0)
         elif self.config.enabled:
             self.counters.misses += 1
 
@@ -475,33 +468,38 @@ class Namespace:
         next(freeing)
         self._limit_memory()
         for file in files:
-            file.retire()
+            file.remove()
             await asyncio.sleep(0)
         for _ in freeing:
             await asyncio.sleep(0)
         return entries
 
-    def retire_files(self) -> None:
-        """Have every client that has a value open see that it no longer counts."""
+    def remove_files(self) -> None:
+        """Have every client that has a value open see that it no longer counts: all ends here."""
         for file in list(self._value_files):
-            file.retire()
+            file.remove()
 
-    def touch(self, key: str, version: str, hits: int) -> bool:
-        """Count reads of a value that a client did without asking; False: it is not here."""
+    def touch(self, key: str, version: str, hits: int) -> Entry | None:
+        """Count reads of a value that a client did without asking; None: it has none to read."""
         found = self.peek(key)
-        if found is None or found[0].version != version:
-            return False
-        entry = self.find(key)
+        if found is None or found[0].version != version or not self.config.enabled:
+            return None
+        entry = self._use(key)
         if entry is not None:
             entry.access_count += hits - 1
-        self.counters.hits += hits - 1
-        return True
+            self.count(entry, hits)
+        return entry
 
     def lose(self, entry: Entry) -> None:
-        """Forget an entry whose file somebody else has removed; the archive does not get it."""
+        """Forget an entry whose file somebody else has removed; the archive does not get it.
+
+        Nothing is lost where it was replaced, deleted or cleared while it was read.
+        """
+        found = self.peek(entry.key)
+        if found is None or found[0] is not entry:
+            return
         log.error("value_file_lost", namespace=self.name, key=entry.key)
-        if self.memory.peek(entry.key) is entry:
-            self.memory.remove(entry.key)
+        self.memory.remove(entry.key)
         item = self.outbox.get(entry.key)
         if item is not None and item.entry is entry:
             self.outbox.lost += not item.acknowledged

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from cache.classes import Classes
 from cache.entry import Entry
 from cache.namespace import Namespace
 from cache.requests import PutRequest
@@ -22,10 +23,12 @@ class SameHost:
         instance: str,
         store: Store,
         kept_key: Callable[[Call], Callable[[str], str]],
+        classes: Classes,
         clock: Clock,
     ) -> None:
         """`kept_key` gives what gives the key under which a client's key is kept."""
         self._namespace = namespace
+        self._classes = classes
         self._instance = instance
         self._store = store
         self._kept_key = kept_key
@@ -64,8 +67,14 @@ class SameHost:
         return answer if isinstance(answer, Answer) else await answer
 
     def touched(self, request: Touched, call: Call) -> TouchedReply:
-        """Count the reads; the answer also says that this instance owns the namespace now."""
-        reads = request.reads
-        kept_key, touch = self._kept_key(call), self._namespace.touch
-        counted = sum(touch(kept_key(read.key), read.version, read.hits) for read in reads)
+        """Count the reads, each for the class of its entry.
+
+        The answer also says that this instance owns the namespace now.
+        """
+        kept_key, counted = self._kept_key(call), 0
+        for read in request.reads:
+            entry = self._namespace.touch(kept_key(read.key), read.version, read.hits)
+            if entry is not None:
+                self._classes.hit(None, entry, read.hits)
+                counted += 1
         return TouchedReply(instance=self._instance, counted=counted)

@@ -281,7 +281,7 @@ class CacheService:
             namespace, tuning, warmup, lease, endpoints.clear, instance, clock
         )
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(namespace.retire_files)
+            stack.callback(namespace.remove_files)
             stack.callback(endpoints.uploads.close)
             stack.push_async_callback(await link.listen())
             stack.push_async_callback(

@@ -51,19 +51,26 @@ class ValueFile:
     def retire(self) -> None:
         """Take the name away now: who has it open elsewhere sees that it no longer counts.
 
-        Who holds this object can still read.
+        Who holds this object can still read, by a descriptor that is open as long as that lasts.
         """
         if self._fd < 0:
             with contextlib.suppress(OSError):
                 self._fd = os.open(self.path, READ)
             _unlink(self.path)
 
+    def remove(self) -> None:
+        """Take the name away, and let nobody read it here any more: needs no descriptor."""
+        _unlink(self.path)
+
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
-        if self._fd >= 0:
-            yield self._fd
+        try:
+            fd = os.open(self.path, READ)
+        except FileNotFoundError:
+            if self._fd < 0:
+                raise
+            yield self._fd  # retired, maybe a moment ago by another thread
             return
-        fd = os.open(self.path, READ)
         try:
             yield fd
         finally:

@@ -66,18 +66,25 @@ async def test_a_disabled_cache_misses_refuses_puts_and_keeps_what_it_has(
 
 @pytest.mark.parametrize("change", [{"enabled": False}, {"enable_sharing": False}])
 async def test_files_that_clients_keep_open_are_given_up_where_the_answer_changes(
-    bus: Bus, lmcache: Lmcache, change: dict[str, bool]
+    bus: Bus, lmcache: Lmcache, change: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agent.same_host.TRUST_SECONDS", 3600.0)  # told, not forgotten
+
+    async def misses() -> bool:
+        return await cache.get("key") is None
+
     async with running(bus, **OFF), CacheClient(bus, client="me") as cache:
         await cache.put("key", bytes(600_000))
         before = [await cache.get("key"), await cache.get("key")]
         kept = cache.same_host.kept(b"key")
         await lmcache.configure(**change)
+        await until_async(misses)
+        await lmcache.configure(enabled=True, enable_sharing=True)
         after = await cache.get("key")
 
     assert before == [bytes(600_000)] * 2
     assert kept is not None
-    assert after is None
+    assert after == bytes(600_000)
 
 
 async def test_a_disabled_cache_asks_no_archive(

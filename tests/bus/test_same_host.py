@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent import same_host
@@ -18,11 +19,13 @@ from agent.asking import Asking
 from agent.bus import Bus
 from agent.client import CacheClient
 from cache.service import CacheService
+from schemas.api import Read, Touched, TouchedReply
 from schemas.cache import encode_header
 from schemas.digest import digest_of
 from schemas.protocols import Answer, Endpoint, RequestError
 from tests.support.cache_service import Client, component, running
 from tests.support.evictions import ManualClock
+from tests.support.lmcache import Lmcache
 from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
@@ -47,6 +50,11 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def raw(bus: Bus) -> Client:
     return Client(bus)
+
+
+@pytest.fixture
+def lmcache(bus: Bus) -> Lmcache:
+    return Lmcache(bus)
 
 
 @pytest.fixture
@@ -168,18 +176,45 @@ async def test_many_values_are_read_into_their_buffers_at_once(
         assert buffers[seed][:size] == value(size, seed=seed)
 
 
-async def test_reads_without_a_message_are_reported(bus: Bus, raw: Client) -> None:
+async def test_reads_without_a_message_are_reported(
+    bus: Bus, raw: Client, lmcache: Lmcache
+) -> None:
     async with running(bus, **OFF) as service:
         async with CacheClient(bus) as client:
-            await client.put("key", value())
+            await client.put(
+                "key", value(), request_class="chat", prefix_tokens=16, cost_seconds=0.5
+            )
             for _ in range(10):
                 await client.get("key")
             asked_total = messages(service)
         stats, meta = await raw.stats(), await raw.meta("key")
+        metrics = await lmcache.ask("metrics")
 
     assert asked_total == 1
     assert stats.cache_hits == 10
     assert meta.access_count == 10
+    chat = stats.classes["chat"]
+    assert (chat.hits_total, chat.cost_saved_seconds_total) == (10, 5.0)
+    assert chat.answered_bytes_total == 10 * len(value())
+    assert metrics["tokens_served"] == 160
+    assert metrics["memory_saved_mb"] == 10 * len(value()) / 2**20
+
+
+async def test_reads_of_a_version_that_was_replaced_are_not_counted(bus: Bus, raw: Client) -> None:
+    async with running(bus, **OFF):
+        old = await raw.put("key", value())
+        new = await raw.put("key", value(seed=1))
+        reads = [Read(key="key", version=version, hits=5) for version in (old, new)]
+        counted = [
+            (
+                await raw.reply("touched", TouchedReply, msgspec.json.encode(Touched(reads=[read])))
+            ).counted
+            for read in reads
+        ]
+        stats = await raw.stats()
+
+    assert counted == [0, 1]
+    assert stats.cache_hits == 5
 
 
 async def test_reads_without_a_message_keep_a_value_from_being_evicted(bus: Bus) -> None:

@@ -87,6 +87,26 @@ def test_a_retired_value_has_no_name_but_can_be_read(files: Files) -> None:
     os.close(reader)
 
 
+def test_a_value_that_is_retired_while_it_is_opened_can_be_read(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = kept(files)
+    retiring = [file.retire]
+    really_open = os.open
+
+    def open_late(path: str, flags: int) -> int:
+        if retiring:
+            retiring.pop()()  # as another thread does
+        return really_open(path, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cache.value_file.os.open", open_late)
+        read = bytes(file)
+
+    assert read == VALUE
+    assert not os.path.exists(file.path)
+
+
 def test_a_draft_is_written_in_any_order_and_digested_in_pieces(files: Files) -> None:
     draft = files.draft(len(VALUE))
     draft.write(1000, VALUE[1000:])

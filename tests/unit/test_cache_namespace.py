@@ -2,6 +2,9 @@
 
 import asyncio
 import itertools
+import os
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -9,10 +12,12 @@ import pytest
 
 from cache.archived import key_hash
 from cache.entry import Entry
+from cache.files import Files
 from cache.memory import MB, SHARDS
 from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
 from cache.reuse import group, uses
 from cache.settings import CacheSettings
+from cache.value_file import ValueFile
 from schemas.units import SECOND_NS
 
 HALF = MB // 2 - 100
@@ -33,7 +38,14 @@ def clock() -> Clock:
     return Clock()
 
 
-def namespace(clock: Clock, *, synced: bool = True, epoch_ms: int = 1, **changes: Any) -> Namespace:
+def namespace(
+    clock: Clock,
+    *,
+    synced: bool = True,
+    epoch_ms: int = 1,
+    files: Files | None = None,
+    **changes: Any,
+) -> Namespace:
     settings = msgspec.convert(
         {"max_memory_mb": 1, "eviction_policy": "lru", **changes}, CacheSettings
     )
@@ -44,6 +56,7 @@ def namespace(clock: Clock, *, synced: bool = True, epoch_ms: int = 1, **changes
         generation=1,
         message_ids=(f"test.{count}" for count in itertools.count()),
         clock=clock,
+        files=files,
     )
     if synced:
         made.archived.begin_sync((), ())
@@ -571,3 +584,94 @@ async def test_a_restore_for_which_too_much_must_leave_is_answered_but_not_kept(
     assert all(restore.answer is not None for restore in restores)
     assert [space.peek(key) is not None for key in ("large", "small")] == [False, True]
     assert [restore.evicted_bytes for restore in restores] == [0, HALF + len("filler-1")]
+
+
+@pytest.fixture
+def files() -> Iterator[Files]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        made = Files(msgspec.convert({"same_host_folder": folder}, CacheSettings))
+        yield made
+        made.close()
+
+
+def put_files(space: Namespace, keys: str) -> list[ValueFile]:
+    values = []
+    for key in keys:
+        written = entry(key, 300_000)
+        space.put(written)
+        assert isinstance(written.value, ValueFile)
+        values.append(written.value)
+    return values
+
+
+def put_again(space: Namespace) -> None:
+    space.put(entry("a"))
+
+
+def put_chain_again(space: Namespace) -> None:
+    space.put_chain([entry("root"), entry("a")])
+
+
+def delete(space: Namespace) -> None:
+    space.delete("a")
+
+
+@pytest.mark.parametrize("write", [put_again, put_chain_again, delete])
+def test_a_file_loses_its_name_with_a_write_though_somebody_still_reads_it(
+    clock: Clock, files: Files, write: Any
+) -> None:
+    space = namespace(clock, files=files)
+    (read,) = put_files(space, "a")
+
+    write(space)
+
+    assert not os.path.exists(read.path)
+    assert bytes(read) == bytes(300_000)
+
+
+async def test_no_descriptors_are_needed_to_clear_sweep_or_configure(
+    clock: Clock, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = namespace(clock, files=files)
+    kept = put_files(space, "abc")
+    config = space.config
+    opened: list[str] = []
+    really_open = os.open
+
+    def note_open(path: str, flags: int) -> int:
+        opened.append(path)
+        return really_open(path, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cache.value_file.os.open", note_open)
+        space.configure(msgspec.structs.replace(config, enable_sharing=False))
+        space.configure(config)
+        configured = have_names(kept)
+        clock.ns += 30 * 24 * 3600 * SECOND_NS
+        space.sweep("a")
+        swept = have_names(kept)
+        await space.clear(2)
+
+    assert configured == [True, True, True]
+    assert swept == [False, True, True]
+    assert have_names(kept) == [False, False, False]
+    assert opened == []
+
+
+def have_names(values: list[ValueFile]) -> list[bool]:
+    return [os.path.exists(value.path) for value in values]
+
+
+def test_a_value_that_was_replaced_while_it_was_read_is_not_lost(
+    clock: Clock, files: Files
+) -> None:
+    space = namespace(clock, files=files)
+    space.put(old := entry("a", 300_000))
+    space.put(new := entry("a", 300_000))
+
+    space.lose(old)
+    kept = space.peek("a")
+    space.lose(new)
+
+    assert kept == (new, "ram")
+    assert space.peek("a") is None
