@@ -75,11 +75,20 @@ class Asking:
                     if error.code not in again or failures >= TRIES:
                         raise
                     pause_seconds = PAUSE_SECONDS * failures
-                # Spread out: many may have been told the same.
-                pause_seconds *= random.uniform(0.5, 1.5)  # noqa: S311
-                if pause_seconds >= self._left_seconds:
+                if not await self._pause(pause_seconds):
                     raise
-            await asyncio.sleep(pause_seconds)
+
+    async def may_ask_again(self, retry_after_seconds: float) -> bool:
+        """Wait as long as the busy cache said; False, at once: what it said stands."""
+        return self._patient and await self._pause(retry_after_seconds)
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait about so long; False, at once, where that would be after the deadline."""
+        seconds *= random.uniform(0.5, 1.5)  # noqa: S311 - many may have been told the same
+        if seconds >= self._left_seconds:
+            return False
+        await asyncio.sleep(seconds)
+        return True
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """The result of work that does more than ask.

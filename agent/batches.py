@@ -88,23 +88,26 @@ class Batches:
     ) -> dict[str, bytes]:
         """The values that are there, by key.
 
-        What did not fit into an answer is asked for again, in lists as long as what did, and what
-        is too large for any answer by `get_one`.
+        The last keys are asked for first, so that the head of a chain is what was used last. What
+        did not fit into an answer, its first keys, is asked for again, in lists as long as what
+        did, and what is too large for any answer by `get_one`.
         """
-        waiting = wanted = list(dict.fromkeys(keys))
+        wanted = list(dict.fromkeys(keys))
+        waiting = wanted.copy()
         found: dict[str, bytes] = {}
-        limit = MAX_BATCH_KEYS
+        limit, at_once = MAX_BATCH_KEYS, 1  # until it is known how much an answer holds
         while waiting:
-            parts = list(self._parts(waiting, limit))
-            answers = await _some_at_once(self._mget, [(part, headers) for part in parts])
-            waiting = []
-            for values, left_out in answers:
+            parts = list(self._parts(waiting, limit))[-at_once:]
+            del waiting[-sum(map(len, parts)) :]
+            answers = await _some_at_once(self._mget, [(part, headers) for part in reversed(parts)])
+            at_once = IN_FLIGHT
+            for values, left_out in reversed(answers):
                 found.update(values)
                 if values:
                     waiting += left_out
                     limit = min(limit, len(values)) if left_out else limit
                     continue
-                for key in left_out:
+                for key in reversed(left_out):
                     value = await get_one(key)
                     if value is not None:
                         found[key] = value
@@ -157,8 +160,8 @@ class Batches:
             refused = BatchError(error="not sent: what it extends was refused", code=409)
             results.append({entry.key: refused for entry, _ in entries[done:]})
         else:
-            calls = [(message, headers, put_one, chain, parent) for message in messages]
-            results += await _some_at_once(self._mput, calls)
+            calls = [(message, headers, put_one) for message in messages]
+            results += await _some_at_once(self._mput_patiently, calls)
         merged = {key: one for result in results for key, one in result.items()}
         versions = {key: one for key, one in merged.items() if isinstance(one, str)}
         refusals = {key: one for key, one in merged.items() if isinstance(one, BatchError)}
@@ -166,13 +169,28 @@ class Batches:
             raise PutManyError(versions, refusals)
         return versions
 
+    async def _mput_patiently(
+        self,
+        message: Sequence[tuple[BatchEntry, bytes]],
+        headers: Mapping[str, str],
+        put_one: Callable[[BatchEntry, bytes], Awaitable[str]],
+    ) -> Mapping[str, str | BatchError]:
+        """The version or error of each; entries for which the cache was busy are put again."""
+        results: dict[str, str | BatchError] = {}
+        while True:
+            results |= await self._mput(message, headers, put_one)
+            message = [one for one in message if _retry_after_seconds(results[one[0].key])]
+            pauses = [_retry_after_seconds(results[entry.key]) for entry, _ in message]
+            if not pauses or not await self._asking.may_ask_again(max(pauses)):
+                return results
+
     async def _mput(
         self,
         message: Sequence[tuple[BatchEntry, bytes]],
         headers: Mapping[str, str],
         put_one: Callable[[BatchEntry, bytes], Awaitable[str]],
-        chain: bool,
-        parent: str | None,
+        chain: bool = False,
+        parent: str | None = None,
     ) -> Mapping[str, str | BatchError]:
         keys = [entry.key for entry, _ in message]
         entry, value = message[0]
@@ -230,6 +248,11 @@ class Batches:
     async def _ask(self, operation: str, request: object, reply: type[T]) -> T:
         answer = await self._asking.ask(operation, _encode(request))
         return msgspec.json.decode(answer.payload, type=reply)
+
+
+def _retry_after_seconds(result: str | BatchError) -> float:
+    """When to put the entry again; 0: not at all."""
+    return 0.0 if isinstance(result, str) else result.retry_after_seconds or 0.0
 
 
 def _messages(

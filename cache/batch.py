@@ -100,21 +100,24 @@ class BatchEndpoints:
         """A line of sizes and the values, in the order of the keys.
 
         Size null: a miss. -1: left out, because it did not fit into this answer, which holds at
-        most 1,000,000 bytes; a get has it. What RAM does not have is asked of the archive, unless
-        `Fleet-No-Restore: 1`, as much as comes within the time limit of one restore.
+        most 1,000,000 bytes and is filled from the last key on: who asks again for the first ones
+        leaves the head of a chain as what was used last. What RAM does not have is asked of the
+        archive, unless `Fleet-No-Restore: 1`, as much as comes within the time limit of one
+        restore.
         """
         started_ns = time.perf_counter_ns()
         keys = self._keys_of(call, MAX_BATCH_KEYS)
         name = self._classes.check(call.headers)
         reply = _Reply(keys)
-        missing = []
-        for place, entry in enumerate(self._namespace.find_many(keys)):
+        missing: list[int] = []
+        for place, entry in reversed(list(enumerate(self._namespace.find_many(keys)))):
             if entry is None:
                 missing.append(place)
                 self._namespace.count(None)
             elif self._offer(reply, place, entry):
                 self._classes.hit(name, entry)
                 self._namespace.count(entry)
+        missing.reverse()
         if (
             missing
             and call.headers.get("Fleet-No-Restore") != "1"
@@ -237,7 +240,12 @@ class BatchEndpoints:
         except VersionConflictError as error:
             return BatchError(error=str(error), code=409), None
         except OutboxCrowdedError:
-            return BatchError(error="too many deletions wait; try later", code=429), None
+            refusal = busy("too many deletions wait for the eviction stream; try later")
+            return BatchError(
+                error=refusal.text,
+                code=refusal.code,
+                retry_after_seconds=refusal.retry_after_seconds,
+            ), None
         except ValueError as error:
             return BatchError(error=str(error), code=413), None
         return entry.version, tombstone

@@ -261,6 +261,9 @@ class BatchError(msgspec.Struct, frozen=True, kw_only=True):
 
     error: Annotated[str, Meta(description="why the entry was refused")]
     code: Annotated[int, Meta(description="as for put: 409, 413, 429 or 503")]
+    retry_after_seconds: Annotated[
+        Seconds | None, Meta(description="with 429: when it is worth putting the entry again")
+    ] = None
 
 
 class KeysRequest(Request, frozen=True, kw_only=True):

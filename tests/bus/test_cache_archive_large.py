@@ -15,12 +15,20 @@ from agent.client import CacheClient
 from cache import large_evictions
 from schemas.api import CacheReply
 from schemas.archive import Stored
-from schemas.cache import EVICTED_HEADER, PART_BYTES, Evicted, decode_header, encode_header
-from schemas.protocols import RequestError
+from schemas.cache import (
+    EVICTED_HEADER,
+    PART_BYTES,
+    Evicted,
+    decode_header,
+    encode_header,
+    read_range,
+)
+from schemas.protocols import Answer, Call, Endpoint, RequestError
 from tests.support.archive_service import Heard, archiving, evict
 from tests.support.cache_service import Client, component, running, synced
 from tests.support.evictions import FailingStore, ManualClock, evicted, manifest_headers, tombstone
 from tests.support.server import NatsServer
+from tests.support.slow_archive import SlowArchive
 from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
@@ -344,6 +352,34 @@ async def test_a_restored_large_value_is_read_in_ranges_that_are_checked(
     assert busy.value.retry_after_seconds is not None
     assert first + b"".join(rest) == LARGE
     assert (held, let_go) == (len(LARGE), 0)
+
+
+@pytest.mark.parametrize("changed", [0, 1], ids=["the same", "another one"])
+async def test_a_large_value_that_comes_back_as_another_one_is_not_answered(
+    bus: Bus, client: Client, cache: CacheClient, changed: int
+) -> None:
+    archive = SlowArchive()
+    archive.may_answer.set()
+    other = LARGE[:-1] + bytes([LARGE[-1] ^ changed])
+
+    def ranged(call: Call) -> Answer:
+        first, end = read_range(call.headers, len(other))
+        return Answer(other[first:end])
+
+    await archive.serve(bus, "key")
+    await bus.serve(
+        "ranges", [Endpoint("range", "api.archive.range.*.a1", ranged)], description="test"
+    )
+    async with running(bus, **SMALL) as service:
+        await synced(service)
+        generation = (await client.stats()).generation
+        manifest = evicted("key", LARGE, generation=generation, expires_at=None)
+        archive.answer = Answer(headers={"Fleet-Instance": "a1", **manifest_headers(manifest)})
+        value = await cache.get("key")
+        failed, kept = service.counters()["restores_failed_total"], service.counters()["entries"]
+
+    assert value == (None if changed else LARGE)
+    assert (failed, kept) == (changed, 1 - changed)
 
 
 # --- data that must not come back ------------------------------------------------------------

@@ -10,6 +10,9 @@ import pytest
 from agent.batches import PutManyError
 from agent.bus import Bus
 from agent.client import CacheClient
+from cache.entry import Entry
+from cache.namespace import Namespace, OutboxCrowdedError
+from cache.outbox import Item
 from cache.service import CacheService
 from schemas.archive import Stored
 from schemas.protocols import Answer, Call, Endpoint, RequestError, busy
@@ -119,6 +122,46 @@ async def test_refusals_name_the_entries_and_what_follows_them_in_a_chain_is_not
     assert list(refused.value.versions) == ["block-0", "block-1", "block-2"]
     assert [error.code for error in refused.value.errors.values()] == [429] * 3 + [409] * 3
     assert await client.match(list(blocks)) == 3
+
+
+async def test_a_chain_that_was_read_in_several_messages_loses_its_tail_first(
+    bus: Bus, client: CacheClient
+) -> None:
+    chain = {f"block-{number}": bytes(100_000) for number in range(20)}  # 9 fit into an answer
+    async with running(bus, archive_mode="off", max_memory_mb=3, eviction_policy="lru"):
+        await client.put_many(chain)
+        found = await client.get_many(list(chain))
+        await client.put_many({f"other-{number}": bytes(500_000) for number in range(3)})
+        by_key = [await client.exists(key) for key in chain]
+
+    assert found == chain
+    assert by_key == sorted(by_key, reverse=True)
+    assert 0 < sum(by_key) < 20
+
+
+async def test_entries_for_which_the_cache_was_busy_are_put_again_and_no_others(
+    service: CacheService, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, asked = Namespace.put, []
+
+    def busy_once_with_b(space: Namespace, entry: Entry, version: str | None = None) -> Item | None:
+        asked.append(entry.key)
+        if asked.count("b") == 1 and entry.key == "b":
+            raise OutboxCrowdedError
+        return put(space, entry, version)
+
+    monkeypatch.setattr(Namespace, "put", busy_once_with_b)
+    versions = await client.put_many({"a": b"1", "b": b"2", "c": b"3"})
+    asked.clear()
+    client.patient = False
+    with pytest.raises(PutManyError) as refused:
+        await client.put_many({"a": b"1", "b": b"2", "c": b"3"})
+
+    assert set(versions) == {"a", "b", "c"}
+    assert asked == ["a", "b", "c"]
+    error = refused.value.errors["b"]
+    assert (error.code, error.retry_after_seconds) == (429, 0.5)
+    assert set(refused.value.versions) == {"a", "c"}
 
 
 async def test_busy_is_waited_for_by_whatever_is_asked(
