@@ -411,6 +411,7 @@ class CacheClient(_Connected):
         Raises:
             ValueError: the key is too long, or no such time to live is possible, and nothing was
                 sent; or the source has not the size it should, and nothing is kept.
+            TypeError: the value or its tags are of a wrong type; nothing was sent.
         """
         _key_bytes(key)
         asking, source = self._asking(deadline_seconds), Source(value, size_bytes)
@@ -623,6 +624,8 @@ def _put_headers(
     meta: Mapping[str, str] | None,
 ) -> dict[str, str]:
     """What may be said of one entry as of many."""
+    if isinstance(tags, str):
+        raise TypeError(f"tags are a sequence of str, not one str: {tags!r:.40}")
     if ttl_seconds is not None and not 0 <= ttl_seconds < math.inf:
         raise ValueError(f"a time to live of {ttl_seconds:g} s: it must be finite, 0 or more")
     optional = {

@@ -70,7 +70,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
             refused = True
         if refused:
             shown = msgspec.json.encode(value).decode()
-            shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
+            shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
             raise ConfigurationError(f"{name} = {shown} is refused: it {rule}")
 
 

@@ -287,6 +287,17 @@ async def test_a_tag_is_deleted(service: CacheService, client: CacheClient) -> N
     assert await client.get_many("abc") == {"c": b"3"}
 
 
+async def test_a_text_in_place_of_tags_is_no_list_of_letters(
+    service: CacheService, client: CacheClient
+) -> None:
+    with pytest.raises(TypeError, match="not one str: 'model-7'"):
+        await client.put("a", b"1", tags="model-7")
+    with pytest.raises(TypeError, match="not one str: 'model-7'"):
+        await client.put_many({"a": b"1"}, tags="model-7")
+
+    assert await client.get("a") is None
+
+
 async def test_nothing_is_nothing(service: CacheService, client: CacheClient) -> None:
     assert await client.get_many([]) == {}
     assert await client.put_many({}) == {}

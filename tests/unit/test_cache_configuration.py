@@ -35,6 +35,7 @@ def test_a_refusal_names_field_value_and_rule(field: str, value: Any, rule: str)
     assert text.startswith(f"{field} = {msgspec.json.encode(value).decode()[:60]}")
     assert rule in text
     assert len(text) < 250
+    assert text.isascii()  # it travels in a header
 
 
 def test_the_edges_of_each_rule_pass() -> None:
