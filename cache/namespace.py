@@ -135,6 +135,7 @@ class Namespace:
         self.archiving = self.archive_mode == "on"
         self.archived = ArchivedKeys(known=not self.archiving)
         self._settings = settings
+        self._slides = settings.ttl.deadline == "sliding"
         self._message_ids = message_ids
         self._clock = clock
         self.on_write: Callable[[str, str], None] = lambda _key, _version: None
@@ -253,8 +254,8 @@ class Namespace:
             entry.last_accessed_ns = self._clock()
             self._keep_if_room(entry)
         self.hot.note(key, entry.access_count)
-        if entry.ttl_seconds and self._settings.ttl.deadline == "sliding":
-            entry.expires_at_ns = entry.last_accessed_ns + int(entry.ttl_seconds * SECOND_NS)
+        if self._slides:
+            _slide(entry)
         return entry
 
     def match(self, keys: Sequence[str]) -> int:
@@ -269,6 +270,11 @@ class Namespace:
         if matched < len(keys) and self._waiting(keys[matched]) is not None:
             self._return_chain(keys)
             matched = self.memory.match_prefix(keys)
+        if self._slides:
+            for key in keys[:matched]:
+                entry = self.memory.peek(key)
+                if entry is not None:
+                    _slide(entry)
         self.counters.hits += matched
         self.counters.misses += matched < len(keys)
         return matched
@@ -717,3 +723,9 @@ class Namespace:
 def _retire(entry: Entry) -> None:
     if isinstance(entry.value, ValueFile):
         entry.value.retire()
+
+
+def _slide(entry: Entry) -> None:
+    """Its time to live starts anew with this hit."""
+    if entry.ttl_seconds:
+        entry.expires_at_ns = entry.last_accessed_ns + int(entry.ttl_seconds * SECOND_NS)

@@ -483,6 +483,21 @@ def test_what_waits_of_a_chain_returns_to_ram_with_a_match_where_all_of_it_fits(
     }
 
 
+@pytest.mark.parametrize(("deadline", "found"), [("fixed", 0), ("sliding", 1)])
+def test_a_match_is_a_hit_that_starts_a_sliding_deadline_anew(
+    clock: Clock, deadline: str, found: int
+) -> None:
+    space = namespace(clock, ttl={"deadline": deadline})
+    space.put(entry("a", ttl_seconds=10, expires_at_ns=clock.ns + 10 * SECOND_NS))
+    clock.ns += 9 * SECOND_NS
+    first = space.match(["a"])
+    clock.ns += 9 * SECOND_NS
+
+    matched = space.match(["a"])
+
+    assert (first, matched) == (1, found)
+
+
 def test_a_chain_with_an_entry_that_never_fits_changes_nothing(clock: Clock) -> None:
     space = namespace(clock)
 
