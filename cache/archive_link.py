@@ -15,7 +15,8 @@ from cache.manifest import (
     read_restored,
     restored_entry,
 )
-from cache.namespace import Namespace, Restore
+from cache.namespace import Namespace
+from cache.restores import Restore
 from cache.room import Room, run_together
 from cache.value_file import Draft
 from schemas.archive import Stored
@@ -94,7 +95,7 @@ class ArchiveLink:
 
         One question at a time for each key. No answer within the time limit counts as a miss.
         """
-        under_way = self._namespace.restore_under_way(key)
+        under_way = self._namespace.restores.under_way(key)
         if under_way is not None:
             under_way.may_evict_bytes = None  # asked for now, whoever asked first
             await under_way.finished.wait()
@@ -107,7 +108,7 @@ class ArchiveLink:
         The entry comes into RAM only if no more than `may_evict_bytes` must leave for it (None:
         whatever must).
         """
-        restore = self._namespace.start_restore(key)
+        restore = self._namespace.restores.begin(key)
         restore.may_evict_bytes = may_evict_bytes
         entry = None
         try:

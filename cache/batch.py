@@ -12,10 +12,11 @@ from cache.batch_requests import read_keys, read_mput
 from cache.classes import Classes
 from cache.entry import Entry
 from cache.memory import SHARDS
-from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
+from cache.namespace import Namespace, VersionConflictError
 from cache.ours import acknowledged, check_owned
 from cache.outbox import Item
 from cache.settings import CacheSettings
+from cache.tombstones import OutboxCrowdedError
 from schemas.api import BatchError, KeysReply, KeysRequest, MatchReply
 from schemas.cache import (
     BATCH_ANSWER_BYTES,
@@ -187,7 +188,7 @@ class BatchEndpoints:
             raise busy("evictions wait for the archive, and archive_when_full is refuse; try later")
         chain = call.headers.get("Fleet-Chain") == "1"
         chain = chain and namespace.keeps_chains([entry for entry, _ in entries])
-        if any(self._namespace.needs_tombstone(entry.key) for entry, _ in entries):
+        if any(self._namespace.tombstones.needed(entry.key) for entry, _ in entries):
             return self._mput_durably(entries, chain=chain)
         versions, _ = self._mput(entries, chain=chain)
         return Answer(_encode(versions))
@@ -210,7 +211,7 @@ class BatchEndpoints:
         self, entries: Sequence[tuple[Entry, str | None]], *, chain: bool
     ) -> tuple[Versions, list[Item | None]]:
         if self._namespace.outbox.crowded and any(
-            self._namespace.needs_tombstone(entry.key) for entry, _ in entries
+            self._namespace.tombstones.needed(entry.key) for entry, _ in entries
         ):
             raise busy("too many deletions wait for the eviction stream; try later")
         versions: Versions

@@ -14,12 +14,7 @@ import structlog
 from cache.archive_link import ArchiveLink
 from cache.classes import Classes
 from cache.entry import Entry
-from cache.namespace import (
-    DisabledError,
-    Namespace,
-    OutboxCrowdedError,
-    VersionConflictError,
-)
+from cache.namespace import DisabledError, Namespace, VersionConflictError
 from cache.ours import acknowledged, check_owned
 from cache.outbox import Item
 from cache.ownership import Ownership, OwnershipError
@@ -29,6 +24,7 @@ from cache.room import Room
 from cache.same_host import SameHost
 from cache.settings import CacheSettings
 from cache.tags import TagDeletion, is_by_tag
+from cache.tombstones import OutboxCrowdedError
 from cache.uploads import Uploads
 from cache.value_file import ValueFile
 from schemas.api import CacheReply, ClearReply, EntryMeta, NamespaceStats, Nothing
@@ -244,7 +240,7 @@ class NamespaceEndpoints:
     def _store(self, entry: Entry, expected_version: str | None) -> Answer | Awaitable[Answer]:
         self._check_owned()
         self._check_room(entry.size_bytes)
-        if self._namespace.needs_tombstone(entry.key):
+        if self._namespace.tombstones.needed(entry.key):
             return self._put_durably(entry, expected_version)
         self._put(entry, expected_version)
         return self._kept(entry)
@@ -289,7 +285,7 @@ class NamespaceEndpoints:
         if is_by_tag(call.payload):
             return self._tags.delete(call)
         key = self._key_of(call)
-        if self._namespace.needs_tombstone(key):
+        if self._namespace.tombstones.needed(key):
             return self._delete_durably(key)
         return self._delete(key)[0]
 
@@ -325,7 +321,7 @@ class NamespaceEndpoints:
             return _json(EntryMeta(found=False))
         entry, where = found
         now_ns = self._clock()
-        decision = self._namespace.archive_decision(entry, now_ns)
+        decision = self._namespace.evictions.decide(entry, now_ns)
         deadline_ns = decision.deadline_ns
         return _json(
             EntryMeta(
@@ -377,7 +373,7 @@ class NamespaceEndpoints:
             restored_cost_seconds=counters.restored_cost_seconds,
             outbox_entries=len(namespace.outbox),
             outbox_bytes=namespace.outbox.used_bytes,
-            ttl_decisions=dict(namespace.ttl_decisions),
+            ttl_decisions=dict(namespace.evictions.decisions),
             evictions_watched=len(namespace.learner),
             evictions_returned=namespace.learner.returns,
             inbox=namespace.files.inbox,

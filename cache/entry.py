@@ -101,6 +101,11 @@ class Entry(BareEntry, kw_only=True, eq=False, gc=False):
             return self.value
         return cast(bytes, memoryview(self.value)[first:end])
 
+    def retire(self) -> None:
+        """It no longer counts: its file loses its name, if it is one. Who reads it reads on."""
+        if isinstance(self.value, ValueFile):
+            self.value.retire()
+
     def compute_digest(self, like: str = "") -> str:
         """`digest`, computed if it is not known: slow for a large value, so in a thread.
 

@@ -1,9 +1,7 @@
 """One namespace as its owner keeps it: versions, generation, RAM, outbox. No I/O."""
 
 import asyncio
-import dataclasses
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -12,15 +10,18 @@ import structlog
 
 from cache.archived import ArchivedKeys
 from cache.clients import Clients
+from cache.counters import Counters
 from cache.entry import Entry
+from cache.evictions import Evictions
 from cache.files import Files
 from cache.hot import KEPT, HotEntries
 from cache.latency import Latencies
 from cache.memory import MB, SHARDS, InMemoryKVCacheManager
 from cache.outbox import Item, Outbox
+from cache.restores import Restore, Restores
 from cache.reuse import ReuseLearner
 from cache.settings import CacheSettings
-from cache.ttl import WRITER, Decision, decide
+from cache.tombstones import Tombstones
 from cache.value_file import ValueFile
 from schemas.lmcache import LmcacheConfig
 from schemas.protocols import Clock
@@ -29,7 +30,6 @@ from schemas.units import SECOND_NS
 log = structlog.get_logger()
 
 Where = Literal["ram", "outbox"]
-MAX_LOGGED_KEY = 80
 
 
 class VersionConflictError(Exception):
@@ -41,55 +41,8 @@ class VersionConflictError(Exception):
         self.current = current
 
 
-@dataclasses.dataclass(slots=True)
-class Counters:
-    """What happened since the instance took the namespace; they only grow."""
-
-    hits: int = 0
-    misses: int = 0
-    puts: int = 0
-    evictions: int = 0
-    restores: int = 0
-    restores_refused: int = 0
-    restores_failed: int = 0
-    restores_declined: int = 0
-    restored_bytes: int = 0
-    restored_cost_seconds: float = 0.0
-    hit_bytes: int = 0
-    put_bytes: int = 0
-    tokens_served: int = 0
-    tokens_computed: int = 0
-
-    @property
-    def hit_ratio(self) -> float | None:
-        """Hits by lookups; None before the first lookup."""
-        lookups = self.hits + self.misses
-        return self.hits / lookups if lookups else None
-
-
-class OutboxCrowdedError(Exception):
-    """Too many tombstones wait for the eviction stream: a write that needs one is refused."""
-
-
 class DisabledError(Exception):
     """The configuration has `enabled` off: nothing is kept."""
-
-
-class Restore:
-    """One question to the archive, shared by all who miss the key meanwhile.
-
-    `stale` once the key was written or the namespace cleared, `deleted_tags` since it was asked;
-    `answer`, `failed` (the archive did not answer) and `evicted_bytes` count once `finished`.
-    """
-
-    def __init__(self) -> None:
-        self.stale = False
-        self.deleted_tags: set[str] = set()
-        self.may_evict_bytes: int | None = None
-        self.answer: Entry | None = None
-        self.failed = False
-        self.evicted_bytes = 0
-        self.finished = asyncio.Event()
 
 
 def configured(settings: CacheSettings) -> LmcacheConfig:
@@ -129,14 +82,19 @@ class Namespace:
             settings.max_memory_mb, settings.eviction_policy, clock=clock
         )
         self.outbox = Outbox(settings.outbox_max_bytes, on_left=self._left)
-        self.ttl_decisions: Counter[str] = Counter()
         self.learner = ReuseLearner(settings.ttl.watched_evictions)
         self.archive_mode = settings.archive_mode
         self.archiving = self.archive_mode == "on"
         self.archived = ArchivedKeys(known=not self.archiving)
+        self.restores = Restores()
+        self.tombstones = Tombstones(
+            self.archived, self.outbox, message_ids, clock, archiving=self.archiving
+        )
+        self.evictions = Evictions(
+            name, settings, self.learner, self.archived, self.outbox, message_ids, clock
+        )
         self._settings = settings
         self._slides = settings.ttl.deadline == "sliding"
-        self._message_ids = message_ids
         self._clock = clock
         self.on_write: Callable[[str, str], None] = lambda _key, _version: None
         self._writes = 0
@@ -145,7 +103,6 @@ class Namespace:
         self.hot = HotEntries(self.memory.peek)
         self.latencies = Latencies()
         self.has_seen_tokens = False
-        self._restores: dict[str, Restore] = {}
         self._value_files: weakref.WeakSet[ValueFile] = weakref.WeakSet()
         self.configure(config or configured(settings))
 
@@ -167,7 +124,7 @@ class Namespace:
         self._limit_memory()
         if entry is not None:
             self.counters.evictions += 1
-            self._evict(entry, "shrink")
+            self.evictions.evict(entry, "shrink")
 
     def sweep(self, keys: Iterable[str]) -> tuple[list[Entry], list[Entry]]:
         """Take the expired and the worthless entries of `keys` out of RAM, and return them."""
@@ -186,7 +143,7 @@ class Namespace:
         idle_ns = now_ns - entry.last_accessed_ns
         if entry.ttl_seconds is not None or idle_ns <= self._settings.ttl.min_seconds * SECOND_NS:
             return False
-        deadline_ns = self.archive_decision(entry, entry.last_accessed_ns).deadline_ns
+        deadline_ns = self.evictions.decide(entry, entry.last_accessed_ns).deadline_ns
         return deadline_ns is None or deadline_ns < now_ns
 
     def caches(self, entry: Entry) -> bool:
@@ -298,10 +255,6 @@ class Namespace:
         entry = self._waiting(key)
         return None if entry is None else (entry, "outbox")
 
-    def needs_tombstone(self, key: str) -> bool:
-        """Whether a write of `key` must be told to the archive."""
-        return self.archiving and self.archived.may_hold(key)
-
     def put(self, entry: Entry, expected_version: str | None = None) -> Item | None:
         """Keep `entry` as a new version; returns the tombstone of what may be archived.
 
@@ -316,14 +269,14 @@ class Namespace:
         """
         if not self.config.enabled:
             raise DisabledError
-        self._check_room_for_tombstone(entry.key)
+        self.tombstones.check_room(entry.key)
         self.check_version(entry.key, expected_version)
         replaced = self.peek(entry.key)
         if not self.caches(entry):
             self.memory.remove(entry.key)
             entry.version = self._next_version()
             if replaced is not None:
-                _retire(replaced[0])
+                replaced[0].retire()
             return self._supersede(entry.key, entry.version)
         if not self.config.enable_prefix_caching:
             entry.parent = None
@@ -331,7 +284,7 @@ class Namespace:
         entry.version = self._next_version()
         self._keep(entry)
         if replaced is not None:
-            _retire(replaced[0])
+            replaced[0].retire()
         self._count_put(entry)
         return self._supersede(entry.key, entry.version)
 
@@ -382,7 +335,7 @@ class Namespace:
             ValueError: one is larger than the cache; nothing changed.
         """
         for entry in entries:
-            self._check_room_for_tombstone(entry.key)
+            self.tombstones.check_room(entry.key)
             if entry.size_bytes > self.memory.limit_bytes:
                 raise ValueError(
                     f"entry of {entry.size_bytes} bytes exceeds cache limit of "
@@ -400,9 +353,9 @@ class Namespace:
         # Only now: what is too much for RAM goes to the outbox, and is not superseded.
         for evicted in self.memory.store_many(entries):
             self.counters.evictions += 1
-            self._evict(evicted, "capacity")
+            self.evictions.evict(evicted, "capacity")
         for entry in replaced:
-            _retire(entry)
+            entry.retire()
         return tombstones
 
     def delete(self, key: str) -> tuple[bool, str, Item | None]:
@@ -411,11 +364,11 @@ class Namespace:
         Raises:
             OutboxCrowdedError: it needs a tombstone, and there are too many; nothing changed.
         """
-        self._check_room_for_tombstone(key)
+        self.tombstones.check_room(key)
         found = self.peek(key)
         self.memory.remove(key)
         if found is not None:
-            _retire(found[0])
+            found[0].retire()
         version = self._next_version()
         return found is not None, version, self._supersede(key, version)
 
@@ -428,20 +381,16 @@ class Namespace:
         Raises:
             OutboxCrowdedError: it needs a tombstone, and there are too many; nothing changed.
         """
-        if self.archiving and self.outbox.crowded:
-            raise OutboxCrowdedError
+        self.tombstones.check_room_for_tag()
         version = self._next_version()
-        tombstone = None
-        if self.archiving:
-            tombstone = self._tombstone("", version, tag)
-        for restore in self._restores.values():
-            restore.deleted_tags.add(tag)
+        tombstone = self.tombstones.of_tag(tag, version)
+        self.restores.tag_deleted(tag)
         deleted = self._drop_waiting(tag, version)
         for number in range(SHARDS):
             for entry in self.memory.shard(number):
                 if tag in entry.tags and entry.version < version:
                     self.memory.remove(entry.key)
-                    _retire(entry)
+                    entry.retire()
                     deleted.add(entry.key)
             await asyncio.sleep(0)
         deleted |= self._drop_waiting(tag, version)  # evicted meanwhile
@@ -451,7 +400,7 @@ class Namespace:
         entries = self.outbox.tagged(tag, version)
         for entry in entries:
             self.outbox.drop(entry.key)
-            _retire(entry)
+            entry.retire()
         return {entry.key for entry in entries}
 
     async def clear(self, generation: int) -> int:
@@ -466,9 +415,7 @@ class Namespace:
         self.archived.forget()
         self.outbox.forget_values()
         self.outbox.forget_tombstones()
-        for restore in self._restores.values():
-            restore.stale = True
-        self._restores.clear()
+        self.restores.cleared()
         entries, files = len(self.memory), list(self._value_files)
         freeing = self.memory.clear_in_steps()
         next(freeing)
@@ -520,23 +467,13 @@ class Namespace:
             and self.archived.may_hold(key)
         )
 
-    def restore_under_way(self, key: str) -> Restore | None:
-        """The unanswered question for `key` that still is worth waiting for."""
-        return self._restores.get(key)
-
-    def start_restore(self, key: str) -> Restore:
-        """Note that the archive is asked for `key`; `finish_restore` must follow."""
-        restore = self._restores[key] = Restore()
-        return restore
-
     def finish_restore(self, key: str, restore: Restore, entry: Entry | None) -> Entry | None:
         """What to answer: the restored entry, now in RAM, what was written meanwhile, or None.
 
         `entry` is refused where the key was written or the namespace cleared while the archive
         was asked, and where it is older than a tombstone of the key, or expired.
         """
-        if self._restores.get(key) is restore:
-            del self._restores[key]
+        self.restores.end(key, restore)
         found = self.peek(key)
         if found is not None:
             restore.answer = found[0]
@@ -566,23 +503,14 @@ class Namespace:
             await self.outbox.roomy()
             entry = self.memory.take_next()
             if entry is not None:
-                self._evict(entry, reason)
+                self.evictions.evict(entry, reason)
 
     async def evict_hottest(self, reason: str) -> None:
         """Send what is hot in RAM to the outbox, hottest first, as fast as that has room."""
         for entry in self.hot.top(KEPT):
             await self.outbox.roomy()
             if self.memory.remove(entry.key) is entry:
-                self._evict(entry, reason)
-
-    def archive_decision(self, entry: Entry, now_ns: int) -> Decision:
-        """What the archive would be told of `entry` if it were evicted now."""
-        return decide(self._settings.ttl, entry, self.learner, now_ns)
-
-    @property
-    def restoring(self) -> int:
-        """How many keys the archive is being asked for now."""
-        return len(self._restores)
+                self.evictions.evict(entry, reason)
 
     @property
     def used_mb(self) -> float:
@@ -619,7 +547,7 @@ class Namespace:
         self._prepare(entry)
         for evicted in self.memory.store(entry):
             self.counters.evictions += 1
-            self._evict(evicted, "capacity")
+            self.evictions.evict(evicted, "capacity")
 
     def _prepare(self, entry: Entry) -> None:
         """What files, outbox, the entry and its parent are told before it is kept."""
@@ -635,72 +563,17 @@ class Namespace:
         if parent is not None:
             parent.extended = True
 
-    def _evict(self, entry: Entry, reason: str) -> None:
-        now_ns = self._clock()
-        decision = self.archive_decision(entry, now_ns)
-        self.learner.evicted(entry, now_ns)
-        if self.archive_mode == "off":
-            _retire(entry)
-            return
-        self.ttl_decisions[decision.outcome] += 1
-        if decision.deadline_ns is None:
-            _retire(entry)
-            return
-        if not self.archiving:
-            log.info(
-                "eviction_not_archived",
-                namespace=self.name,
-                key=entry.key[:MAX_LOGGED_KEY],
-                size_bytes=entry.value_bytes,
-                ttl_seconds=(decision.deadline_ns - now_ns) / SECOND_NS,
-                heuristic=decision.heuristic,
-                reason=reason,
-            )
-            _retire(entry)
-            return
-        self.archived.note_eviction(entry.key)
-        self.outbox.add(
-            Item(
-                key=entry.key,
-                version=entry.version,
-                message_id=next(self._message_ids),
-                evicted_at_ns=now_ns,
-                entry=entry,
-                expires_at_ns=decision.deadline_ns,
-                reason=reason,
-                heuristic=None if decision.heuristic == WRITER else decision.heuristic,
-                score=decision.score,
-            )
-        )
-
     def _supersede(self, key: str, version: str) -> Item | None:
         self.on_write(key, version)
-        restore = self._restores.pop(key, None)
-        if restore is not None:
-            restore.stale = True
+        self.restores.written(key)
         self.outbox.drop(key)
-        if not self.needs_tombstone(key):
-            return None
-        return self._tombstone(key, version)
-
-    def _tombstone(self, key: str, version: str, tag: str | None = None) -> Item:
-        tombstone = Item(
-            key=key,
-            version=version,
-            message_id=next(self._message_ids),
-            evicted_at_ns=self._clock(),
-            reason="superseded",
-            tag=tag,
-        )
-        self.archived.note_tombstone(tombstone.target, version)
-        self.outbox.add_tombstone(tombstone)
-        return tombstone
+        return self.tombstones.of_key(key, version)
 
     def _left(self, item: Item) -> None:
         """Whoever is still sending the value reads on, but nobody may take it for cached."""
         in_ram = self.memory.peek(item.key)
         if item.entry is not None and (in_ram is None or in_ram.value is not item.entry.value):
-            _retire(item.entry)
+            item.entry.retire()
 
     @property
     def _configured_bytes(self) -> int:
@@ -714,15 +587,6 @@ class Namespace:
         present = self.memory.peek(key)
         own = 0 if present is None else present.size_bytes
         return self._configured_bytes - self.memory.used_bytes + own
-
-    def _check_room_for_tombstone(self, key: str) -> None:
-        if self.outbox.crowded and self.needs_tombstone(key):
-            raise OutboxCrowdedError
-
-
-def _retire(entry: Entry) -> None:
-    if isinstance(entry.value, ValueFile):
-        entry.value.retire()
 
 
 def _slide(entry: Entry) -> None:

@@ -5,8 +5,9 @@ import re
 import msgspec
 
 from cache.invalidations import Invalidations
-from cache.namespace import Namespace, OutboxCrowdedError
+from cache.namespace import Namespace
 from cache.ours import acknowledged, check_owned
+from cache.tombstones import OutboxCrowdedError
 from schemas.api import TagReply, TagRequest
 from schemas.cache import MAX_TAG_BYTES
 from schemas.message import UNDECODABLE

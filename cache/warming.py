@@ -130,7 +130,7 @@ class WarmingQueue:
                 await asyncio.sleep(1 / self._settings.warm_per_second)
                 if not self._namespace.archived.caught_up:
                     await asyncio.sleep(NOT_SYNCED_SECONDS)
-                elif not self._namespace.restoring and self._waiting:
+                elif not self._namespace.restores and self._waiting:
                     await self._bring_back(next(iter(self._waiting)))
                 if self._waiting and time.monotonic() - announced > EVENT_EVERY_SECONDS:
                     announced = time.monotonic()

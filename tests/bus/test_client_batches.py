@@ -11,9 +11,10 @@ from agent.batches import PutManyError
 from agent.bus import Bus
 from agent.client import CacheClient
 from cache.entry import Entry
-from cache.namespace import Namespace, OutboxCrowdedError
+from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.service import CacheService
+from cache.tombstones import OutboxCrowdedError
 from schemas.archive import Stored
 from schemas.protocols import Answer, Call, Endpoint, RequestError, busy
 from tests.support.archive_service import Heard, archiving

@@ -14,9 +14,10 @@ from cache.archived import key_hash
 from cache.entry import Entry
 from cache.files import Files
 from cache.memory import MB, SHARDS
-from cache.namespace import Namespace, OutboxCrowdedError, VersionConflictError
+from cache.namespace import Namespace, VersionConflictError
 from cache.reuse import group, uses
 from cache.settings import CacheSettings
+from cache.tombstones import OutboxCrowdedError
 from cache.value_file import ValueFile
 from schemas.units import SECOND_NS
 
@@ -162,8 +163,8 @@ def test_the_archive_deadline_is_the_entrys_own_or_by_the_heuristic(clock: Clock
     space = namespace(clock)
     own = clock.ns + 100_000 * SECOND_NS
 
-    with_deadline = space.archive_decision(entry("a", expires_at_ns=own), clock.ns)
-    by_heuristic = space.archive_decision(entry("b", access_count=4), clock.ns)
+    with_deadline = space.evictions.decide(entry("a", expires_at_ns=own), clock.ns)
+    by_heuristic = space.evictions.decide(entry("b", access_count=4), clock.ns)
 
     assert with_deadline.deadline_ns == own
     assert by_heuristic.deadline_ns == clock.ns + 7200 * SECOND_NS
@@ -264,7 +265,7 @@ def restored(key: str, version: str, **known: Any) -> Entry:
 
 def test_a_restored_entry_is_in_ram_with_its_old_version(clock: Clock) -> None:
     space = namespace(clock)
-    restore = space.start_restore("key")
+    restore = space.restores.begin("key")
 
     answer = space.finish_restore("key", restore, restored("key", "v"))
 
@@ -272,13 +273,13 @@ def test_a_restored_entry_is_in_ram_with_its_old_version(clock: Clock) -> None:
     assert answer is not None
     assert answer.version == "v"
     assert restore.finished.is_set()
-    assert space.restore_under_way("key") is None
+    assert space.restores.under_way("key") is None
 
 
 def test_a_restore_is_refused_when_the_key_was_written_meanwhile(clock: Clock) -> None:
     space = namespace(clock)
     evicted = evict(space, "key")
-    restore = space.start_restore("key")
+    restore = space.restores.begin("key")
 
     # The whole life of a newer version passes while the old one is being read: put, tombstone
     # confirmed, evicted for good.
@@ -295,7 +296,7 @@ def test_a_restore_is_refused_when_the_key_was_written_meanwhile(clock: Clock) -
 @pytest.mark.parametrize("write", ["delete", "clear"])
 async def test_a_restore_is_refused_after_delete_and_clear(clock: Clock, write: str) -> None:
     space = namespace(clock)
-    restore = space.start_restore("key")
+    restore = space.restores.begin("key")
 
     if write == "delete":
         space.delete("key")
@@ -312,7 +313,7 @@ def test_a_restore_below_an_unconfirmed_tombstone_is_refused(clock: Clock) -> No
     evicted = evict(space, "key")
     space.delete("key")
 
-    restore = space.start_restore("key")
+    restore = space.restores.begin("key")
     answer = space.finish_restore("key", restore, restored("key", evicted.version))
 
     assert answer is None
@@ -322,10 +323,10 @@ def test_an_expired_restore_is_refused_at_its_instant(clock: Clock) -> None:
     space = namespace(clock)
 
     at = space.finish_restore(
-        "a", space.start_restore("a"), restored("a", "v", expires_at_ns=clock.ns)
+        "a", space.restores.begin("a"), restored("a", "v", expires_at_ns=clock.ns)
     )
     before = space.finish_restore(
-        "b", space.start_restore("b"), restored("b", "v", expires_at_ns=clock.ns + 1)
+        "b", space.restores.begin("b"), restored("b", "v", expires_at_ns=clock.ns + 1)
     )
 
     assert at is None
@@ -334,7 +335,7 @@ def test_an_expired_restore_is_refused_at_its_instant(clock: Clock) -> None:
 
 def test_a_value_written_while_the_archive_was_asked_is_the_answer(clock: Clock) -> None:
     space = namespace(clock)
-    restore = space.start_restore("key")
+    restore = space.restores.begin("key")
     written = entry("key")
 
     space.put(written)
@@ -345,11 +346,11 @@ def test_a_value_written_while_the_archive_was_asked_is_the_answer(clock: Clock)
 
 def test_a_question_asked_after_a_write_does_not_join_the_older_one(clock: Clock) -> None:
     space = namespace(clock)
-    space.start_restore("key")
+    space.restores.begin("key")
 
     space.delete("key")
 
-    assert space.restore_under_way("key") is None
+    assert space.restores.under_way("key") is None
 
 
 async def test_clear_empties_ram_and_outbox_and_leaves_the_archive_behind(clock: Clock) -> None:
@@ -409,7 +410,7 @@ def test_refusing_keeps_restores_and_returning_values_out_of_a_full_cache(clock:
             space.put(entry(f"key-{number}", HALF))
     big = entry("old", HALF, version="v")
 
-    answer = space.finish_restore("old", space.start_restore("old"), big)
+    answer = space.finish_restore("old", space.restores.begin("old"), big)
     waiting = space.find("key-0")
 
     assert space.refuses(HALF)
@@ -558,7 +559,7 @@ async def test_a_restore_that_was_asked_before_its_tag_was_deleted_is_refused(
     clock: Clock,
 ) -> None:
     space = namespace(clock)
-    restores = {key: space.start_restore(key) for key in ("tagged", "other")}
+    restores = {key: space.restores.begin(key) for key in ("tagged", "other")}
 
     _, version, tombstone = await space.delete_tag("t")
     assert tombstone is not None
@@ -590,7 +591,7 @@ async def test_a_restore_for_which_too_much_must_leave_is_answered_but_not_kept(
     space = namespace(clock)
     for filler in ("filler-1", "filler-2"):
         space.put(entry(filler, HALF))
-    restores = [space.start_restore(key) for key in ("large", "small")]
+    restores = [space.restores.begin(key) for key in ("large", "small")]
 
     for restore, key, size in zip(restores, ("large", "small"), (100_000, 1000), strict=True):
         restore.may_evict_bytes = 50_000
