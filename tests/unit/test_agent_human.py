@@ -65,7 +65,7 @@ def test_a_stranger_cannot_command_the_terminal(text: str, shown: str) -> None:
         (LookupError(), "LookupError"),
         (ValueError("not a number"), "not a number"),
     ],
-    ids=["file", "socket", "wrapped", "not-wrapped", "no-text", "other"],
+    ids=["file", "socket", "wrapped", "not-wrapped", "time-out", "no-text", "other"],
 )
 def test_an_error_is_told_in_words_without_numbers(error: Exception, text: str) -> None:
     assert human.reason(error) == text
