@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import pytest
@@ -10,8 +12,11 @@ from handlers import default_handlers
 from handlers.settings import HandlersSettings
 from handlers.slots import Routed, Slot, Watermark, replay
 from schemas.engines import EngineMetrics
-from schemas.protocols import Emit
-from tests.support.samples import at, engine, gpu, host
+from schemas.message import Message
+from schemas.metrics import HostMetrics
+from schemas.protocols import Emit, Moment
+from schemas.units import SECOND_NS
+from tests.support.samples import START_NS, at, engine, gpu, host
 
 SECONDS = 3600
 
@@ -101,6 +106,42 @@ def test_a_new_owner_continues_where_the_old_one_stopped(whole: list[Emit], is_w
 
     assert [emit.message_id for emit in told] == [emit.message_id for emit in whole]
     assert [emit.message for emit in told] == [emit.message for emit in whole]
+
+
+class EveryTick:
+    """Says something at every tick."""
+
+    name = "every_tick"
+    scope: Literal["fleet"] = "fleet"
+    consumes = (HostMetrics,)
+    window_ns = 60 * SECOND_NS
+
+    def handle(self, _message: Message, _now: Moment) -> Sequence[Emit]:
+        return ()
+
+    def tick(self, now: Moment) -> Sequence[Emit]:
+        return [Emit(host(), str((now.ns - START_NS) // SECOND_NS))]
+
+    def snapshot(self) -> None:
+        return None
+
+    def restore(self, _snapshot: bytes) -> None:
+        return
+
+
+def test_a_new_owner_does_not_repeat_the_tick_at_which_the_old_one_stopped() -> None:
+    only = Routed(host(), at(1, 1))
+    first = Slot(0, 1, [EveryTick()], Watermark(sequence=0, ns=0))
+    list(first.feed(only))
+    told = [emit.message_id for emit in first.advance(at(10).ns)]
+
+    second = Slot(0, 1, [EveryTick()], first.watermark())
+    repeated = list(second.feed(only))
+    later = [emit.message_id for emit in second.advance(at(15).ns)]
+
+    assert told == ["5", "10"]
+    assert repeated == []
+    assert later == ["15"]
 
 
 def test_a_silent_stream_ends_in_silence() -> None:
