@@ -183,9 +183,12 @@ class Namespace:
         """The entries as `find` has them, for the caller to `count`.
 
         The last is looked up first: where the keys are a chain, its tail must not be the one
-        used last.
+        used last. What waits for the archive returns to RAM as far as all before it fits, too.
         """
-        found = [self._use(key) for key in reversed(keys)]
+        waits = any(self.outbox.get(key) is not None for key in keys)
+        fitting = self._fitting(keys) if waits else len(keys)
+        places = reversed(range(len(keys)))
+        found = [self._use(keys[place], returns=place < fitting) for place in places]
         found.reverse()
         return found
 
@@ -198,7 +201,7 @@ class Namespace:
         elif self.config.enabled:
             self.counters.misses += 1
 
-    def _use(self, key: str) -> Entry | None:
+    def _use(self, key: str, *, returns: bool = True) -> Entry | None:
         if not self.config.enabled:
             return None
         entry = self.memory.lookup(key)
@@ -209,7 +212,8 @@ class Namespace:
                 return None
             entry.access_count += 1
             entry.last_accessed_ns = self._clock()
-            self._keep_if_room(entry)
+            if returns:
+                self._keep_if_room(entry)
         self.hot.note(key, entry.access_count)
         if self._slides:
             _slide(entry)
@@ -237,15 +241,24 @@ class Namespace:
         return matched
 
     def _return_chain(self, keys: Sequence[str]) -> None:
-        room_bytes = self.memory.limit_bytes
-        for key in keys:
-            in_ram = self.memory.peek(key)
-            entry = in_ram or self._waiting(key)
-            if entry is None or entry.size_bytes > room_bytes:
+        for key in keys[: self._fitting(keys)]:
+            found = self.peek(key)
+            if found is None:
                 return
-            room_bytes -= entry.size_bytes
-            if in_ram is None:
+            entry, where = found
+            if where == "outbox":
                 self._keep_if_room(entry)
+
+    def _fitting(self, keys: Sequence[str]) -> int:
+        """How many of the first keys have entries that fit into RAM together."""
+        room_bytes = self.memory.limit_bytes
+        for place, key in enumerate(keys):
+            found = self.peek(key)
+            if found is not None:
+                room_bytes -= found[0].size_bytes
+                if room_bytes < 0:
+                    return place
+        return len(keys)
 
     def peek(self, key: str) -> tuple[Entry, Where] | None:
         """The entry and where it is; counts nothing and changes no order."""

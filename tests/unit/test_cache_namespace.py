@@ -469,6 +469,21 @@ def test_a_match_of_a_chain_larger_than_ram_finds_its_head_again_and_again(
 
 
 @pytest.mark.parametrize("policy", ["lru", "prefix"])
+def test_reading_a_chain_larger_than_ram_leaves_its_head_there(clock: Clock, policy: str) -> None:
+    space = namespace(clock, eviction_policy=policy)
+    keys = [f"{number}" for number in range(50)]
+    size = MB // 10 - 100
+    chain = [entry(key, size, parent=parent) for parent, key in itertools.pairwise(["root", *keys])]
+    space.put_chain(chain)
+    space.match(keys)
+
+    found = space.find_many(keys)
+
+    assert found == chain
+    assert [key for key in keys if space.memory.peek(key) is not None] == keys[:10]
+
+
+@pytest.mark.parametrize("policy", ["lru", "prefix"])
 def test_what_waits_of_a_chain_returns_to_ram_with_a_match_where_all_of_it_fits(
     clock: Clock, policy: str
 ) -> None:
