@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from schemas import analysis, archive, cache, engines, lifecycle, metrics, scaling
+from schemas import analysis, archive, cache, engines, lifecycle, metrics, scaling, spending
 from schemas.api import (
     ArchiveDead,
     ArchiveDeadChoice,
@@ -57,7 +57,11 @@ EVENTS: tuple[type[Message], ...] = (
     engines.EngineMetrics,
     engines.CacheMetrics,
     metrics.Rollup,
+    spending.Usage,
     analysis.Utilization,
+    spending.Waste,
+    spending.Trend,
+    spending.Opportunity,
     analysis.Alert,
     scaling.Forecast,
     scaling.Recommendation,

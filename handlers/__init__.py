@@ -7,6 +7,7 @@ from handlers.scaling import ScalingHandler
 from handlers.settings import HandlersSettings
 from handlers.stale import StaleNodesHandler
 from handlers.utilization import UtilizationHandler
+from handlers.waste import WasteHandler
 from schemas.protocols import Handler
 
 __all__ = ["default_handlers"]
@@ -24,4 +25,7 @@ def default_handlers(settings: HandlersSettings) -> tuple[Handler, ...]:
         StaleNodesHandler(settings.alerts),
         ScalingHandler(settings.scaling),
         ForecastHandler(settings.forecast),
+        WasteHandler(settings, "node"),
+        WasteHandler(settings, "pool"),
+        WasteHandler(settings, "fleet"),
     )

@@ -1,10 +1,10 @@
-"""Pure judgements of a use ratio: level, severity, efficiency, health, and the state of a GPU."""
+"""Pure judgements of use ratios: level, severity, efficiency, health, balance."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from handlers.settings import Thresholds, UtilizationSettings
-from schemas.analysis import Bottleneck, GpuState, Health, Level, Severity
+from handlers.settings import Thresholds
+from schemas.analysis import Bottleneck, Health, Level, Severity
 
 LEVELS: tuple[Level, ...] = ("idle", "low", "moderate", "high", "critical")
 _LEVEL_STARTS = (0.20, 0.50, 0.70, 0.90)
@@ -67,33 +67,24 @@ def health_of(bottlenecks: Sequence[Bottleneck], *, parts_degrade_only: bool) ->
     return "degraded" if bottlenecks else "healthy"
 
 
-def gpu_state(
-    settings: UtilizationSettings,
-    utilization_ratio: float | None,
-    memory_ratio: float | None,
-    power_ratio: float | None,
-) -> tuple[GpuState | None, list[str]]:
-    """State of a GPU from its means over the window, with the evidence in words.
+def balance(ratios: Sequence[float]) -> float | None:
+    """How evenly work is spread: mean by maximum (POP's load balance), 1 = evenly.
 
-    Active on either sign of work: utilization, or power as a share of the limit. Idle needs a
-    *measured* low utilization, and a measured memory use to tell held from truly idle; with less
-    than that the state is None: unknown is not idle.
+    0.9, 0.9 → 1; 0.6, 0.4 → 0.83; one of eight at 1, the others at 0 → 0.125. None for fewer
+    than two, and where none reaches 0.05: nothing to spread.
     """
-    evidence: list[str] = []
+    highest = max(ratios, default=0.0)
+    if len(ratios) < 2 or highest < 0.05:
+        return None
+    return min(1.0, sum(ratios) / len(ratios) / highest)
 
-    def reaches(label: str, ratio: float | None, threshold: float) -> bool | None:
-        if ratio is None:
-            evidence.append(f"{label} not measured")
-            return None
-        reached = ratio >= threshold
-        evidence.append(f"{label} {ratio:.2f} {'>=' if reached else '<'} {threshold:.2f}")
-        return reached
 
-    busy = reaches("utilization", utilization_ratio, settings.gpu_active_ratio)
-    powered = reaches("power share of the limit", power_ratio, settings.gpu_active_power_ratio)
-    held = reaches("memory held", memory_ratio, settings.gpu_held_memory_ratio)
-    if busy or powered:
-        return "active", evidence
-    if busy is None or held is None:
-        return None, evidence
-    return ("idle_held" if held else "idle"), evidence
+def power_efficiency(utilization_ratio: float | None, power_ratio: float | None) -> float | None:
+    """How much of the power drawn goes with work: utilization by share of the power limit.
+
+    80 % at 700 of 700 W → 0.8, of one GPU as of eight; 90 % at 300 of 700 W → 1; 0 % → 0.
+    None: one of them is not measured.
+    """
+    if utilization_ratio is None or not power_ratio:
+        return None
+    return min(1.0, utilization_ratio / power_ratio)

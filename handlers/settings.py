@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from handlers.pool_load import LoadSignal
+from handlers.prices import PriceSettings
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -264,6 +265,34 @@ class ForecastSettings(Table, frozen=True, kw_only=True):
     ] = 512 * 1024
 
 
+class WasteSettings(Table, frozen=True, kw_only=True):
+    """What counts as waste, and what is worth telling of it."""
+
+    target_ratio: Annotated[
+        float,
+        Meta(ge=0.05, le=1, description="a GPU that works below this utilization is under-used"),
+    ] = 0.7
+    idle_minutes: Annotated[
+        int,
+        Meta(ge=1, le=1440, description="idle or held for so long on end is an opportunity"),
+    ] = 30
+    unbalanced_minutes: Annotated[
+        int,
+        Meta(ge=1, le=1440, description="full beside idle GPUs for so long is an opportunity"),
+    ] = 10
+    least_saving_usd_per_hour: Annotated[
+        float, Meta(ge=0, description="opportunities that save less are not told")
+    ] = 0.10
+    snapshot_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="state of a slot, for nodes, pools and fleet each, that outlives a "
+            "restart: about 0.7 KB a node, 11 KB a pool with a week of trends",
+        ),
+    ] = 256 * 1024
+
+
 class QuerySettings(Table, frozen=True, kw_only=True):
     """The query endpoints."""
 
@@ -303,4 +332,6 @@ class HandlersSettings(Table, frozen=True, kw_only=True):
     alerts: Annotated[AlertSettings, Meta(description="alert rules")] = AlertSettings()
     scaling: Annotated[ScalingSettings, Meta(description="scaling advice")] = ScalingSettings()
     forecast: Annotated[ForecastSettings, Meta(description="forecasts")] = ForecastSettings()
+    prices: Annotated[PriceSettings, Meta(description="of GPUs and energy")] = PriceSettings()
+    waste: Annotated[WasteSettings, Meta(description="waste and savings")] = WasteSettings()
     queries: Annotated[QuerySettings, Meta(description="query endpoints")] = QuerySettings()

@@ -8,7 +8,16 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from handlers.levels import RANK, efficiency, gpu_state, health_of, level_of, severity_of
+from handlers.gpu_state import GpuEvidence, activity, gpu_state, power_ratio
+from handlers.levels import (
+    RANK,
+    balance,
+    efficiency,
+    health_of,
+    level_of,
+    power_efficiency,
+    severity_of,
+)
 from handlers.settings import Thresholds, UtilizationSettings
 from handlers.window import MAX_ENTRIES, ExpiringDict, LastSeen, RollingWindow
 from schemas.analysis import (
@@ -29,8 +38,10 @@ from schemas.units import SECOND_NS, instant
 
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics
 Resource: TypeAlias = Literal["cpu", "memory", "gpu", "gpu_memory", "kv_cache"]
-# A resource (or the GPU's power, which is evidence only) of one part; None: the node itself.
-SeriesKey: TypeAlias = tuple[Resource | Literal["gpu_power"], str | None]
+# What tells the state of a GPU beside its resources; of nodes only, whose GPUs are listed.
+Evidence: TypeAlias = Literal["gpu_activity", "gpu_power", "requests_running"]
+# A resource, or evidence, of one part; None: the node itself.
+SeriesKey: TypeAlias = tuple[Resource | Evidence, str | None]
 
 RESOURCES: tuple[Resource, ...] = ("cpu", "memory", "gpu", "gpu_memory", "kv_cache")
 
@@ -60,6 +71,7 @@ class _Group:
     nodes: LastSeen[str]
     gpus: LastSeen[str]
     series: dict[SeriesKey, RollingWindow] = dataclasses.field(default_factory=dict)
+    activity_sources: dict[str, str | None] = dataclasses.field(default_factory=dict)
     levels: dict[Resource, Level] = dataclasses.field(default_factory=dict)
     severities: dict[SeriesKey, Severity] = dataclasses.field(default_factory=dict)
     simulated_ns: int | None = None
@@ -107,14 +119,9 @@ class UtilizationHandler:
         if isinstance(message, GpuMetrics) and part is not None:
             group.gpus.see(part, now.ns)
         for resource, value in _samples(message):
-            if value is None:
-                continue
-            window = group.series.get((resource, part))
-            if window is None:
-                if len(group.series) >= MAX_ENTRIES:
-                    continue
-                window = group.series[resource, part] = RollingWindow(self._span_ns)
-            window.add(now.ns, value)
+            self._add(group, resource, part, value, now.ns)
+        if self.scope == "node":
+            self._add_evidence(group, message, part, now.ns)
         return ()
 
     def tick(self, now: Moment) -> Sequence[Emit]:
@@ -150,6 +157,31 @@ class UtilizationHandler:
                 group.levels = memory.levels
                 group.severities = dict(memory.severities)
                 group.published, group.published_ns = memory.published, memory.published_ns
+
+    def _add(
+        self,
+        group: _Group,
+        name: Resource | Evidence,
+        part: str | None,
+        value: float | None,
+        now_ns: int,
+    ) -> None:
+        if value is None:
+            return
+        window = group.series.get((name, part))
+        if window is None:
+            if len(group.series) >= MAX_ENTRIES:
+                return
+            window = group.series[name, part] = RollingWindow(self._span_ns)
+        window.add(now_ns, value)
+
+    def _add_evidence(self, group: _Group, message: Metrics, part: str | None, now_ns: int) -> None:
+        if isinstance(message, GpuMetrics):
+            ratio, group.activity_sources[message.gpu] = activity(message)
+            self._add(group, "gpu_activity", part, ratio, now_ns)
+            self._add(group, "gpu_power", part, power_ratio(message), now_ns)
+        elif isinstance(message, EngineMetrics):
+            self._add(group, "requests_running", part, message.requests_running, now_ns)
 
     def _group_key(self, message: Metrics) -> str | None:
         if self.scope == "node":
@@ -198,6 +230,7 @@ class UtilizationHandler:
             resources=resources,
             bottlenecks=bottlenecks[: self._settings.bottlenecks_max],
             gpus=self._gpus(key, group, means) if self.scope == "node" else [],
+            balance_ratio=balance([mean for (name, _), mean in means.items() if name == "gpu"]),
             nodes=len(group.nodes),
             simulated=simulated_ns is not None and now_ns - simulated_ns < self._span_ns,
         )
@@ -280,35 +313,45 @@ class UtilizationHandler:
         )
 
     def _gpus(self, node: str, group: _Group, means: dict[SeriesKey, float]) -> list[GpuUse]:
+        running = [mean for (name, _), mean in means.items() if name == "requests_running"]
         uses = []
         for gpu in sorted(group.gpus):
             utilization, memory = means.get(("gpu", gpu)), means.get(("gpu_memory", gpu))
-            state, evidence = gpu_state(
-                self._settings, utilization, memory, means.get(("gpu_power", gpu))
+            power = means.get(("gpu_power", gpu))
+            judged = gpu_state(
+                self._settings,
+                GpuEvidence(
+                    activity_ratio=means.get(("gpu_activity", gpu)),
+                    activity_source=group.activity_sources.get(gpu),
+                    memory_ratio=memory,
+                    power_ratio=power,
+                    requests_running=sum(running) if running else None,
+                ),
             )
             uses.append(
                 GpuUse(
                     gpu=gpu,
                     node=node,
-                    state=state,
+                    state=judged.state,
+                    source=judged.source,
                     utilization_ratio=utilization,
                     memory_utilization_ratio=memory,
-                    evidence=evidence,
+                    power_efficiency_ratio=power_efficiency(utilization, power),
+                    evidence=judged.lines,
                 )
             )
+        group.activity_sources = {
+            gpu: source for gpu, source in group.activity_sources.items() if gpu in group.gpus
+        }
         return uses
 
 
-def _samples(
-    message: Metrics,
-) -> Iterator[tuple[Resource | Literal["gpu_power"], float | None]]:
+def _samples(message: Metrics) -> Iterator[tuple[Resource, float | None]]:
     if isinstance(message, HostMetrics):
         yield "cpu", message.cpu.utilization_ratio if message.cpu else None
         yield "memory", message.memory.utilization_ratio if message.memory else None
     elif isinstance(message, GpuMetrics):
         yield "gpu", message.utilization_ratio
         yield "gpu_memory", message.memory_utilization_ratio
-        if message.power_watts is not None and message.power_limit_watts:
-            yield "gpu_power", message.power_watts / message.power_limit_watts
     else:
         yield "kv_cache", message.kv_cache_usage_ratio

@@ -74,8 +74,8 @@ class GpuUse(msgspec.Struct, frozen=True, kw_only=True):
     state: Annotated[
         GpuState | None,
         Meta(
-            description="active: utilization or power above its threshold; idle_held: neither, "
-            "but memory held; idle: none of them; null: too little measured"
+            description="active: a sign of work; idle_held: none, but memory held; idle: neither; "
+            "null: too little measured"
         ),
     ]
     utilization_ratio: Annotated[
@@ -86,8 +86,23 @@ class GpuUse(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="memory used by total, mean over the window; null: not measured in it"),
     ]
     evidence: Annotated[
-        list[str], Meta(description="each of the three against its threshold, in words")
+        list[str],
+        Meta(description="activity, power and memory against their thresholds, in words"),
     ]
+    source: Annotated[
+        str | None,
+        Meta(
+            description="what told the state: `sm_activity`, `tensor_activity`, `dram_activity`, "
+            "without these `utilization_source` of GpuMetrics; `power`; `engine`; null: nothing"
+        ),
+    ] = None
+    power_efficiency_ratio: Annotated[
+        Ratio | None,
+        Meta(
+            description="utilization by share of the power limit drawn, at most 1; null: one of "
+            "them was not measured"
+        ),
+    ] = None
 
 
 class Utilization(Message, frozen=True, kw_only=True):
@@ -142,6 +157,13 @@ class Utilization(Message, frozen=True, kw_only=True):
     ] = []
     nodes: Annotated[Count, Meta(description="how many sent metrics in the window")] = 1
     simulated: Simulated = False
+    balance_ratio: Annotated[
+        Ratio | None,
+        Meta(
+            description="of the GPUs' utilizations mean by maximum, 1: evenly spread; null: under "
+            "two GPUs, or none reaches 0.05"
+        ),
+    ] = None
 
 
 class Alert(Message, frozen=True, kw_only=True):

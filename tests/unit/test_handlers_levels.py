@@ -1,7 +1,14 @@
 import pytest
 
-from handlers.levels import efficiency, gpu_state, health_of, level_of, severity_of
-from handlers.settings import Thresholds, UtilizationSettings
+from handlers.levels import (
+    balance,
+    efficiency,
+    health_of,
+    level_of,
+    power_efficiency,
+    severity_of,
+)
+from handlers.settings import Thresholds
 from schemas.analysis import Bottleneck, Severity
 
 
@@ -95,27 +102,32 @@ def test_health_is_the_worst_bottleneck(
 
 
 @pytest.mark.parametrize(
-    ("utilization", "memory", "power", "state"),
+    ("ratios", "expected"),
     [
-        pytest.param(0.05, 0.0, None, "active", id="utilization at the threshold"),
-        pytest.param(0.04, 0.6, 0.1, "idle_held", id="idle with memory held"),
-        pytest.param(0.04, 0.05, 0.1, "idle_held", id="memory at the threshold"),
-        pytest.param(0.0, 0.04, 0.1, "idle", id="truly idle"),
-        pytest.param(0.0, 0.04, None, "idle", id="power is not needed"),
-        pytest.param(0.0, 0.6, 0.5, "active", id="power tells of work"),
-        pytest.param(None, 0.6, 0.6, "active", id="power tells it alone"),
-        pytest.param(None, 0.0, 0.1, None, id="unknown utilization is not idle"),
-        pytest.param(0.0, None, 0.1, None, id="unknown memory is not free"),
-        pytest.param(None, None, None, None, id="nothing known"),
+        pytest.param([0.9, 0.9], 1.0, id="evenly"),
+        pytest.param([0.6, 0.4], 0.5 / 0.6, id="60 and 40 are not far apart"),
+        pytest.param([1.0] + 7 * [0.0], 0.125, id="one does all"),
+        pytest.param([0.5], None, id="one GPU alone"),
+        pytest.param([0.049, 0.0], None, id="nothing to spread"),
+        pytest.param([], None, id="nothing measured"),
     ],
 )
-def test_a_gpus_state_needs_evidence(
-    utilization: float | None, memory: float | None, power: float | None, state: str | None
-) -> None:
-    found, evidence = gpu_state(UtilizationSettings(), utilization, memory, power)
+def test_balance_is_mean_by_maximum(ratios: list[float], expected: float | None) -> None:
+    assert balance(ratios) == (None if expected is None else pytest.approx(expected))
 
-    assert found == state
-    assert len(evidence) == 3
-    assert sum("not measured" in line for line in evidence) == [utilization, memory, power].count(
-        None
-    )
+
+@pytest.mark.parametrize(
+    ("utilization", "power", "expected"),
+    [
+        pytest.param(0.8, 1.0, 0.8, id="80 % at full power, of one GPU as of eight"),
+        pytest.param(0.9, 300 / 700, 1.0, id="more work than power"),
+        pytest.param(0.0, 0.1, 0.0, id="idle"),
+        pytest.param(None, 0.5, None, id="utilization unknown"),
+        pytest.param(0.5, None, None, id="power unknown"),
+        pytest.param(0.5, 0.0, None, id="no power at all is no measurement"),
+    ],
+)
+def test_power_efficiency_is_per_gpu(
+    utilization: float | None, power: float | None, expected: float | None
+) -> None:
+    assert power_efficiency(utilization, power) == expected

@@ -74,7 +74,7 @@ def whole() -> list[Emit]:
 def test_the_trace_reaches_every_kind_of_event(whole: list[Emit]) -> None:
     kinds = {type(emit.message).__name__ for emit in whole}
 
-    assert kinds == {"Utilization", "Rollup", "Alert", "Recommendation", "Decision"}
+    assert kinds == {"Utilization", "Rollup", "Alert", "Recommendation", "Decision", "Waste"}
 
 
 def test_the_same_stream_gives_the_same_events(whole: list[Emit]) -> None:

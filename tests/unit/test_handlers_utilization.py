@@ -171,3 +171,34 @@ def test_after_the_window_silence(scope: Scope) -> None:
     emits = [emit for second in range(60, 600, 5) for emit in handler.tick(at(second))]
 
     assert emits == []
+
+
+def test_a_gpu_says_what_told_its_state() -> None:
+    spinning = gpu(
+        "spinning",
+        utilization_ratio=1.0,
+        sm_activity_ratio=0.01,
+        memory_utilization_ratio=0.9,
+        power_watts=100.0,
+        power_limit_watts=700.0,
+    )
+    serving = gpu("serving", utilization_ratio=0.03, memory_utilization_ratio=0.9)
+
+    judgement = judged([spinning, serving, engine(running=2)])
+
+    assert judgement is not None
+    assert [(use.gpu, use.state, use.source) for use in judgement.gpus] == [
+        ("serving", "active", "engine"),
+        ("spinning", "active", "engine"),
+    ]
+    assert [use.power_efficiency_ratio for use in judgement.gpus] == [None, 1.0]
+    assert judgement.balance_ratio == pytest.approx(0.515 / 1.0)
+
+
+def test_a_kernel_that_only_waits_holds_a_gpu_idle() -> None:
+    spinning = gpu(utilization_ratio=1.0, sm_activity_ratio=0.01, memory_utilization_ratio=0.9)
+
+    judgement = judged([spinning])
+
+    assert judgement is not None
+    assert [(use.state, use.source) for use in judgement.gpus] == [("idle_held", "sm_activity")]

@@ -1,0 +1,110 @@
+"""What a GPU costs an hour: a dated table of list prices, overridden by settings."""
+
+import functools
+import re
+from fnmatch import fnmatchcase
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+JOULES_PER_KWH = 3.6e6
+MAX_KNOWN = 1 << 14
+
+
+class PriceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A price and the GPUs that it is for: all that match each of `gpu`, `node` and `pool`."""
+
+    gpu: Annotated[
+        str,
+        Meta(description="regular expression, searched in the model's name; empty: every model"),
+    ] = ""
+    node: Annotated[str, Meta(description="names of nodes, `*` for any characters")] = "*"
+    pool: Annotated[
+        str, Meta(description="names of pools, `*` for any characters; `*` alone: in none, too")
+    ] = "*"
+    usd_per_gpu_hour: Annotated[float, Meta(ge=0, le=1000, description="of one whole GPU")]
+    source: Annotated[str, Meta(description="whose price")] = "settings"
+    as_of: Annotated[
+        Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None,
+        Meta(description="the day it was looked up; null: not known"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.gpu)
+        except re.error as error:
+            raise ValueError(
+                f"price for gpu {self.gpu!r}: no regular expression: {error}"
+            ) from None
+
+
+class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What GPUs and their energy cost."""
+
+    rules: Annotated[
+        tuple[PriceRule, ...],
+        Meta(description="your prices; the first that matches counts, then the built-in ones"),
+    ] = ()
+    built_in: Annotated[
+        bool, Meta(description="use the built-in on-demand prices where no rule matches")
+    ] = True
+    usd_per_kwh: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None,
+        Meta(description="of energy, added to the GPU-hour; null: that includes it"),
+    ] = None
+    pue: Annotated[
+        float, Meta(ge=1, le=5, description="energy of the facility by that of its machines")
+    ] = 1.0
+
+
+def _listed(gpu: str, usd: float, source: str, as_of: str | None) -> PriceRule:
+    return PriceRule(gpu=gpu, usd_per_gpu_hour=usd, source=source, as_of=as_of)
+
+
+# On demand, a GPU-hour. `\b` keeps a GH200 from being taken for an H200. Models without a fresh
+# figure (MI300X, MI325X, GH200) are left out: their price is unknown until a rule says it.
+BUILT_IN = (
+    _listed(r"\bB300\b", 7.50, "between Akash 6.00 and RunPod 7.89", "2026-08-19"),
+    _listed(r"\bB200\b", 6.69, "Lambda, 8 GPUs", "2026-09-20"),
+    _listed(r"\bH200\b", 5.00, "between Civo 3.45 and CoreWeave 6.31", "2026-10-24"),
+    _listed(r"\bH100 NVL\b", 3.19, "RunPod, secure cloud", "2026-11-09"),
+    _listed(r"\bH100 PCIe\b", 2.89, "RunPod, secure cloud", "2026-11-09"),
+    _listed(r"\bH100\b", 3.99, "Lambda, 8 GPUs with SXM", "2026-09-25"),
+    _listed(r"\bA100\b.*\b80GB\b", 2.79, "Lambda", "2026-09-20"),
+    _listed(r"\bA100\b.*\b40GB\b", 1.99, "Lambda", "2026-11-09"),
+    _listed(r"\bL40S\b", 1.40, "RunPod", "2026-03-01"),
+    _listed(r"\bRTX PRO 6000\b", 1.75, "Akash", "2026-09-20"),
+    _listed(r"\bL4\b", 0.80, "AWS g6.xlarge", None),
+    _listed(r"\bA10G\b", 1.01, "AWS g5.xlarge", None),
+    _listed(r"\bT4\b", 0.53, "AWS g4dn.xlarge", None),
+)
+
+
+class PriceList:
+    """Finds the price of a GPU; O(rules) once for each model, node and pool.
+
+    `NVIDIA H100 80GB HBM3` → 3.99, `NVIDIA H100 PCIe` → 2.89, `AMD Instinct MI300X` → None.
+    """
+
+    def __init__(self, settings: PriceSettings) -> None:
+        built_in = BUILT_IN if settings.built_in else ()
+        rules: tuple[PriceRule, ...] = (*settings.rules, *built_in)
+        self._rules = [(re.compile(rule.gpu, re.IGNORECASE), rule) for rule in rules]
+        per_kwh = settings.usd_per_kwh
+        self.usd_per_joule = None if per_kwh is None else per_kwh * settings.pue / JOULES_PER_KWH
+        self._known = functools.lru_cache(maxsize=MAX_KNOWN)(self._find)
+
+    def find(self, gpu: str | None, node: str, pool: str | None) -> PriceRule | None:
+        """The first rule that matches; None: the price is unknown, which is not 0."""
+        return self._known(gpu, node, pool)
+
+    def _find(self, gpu: str | None, node: str, pool: str | None) -> PriceRule | None:
+        for pattern, rule in self._rules:
+            if (
+                (not rule.gpu or (gpu is not None and pattern.search(gpu)))
+                and fnmatchcase(node, rule.node)
+                and (rule.pool == "*" or (pool is not None and fnmatchcase(pool, rule.pool)))
+            ):
+                return rule
+        return None

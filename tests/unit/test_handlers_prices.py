@@ -1,0 +1,93 @@
+import re
+
+import msgspec
+import pytest
+
+from handlers.prices import BUILT_IN, PriceList, PriceRule, PriceSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "usd"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3.99),
+        ("NVIDIA H100 PCIe", 2.89),
+        ("NVIDIA H100 NVL", 3.19),
+        ("NVIDIA H200", 5.00),
+        ("NVIDIA GH200 480GB", None),  # not an H200
+        ("NVIDIA B200", 6.69),
+        ("NVIDIA GB200", None),
+        ("NVIDIA B300 SXM6 AC", 7.50),
+        ("NVIDIA A100-SXM4-80GB", 2.79),
+        ("NVIDIA A100-PCIE-40GB", 1.99),
+        ("NVIDIA L40S", 1.40),
+        ("NVIDIA L4", 0.80),
+        ("NVIDIA A10G", 1.01),
+        ("NVIDIA A10", None),
+        ("Tesla T4", 0.53),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 1.75),
+        ("AMD Instinct MI300X", None),
+        (None, None),
+    ],
+)
+def test_built_in_prices_are_found_by_the_drivers_names(
+    name: str | None, usd: float | None
+) -> None:
+    rule = PriceList(PriceSettings()).find(name, "n1", None)
+
+    assert (rule.usd_per_gpu_hour if rule else None) == usd
+
+
+def test_every_built_in_price_names_its_source_and_day() -> None:
+    assert all(rule.source != "settings" for rule in BUILT_IN)
+    undated = [rule.gpu for rule in BUILT_IN if rule.as_of is None]
+    assert undated == [r"\bL4\b", r"\bA10G\b", r"\bT4\b"]
+    assert all(re.fullmatch(r"\d{4}-\d{2}-\d{2}", rule.as_of) for rule in BUILT_IN if rule.as_of)
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "pool", "usd"),
+    [
+        pytest.param("NVIDIA H100 PCIe", "spot-7", "chat", 1.5, id="by node"),
+        pytest.param("NVIDIA H100 PCIe", "n1", "batch-eu", 1.8, id="by pool"),
+        pytest.param("NVIDIA H100 PCIe", "n1", None, 2.5, id="in no pool only by `*`"),
+        pytest.param("AMD Instinct MI300X", "n1", "chat", 3.0, id="by model"),
+        pytest.param(None, "n1", "chat", None, id="without a name no model matches"),
+        pytest.param(None, "spot-1", "chat", 1.5, id="a node's price needs no name"),
+    ],
+)
+def test_the_first_rule_of_the_settings_that_matches_counts(
+    name: str | None, node: str, pool: str | None, usd: float | None
+) -> None:
+    prices = PriceList(
+        PriceSettings(
+            rules=(
+                PriceRule(node="spot-*", usd_per_gpu_hour=1.5),
+                PriceRule(pool="batch-*", usd_per_gpu_hour=1.8),
+                PriceRule(gpu="mi300x", usd_per_gpu_hour=3.0),
+                PriceRule(gpu="h100", usd_per_gpu_hour=2.5),
+            )
+        )
+    )
+
+    rule = prices.find(name, node, pool)
+
+    assert (rule.usd_per_gpu_hour if rule else None) == usd
+
+
+def test_without_the_built_in_prices_only_the_settings_count() -> None:
+    assert PriceList(PriceSettings(built_in=False)).find("NVIDIA H100 PCIe", "n1", None) is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        pytest.param({"gpu": "(", "usd_per_gpu_hour": 1}, "no regular expression", id="pattern"),
+        pytest.param({"gpu": "x", "usd_per_gpu_hour": -1}, ">= 0", id="negative"),
+        pytest.param({"gpu": "x"}, "usd_per_gpu_hour", id="no price"),
+        pytest.param({"usd_per_gpu_hour": 1, "as_of": "May"}, "as_of", id="no day"),
+        pytest.param({"usd_per_gpu_hour": 1, "label": "a"}, "label", id="unknown key"),
+    ],
+)
+def test_a_rule_that_cannot_be_right_is_refused(rule: dict[str, object], text: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=text):
+        msgspec.convert({"rules": [rule]}, PriceSettings)

@@ -1,0 +1,339 @@
+"""Money by replay: what recorded minutes of GPUs cost, and what of it was wasted."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from handlers.prices import PriceRule, PriceSettings
+from handlers.settings import HandlersSettings
+from handlers.slots import Routed, Slot, Watermark
+from schemas.message import Message
+from schemas.protocols import Emit
+from schemas.spending import Opportunity, Trend, Usage, Waste
+from tests.support.fleets import H100, busy, handlers, held, idle, minute_end, recorded, said
+
+M = TypeVar("M", bound=Message)
+
+FOUR_USD = HandlersSettings(
+    prices=PriceSettings(rules=(PriceRule(gpu="H100", usd_per_gpu_hour=4.0),))
+)
+
+
+def of(kind: type[M], emits: Sequence[Emit], scope: str = "pool") -> list[M]:
+    return [
+        emit.message
+        for emit in emits
+        if isinstance(emit.message, kind) and getattr(emit.message, "scope", None) == scope
+    ]
+
+
+def eight(minute: int) -> list[dict[str, Any]]:
+    """Two idle, one held, five at half of the target."""
+    return [
+        idle("i0"),
+        idle("i1"),
+        held("h0"),
+        *(busy(f"b{index}", 0.35) for index in range(5)),
+        {"engine": True, "tokens_per_second": 2000.0},
+    ]
+
+
+def test_an_hour_of_eight_gpus_in_dollars() -> None:
+    (waste,) = of(Waste, said(recorded(range(60), eight), FOUR_USD))[-1:]
+
+    figures = waste.figures
+    assert figures.gpus == pytest.approx(8)
+    assert figures.usd == pytest.approx(32)
+    assert figures.idle_usd == pytest.approx(8)
+    assert figures.idle_held_usd == pytest.approx(4)
+    assert figures.under_used_usd == pytest.approx(5 * 4 * 0.5)
+    assert figures.used_usd == pytest.approx(10)
+    assert figures.unknown_usd == 0
+    assert figures.waste_usd == pytest.approx(22)
+    assert figures.waste_ratio == pytest.approx(22 / 32)
+    assert figures.waste_usd_per_month == pytest.approx(22 * 730)
+    assert figures.utilization_ratio == pytest.approx(5 * 0.35 / 8)
+    assert figures.power_efficiency_ratio == pytest.approx(5 * (0.35 / 0.8) / 8)
+    # The first minute's growth is not whole: power by time, the same here.
+    assert figures.energy_joules == pytest.approx((5 * 560 + 3 * 70) * 3600, rel=1e-6)
+    assert figures.idle_energy_joules == pytest.approx(3 * 70 * 3600, rel=1e-6)
+    # Of the first minute only the growth after its first sample is known, and there is no rate.
+    assert figures.tokens_per_second == pytest.approx(2000 * 59 / 60)
+    assert figures.tokens_per_second_per_gpu == pytest.approx(2000 * 59 / 60 / 8)
+    assert figures.usd_per_million_tokens == pytest.approx(32 / (2000 * 59 * 60 / 1e6))
+    assert figures.usd_per_million_generation_tokens == pytest.approx(
+        32 / (2000 * 59 * 60 / 4 / 1e6)
+    )
+    assert figures.joules_per_token == pytest.approx(3010 * 3600 / (2000 * 59 * 60))
+
+
+def test_every_gpu_minute_is_in_exactly_one_state_and_the_parts_are_the_whole() -> None:
+    def varied(minute: int) -> list[dict[str, Any]]:
+        return [
+            busy("a", (minute % 10) / 10),
+            idle("b") if minute % 3 else held("b"),
+            busy("c", None),
+            *([busy("d", 0.9)] if minute % 2 else []),
+        ]
+
+    emits = said(recorded(range(180), varied), FOUR_USD)
+
+    for scope in ("node", "pool", "fleet"):
+        hours = of(Usage, emits, scope)
+        assert len(hours) == 3
+        for hour in hours:
+            states = [hour.active, hour.idle_held, hour.idle, hour.unknown]
+            assert sum(use.gpu_hours for use in states) == pytest.approx(3.5)
+            assert sum(use.usd or 0 for use in states) == pytest.approx(3.5 * 4)
+            assert hour.minutes == 60
+    figures = of(Waste, emits)[-1].figures
+    parts = (figures.used_usd, figures.waste_usd, figures.unknown_usd)
+    assert sum(part or 0.0 for part in parts) == pytest.approx(figures.usd)
+    waste = (figures.idle_usd, figures.idle_held_usd, figures.under_used_usd)
+    assert sum(part or 0.0 for part in waste) == pytest.approx(figures.waste_usd)
+
+
+def test_without_a_price_there_is_no_money_but_a_share() -> None:
+    def unpriced(minute: int) -> list[dict[str, Any]]:
+        return [idle("a", name="AMD Instinct MI300X"), busy("b", name=None)]
+
+    figures = of(Waste, said(recorded(range(60), unpriced)))[-1].figures
+
+    money = [name for name in figures.__struct_fields__ if "usd" in name]
+    assert {getattr(figures, name) for name in money} == {None}
+    assert figures.waste_ratio == pytest.approx(0.5)
+
+
+def test_tokens_have_no_price_while_one_gpu_has_none() -> None:
+    def half_priced(minute: int) -> list[dict[str, Any]]:
+        return [
+            busy("a"),
+            busy("b", name="AMD Instinct MI300X"),
+            {"engine": True, "tokens_per_second": 100.0},
+        ]
+
+    waste = of(Waste, said(recorded(range(60), half_priced), FOUR_USD))[-1]
+
+    assert waste.figures.usd == pytest.approx(4)
+    assert waste.figures.usd_per_million_tokens is None
+    assert waste.hours[-1].unpriced_gpu_hours == pytest.approx(1)
+
+
+def test_energy_is_added_to_the_gpu_hour_where_it_has_a_price() -> None:
+    settings = HandlersSettings(
+        prices=PriceSettings(
+            rules=(PriceRule(usd_per_gpu_hour=1.0),), usd_per_kwh=0.5, pue=1.2, built_in=False
+        )
+    )
+
+    figures = of(Waste, said(recorded(range(60), lambda _: [idle("a")]), settings))[-1].figures
+
+    assert figures.usd == pytest.approx(1 + 0.07 * 1.2 * 0.5)
+    assert figures.waste_usd == figures.usd
+
+
+def test_duplicates_and_many_samples_count_no_gpu_twice() -> None:
+    stream = recorded(range(60), eight)
+    doubled = [
+        Routed(routed.message, type(routed.now)(routed.now.ns, 2 * routed.now.sequence + copy))
+        for routed in stream
+        for copy in (0, 1)
+    ]
+
+    once = of(Waste, said(stream, FOUR_USD))[-1].figures
+    twice = of(Waste, said(doubled, FOUR_USD))[-1].figures
+
+    assert msgspec.structs.astuple(twice) == pytest.approx(msgspec.structs.astuple(once))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [pytest.param(1e9, 5.0, id="reset"), pytest.param(1e3, 9e14, id="more than a GPU draws")],
+)
+def test_a_counter_that_is_another_is_replaced_by_power(before: float, after: float) -> None:
+    def broken(minute: int) -> list[dict[str, Any]]:
+        return [busy("a", power_watts=500.0, energy_joules_total=before if minute < 10 else after)]
+
+    wastes = of(Waste, said(recorded(range(11), broken), FOUR_USD))
+
+    first, second = (waste.figures.energy_joules or 0.0 for waste in wastes[-2:])
+    assert second - first == pytest.approx(500 * 60)
+
+
+def test_nulls_everywhere_are_unknown_and_cost_all_the_same() -> None:
+    def silent(minute: int) -> list[dict[str, Any]]:
+        return [{"gpu_id": "a", "name": H100, "pool": "chat"}]
+
+    figures = of(Waste, said(recorded(range(60), silent), FOUR_USD))[-1].figures
+
+    assert figures.unknown_usd == figures.usd == pytest.approx(4)
+    assert figures.waste_usd == 0
+    for name in ("energy_joules", "utilization_ratio", "tokens_per_second", "joules_per_token"):
+        assert getattr(figures, name) is None
+
+
+def test_a_node_that_vanishes_or_changes_its_gpus_stops_costing() -> None:
+    def changing(minute: int) -> list[dict[str, Any]]:
+        if minute < 20:
+            return [busy("a"), busy("b", node="n2")]
+        return [busy("c")] if minute < 40 else [idle("other", node="n3", pool=None)]
+
+    emits = said(recorded(range(60), changing), FOUR_USD)
+
+    (hour,) = of(Usage, emits)
+    assert hour.minutes == 40
+    assert hour.active.gpu_hours == pytest.approx(1)
+    assert [usage.id for usage in of(Usage, emits, "node")] == ["n1", "n2", "n3"]
+
+
+def test_a_mig_instance_is_no_gpu_but_tells_what_its_gpu_does() -> None:
+    def sliced(minute: int) -> list[dict[str, Any]]:
+        whole = busy("g", None, is_mig_enabled=True, power_watts=200.0)
+        slices = [busy(f"m{i}", ratio, name="MIG 1g", parent="g") for i, ratio in enumerate([0, 1])]
+        return [whole, *slices]
+
+    (hour,) = of(Usage, said(recorded(range(60), sliced), FOUR_USD))
+
+    assert hour.active.gpu_hours == pytest.approx(1)
+    assert hour.under_used_gpu_hours == 0  # how much of the GPU is used is not known
+    assert list(hour.models) == [H100]
+
+
+def test_simulated_gpus_are_booked_apart_and_judged_alone_only() -> None:
+    def mixed(minute: int) -> list[dict[str, Any]]:
+        return [busy("real"), *([idle("sim", simulated=True)] if minute < 120 else [])]
+
+    def simulated(minute: int) -> list[dict[str, Any]]:
+        return [idle("sim", simulated=True)]
+
+    emits = said(recorded(range(60), mixed), FOUR_USD)
+    alone = said(recorded(range(60), simulated), FOUR_USD)
+
+    assert [(u.simulated, u.idle.gpu_hours) for u in of(Usage, emits)] == [(False, 0), (True, 1)]
+    assert {w.simulated for w in of(Waste, emits)} == {False}
+    assert of(Opportunity, emits) == []
+    assert {w.simulated for w in of(Waste, alone)} == {True}
+    assert {o.simulated for o in of(Opportunity, alone)} == {True}
+
+
+def test_opportunities_come_after_half_an_hour_are_ranked_and_never_count_a_gpu_twice() -> None:
+    emits = said(recorded(range(60), eight), FOUR_USD)
+
+    first, last = of(Opportunity, emits)[0], of(Opportunity, emits)[-1]
+    assert [one.kind for one in last.savings] == ["release_idle", "pack_under_used", "unload_held"]
+    assert [one.gpus for one in last.savings] == [2, 2, 1]
+    assert [one.saving_usd_per_month for one in last.savings] == pytest.approx(
+        [8 * 730, 8 * 730, 4 * 730]
+    )
+    assert [one.score for one in last.savings] == pytest.approx([8 * 730, 2 * 730, 2 * 730])
+    assert last.savings[0].parts == ["n1-i0", "n1-i1"]
+    waste = of(Waste, emits)[-1].figures.waste_usd_per_month
+    assert last.saving_usd_per_month is not None
+    assert waste is not None
+    assert last.saving_usd_per_month <= waste
+    assert first.decided_at.minute == 30
+    assert of(Opportunity, emits, "node") == []  # they are the pool's
+
+
+def test_a_node_in_no_pool_has_opportunities_of_its_own() -> None:
+    emits = said(recorded(range(60), lambda _: [idle("a", pool=None)]), FOUR_USD)
+
+    assert of(Opportunity, emits) == []
+    assert [one.kind for one in of(Opportunity, emits, "node")[-1].savings] == ["release_idle"]
+
+
+def test_one_saturated_gpu_among_idle_ones_is_told_without_money() -> None:
+    def skewed(minute: int) -> list[dict[str, Any]]:
+        return [busy("full", 0.97), *(busy(f"b{i}", 0.1) for i in range(3))]
+
+    found = {
+        one.kind: one for one in of(Opportunity, said(recorded(range(60), skewed)))[-1].savings
+    }
+
+    assert found["rebalance"].parts == ["n1-full"]
+    assert found["rebalance"].saving_usd_per_month is None
+    assert found["pack_under_used"].gpus == 2
+
+
+def test_what_was_worth_telling_and_is_no_more_is_taken_back() -> None:
+    def freed(minute: int) -> list[dict[str, Any]]:
+        return [busy("a"), idle("b") if minute < 45 else busy("b")]
+
+    told = of(Opportunity, said(recorded(range(60), freed), FOUR_USD))
+
+    assert [one.kind for one in told[0].savings] == ["release_idle"]
+    assert told[-1].savings == []
+
+
+def test_a_trend_says_that_its_history_is_too_short_and_then_where_it_goes() -> None:
+    def growing(minute: int) -> list[dict[str, Any]]:
+        return [busy("a", 0.2 + 0.5 * minute / (30 * 60))]
+
+    stream = recorded(range(0, 30 * 60, 20), growing)
+
+    trends = of(Trend, said(stream, FOUR_USD))
+
+    lines = {line.metric: line for line in trends[4].lines}
+    assert lines["utilization_ratio"].direction == "unknown"
+    assert "5 hours are known, a slope needs 24" in lines["utilization_ratio"].text
+    lines = {line.metric: line for line in trends[-1].lines}
+    assert lines["utilization_ratio"].direction == "rising"
+    assert lines["utilization_ratio"].slope_per_day == pytest.approx(0.5 * 24 / 30, rel=0.01)
+    assert lines["usd_per_hour"].direction == "steady"
+    assert "tokens_per_second" not in lines
+
+
+@pytest.mark.parametrize("minute", [10, 59, 60, 61, 95, 120])
+def test_a_process_that_takes_over_says_the_same(minute: int) -> None:
+    stream = recorded(range(150), eight)
+    whole = said(stream, FOUR_USD)
+    cut = next(
+        i
+        for i, routed in enumerate(stream)
+        if routed.now.ns >= stream[0].now.ns + minute * 60 * 10**9
+    )
+
+    before = Slot(0, 1, handlers(FOUR_USD), Watermark(sequence=0, ns=0))
+    first = [emit for routed in stream[:cut] for emit in before.feed(routed)]
+    watermark = Watermark.decode(before.watermark().encode())
+    after = Slot(0, 1, handlers(FOUR_USD), watermark)
+    second = [
+        emit for routed in stream if routed.now.ns >= after.start_ns for emit in after.feed(routed)
+    ]
+    second += after.advance(minute_end(stream))
+
+    def encoded(emits: Sequence[Emit]) -> list[bytes]:
+        return [msgspec.json.encode((emit.message_id, emit.message)) for emit in emits]
+
+    assert encoded([*first, *second]) == encoded(whole)
+
+
+def test_state_beyond_its_room_is_left_out_of_the_snapshot() -> None:
+    small = msgspec.structs.replace(
+        FOUR_USD, waste=msgspec.structs.replace(FOUR_USD.waste, snapshot_bytes=0)
+    )
+    slot = Slot(0, 1, handlers(small), Watermark(sequence=0, ns=0))
+    for routed in recorded(range(5), eight):
+        slot.feed(routed)
+
+    snapshots = slot.watermark().snapshots
+
+    assert {len(msgspec.msgpack.decode(one)) for one in snapshots.values()} == {0}
+
+
+def test_a_group_that_measures_nothing_is_forgotten() -> None:
+    def leaving(minute: int) -> list[dict[str, Any]]:
+        return [busy("a", node="n1", pool="gone")] if minute < 5 else [busy("b", node="n2")]
+
+    slot = Slot(0, 1, handlers(FOUR_USD), Watermark(sequence=0, ns=0))
+    for routed in recorded(range(190), leaving):
+        slot.feed(routed)
+
+    kept = {
+        name: [memory[0] for memory in msgspec.msgpack.decode(one)]
+        for name, one in slot.watermark().snapshots.items()
+    }
+    assert kept["node.waste_node"] == ["n2"]
+    assert kept["pool.waste_pool"] == ["chat"]
