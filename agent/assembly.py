@@ -196,7 +196,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     ):
         instance.watch(runtime.components, lambda: dict(runtime.counters))
         drain = await instance.serve(
-            query_endpoints(store, bus, time.time_ns, settings.queries, runtime.counters)
+            query_endpoints(store, bus, time.time_ns, settings, runtime.counters)
         )
         await runtime.wait_started()
         await instance.ready()

@@ -49,6 +49,7 @@ from schemas.lmcache import (
     OptimizeReply,
 )
 from schemas.message import Message
+from schemas.report import OpportunitiesReply, Report, ReportRequest, TrendsReply, WasteReply
 from schemas.views import GPU_VIEWS, SYSTEM_VIEWS
 
 EVENTS: tuple[type[Message], ...] = (
@@ -186,8 +187,19 @@ def endpoints() -> Iterator[EndpointSpec]:
         Filter,
         UtilizationReply,
     )
-    for name in ("trends", "waste", "opportunities", "report"):
-        yield EndpointSpec(f"api.analysis.{name}", "handlers", NOT_BUILT)
+    for name, text, reply in (
+        ("waste", "what nodes, pools and the fleet cost and waste", WasteReply),
+        ("trends", "where pools, the fleet or one node go", TrendsReply),
+        ("opportunities", "what can be saved, the best first", OpportunitiesReply),
+    ):
+        yield EndpointSpec(f"api.analysis.{name}", "handlers", text, Filter, reply)
+    yield EndpointSpec(
+        "api.analysis.report",
+        "handlers",
+        "a period in money, from its recorded hours",
+        ReportRequest,
+        Report,
+    )
     yield EndpointSpec(
         "api.optimize.recommendations",
         "handlers",

@@ -13,6 +13,7 @@ from schemas.api import (
     HistoryReply,
     HistoryRequest,
     LatestReply,
+    UtilizationReply,
 )
 from schemas.lmcache import (
     LmcacheConfig,
@@ -22,6 +23,7 @@ from schemas.lmcache import (
     LmcacheStatusRequest,
     OptimizeReply,
 )
+from schemas.report import OpportunitiesReply, Report, ReportRequest, TrendsReply, WasteReply
 from schemas.units import token
 
 __all__ = ["CacheClient", "ResourceAgent"]
@@ -113,6 +115,53 @@ class ResourceAgent(Connected):
             node=token(node) if node else None, seconds=seconds, start=start, end=end, limit=limit
         )
         return await self._ask("api.system.history", request, HistoryReply)
+
+    async def analyze_utilization(
+        self, *, node: str | None = None, pool: str | None = None
+    ) -> UtilizationReply:
+        """How busy nodes, pools and the fleet are, their bottlenecks, and what each GPU does."""
+        return await self._analysis("utilization", node, pool, UtilizationReply)
+
+    async def get_waste(self, *, node: str | None = None, pool: str | None = None) -> WasteReply:
+        """What nodes, pools and the fleet cost, and what of it is wasted."""
+        return await self._analysis("waste", node, pool, WasteReply)
+
+    async def get_trends(self, *, node: str | None = None, pool: str | None = None) -> TrendsReply:
+        """Where pools and the fleet go; or one node."""
+        return await self._analysis("trends", node, pool, TrendsReply)
+
+    async def get_opportunities(
+        self, *, node: str | None = None, pool: str | None = None
+    ) -> OpportunitiesReply:
+        """What can be saved, the best first; a node's own only where it is in no pool."""
+        return await self._analysis("opportunities", node, pool, OpportunitiesReply)
+
+    async def get_report(
+        self,
+        *,
+        seconds: float | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        node: str | None = None,
+        pool: str | None = None,
+        simulated: bool = False,
+    ) -> Report:
+        """What the GPUs of a period of whole hours cost, gave and wasted; default 7 days."""
+        request = ReportRequest(
+            seconds=seconds,
+            start=start,
+            end=end,
+            node=token(node) if node else None,
+            pool=pool,
+            simulated=simulated,
+        )
+        return await self._ask(
+            "api.analysis.report", request, Report, timeout_seconds=WORK_TIMEOUT_SECONDS
+        )
+
+    async def _analysis(self, name: str, node: str | None, pool: str | None, reply: type[T]) -> T:
+        wanted = Filter(node=token(node) if node else None, pool=pool)
+        return await self._ask(f"api.analysis.{name}", wanted, reply)
 
     async def health(self, name: str = "detailed") -> HealthReply:
         """`name`: root, basic, detailed, ready or live; for the whole installation."""

@@ -8,8 +8,10 @@ import msgspec
 from handlers.foreign import ForeignMessages
 from handlers.history import History
 from handlers.latest import Latest, LatestStore, Metrics
-from handlers.settings import QuerySettings
+from handlers.report import Reports
+from handlers.settings import HandlersSettings
 from handlers.standing import Standing
+from handlers.stream_reader import StreamReader
 from schemas.api import (
     Filter,
     HistoryReply,
@@ -21,21 +23,24 @@ from schemas.api import (
 )
 from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Answer, Call, Clock, Endpoint, RequestError, Subscriber, json_endpoint
+from schemas.report import (
+    OpportunitiesReply,
+    Report,
+    ReportRequest,
+    TrendsReply,
+    WasteReply,
+)
 from schemas.units import SECOND_NS, instant
 from schemas.views import GPU_VIEWS, SYSTEM_VIEWS, gpu_values, system_values
 
-_NOT_BUILT = {
-    "analysis": ("trends", "waste", "opportunities", "report"),
-    "optimize": ("scale_up", "scale_down", "consolidate", "execute"),
-}
-_WATCH = {"analysis": "analysis.>", "optimize": "recommendation.>"}
+_NOT_BUILT = ("scale_up", "scale_down", "consolidate", "execute")
 
 
 def query_endpoints(
     store: LatestStore,
     subscriber: Subscriber,
     clock: Clock,
-    settings: QuerySettings,
+    settings: HandlersSettings,
     counters: Counter[str],
 ) -> list[Endpoint]:
     """Every query endpoint the handlers service serves; they count into `counters`."""
@@ -45,8 +50,8 @@ def query_endpoints(
         *(_latest("system", name, HostMetrics, store, clock) for name in SYSTEM_VIEWS),
     ]
     for group, history in (
-        ("gpu", History("gpu", subscriber, settings, clock, foreign)),
-        ("system", History("host", subscriber, settings, clock, foreign)),
+        ("gpu", History("gpu", subscriber, settings.queries, clock, foreign)),
+        ("system", History("host", subscriber, settings.queries, clock, foreign)),
     ):
         endpoints += [
             json_endpoint(
@@ -58,24 +63,30 @@ def query_endpoints(
             )
             for suffix, tokens in (("", ""), ("_of_node", ".*"))
         ]
-    standing = Standing(subscriber, settings, clock, foreign)
-    endpoints += [
+    reader = StreamReader(subscriber, settings.queries, foreign)
+    standing = Standing(reader, settings.queries, clock)
+    for group, name, reply, answer in (
+        ("analysis", "utilization", UtilizationReply, standing.utilization),
+        ("analysis", "waste", WasteReply, standing.waste),
+        ("analysis", "trends", TrendsReply, standing.trends),
+        ("analysis", "opportunities", OpportunitiesReply, standing.opportunities),
+        ("optimize", "recommendations", RecommendationsReply, standing.recommendations),
+    ):
+        endpoints.append(
+            json_endpoint(
+                f"{group}_{name}", f"api.{group}.{name}", Filter, answer, reply_type=reply
+            )
+        )
+    endpoints.append(
         json_endpoint(
-            "analysis_utilization",
-            "api.analysis.utilization",
-            Filter,
-            standing.utilization,
-            reply_type=UtilizationReply,
-        ),
-        json_endpoint(
-            "optimize_recommendations",
-            "api.optimize.recommendations",
-            Filter,
-            standing.recommendations,
-            reply_type=RecommendationsReply,
-        ),
-    ]
-    endpoints += [_not_built(group, name) for group, names in _NOT_BUILT.items() for name in names]
+            "analysis_report",
+            "api.analysis.report",
+            ReportRequest,
+            Reports(reader, settings, clock).report,
+            reply_type=Report,
+        )
+    )
+    endpoints += [_not_built(name) for name in _NOT_BUILT]
     return endpoints
 
 
@@ -136,13 +147,13 @@ def _nothing(group: str, request: Filter) -> str:
     return f"no {what} has reported metrics" + (f" of {' and '.join(where)}" if where else "")
 
 
-def _not_built(group: str, name: str) -> Endpoint:
+def _not_built(name: str) -> Endpoint:
     text = (
-        f"api.{group}.{name} is not built yet; it comes with a later release. Subscribe to "
-        f"{_WATCH[group]} below the root for what there is."
+        f"api.optimize.{name} is not built yet; it comes with a later release. Subscribe to "
+        "recommendation.> below the root for what there is."
     )
 
     def refuse(_call: Call) -> Answer:
         raise RequestError(503, text)
 
-    return Endpoint(f"{group}_{name}", f"api.{group}.{name}", refuse)
+    return Endpoint(f"optimize_{name}", f"api.optimize.{name}", refuse)

@@ -1,66 +1,81 @@
-"""What the handlers last concluded, read back from the streams: utilization and open advice."""
+"""What the handlers last concluded, read back from the streams, so that every process says it."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import TypeVar
 
-import msgspec
-
-from handlers.foreign import ForeignMessages
+from handlers.recorded_usage import recorded_hours
 from handlers.settings import QuerySettings
+from handlers.stream_reader import StreamReader
+from handlers.trend import HISTORY_HOURS, point, trend_lines
+from handlers.usage import HOUR_NS
 from schemas.analysis import Utilization
 from schemas.api import Filter, RecommendationsReply, UtilizationReply
-from schemas.message import UNDECODABLE, Message
-from schemas.protocols import Call, Clock, PublishError, RequestError, Subscriber
+from schemas.protocols import Call, Clock, RequestError
+from schemas.report import OpportunitiesReply, TrendsReply, WasteReply
 from schemas.scaling import Decision, Execution, Recommendation
-from schemas.units import instant, to_ns
+from schemas.spending import Opportunity, Trend, Waste
+from schemas.units import SECOND_NS, instant, to_ns
 
-M = TypeVar("M", bound=Message)
+Judgement = TypeVar("Judgement", Utilization, Waste, Trend, Opportunity)
 
 _CLOSING = frozenset({"rejected", "superseded", "expired"})
+# A trend is of whole hours, and told after each of them.
+_TREND_SECONDS = 2 * 3600.0
 
 
 class Standing:
-    """Answers `api.analysis.utilization` and `api.optimize.recommendations`.
+    """Answers `api.analysis.{utilization,waste,trends,opportunities}`, `optimize.recommendations`.
 
     From the last message of each subject, so every process answers the same, after a restart
-    too.
+    too. A filter by node or pool leaves only the judgement of that node or pool.
     """
 
-    def __init__(
-        self,
-        subscriber: Subscriber,
-        settings: QuerySettings,
-        clock: Clock,
-        foreign: ForeignMessages,
-    ) -> None:
-        self._subscriber = subscriber
-        self._foreign = foreign
+    def __init__(self, reader: StreamReader, settings: QuerySettings, clock: Clock) -> None:
+        self._reader = reader
         self._settings = settings
         self._clock = clock
 
     async def utilization(self, request: Filter, _call: Call) -> UtilizationReply:
-        """The last judgement of each node, pool and the fleet that is not outdated.
-
-        A filter by node or pool leaves only the judgement of that node or pool.
-        """
-        now_ns = self._clock()
-        oldest_ns = now_ns - int(self._settings.forget_seconds * 1e9)
-        wanted = {("node", request.node), ("pool", request.pool)}
-        is_filtered = request.node is not None or request.pool is not None
-        rows = [
-            row
-            async for row in self._last("EVENTS", Utilization)
-            if to_ns(row.decided_at) >= oldest_ns
-            and (not is_filtered or (row.scope, row.id) in wanted)
-        ]
-        rows.sort(key=lambda row: (row.scope, row.id))
+        """The last judgement of each node, pool and the fleet that is not outdated."""
+        rows = await self._judgements(Utilization, request)
         return UtilizationReply(
-            answered_at=instant(now_ns),
+            answered_at=instant(self._clock()),
             rows=rows[: request.limit],
             total=len(rows),
             text="" if rows else "no utilization has been judged yet",
+        )
+
+    async def waste(self, request: Filter, _call: Call) -> WasteReply:
+        """What each node, pool and the fleet costs and wastes."""
+        rows = await self._judgements(Waste, request)
+        return WasteReply(
+            answered_at=instant(self._clock()),
+            rows=rows[: request.limit],
+            total=len(rows),
+            text="" if rows else "no GPU has been measured for a whole minute of late",
+        )
+
+    async def trends(self, request: Filter, _call: Call) -> TrendsReply:
+        """Where each pool and the fleet goes; of a node, worked out now."""
+        if request.node is not None:
+            rows = await self._trend_of_node(request.node)
+        else:
+            rows = await self._judgements(Trend, request, _TREND_SECONDS)
+        return TrendsReply(
+            answered_at=instant(self._clock()),
+            rows=rows[: request.limit],
+            total=len(rows),
+            text="" if rows else "no hour of GPUs is complete yet",
+        )
+
+    async def opportunities(self, request: Filter, _call: Call) -> OpportunitiesReply:
+        """What can be saved, the best first."""
+        rows = [row for row in await self._judgements(Opportunity, request) if row.savings]
+        rows.sort(key=lambda row: (-(row.savings[0].score or 0.0), row.scope, row.id))
+        return OpportunitiesReply(
+            answered_at=instant(self._clock()),
+            rows=rows[: request.limit],
+            total=len(rows),
+            text="" if rows else "nothing is worth changing, or not for long enough yet",
         )
 
     async def recommendations(self, request: Filter, _call: Call) -> RecommendationsReply:
@@ -68,12 +83,12 @@ class Standing:
         if request.node is not None:
             raise RequestError(400, "node: recommendations are about pools")
         now_ns = self._clock()
-        advice = [row async for row in self._last("RECOMMENDATIONS", Recommendation)]
+        advice = await self._reader.last("RECOMMENDATIONS", Recommendation)
         closed = {row.supersedes for row in advice}
-        async for decision in self._last("RECOMMENDATIONS", Decision):
+        for decision in await self._reader.last("RECOMMENDATIONS", Decision):
             if decision.verdict in _CLOSING:
                 closed.add(decision.recommendation_id)
-        async for execution in self._last("RECOMMENDATIONS", Execution):
+        for execution in await self._reader.last("RECOMMENDATIONS", Execution):
             if execution.phase == "succeeded" and not execution.dry_run:
                 closed.add(execution.recommendation_id)
         rows = [
@@ -91,21 +106,37 @@ class Standing:
             text="" if rows else "no advice stands",
         )
 
-    async def _last(self, stream: str, kind: type[M]) -> AsyncIterator[M]:
-        """The last message on each subject of one type; what does not decode is passed over."""
-        decoder = msgspec.json.Decoder(kind)
-        deliveries = self._subscriber.read(stream, subject=kind.pattern(), last_per_subject=True)
-        try:
-            async with (
-                asyncio.timeout(self._settings.history_timeout_seconds),
-                contextlib.aclosing(deliveries),
-            ):
-                async for delivery in deliveries:
-                    try:
-                        row = decoder.decode(delivery.payload)
-                    except UNDECODABLE as error:
-                        self._foreign.pass_over(delivery, error)
-                    else:
-                        yield row
-        except (TimeoutError, PublishError) as error:
-            raise RequestError(503, "the stream could not be read now") from error
+    async def _judgements(
+        self, kind: type[Judgement], request: Filter, more_seconds: float = 0.0
+    ) -> list[Judgement]:
+        """The last one of each scope and id that is not outdated."""
+        keep_seconds = self._settings.forget_seconds + more_seconds
+        oldest_ns = self._clock() - int(keep_seconds * SECOND_NS)
+        wanted = {("node", request.node), ("pool", request.pool)}
+        is_filtered = request.node is not None or request.pool is not None
+        rows = [
+            row
+            for row in await self._reader.last("EVENTS", kind)
+            if to_ns(row.decided_at) >= oldest_ns
+            and (not is_filtered or (row.scope, row.id) in wanted)
+        ]
+        return sorted(rows, key=lambda row: (row.scope, row.id))
+
+    async def _trend_of_node(self, node: str) -> list[Trend]:
+        """From its recorded hours; those of real GPUs where there are any."""
+        end_ns = self._clock() // HOUR_NS * HOUR_NS
+        start_ns = end_ns - HISTORY_HOURS * HOUR_NS
+        hours = await recorded_hours(self._reader, "node", node, start_ns, end_ns, simulated=True)
+        hours = [hour for hour in hours if not hour.simulated] or hours
+        if not hours:
+            return []
+        return [
+            Trend(
+                scope="node",
+                id=node,
+                decided_at=instant(to_ns(hours[-1].hour_at) + HOUR_NS),
+                since=hours[0].hour_at,
+                lines=trend_lines([point(hour) for hour in hours]),
+                simulated=hours[-1].simulated,
+            )
+        ]

@@ -13,47 +13,21 @@ import structlog
 from agent.bus import Bus
 from handlers.foreign import ForeignMessages
 from handlers.history import SCANS, History
-from handlers.latest import LatestStore
-from handlers.queries import query_endpoints
-from handlers.settings import QuerySettings
+from handlers.settings import HandlersSettings, QuerySettings
 from schemas.analysis import Utilization
 from schemas.api import HistoryReply, HistoryRequest, RecommendationsReply, UtilizationReply
 from schemas.message import Message
 from schemas.metrics import Rollup, Summary
-from schemas.protocols import Answer, Call, Delivery, RequestError
+from schemas.protocols import Call, Delivery, RequestError
 from schemas.scaling import Decision, Execution, Recommendation
 from schemas.units import SECOND_NS, instant
+from tests.support.asking import ask
 from tests.support.samples import gpu, host
 from tests.support.server import NatsServer
 
 pytestmark = pytest.mark.bus
 
 MINUTE_NS = 60 * SECOND_NS
-
-
-async def ask(
-    bus: Bus,
-    subject: str,
-    request: object = None,
-    *,
-    settings: QuerySettings | None = None,
-    clock: Callable[[], int] = time.time_ns,
-    counters: Counter[str] | None = None,
-) -> bytes:
-    """The answer of the endpoint that serves `subject`."""
-    store = LatestStore(forget_seconds=60)
-    pattern = subject.split(".")
-    counters = Counter() if counters is None else counters
-    for endpoint in query_endpoints(store, bus, clock, settings or QuerySettings(), counters):
-        served = endpoint.subject.split(".")
-        if len(served) == len(pattern) and all(
-            mine in {"*", theirs} for mine, theirs in zip(served, pattern, strict=True)
-        ):
-            body = b"" if request is None else msgspec.json.encode(request)
-            answer = endpoint.handle(Call(subject, body, {}))
-            assert not isinstance(answer, Answer)
-            return (await answer).payload
-    raise AssertionError(f"nobody serves {subject}")
 
 
 async def history(
@@ -65,7 +39,8 @@ async def history(
     clock: Callable[[], int] = time.time_ns,
     counters: Counter[str] | None = None,
 ) -> HistoryReply:
-    payload = await ask(bus, subject, request, settings=settings, clock=clock, counters=counters)
+    every = HandlersSettings(queries=settings or QuerySettings())
+    payload = await ask(bus, subject, request, settings=every, clock=clock, counters=counters)
     return msgspec.json.decode(payload, type=HistoryReply)
 
 
@@ -314,7 +289,7 @@ async def test_a_server_that_does_not_answer_is_503(bus: Bus, nats: NatsServer) 
     with pytest.raises(RequestError, match="503 the history could not be read in time"):
         await history(bus, "api.gpu.history", settings=settings)
     with pytest.raises(RequestError, match="503 the stream could not be read now"):
-        await ask(bus, "api.optimize.recommendations", settings=settings)
+        await ask(bus, "api.optimize.recommendations", settings=HandlersSettings(queries=settings))
     nats.resume()
 
 

@@ -8,9 +8,9 @@ from handlers.settings import HandlersSettings
 from handlers.slots import Routed, Slot, Watermark
 from handlers.waste import MINUTE_NS, WasteHandler
 from schemas.message import Message
-from schemas.protocols import Emit, Handler
-from schemas.units import instant
-from tests.support.samples import START_NS, at, engine, gpu
+from schemas.protocols import Emit, Handler, Moment
+from schemas.units import SECOND_NS, instant
+from tests.support.samples import START_NS, engine, gpu
 
 H100 = "NVIDIA H100 80GB HBM3"
 SAMPLES_A_MINUTE = 3
@@ -43,21 +43,22 @@ def idle(gpu_id: str, **fields: Any) -> dict[str, Any]:
     return held(gpu_id, **{"memory_utilization_ratio": 0.0, **fields})
 
 
-def recorded(minutes: Iterable[int], what: Minute) -> list[Routed]:
+def recorded(minutes: Iterable[int], what: Minute, *, start_ns: int = START_NS) -> list[Routed]:
     """The stream of these minutes: each part three times, evenly."""
     stream: list[Routed] = []
     for minute in minutes:
         for sample in range(SAMPLES_A_MINUTE):
             seconds = minute * 60 + sample * 60 / SAMPLES_A_MINUTE + 1
+            now = Moment(start_ns + round(seconds * SECOND_NS), len(stream) + 1)
             for fields in what(minute):
-                message = _message(fields, seconds)
-                stream.append(Routed(message, at(seconds, len(stream) + 1)))
+                message = _message(fields, seconds, now)
+                stream.append(Routed(message, Moment(now.ns, len(stream) + 1)))
     return stream
 
 
-def _message(fields: dict[str, Any], seconds: float) -> Message:
+def _message(fields: dict[str, Any], seconds: float, now: Moment) -> Message:
     values = dict(fields)
-    observed_at = instant(START_NS + int(seconds * 1e9))
+    observed_at = instant(now.ns)
     if values.pop("engine", None):
         per_second = values.pop("tokens_per_second")
         return engine(

@@ -7,7 +7,7 @@ import pytest
 
 from handlers.latest import LatestStore
 from handlers.queries import query_endpoints
-from handlers.settings import QuerySettings
+from handlers.settings import HandlersSettings
 from schemas.api import LatestReply
 from schemas.message import Message
 from schemas.protocols import Answer, Call, Delivery, Endpoint, RequestError
@@ -59,7 +59,7 @@ def endpoints(*messages: Message, now_seconds: float = 10) -> dict[str, Endpoint
     return {
         endpoint.subject: endpoint
         for endpoint in query_endpoints(
-            store, NoStreams(), lambda: at(now_seconds).ns, QuerySettings(), Counter()
+            store, NoStreams(), lambda: at(now_seconds).ns, HandlersSettings(), Counter()
         )
     }
 
@@ -73,7 +73,7 @@ def ask(endpoint: Endpoint, body: object = None) -> LatestReply:
 
 def test_every_query_subject_of_the_contract_is_served_once() -> None:
     store = LatestStore(forget_seconds=1)
-    served = query_endpoints(store, NoStreams(), time.time_ns, QuerySettings(), Counter())
+    served = query_endpoints(store, NoStreams(), time.time_ns, HandlersSettings(), Counter())
 
     expected = {
         "gpu": "metrics history utilization temperature memory power",
@@ -157,7 +157,7 @@ def test_a_bad_request_names_the_field(body: dict[str, object], field: str) -> N
 
 
 @pytest.mark.parametrize(
-    "subject", ["api.analysis.waste", "api.optimize.execute", "api.optimize.scale_up"]
+    "subject", ["api.optimize.consolidate", "api.optimize.execute", "api.optimize.scale_up"]
 )
 def test_what_is_not_built_says_so(subject: str) -> None:
     with pytest.raises(RequestError, match=f"503 {subject} is not built yet"):
@@ -196,7 +196,9 @@ def test_the_views_of_one_sample_are_told_apart_and_a_new_sample_replaces_them()
     store = LatestStore(forget_seconds=3600)
     served = {
         one.subject: one
-        for one in query_endpoints(store, NoStreams(), lambda: START_NS, QuerySettings(), Counter())
+        for one in query_endpoints(
+            store, NoStreams(), lambda: START_NS, HandlersSettings(), Counter()
+        )
     }
 
     told = []

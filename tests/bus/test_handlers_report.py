@@ -1,0 +1,256 @@
+"""Money over the bus: recorded hours in real streams, and what the endpoints say of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.bus import Bus
+from handlers.prices import PriceRule, PriceSettings
+from handlers.settings import HandlersSettings, QuerySettings
+from schemas.api import Filter
+from schemas.protocols import Emit, RequestError
+from schemas.report import (
+    OpportunitiesReply,
+    Report,
+    ReportRequest,
+    TrendsReply,
+    WasteReply,
+)
+from schemas.spending import Opportunity, Usage
+from schemas.units import instant
+from tests.support.asking import ask
+from tests.support.fleets import busy, idle, recorded, said
+
+pytestmark = pytest.mark.bus
+
+HOUR_NS = 3600 * 10**9
+SETTINGS = HandlersSettings(
+    prices=PriceSettings(
+        rules=(PriceRule(gpu="H100", usd_per_gpu_hour=4.0, source="contract", as_of="2020-01-01"),)
+    )
+)
+
+
+def fleet(minute: int) -> list[dict[str, Any]]:
+    """Two pools on three nodes, and a node in none."""
+    return [
+        busy("a", 0.35, node="n1"),
+        idle("b", node="n1"),
+        busy("c", 0.7, node="n2", pool="batch"),
+        idle("d", node="n3", pool=None, name="AMD Instinct MI300X"),
+        idle("s", node="n4", pool="chat", simulated=True),
+        {"engine": True, "engine_id": "e", "node": "n1", "tokens_per_second": 400.0},
+    ]
+
+
+async def record(
+    bus: Bus,
+    hours: int,
+    what: Callable[[int], Sequence[dict[str, Any]]] = fleet,
+    *,
+    every: int = 4,
+) -> int:
+    """What the handlers say of the last `hours` and ten minutes of now's; gives the first hour."""
+    start_ns = time.time_ns() // HOUR_NS * HOUR_NS - hours * HOUR_NS
+    minutes = [*range(0, hours * 60, every), *range(hours * 60, hours * 60 + 10)]
+    last: dict[str, Emit] = {}
+    for emit in said(recorded(minutes, what, start_ns=start_ns), SETTINGS):
+        if isinstance(emit.message, Usage):
+            await bus.publish(emit.message, message_id=emit.message_id)
+        else:
+            last[emit.message.subject()] = emit
+    for emit in last.values():
+        await bus.publish(emit.message, message_id=emit.message_id)
+    return start_ns
+
+
+async def report(bus: Bus, settings: HandlersSettings = SETTINGS, **fields: Any) -> Report:
+    payload = await ask(bus, "api.analysis.report", ReportRequest(**fields), settings=settings)
+    return msgspec.json.decode(payload, type=Report)
+
+
+async def test_a_report_adds_up_recorded_hours_and_the_running_one(bus: Bus) -> None:
+    start_ns = await record(bus, 5)
+
+    found = await report(bus, seconds=5 * 3600.0)
+
+    # Every fourth minute of five hours, and ten of the running one.
+    minutes = 5 * 15 + 10
+    assert found.start == instant(start_ns)
+    assert found.figures.gpu_hours == pytest.approx(4 * minutes / 60)
+    assert found.figures.usd == pytest.approx(3 * 4 * minutes / 60)
+    assert found.figures.idle_usd == pytest.approx(4 * minutes / 60)
+    assert found.figures.under_used_usd == pytest.approx(2 * minutes / 60)
+    assert [group.id for group in found.pools] == ["chat", "batch"]
+    assert [group.id for group in found.nodes] == ["n1", "n2", "n3"]
+    pools = sum(group.figures.usd or 0 for group in found.pools)
+    assert pools == pytest.approx(found.figures.usd)
+    assert [step.figures.gpu_hours for step in found.steps] == pytest.approx(
+        [1.0] * 5 + [4 * 10 / 60]
+    )
+    assert [(model.name, model.usd_per_gpu_hour, model.price_source) for model in found.models] == [
+        ("NVIDIA H100 80GB HBM3", 4.0, "contract"),
+        ("AMD Instinct MI300X", None, None),
+    ]
+    assert found.simulated is False
+    notes = "; ".join(found.notes)
+    for text in (
+        "of the period was measured",
+        "(AMD Instinct MI300X)",
+        "is of 2020-01-01, more than 90 days old",
+        "simulated GPUs are left out",
+    ):
+        assert text in notes
+
+
+async def test_a_report_of_one_pool_or_node_is_of_that_alone(bus: Bus) -> None:
+    await record(bus, 2)
+
+    pool = await report(bus, seconds=2 * 3600.0, pool="chat")
+    node = await report(bus, seconds=2 * 3600.0, node="n2")
+    nobody = await report(bus, seconds=2 * 3600.0, pool="none")
+
+    minutes = 2 * 15 + 10
+    assert pool.figures.gpu_hours == pytest.approx(2 * minutes / 60)
+    assert ([g.id for g in pool.pools], [g.id for g in pool.nodes]) == ([], ["n1"])
+    # Of the running hour a node tells every ten minutes only.
+    assert 4 * 30 / 60 <= (node.figures.usd or 0) <= 4 * minutes / 60
+    assert (node.pools, node.nodes) == ([], [])
+    assert nobody.text == "No GPU was measured in this period."
+    assert (nobody.figures.usd, nobody.steps, nobody.before) == (None, [], None)
+
+
+async def test_simulated_gpus_count_when_asked_for(bus: Bus) -> None:
+    await record(bus, 1)
+
+    found = await report(bus, seconds=3600.0, simulated=True)
+
+    assert found.simulated is True
+    # Beside real GPUs, of the simulated one only the hour that is over is told.
+    assert found.figures.gpu_hours == pytest.approx((4 * 25 + 15) / 60)
+    assert "simulated GPUs are counted" in found.notes
+
+
+async def test_a_period_is_compared_with_the_one_before(bus: Bus) -> None:
+    def growing(minute: int) -> list[dict[str, Any]]:
+        return [busy("a"), *([busy("b")] if minute >= 24 * 60 else [])]
+
+    await record(bus, 48, growing, every=20)
+
+    found = await report(bus, seconds=24 * 3600.0)
+
+    assert found.before is not None
+    assert found.before.gpus == pytest.approx(1)
+    assert found.figures.gpus == pytest.approx(2, rel=0.01)
+    changes = {line.metric: line.change_ratio for line in found.trends}
+    assert changes["usd_per_hour"] == pytest.approx(1.0, abs=0.02)
+
+
+async def test_what_stands_now_is_in_a_report_of_now_only(bus: Bus) -> None:
+    start_ns = await record(bus, 3, every=1)
+
+    now = await report(bus, seconds=2 * 3600.0)
+    past = await report(bus, start=instant(start_ns), end=instant(start_ns + HOUR_NS))
+
+    assert [(one.scope, one.id, one.saving.kind) for one in now.savings] == [
+        ("pool", "chat", "release_idle"),
+        ("node", "n3", "release_idle"),
+    ]
+    assert [one.saving.saving_usd_per_month for one in now.savings] == [2920.0, None]
+    assert "would save $2,920 a month" in now.text
+    assert past.savings == []
+    assert past.figures.gpu_hours == pytest.approx(4)
+
+
+async def test_an_hour_told_twice_counts_once(bus: Bus) -> None:
+    await record(bus, 2)
+    before = await report(bus, seconds=2 * 3600.0)
+
+    await record(bus, 2)
+    after = await report(bus, seconds=2 * 3600.0)
+
+    assert after.figures == before.figures
+
+
+async def test_a_foreign_message_among_the_hours_is_passed_over(bus: Bus) -> None:
+    await record(bus, 1)
+    await bus.publish_raw("rollup.usage.fleet.all", b"not json", message_id="x")
+
+    assert (await report(bus, seconds=3600.0)).figures.gpu_hours > 0
+
+
+async def test_what_is_too_much_to_read_is_left_out_or_refused(bus: Bus) -> None:
+    await record(bus, 3)
+    few = msgspec.structs.replace(SETTINGS, queries=QuerySettings(history_scan_bytes=5_000))
+    none = msgspec.structs.replace(SETTINGS, queries=QuerySettings(history_scan_bytes=100))
+
+    found = await report(bus, few, seconds=2 * 3600.0)
+
+    assert found.figures.gpu_hours > 0
+    assert found.nodes == []
+    assert any(note.startswith("without its nodes: this holds more") for note in found.notes)
+    with pytest.raises(RequestError, match="413"):
+        await report(bus, none, seconds=2 * 3600.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"seconds": 3600.0, "start": datetime.fromisoformat("2026-01-01T00:00Z")}, "seconds"),
+        ({"start": datetime.fromisoformat("2100-01-01T00:00Z")}, "start"),
+        ({"start": datetime.fromisoformat("2020-01-01T00:00Z")}, "90 days"),
+        ({"end": datetime.fromisoformat("1960-01-01T00:00Z")}, "start"),
+        ({"pool": "chat", "node": "n1"}, "pool"),
+    ],
+    ids=["two starts", "future", "too long", "before the epoch", "node and pool"],
+)
+async def test_a_bad_period_is_refused_by_name(bus: Bus, fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(RequestError, match=f"400 .*{text}"):
+        await report(bus, **fields)
+
+
+async def test_waste_trends_and_opportunities_stand_for_each_group(bus: Bus) -> None:
+    await record(bus, 2, every=1)
+
+    def rows(payload: bytes, kind: type[Any]) -> list[tuple[str, str]]:
+        return [(row.scope, row.id) for row in msgspec.json.decode(payload, type=kind).rows]
+
+    waste = await ask(bus, "api.analysis.waste", settings=SETTINGS)
+    chat = await ask(bus, "api.analysis.waste", Filter(pool="chat"), settings=SETTINGS)
+    trends = await ask(bus, "api.analysis.trends", settings=SETTINGS)
+    of_node = await ask(bus, "api.analysis.trends", Filter(node="n1"), settings=SETTINGS)
+    of_nobody = await ask(bus, "api.analysis.trends", Filter(node="n9"), settings=SETTINGS)
+    found = await ask(bus, "api.analysis.opportunities", settings=SETTINGS)
+
+    pools = [("fleet", "all"), ("pool", "batch"), ("pool", "chat")]
+    nodes = [("node", f"n{number}") for number in (1, 2, 3, 4)]
+    assert rows(waste, WasteReply) == [pools[0], *nodes, *pools[1:]]
+    assert rows(chat, WasteReply) == [("pool", "chat")]
+    assert rows(trends, TrendsReply) == pools
+    assert rows(of_node, TrendsReply) == [("node", "n1")]
+    assert (
+        msgspec.json.decode(of_nobody, type=TrendsReply).text == "no hour of GPUs is complete yet"
+    )
+    assert rows(found, OpportunitiesReply) == [("pool", "chat"), ("node", "n3")]
+
+
+async def test_what_is_no_opportunity_any_more_does_not_stand(bus: Bus) -> None:
+    await bus.publish(
+        Opportunity(
+            scope="pool",
+            id="chat",
+            decided_at=instant(time.time_ns()),
+            savings=[],
+            saving_usd_per_month=None,
+        ),
+        message_id="o",
+    )
+
+    payload = await ask(bus, "api.analysis.opportunities")
+
+    reply = msgspec.json.decode(payload, type=OpportunitiesReply)
+    assert (reply.rows, reply.text) == ([], "nothing is worth changing, or not for long enough yet")
