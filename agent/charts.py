@@ -1,4 +1,4 @@
-"""Line charts as SVG text: no script, nothing fetched, light and dark by the reader's choice."""
+"""Line and bar charts as SVG: no script, nothing fetched, light and dark as the reader likes."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ _LEGEND_ROW_PIXELS = 16
 STYLE = """
 .chart { font: 12px system-ui, sans-serif; --ink: #24292f; --faint: #d0d7de;
   --c0: #0969da; --c1: #bf5700; --c2: #1a7f37; --c3: #8250df; --c4: #cf222e; --c5: #57606a; }
-@media (prefers-color-scheme: dark) { .chart { --ink: #d0d7de; --faint: #3d444d;
+@media screen and (prefers-color-scheme: dark) { .chart { --ink: #d0d7de; --faint: #3d444d;
   --c0: #58a6ff; --c1: #f0883e; --c2: #3fb950; --c3: #bc8cff; --c4: #ff7b72; --c5: #8b949e; } }
 .chart text { fill: var(--ink); } .chart .title { font-size: 14px; font-weight: 600; }
 .chart .grid { stroke: var(--faint); } .chart .line { fill: none; stroke-width: 2; }
@@ -42,30 +42,17 @@ class Axis:
 def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
     """An `<svg>` element, complete with its style: for a file of its own or for a page.
 
-    The y axis starts at 0 unless it is logarithmic, which leaves out values of 0 or less.
+    The y axis starts at 0 unless it is logarithmic, which leaves out values of 0 or less. A line
+    alone goes by the title.
     """
     drawn = [Series(one.name, _drawable(one.points, x, y)) for one in series]
-    legend, rows = _legend([one.name for one in drawn])
+    legend, rows = _legend([one.name for one in drawn] if len(drawn) > 1 else [])
     top = _TOP + (rows - 1) * _LEGEND_ROW_PIXELS
     known = [(px, py) for one in drawn for px, py in one.points if py is not None]
     xs, ys = [px for px, _ in known], [py for _, py in known]
     x_scale = _Scale(x, xs, _LEFT, WIDTH - _RIGHT)
     y_scale = _Scale(y, ys if y.logarithmic else [0.0, *ys], HEIGHT - _BOTTOM, top)
-    parts = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'role="img" aria-label="{escape(title)}"><style>{STYLE}</style>',
-        _text(title, _LEFT, 18, anchor="start", kind="title"),
-        *legend,
-    ]
-    below = None
-    for value in y_scale.ticks:
-        at, label = y_scale(value), y.text(value)
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        )
-        if label != below:  # whole numbers on a scale of fractions
-            parts.append(_text(label, _LEFT - 6, at + 4, anchor="end"))
-        below = label
+    parts = [_opening(title), *legend, *_grid(y_scale, y)]
     parts += [_text(x.text(v), x_scale(v), HEIGHT - _BOTTOM + 18) for v in x_scale.ticks]
     parts.append(_text(x.label, (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6))
     parts.append(_text(y.label, 6, top - 10, anchor="start"))
@@ -76,6 +63,69 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
     if not known:
         parts.append(_text("nothing measured", WIDTH / 2, HEIGHT / 2))
     return "\n".join([*parts, "</svg>"])
+
+
+def bar_chart(
+    title: str,
+    parts: Sequence[tuple[str, str]],
+    bars: Sequence[tuple[str, str, Sequence[float]]],
+    y: Axis,
+    *,
+    width: int = WIDTH,
+) -> str:
+    """Stacked bars as an `<svg>` element, complete with its style.
+
+    Each part has a name and a colour; each bar what stands below it (empty: nothing), what a
+    pointer shows of it, and one value a part, stacked from below.
+    """
+    legend, rows = _legend([name for name, _ in parts], [colour for _, colour in parts])
+    top = _TOP + (rows - 1) * _LEGEND_ROW_PIXELS
+    highest = max((sum(values) for _, _, values in bars), default=0.0)
+    scale = _Scale(y, [0.0, highest], HEIGHT - _BOTTOM, top)
+    drawn = [_opening(title, width), *legend, *_grid(scale, y, width)]
+    drawn.append(_text(y.label, 6, top - 10, anchor="start"))
+    room = (width - _RIGHT - _LEFT) / max(1, len(bars))
+    thick = min(56.0, room * 0.8)
+    for number, (below, shown, values) in enumerate(bars):
+        middle, base = _LEFT + room * (number + 0.5), 0.0
+        drawn.append(f"<g><title>{escape(shown)}</title>")
+        for (_, colour), value in zip(parts, values, strict=True):
+            at, end = scale(base + value), scale(base)
+            if value > 0:
+                drawn.append(
+                    f'<rect x="{middle - thick / 2:.1f}" y="{at:.1f}" width="{thick:.1f}" '
+                    f'height="{end - at:.1f}" fill="{colour}"/>'
+                )
+            base += value
+        drawn.append("</g>")
+        if below:
+            drawn.append(_text(below, middle, HEIGHT - _BOTTOM + 18))
+    if not highest:
+        drawn.append(_text("nothing measured", width / 2, HEIGHT / 2))
+    return "\n".join([*drawn, "</svg>"])
+
+
+def _opening(title: str, width: int = WIDTH) -> str:
+    return (
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" '
+        f'role="img" aria-label="{escape(title)}"><style>{STYLE}</style>'
+        + _text(title, _LEFT, 18, anchor="start", kind="title")
+    )
+
+
+def _grid(scale: "_Scale", axis: Axis, width: int = WIDTH) -> list[str]:
+    """Lines across the chart, with the values of the y axis."""
+    parts: list[str] = []
+    below = None
+    for value in scale.ticks:
+        at, label = scale(value), axis.text(value)
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        )
+        if label != below:  # whole numbers on a scale of fractions
+            parts.append(_text(label, _LEFT - 6, at + 4, anchor="end"))
+        below = label
+    return parts
 
 
 class _Scale:
@@ -135,14 +185,14 @@ def _path(points: Sequence[tuple[float, float | None]], x: _Scale, y: _Scale) ->
     return " ".join(steps) + ("h.01" if len(steps) == 1 else "")
 
 
-def _legend(names: Sequence[str]) -> tuple[list[str], int]:
+def _legend(names: Sequence[str], colours: Sequence[str] = ()) -> tuple[list[str], int]:
     """The names beside their colours, in as many rows as they need."""
     at, y, parts = float(_LEFT), 36, []
     for number, name in enumerate(names):
         width = 14 + len(name) * _LEGEND_CHARACTER_PIXELS
         if at > _LEFT and at + width > WIDTH:
             at, y = float(_LEFT), y + _LEGEND_ROW_PIXELS
-        colour = f"var(--c{number % _COLOURS})"
+        colour = colours[number] if colours else f"var(--c{number % _COLOURS})"
         parts.append(f'<rect x="{at:.0f}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
         parts.append(_text(name, at + 14, y, anchor="start"))
         at += width + 16

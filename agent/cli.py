@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from agent import cli_archive, cli_backtest, cli_cache, cli_cache_values, cli_replay
+from agent import (
+    cli_archive,
+    cli_backtest,
+    cli_cache,
+    cli_cache_values,
+    cli_replay,
+    cli_report,
+)
 from agent import log as logs
 from agent.assembly import Simulation
 from agent.bus import Bus, BusError
@@ -295,3 +302,4 @@ def demo(
 # Listed after what everybody needs.
 app.command()(cli_replay.replay)
 app.command()(cli_backtest.backtest)
+app.command()(cli_report.report)

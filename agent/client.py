@@ -152,7 +152,7 @@ class ResourceAgent(Connected):
             start=start,
             end=end,
             node=token(node) if node else None,
-            pool=pool,
+            pool=token(pool) if pool else None,
             simulated=simulated,
         )
         return await self._ask(
@@ -160,7 +160,7 @@ class ResourceAgent(Connected):
         )
 
     async def _analysis(self, name: str, node: str | None, pool: str | None, reply: type[T]) -> T:
-        wanted = Filter(node=token(node) if node else None, pool=pool)
+        wanted = Filter(node=token(node) if node else None, pool=token(pool) if pool else None)
         return await self._ask(f"api.analysis.{name}", wanted, reply)
 
     async def health(self, name: str = "detailed") -> HealthReply:

@@ -8,8 +8,9 @@ import msgspec
 from handlers.gpu_minutes import GpuMinute, PartKey
 from handlers.prices import PriceList
 from handlers.settings import WasteSettings
+from handlers.trend import DAY_HOURS, Point
 from handlers.usage import MONTH_HOURS, total
-from schemas.spending import Saving, Usage
+from schemas.spending import Saving
 
 MAX_PARTS = 16
 SATURATED_RATIO = 0.9
@@ -57,18 +58,18 @@ def saturated(minutes: Sequence[GpuMinute]) -> list[GpuMinute]:
 def savings(
     minutes: Sequence[GpuMinute],
     streaks: Streaks,
-    hours: Sequence[Usage],
+    points: Sequence[Point],
     prices: PriceList,
     settings: WasteSettings,
 ) -> list[Saving]:
     """All that is worth doing after this minute, the highest score first.
 
-    `hours` are those of Waste. A GPU counts in one of them at most: idle, held, or, while it
+    `points` are the hours so far. A GPU counts in one of them at most: idle, held, or, while it
     works, in the share by which all that work fall short of the target.
     """
     found = [
         *_resting(minutes, streaks, prices, settings),
-        _under_used(minutes, hours, prices, settings),
+        _under_used(minutes, points, prices, settings),
         _rebalance(minutes, streaks, settings),
     ]
     kept = [
@@ -108,7 +109,7 @@ def _resting(
                 parts,
                 [_price(minute, prices) for minute, _ in long],
                 effort,
-                [f"{_gpus(len(long))} {what} for {shortest} minutes and more"],
+                [f"{_gpus(len(long))} {what} for {_duration(shortest)} and more"],
             )
         )
     return found
@@ -116,15 +117,16 @@ def _resting(
 
 def _under_used(
     minutes: Sequence[GpuMinute],
-    hours: Sequence[Usage],
+    points: Sequence[Point],
     prices: PriceList,
     settings: WasteSettings,
 ) -> Saving | None:
+    """By the busiest hour of the last day, so that what is left can carry that as well."""
     active = [minute for minute in minutes if minute.state == "active"]
-    measured = sum(hour.minutes for hour in hours)
-    if len(active) < 2 or measured < settings.idle_minutes:
+    day = [one for one in points if one.hour > points[-1].hour - DAY_HOURS]
+    if len(active) < 2 or len(day) < DAY_HOURS:
         return None
-    spare = sum(hour.under_used_gpu_hours for hour in hours) * 60 / measured
+    spare = min(one.spare_gpus for one in day)
     count = min(int(spare), len(active) - 1)
     if count < 1:
         return None
@@ -132,14 +134,14 @@ def _under_used(
     mean = sum(known) / len(known) if known else None
     return _saving(
         "pack_under_used",
-        f"Pack the work of {_gpus(len(active))} onto {len(active) - count}: they are used below "
-        f"the target of {settings.target_ratio:.0%}.",
+        f"Pack the work of {_gpus(len(active))} onto {len(active) - count}: even in the busiest "
+        f"hour of the day they stay below {settings.target_ratio:.0%}.",
         count,
         [],
         [mean] * count,
         "high",
         [
-            f"{spare:.1f} GPUs too many on average over {measured} minutes",
+            f"{spare:.1f} GPUs too many in the busiest of the last {DAY_HOURS} hours",
             f"{_gpus(len(active))} active now",
         ],
     )
@@ -164,7 +166,7 @@ def _rebalance(
         [
             f"utilization {min(m.utilization_ratio or 0.0 for m in full):.0%} and more beside a "
             f"mean of {mean:.0%}",
-            f"for {streaks.unbalanced} minutes",
+            f"for {_duration(streaks.unbalanced)}",
         ],
     )
 
@@ -198,6 +200,13 @@ def _saving(
 def _price(minute: GpuMinute, prices: PriceList) -> float | None:
     rule = prices.find(minute.name, minute.key[0], minute.pool)
     return None if rule is None else rule.usd_per_gpu_hour
+
+
+def _duration(minutes: int) -> str:
+    """`52 minutes`, `2.5 hours`, `10.6 days`."""
+    if minutes < 120:
+        return f"{minutes} minutes"
+    return f"{minutes / 60:.1f} hours" if minutes < 2880 else f"{minutes / 1440:.1f} days"
 
 
 def _gpus(count: int) -> str:

@@ -8,7 +8,7 @@ from handlers.prices import PriceList
 from handlers.recorded_usage import recorded_hours
 from handlers.settings import HandlersSettings
 from handlers.stream_reader import StreamReader
-from handlers.trend import METRICS, Point, trend_lines
+from handlers.trend import Point, point, trend_lines
 from handlers.usage import HOUR_NS, figures, total
 from schemas.analysis import Scope
 from schemas.protocols import Call, Clock, RequestError
@@ -20,7 +20,7 @@ from schemas.report import (
     ReportSaving,
     ReportStep,
 )
-from schemas.spending import Figures, Opportunity, TrendMetric, Usage
+from schemas.spending import Figures, Opportunity, Usage
 from schemas.units import SECOND_NS, instant, to_ns
 
 DEFAULT_SECONDS = 7 * 86_400.0
@@ -200,15 +200,7 @@ def _points(hours: Sequence[Usage]) -> list[Point]:
     by_hour: defaultdict[int, list[Usage]] = defaultdict(list)
     for hour in hours:
         by_hour[to_ns(hour.hour_at) // HOUR_NS].append(hour)
-    return [
-        Point(hour, tuple(_value(figures(of), metric) for metric in METRICS))
-        for hour, of in sorted(by_hour.items())
-    ]
-
-
-def _value(of: Figures, metric: TrendMetric) -> float | None:
-    value: float | None = getattr(of, metric)
-    return value
+    return [point(of) for _, of in sorted(by_hour.items())]
 
 
 def _summary(whole: Figures, savings: Sequence[ReportSaving]) -> str:

@@ -136,7 +136,7 @@ class Standing:
                 id=node,
                 decided_at=instant(to_ns(hours[-1].hour_at) + HOUR_NS),
                 since=hours[0].hour_at,
-                lines=trend_lines([point(hour) for hour in hours]),
+                lines=trend_lines([point([hour]) for hour in hours]),
                 simulated=hours[-1].simulated,
             )
         ]

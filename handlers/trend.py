@@ -34,18 +34,25 @@ class Slope(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What one hour came to, in the order of METRICS. None: not measured."""
+    """What one hour came to. None: not measured."""
 
     hour: int
     """Hours since the Unix epoch."""
     values: tuple[float | None, ...]
+    """In the order of METRICS."""
+    spare_gpus: float
+    """How many GPUs the work of those active would have left over at the target."""
 
 
-def point(usage: Usage) -> Point:
-    """The point of one hour."""
-    of_hour = figures([usage])
+def point(hour: Sequence[Usage]) -> Point:
+    """The point of one hour, of real or simulated GPUs or both."""
+    of_hour = figures(hour)
     return Point(
-        to_ns(usage.hour_at) // HOUR_NS, tuple(getattr(of_hour, metric) for metric in METRICS)
+        hour=to_ns(hour[0].hour_at) // HOUR_NS,
+        values=tuple(getattr(of_hour, metric) for metric in METRICS),
+        spare_gpus=of_hour.gpus * of_hour.under_used_gpu_hours / of_hour.gpu_hours
+        if of_hour.gpu_hours
+        else 0.0,
     )
 
 

@@ -172,6 +172,7 @@ def figures(hours: Sequence[Usage]) -> Figures:
     measured_hours = sum(hour.minutes for hour in hours) / MINUTES
     usd = total(list(money.values()))
     under_used = total([hour.under_used_usd for hour in hours])
+    under_used_gpu_hours = sum(hour.under_used_gpu_hours for hour in hours)
     waste = None if usd is None else (money["idle"] or 0) + (money["idle_held"] or 0)
     if waste is not None:
         waste += under_used or 0.0
@@ -180,8 +181,7 @@ def figures(hours: Sequence[Usage]) -> Figures:
     if usd:
         waste_ratio = min(1.0, (waste or 0.0) / usd)
     elif all_gpu_hours:
-        wasted = gpu_hours["idle"] + gpu_hours["idle_held"]
-        wasted += sum(hour.under_used_gpu_hours for hour in hours)
+        wasted = gpu_hours["idle"] + gpu_hours["idle_held"] + under_used_gpu_hours
         waste_ratio = min(1.0, wasted / all_gpu_hours)
     energy = total(list(joules.values()))
     energy_gpu_hours = sum(hour.energy_gpu_hours for hour in hours)
@@ -194,6 +194,11 @@ def figures(hours: Sequence[Usage]) -> Figures:
     return Figures(
         gpus=all_gpu_hours * per_hour,
         gpu_hours=all_gpu_hours,
+        used_gpu_hours=max(0.0, gpu_hours["active"] - under_used_gpu_hours),
+        under_used_gpu_hours=under_used_gpu_hours,
+        idle_held_gpu_hours=gpu_hours["idle_held"],
+        idle_gpu_hours=gpu_hours["idle"],
+        unknown_gpu_hours=gpu_hours["unknown"],
         usd=usd,
         used_usd=None if usd is None else max(0.0, usd - (waste or 0.0) - (unknown or 0.0)),
         idle_usd=None if usd is None else money["idle"] or 0.0,

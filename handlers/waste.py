@@ -34,6 +34,8 @@ class _Ledger(msgspec.Struct, array_like=True):
     """The last hour that was given out."""
     points: list[Point] = []
     streaks: Streaks = msgspec.field(default_factory=Streaks)
+    booked_ns: int = 0
+    """The end of the last minute in it."""
     told: list[tuple[str, int]] = []
     """Kinds and GPUs of the opportunities last published."""
 
@@ -171,6 +173,9 @@ class WasteHandler:
         for minute in minutes:
             hour.add(minute, self._prices, self._settings.target_ratio)
         hour.add_tokens(*tokens)
+        if ledger.booked_ns != end_ns - MINUTE_NS:
+            ledger.streaks = Streaks()  # nothing is known of the time in between
+        ledger.booked_ns = end_ns
         ledger.streaks.add(minutes)
 
     def _hour_over(
@@ -188,7 +193,7 @@ class WasteHandler:
             emits.append(Emit(usage, f"usage.{of}{hour.hour_ns}"))
             if self.scope == "node" or (simulated and False in group.ledgers):
                 continue
-            ledger.points.append(point(usage))
+            ledger.points.append(point([usage]))
             del ledger.points[:-HISTORY_HOURS]
             trend = Trend(
                 scope=self.scope,
@@ -233,7 +238,7 @@ class WasteHandler:
             emits.append(Emit(waste, f"waste.{self.scope}.{key}.{end_ns}"))
         if not seeks:
             return emits
-        found = savings(minutes, ledger.streaks, usages, self._prices, self._settings)
+        found = savings(minutes, ledger.streaks, ledger.points, self._prices, self._settings)
         told: list[tuple[str, int]] = [(one.kind, one.gpus) for one in found]
         if told != ledger.told or (found and is_repeated):
             ledger.told = told

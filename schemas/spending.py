@@ -104,6 +104,13 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     gpus: Annotated[Number, Meta(description="GPU-hours by hours measured: how many on average")]
     gpu_hours: Annotated[Number, Meta(description="in all four states")]
+    used_gpu_hours: Annotated[
+        Number, Meta(description="of them neither waste nor of unknown state")
+    ]
+    under_used_gpu_hours: Annotated[Number, Meta(description="of them under-used")]
+    idle_held_gpu_hours: Annotated[Number, Meta(description="of them idle but held")]
+    idle_gpu_hours: Annotated[Number, Meta(description="of them idle")]
+    unknown_gpu_hours: Annotated[Number, Meta(description="of them of unknown state")]
     usd: Annotated[Usd | None, Meta(description="what they cost; null: no price")]
     used_usd: Annotated[
         Usd | None, Meta(description="of it neither waste nor of unknown state; null: no price")

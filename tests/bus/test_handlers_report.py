@@ -1,7 +1,6 @@
 """Money over the bus: recorded hours in real streams, and what the endpoints say of them."""
 
 import time
-from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,10 +8,9 @@ import msgspec
 import pytest
 
 from agent.bus import Bus
-from handlers.prices import PriceRule, PriceSettings
 from handlers.settings import HandlersSettings, QuerySettings
 from schemas.api import Filter
-from schemas.protocols import Emit, RequestError
+from schemas.protocols import RequestError
 from schemas.report import (
     OpportunitiesReply,
     Report,
@@ -20,52 +18,13 @@ from schemas.report import (
     TrendsReply,
     WasteReply,
 )
-from schemas.spending import Opportunity, Usage
+from schemas.spending import Opportunity
 from schemas.units import instant
 from tests.support.asking import ask
-from tests.support.fleets import busy, idle, recorded, said
+from tests.support.fleets import busy
+from tests.support.spending import HOUR_NS, SETTINGS, record
 
 pytestmark = pytest.mark.bus
-
-HOUR_NS = 3600 * 10**9
-SETTINGS = HandlersSettings(
-    prices=PriceSettings(
-        rules=(PriceRule(gpu="H100", usd_per_gpu_hour=4.0, source="contract", as_of="2020-01-01"),)
-    )
-)
-
-
-def fleet(minute: int) -> list[dict[str, Any]]:
-    """Two pools on three nodes, and a node in none."""
-    return [
-        busy("a", 0.35, node="n1"),
-        idle("b", node="n1"),
-        busy("c", 0.7, node="n2", pool="batch"),
-        idle("d", node="n3", pool=None, name="AMD Instinct MI300X"),
-        idle("s", node="n4", pool="chat", simulated=True),
-        {"engine": True, "engine_id": "e", "node": "n1", "tokens_per_second": 400.0},
-    ]
-
-
-async def record(
-    bus: Bus,
-    hours: int,
-    what: Callable[[int], Sequence[dict[str, Any]]] = fleet,
-    *,
-    every: int = 4,
-) -> int:
-    """What the handlers say of the last `hours` and ten minutes of now's; gives the first hour."""
-    start_ns = time.time_ns() // HOUR_NS * HOUR_NS - hours * HOUR_NS
-    minutes = [*range(0, hours * 60, every), *range(hours * 60, hours * 60 + 10)]
-    last: dict[str, Emit] = {}
-    for emit in said(recorded(minutes, what, start_ns=start_ns), SETTINGS):
-        if isinstance(emit.message, Usage):
-            await bus.publish(emit.message, message_id=emit.message_id)
-        else:
-            last[emit.message.subject()] = emit
-    for emit in last.values():
-        await bus.publish(emit.message, message_id=emit.message_id)
-    return start_ns
 
 
 async def report(bus: Bus, settings: HandlersSettings = SETTINGS, **fields: Any) -> Report:

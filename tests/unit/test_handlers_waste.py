@@ -218,10 +218,12 @@ def test_simulated_gpus_are_booked_apart_and_judged_alone_only() -> None:
     assert {o.simulated for o in of(Opportunity, alone)} == {True}
 
 
-def test_opportunities_come_after_half_an_hour_are_ranked_and_never_count_a_gpu_twice() -> None:
-    emits = said(recorded(range(60), eight), FOUR_USD)
+def test_opportunities_are_ranked_and_never_count_a_gpu_twice() -> None:
+    minutes = [*range(0, 24 * 60, 20), *range(24 * 60, 25 * 60)]
 
-    first, last = of(Opportunity, emits)[0], of(Opportunity, emits)[-1]
+    emits = said(recorded(minutes, eight), FOUR_USD)
+
+    last = of(Opportunity, emits)[-1]
     assert [one.kind for one in last.savings] == ["release_idle", "pack_under_used", "unload_held"]
     assert [one.gpus for one in last.savings] == [2, 2, 1]
     assert [one.saving_usd_per_month for one in last.savings] == pytest.approx(
@@ -229,12 +231,41 @@ def test_opportunities_come_after_half_an_hour_are_ranked_and_never_count_a_gpu_
     )
     assert [one.score for one in last.savings] == pytest.approx([8 * 730, 2 * 730, 2 * 730])
     assert last.savings[0].parts == ["n1-i0", "n1-i1"]
-    waste = of(Waste, emits)[-1].figures.waste_usd_per_month
-    assert last.saving_usd_per_month is not None
-    assert waste is not None
-    assert last.saving_usd_per_month <= waste
-    assert first.decided_at.minute == 30
+    assert last.saving_usd_per_month == pytest.approx(20 * 730)
+    wasted = of(Waste, emits)[-1].figures.waste_usd_per_month
+    assert (last.saving_usd_per_month or 0.0) <= (wasted or 0.0)
     assert of(Opportunity, emits, "node") == []  # they are the pool's
+
+
+@pytest.mark.parametrize(
+    ("gap", "told_at"),
+    [pytest.param(0, 30, id="on end"), pytest.param(1, 51, id="a minute without samples")],
+)
+def test_idle_is_told_after_half_an_hour_on_end(gap: int, told_at: int) -> None:
+    minutes = [*range(20), *range(20 + gap, 60)]
+
+    first = of(Opportunity, said(recorded(minutes, eight), FOUR_USD))[0]
+
+    assert first.decided_at.minute == told_at
+
+
+def test_gpus_are_packed_by_the_busiest_hour_of_a_day() -> None:
+    def peaking(minute: int) -> list[dict[str, Any]]:
+        return [busy(f"b{i}", 0.65 if 600 <= minute < 660 else 0.1) for i in range(8)]
+
+    def flat(minute: int) -> list[dict[str, Any]]:
+        return [busy(f"b{i}", 0.1) for i in range(8)]
+
+    def short(minute: int) -> list[dict[str, Any]]:
+        return [] if minute < 120 else flat(minute)
+
+    def packed(what: Any) -> list[int]:
+        emits = said(recorded(range(0, 25 * 60, 20), what), FOUR_USD)
+        return [one.gpus for told in of(Opportunity, emits)[-1:] for one in told.savings]
+
+    assert packed(peaking) == []
+    assert packed(flat) == [6]  # 8 * (1 - 0.1 / 0.7) = 6.86
+    assert packed(short) == []
 
 
 def test_a_node_in_no_pool_has_opportunities_of_its_own() -> None:
@@ -254,7 +285,6 @@ def test_one_saturated_gpu_among_idle_ones_is_told_without_money() -> None:
 
     assert found["rebalance"].parts == ["n1-full"]
     assert found["rebalance"].saving_usd_per_month is None
-    assert found["pack_under_used"].gpus == 2
 
 
 def test_what_was_worth_telling_and_is_no_more_is_taken_back() -> None:

@@ -1,0 +1,236 @@
+"""What a report says, as rows of text: the same in a terminal, in Markdown and in HTML."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from agent import human
+from schemas.report import Report, ReportGroup
+from schemas.spending import Figures, TrendLine, TrendMetric
+
+UNKNOWN = "-"
+WHERE = "Where it went"
+JOULES_PER_KWH = 3.6e6
+
+PARTS = (
+    ("used", "used"),
+    ("under_used", "under-used"),
+    ("idle_held", "held, nothing running"),
+    ("idle", "idle"),
+    ("unknown", "state unknown"),
+)
+"""Prefix of the fields of Figures, and its words. They add up to the whole."""
+
+
+class Card(NamedTuple):
+    """One number that matters; `change` against the period before, where both are known."""
+
+    label: str
+    value: str
+    change: float | None
+    is_good_when_lower: bool | None
+
+
+class Table(NamedTuple):
+    """A table of text, whose first column names the rows."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def usd(value: float | None) -> str:
+    """`$1,235`, `$12.35`, `$0.0123`, or a dash."""
+    if value is None:
+        return UNKNOWN
+    if not value:
+        return "$0"
+    if value >= 0.1:
+        return f"${value:,.0f}" if value >= 100 else f"${value:,.2f}"
+    return f"${value:.2g}"
+
+
+def percent(value: float | None) -> str:
+    """`45 %`, or a dash."""
+    return UNKNOWN if value is None else f"{100 * value:.0f} %"
+
+
+def number(value: float | None, text: str = "{:,.1f}") -> str:
+    """By `text`, or a dash."""
+    return UNKNOWN if value is None else text.format(value)
+
+
+def change(value: float) -> str:
+    """`+12 %`, `-3 %`, `±0 %`."""
+    return f"{100 * value:+.0f} %" if abs(value) >= 0.005 else "±0 %"
+
+
+_TRENDS: dict[TrendMetric, tuple[str, Callable[[float], str]]] = {
+    "utilization_ratio": ("utilization", lambda value: f"{100 * value:.1f} %"),
+    "usd_per_hour": ("cost an hour", usd),
+    "waste_usd_per_hour": ("waste an hour", usd),
+    "tokens_per_second": ("tokens a second", "{:,.1f}".format),
+    "usd_per_million_tokens": ("per million tokens", usd),
+    "joules_per_token": ("joules per token", "{:.3f}".format),
+}
+
+
+def title(report: Report) -> str:
+    """Of whom, and which days."""
+    name = "The fleet" if report.scope == "fleet" else f"{report.scope.capitalize()} {report.id}"
+    first, last = report.start, report.end
+    begin = f"{first:%-d %B}" if first.year == last.year else f"{first:%-d %B %Y}"
+    if (first.year, first.month) == (last.year, last.month):
+        begin = f"{first.day}"
+    days = f"{last:%-d %B %Y}" if first.date() == last.date() else f"{begin} to {last:%-d %B %Y}"
+    return f"{name}, {days}"
+
+
+def period(report: Report) -> str:
+    """From when to when, exactly."""
+    return f"{report.start:%Y-%m-%d %H:%M} to {report.end:%Y-%m-%d %H:%M} UTC"
+
+
+def cards(report: Report) -> list[Card]:
+    """The numbers on top."""
+    now, before = report.figures, report.before
+
+    def card(
+        label: str, field: str, text: Callable[[float | None], str], *, lower: bool | None
+    ) -> Card:
+        value: float | None = getattr(now, field)
+        earlier: float | None = None if before is None else getattr(before, field)
+        moved = value / earlier - 1 if value is not None and earlier else None
+        return Card(label, text(value), moved, lower)
+
+    saving = [s for one in report.savings if (s := one.saving.saving_usd_per_month) is not None]
+    return [
+        card("Cost", "usd", usd, lower=None),
+        card("Wasted", "waste_usd", usd, lower=True),
+        card("Share wasted", "waste_ratio", percent, lower=True),
+        Card("Could be saved a month", usd(sum(saving) if saving else None), None, None),
+        card("GPUs on average", "gpus", number, lower=None),
+        card("Utilization", "utilization_ratio", percent, lower=False),
+        card("Per million tokens", "usd_per_million_tokens", usd, lower=True),
+        card("Tokens/s per GPU", "tokens_per_second_per_gpu", number, lower=False),
+        card("Joules per token", "joules_per_token", "{:.2f}".format, lower=True)
+        if now.joules_per_token is not None
+        else Card("Joules per token", UNKNOWN, None, None),
+        card("Energy", "energy_joules", _kwh, lower=None),
+    ]
+
+
+def parts(of: Figures) -> tuple[str, list[tuple[str, float]]]:
+    """What the whole is made of: in `usd` where there is a price, else in `gpu_hours`."""
+    unit = "gpu_hours" if of.usd is None else "usd"
+    return unit, [(label, getattr(of, f"{name}_{unit}") or 0.0) for name, label in PARTS]
+
+
+class ToDo(NamedTuple):
+    """One thing to do."""
+
+    text: str
+    where: str
+    saving: str
+    effort: str
+    evidence: str
+
+
+def to_do(report: Report) -> list[ToDo]:
+    """What would save something, the best first."""
+    return [
+        ToDo(
+            text=one.saving.text,
+            where=f"{one.scope} {one.id}",
+            saving=usd(one.saving.saving_usd_per_month),
+            effort=one.saving.effort,
+            evidence="; ".join([*one.saving.evidence, *_named(one.saving.parts)]),
+        )
+        for one in report.savings
+    ]
+
+
+def tables(report: Report) -> list[Table]:
+    """Everything below what is to be done, those without rows left out."""
+    found = [
+        _part_table(report.figures),
+        _groups("Pools", "pool", report.pools),
+        _groups("Nodes, the most waste first", "node", report.nodes),
+        Table(
+            "Models of GPU",
+            ("model", "GPU-hours", "cost", "wasted", "a GPU-hour", "price from", "of"),
+            [
+                (
+                    model.name,
+                    number(model.gpu_hours),
+                    usd(model.usd),
+                    usd(model.waste_usd),
+                    usd(model.usd_per_gpu_hour),
+                    model.price_source or UNKNOWN,
+                    model.price_as_of or UNKNOWN,
+                )
+                for model in report.models
+            ],
+        ),
+        _trends(report.trends),
+    ]
+    return [one for one in found if one.rows]
+
+
+def _trends(lines: Sequence[TrendLine]) -> Table:
+    rows = []
+    for line in lines:
+        label, text = _TRENDS[line.metric]
+
+        def signed(value: float | None, text: Callable[[float], str] = text) -> str:
+            return UNKNOWN if value is None else f"{'-' if value < 0 else '+'}{text(abs(value))}"
+
+        rows.append(
+            (
+                label,
+                line.direction
+                if line.slope_per_day is not None
+                else f"{line.points} hours are known, a slope needs 24",
+                signed(line.slope_per_day),
+                UNKNOWN
+                if line.slope_per_day is None
+                else f"{signed(line.slope_low_per_day)} to {signed(line.slope_high_per_day)}",
+                UNKNOWN if line.change_ratio is None else change(line.change_ratio),
+            )
+        )
+    return Table("Trends", ("", "is", "a day", "95 % interval", "against before"), rows)
+
+
+def _part_table(of: Figures) -> Table:
+    unit, of_whole = parts(of)
+    whole = sum(value for _, value in of_whole)
+    text = usd if unit == "usd" else number
+    rows = [
+        (label, text(value), percent(value / whole)) for label, value in of_whole if value and whole
+    ]
+    return Table(WHERE, ("", "cost" if unit == "usd" else "GPU-hours", "share"), rows)
+
+
+def _groups(name: str, what: str, groups: Sequence[ReportGroup]) -> Table:
+    columns = (what, "GPUs", "cost", "wasted", "share", "used", "per M tokens", "J per token")
+    rows = [
+        (
+            group.id,
+            number(group.figures.gpus),
+            usd(group.figures.usd),
+            usd(group.figures.waste_usd),
+            percent(group.figures.waste_ratio),
+            percent(group.figures.utilization_ratio),
+            usd(group.figures.usd_per_million_tokens),
+            number(group.figures.joules_per_token, "{:.2f}"),
+        )
+        for group in groups
+    ]
+    return Table(name, columns, rows)
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    return [", ".join(map(human.printable, names))] if names else []
+
+
+def _kwh(joules: float | None) -> str:
+    return UNKNOWN if joules is None else f"{joules / JOULES_PER_KWH:,.1f} kWh"

@@ -1,0 +1,209 @@
+"""A report in each of its forms: numbers, and what names from the bus must not do to it."""
+
+import re
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+
+from agent import report_tables
+from agent.cli_report import Format, rendered
+from handlers.prices import PriceRule, PriceSettings
+from handlers.settings import HandlersSettings
+from handlers.trend import point, trend_lines
+from handlers.usage import figures
+from schemas.report import Report, ReportGroup, ReportModel, ReportSaving, ReportStep
+from schemas.spending import Opportunity, Usage
+from tests.support.fleets import H100, busy, idle, recorded, said
+
+FORMATS: tuple[Format, ...] = ("text", "markdown", "html")
+SETTINGS = HandlersSettings(
+    prices=PriceSettings(rules=(PriceRule(gpu="H100", usd_per_gpu_hour=4.0),))
+)
+
+
+def made(what: Callable[[int], Sequence[dict[str, Any]]], hours: int = 4) -> Report:
+    """A report of the pool `chat`, compared with a period that cost half as much."""
+    emits = said(recorded(range(hours * 60), what), SETTINGS)
+    usages = [
+        emit.message
+        for emit in emits
+        if isinstance(emit.message, Usage) and emit.message.scope == "pool"
+    ]
+    savings = [
+        ReportSaving(scope="pool", id="chat", saving=saving)
+        for emit in emits
+        if isinstance(emit.message, Opportunity)
+        for saving in emit.message.savings
+    ]
+    whole = figures(usages)
+    half = msgspec.structs.replace(whole, usd=32.0, waste_usd=40.0, utilization_ratio=0.1)
+    return Report(
+        answered_at=usages[-1].hour_at,
+        scope="pool",
+        id="chat",
+        start=usages[0].hour_at,
+        end=usages[-1].hour_at,
+        text="In short.",
+        figures=whole,
+        before=half,
+        measured_ratio=0.5,
+        steps=[ReportStep(at=usage.hour_at, figures=figures([usage])) for usage in usages],
+        step_seconds=3600.0,
+        pools=[],
+        nodes=[ReportGroup(id="n1", figures=whole)],
+        models=[
+            ReportModel(
+                name=name,
+                gpu_hours=use.gpu_hours,
+                usd=use.usd,
+                waste_usd=use.waste_usd,
+                usd_per_gpu_hour=4.0,
+                price_source="contract",
+                price_as_of=None,
+            )
+            for name, use in usages[-1].models.items()
+        ],
+        savings=savings,
+        trends=trend_lines([point([usage]) for usage in usages]),
+        notes=["a note"],
+    )
+
+
+def fleet(minute: int) -> list[dict[str, Any]]:
+    """One GPU at half of the target, one idle."""
+    return [busy("a", 0.35), idle("b")]
+
+
+def nothing() -> Report:
+    """A report of a period in which nothing was measured."""
+    report = made(fleet)
+    return msgspec.structs.replace(
+        report,
+        text="No GPU was measured in this period.",
+        figures=figures([]),
+        before=None,
+        steps=[],
+        nodes=[],
+        models=[],
+        savings=[],
+        trends=[],
+    )
+
+
+def test_the_cards_compare_with_the_period_before() -> None:
+    cards = {card.label: card for card in report_tables.cards(made(fleet))}
+
+    assert cards["Cost"].value == "$32.00"  # 4 hours of 2 GPUs at 4 dollars
+    assert cards["Cost"].change == pytest.approx(0.0)
+    assert cards["Wasted"].value == "$24.00"
+    assert cards["Wasted"].change == pytest.approx(-0.4)
+    assert cards["Per million tokens"].value == "-"
+
+
+def test_the_parts_are_the_whole_in_money_or_without_a_price_in_time() -> None:
+    money, of_money = report_tables.parts(made(fleet).figures)
+    unpriced = made(lambda _: [busy("a", 0.35, name="X"), idle("b", name="X")])
+    time, of_time = report_tables.parts(unpriced.figures)
+
+    assert (money, time) == ("usd", "gpu_hours")
+    assert sum(value for _, value in of_money) == pytest.approx(32)
+    assert sum(value for _, value in of_time) == pytest.approx(8)
+    assert dict(of_time)["under-used"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.0, "$0"), (1234.5, "$1,234"), (12.345, "$12.35"), (0.0123, "$0.012")],
+)
+def test_money_is_written_with_the_digits_it_needs(value: float | None, text: str) -> None:
+    assert report_tables.usd(value) == text
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_form_says_what_was_found(form: Format) -> None:
+    text = rendered(made(fleet), form).replace("\\", "")
+
+    for words in ("Pool chat, 15 January 2027", "In short.", "$24.00", "Release 1 GPU", "a note"):
+        assert words in text
+    assert "4 hours are known, a slope needs 24" in text
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "json"])
+def test_a_period_without_gpus_is_a_report_all_the_same(form: Format) -> None:
+    assert "No GPU was measured" in rendered(nothing(), form)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_name_from_the_bus_stays_a_name(form: Format) -> None:
+    evil = f"{H100} | <script>alert(1)</script> [x](http://evil) \x1b[31m `\n# Title"
+
+    text = rendered(made(lambda _: [idle("a", name=evil)]), form)
+
+    assert "\x1b" not in text
+    assert "\n# Title" not in text
+    if form != "text":
+        assert "<script>" not in text
+        assert "[x](http" not in text or form == "html"
+
+
+def test_markdown_tables_have_as_many_cells_in_every_row() -> None:
+    text = rendered(made(lambda _: [idle("a", name="A|B")]), "markdown")
+
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(cells) == 1, block
+
+
+class _Page(HTMLParser):
+    """Collects tags and attributes, and checks that tags close in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in ("meta", "line", "rect", "path"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("report", [made(fleet), nothing()], ids=["full", "empty"])
+def test_the_page_is_whole_and_needs_nothing_else(report: Report) -> None:
+    text = rendered(report, "html")
+
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert not page.attributes & {"src", "href", "onclick", "onload"}
+    assert "<script" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    assert re.findall(r"https?://[^\"]*", text.replace("http://www.w3.org/2000/svg", "")) == []
+
+
+def test_the_bars_of_the_page_are_as_high_as_the_money() -> None:
+    text = rendered(made(fleet), "html")
+
+    first = re.search(r"<svg.*?</svg>", text, re.DOTALL)
+    assert first is not None
+    chart = ElementTree.fromstring(first[0])  # noqa: S314 - our own text
+    svg = "{http://www.w3.org/2000/svg}"
+    bars = [group for group in chart.iter(f"{svg}g")]
+    assert len(bars) == 4
+    shown = bars[0].find(f"{svg}title")
+    assert shown is not None
+    assert shown.text == "08:00: used $2.00, under-used $2.00, idle $4.00"
+    heights = [float(rect.attrib["height"]) for rect in bars[0].iter(f"{svg}rect")]
+    assert heights[0] == pytest.approx(heights[1], abs=0.2)
+    assert heights[2] == pytest.approx(2 * heights[0], abs=0.3)
