@@ -65,11 +65,13 @@ figure {{ margin: 0; }}
 ul.notes {{ padding-left: 1.1rem; }} ul.notes, footer {{ color: var(--soft); }}
 footer {{ margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .8rem;
   font-size: .85rem; }}
-@media (max-width: 760px) {{ .cards {{ grid-template-columns: repeat(2, 1fr); }}
-  .charts {{ grid-template-columns: 1fr; }} .todo {{ grid-template-columns: 1fr; }} }}
-@media print {{ :root {{ color-scheme: light; }} body {{ margin: 0; max-width: none;
-  font-size: 11px; padding: 0; }} @page {{ margin: 14mm; }} .scroll {{ overflow: visible; }}
-  .bar, .card, rect {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
+@media screen and (max-width: 760px) {{ .cards {{ grid-template-columns: repeat(2, 1fr); }}
+  .charts, .todo {{ grid-template-columns: 1fr; }} }}
+@media print {{ :root {{ color-scheme: light; font-size: 11px; }} @page {{ margin: 14mm; }}
+  body {{ margin: 0; max-width: none; font-size: 11px; padding: 0; }}
+  .bar, .bar div, .card, .legend i, rect {{ -webkit-print-color-adjust: exact;
+    print-color-adjust: exact; }}
+  .bar {{ height: 20px; }} .scroll {{ overflow: visible; }}
   .card, .todo, figure, tr {{ break-inside: avoid; }} h2 {{ break-after: avoid; }}
   .charts {{ grid-template-columns: 1fr 1fr; }} }}
 </style></head><body>

@@ -189,7 +189,7 @@ def _trends(lines: Sequence[TrendLine]) -> Table:
                 label,
                 line.direction
                 if line.slope_per_day is not None
-                else f"{line.points} hours are known, a slope needs 24",
+                else f"not known: {line.points} of 24 hours",
                 signed(line.slope_per_day),
                 UNKNOWN
                 if line.slope_per_day is None

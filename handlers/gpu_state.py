@@ -1,18 +1,15 @@
 """What a GPU does: active, idle but held, or truly idle; from what was measured, by name."""
 
 import dataclasses
-from typing import NamedTuple
+
+import msgspec
 
 from handlers.settings import UtilizationSettings
 from schemas.analysis import GpuState
 from schemas.metrics import GpuMetrics
 
-
-class Activity(NamedTuple):
-    """One sample's sign of work, 0 to 1, and what measured it."""
-
-    ratio: float | None
-    source: str | None
+PartKey = tuple[str, str]
+"""Node and GPU, or node and engine."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,17 +24,10 @@ class GpuEvidence:
     """Of all engines of the GPU's node: which engine is on which GPU is not told."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Judged:
-    """The state, what decided it, and the evidence in words."""
+def activity(metrics: GpuMetrics) -> tuple[float | None, str | None]:
+    """A sign of work, 0 to 1, and what measured it.
 
-    state: GpuState | None
-    source: str | None
-    lines: list[str]
-
-
-def activity(metrics: GpuMetrics) -> Activity:
-    """The busiest of SMs, tensor cores and memory bandwidth; where none is, the utilization.
+    The busiest of SMs, tensor cores and memory bandwidth; where none is, the utilization.
 
     The driver's counts any kernel, one that only waits as well; these do not: SMs 0.01, tensor
     cores 0, bandwidth 0.02 beside a utilization of 1 → 0.02 by `dram_activity`.
@@ -49,19 +39,59 @@ def activity(metrics: GpuMetrics) -> Activity:
     if dram is not None and (best is None or dram > best):
         best, source = dram, "dram_activity"
     if best is not None:
-        return Activity(best, source)
-    return Activity(metrics.utilization_ratio, metrics.utilization_source or "utilization")
+        return best, source
+    return metrics.utilization_ratio, metrics.utilization_source or "utilization"
 
 
-def power_ratio(metrics: GpuMetrics) -> float | None:
-    """Power as a share of its limit; None: not measured, or no limit."""
-    if metrics.power_watts is None or not metrics.power_limit_watts:
-        return None
-    return metrics.power_watts / metrics.power_limit_watts
+class GpuSample(msgspec.Struct, frozen=True, gc=False):
+    """What a message says of its GPU that tells its state, cost and energy. None: not measured."""
+
+    key: PartKey
+    name: str | None
+    pool: str | None
+    simulated: bool
+    activity_ratio: float | None
+    activity_source: str | None
+    utilization_ratio: float | None
+    memory_ratio: float | None
+    power_ratio: float | None
+    joules_total: float | None
+    watts: float | None
 
 
-def gpu_state(settings: UtilizationSettings, evidence: GpuEvidence) -> Judged:
-    """State of a GPU from its means over a window.
+class _Samples:
+    """The sample of the last message: handlers of its node, pool and fleet ask one by one."""
+
+    def __init__(self) -> None:
+        self._message: GpuMetrics | None = None
+        self._sample: GpuSample | None = None
+
+    def of(self, message: GpuMetrics) -> GpuSample:
+        if self._sample is None or message is not self._message:
+            self._message = message
+            watts, limit = message.power_watts, message.power_limit_watts
+            self._sample = GpuSample(
+                (message.node, message.gpu),
+                message.name,
+                message.pool,
+                message.simulated,
+                *activity(message),
+                message.utilization_ratio,
+                message.memory_utilization_ratio,
+                watts / limit if watts is not None and limit else None,
+                message.energy_joules_total,
+                watts,
+            )
+        return self._sample
+
+
+gpu_sample = _Samples().of
+
+
+def gpu_state(
+    settings: UtilizationSettings, evidence: GpuEvidence
+) -> tuple[GpuState | None, str | None]:
+    """State of a GPU from its means over a window, and what told it.
 
     Active on one sign of work: activity, or power as a share of the limit, or, where memory is
     held and activity is above 0 or unknown, running requests of an engine on its node. Idle
@@ -69,34 +99,39 @@ def gpu_state(settings: UtilizationSettings, evidence: GpuEvidence) -> Judged:
     that run nothing. A measured memory use then tells held from truly idle; with less than that
     the state is None: unknown is not idle.
     """
-    lines: list[str] = []
+    ratio, power = evidence.activity_ratio, evidence.power_ratio
+    memory, running = evidence.memory_ratio, evidence.requests_running
+    if ratio is not None and ratio >= settings.gpu_active_ratio:
+        return "active", evidence.activity_source
+    if power is not None and power >= settings.gpu_active_power_ratio:
+        return "active", "power"
+    is_held = None if memory is None else memory >= settings.gpu_held_memory_ratio
+    if is_held and running is not None and ratio != 0:
+        if running > 0:
+            return "active", "engine"
+        if ratio is None:
+            return "idle_held", "engine"
+    if ratio is None or is_held is None:
+        return None, None
+    return ("idle_held" if is_held else "idle"), evidence.activity_source
 
-    def reaches(label: str, ratio: float | None, threshold: float) -> bool | None:
+
+def in_words(settings: UtilizationSettings, evidence: GpuEvidence) -> list[str]:
+    """Activity, power and memory against their thresholds, and requests where they are known."""
+    source = "activity"
+    if evidence.activity_ratio is not None:
+        source += f" ({evidence.activity_source})"
+    lines = []
+    for label, ratio, threshold in (
+        (source, evidence.activity_ratio, settings.gpu_active_ratio),
+        ("power share of the limit", evidence.power_ratio, settings.gpu_active_power_ratio),
+        ("memory held", evidence.memory_ratio, settings.gpu_held_memory_ratio),
+    ):
         if ratio is None:
             lines.append(f"{label} not measured")
-            return None
-        reached = ratio >= threshold
-        lines.append(f"{label} {ratio:.2f} {'>=' if reached else '<'} {threshold:.2f}")
-        return reached
-
-    source = evidence.activity_source
-    label = f"activity ({source})" if evidence.activity_ratio is not None else "activity"
-    busy = reaches(label, evidence.activity_ratio, settings.gpu_active_ratio)
-    powered = reaches(
-        "power share of the limit", evidence.power_ratio, settings.gpu_active_power_ratio
-    )
-    held = reaches("memory held", evidence.memory_ratio, settings.gpu_held_memory_ratio)
-    if busy:
-        return Judged("active", source, lines)
-    if powered:
-        return Judged("active", "power", lines)
-    running = evidence.requests_running
-    if held and running is not None and evidence.activity_ratio != 0:
-        lines.append(f"requests running on its node {running:.1f}")
-        if running > 0:
-            return Judged("active", "engine", lines)
-        if busy is None:
-            return Judged("idle_held", "engine", lines)
-    if busy is None or held is None:
-        return Judged(None, None, lines)
-    return Judged("idle_held" if held else "idle", source, lines)
+        else:
+            sign = ">=" if ratio >= threshold else "<"
+            lines.append(f"{label} {ratio:.2f} {sign} {threshold:.2f}")
+    if evidence.requests_running is not None:
+        lines.append(f"requests running on its node {evidence.requests_running:.1f}")
+    return lines

@@ -5,7 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from handlers.gpu_minutes import GpuMinute, PartKey
+from handlers.gpu_minutes import GpuMinute
+from handlers.gpu_state import PartKey
 from handlers.prices import PriceList
 from handlers.settings import WasteSettings
 from handlers.trend import DAY_HOURS, Point

@@ -203,21 +203,25 @@ def _points(hours: Sequence[Usage]) -> list[Point]:
     return [point(of) for _, of in sorted(by_hour.items())]
 
 
+def _usd(value: float | None) -> str:
+    return f"${value or 0.0:,.0f}" if (value or 0.0) >= 100 else f"${value or 0.0:,.2f}"
+
+
 def _summary(whole: Figures, savings: Sequence[ReportSaving]) -> str:
     if not whole.gpu_hours:
         return "No GPU was measured in this period."
-    text = f"{whole.gpus:.1f} GPUs on average, {whole.gpu_hours:,.0f} GPU-hours"
+    text = f"{whole.gpus:.1f} GPUs on average, {whole.gpu_hours:,.1f} GPU-hours"
     share = "" if whole.waste_ratio is None else f"{whole.waste_ratio:.0%} "
-    if whole.usd is None or whole.waste_usd is None:
+    if whole.usd is None:
         return f"{text}; {share}of that time was wasted. They have no price, so no money is shown."
     text += (
-        f", cost ${whole.usd:,.0f}. {share}(${whole.waste_usd:,.0f}) of it was wasted: "
-        f"${whole.idle_usd or 0:,.0f} idle, ${whole.idle_held_usd or 0:,.0f} held without work, "
-        f"${whole.under_used_usd or 0:,.0f} under-used."
+        f", cost {_usd(whole.usd)}. {share}({_usd(whole.waste_usd)}) of it was wasted: "
+        f"{_usd(whole.idle_usd)} idle, {_usd(whole.idle_held_usd)} held without work, "
+        f"{_usd(whole.under_used_usd)} under-used."
     )
     saved = total([one.saving.saving_usd_per_month for one in savings])
     if saved:
-        text += f" What stands out now would save ${saved:,.0f} a month."
+        text += f" What stands out now would save {_usd(saved)} a month."
     return text
 
 

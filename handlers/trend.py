@@ -101,7 +101,7 @@ def trend_line(
         change = fmean(recent) / fmean(earlier) - 1
     name = metric.replace("_", " ")
     if len(known) < LEAST_HOURS:
-        text = f"{name}: {len(known)} hours are known, a slope needs {LEAST_HOURS}"
+        text = f"{name}: hours known: {len(known)}, a slope needs {LEAST_HOURS}"
         slope, direction = None, "unknown"
     else:
         per_hour = theil_sen(_averaged(known))

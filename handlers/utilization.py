@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from handlers.gpu_state import GpuEvidence, activity, gpu_state, power_ratio
+from handlers.gpu_state import GpuEvidence, gpu_sample, gpu_state, in_words
 from handlers.levels import (
     RANK,
     balance,
@@ -177,9 +177,10 @@ class UtilizationHandler:
 
     def _add_evidence(self, group: _Group, message: Metrics, part: str | None, now_ns: int) -> None:
         if isinstance(message, GpuMetrics):
-            ratio, group.activity_sources[message.gpu] = activity(message)
-            self._add(group, "gpu_activity", part, ratio, now_ns)
-            self._add(group, "gpu_power", part, power_ratio(message), now_ns)
+            sample = gpu_sample(message)
+            group.activity_sources[message.gpu] = sample.activity_source
+            self._add(group, "gpu_activity", part, sample.activity_ratio, now_ns)
+            self._add(group, "gpu_power", part, sample.power_ratio, now_ns)
         elif isinstance(message, EngineMetrics):
             self._add(group, "requests_running", part, message.requests_running, now_ns)
 
@@ -216,16 +217,21 @@ class UtilizationHandler:
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
         scarce = "gpu" if group.gpus else "cpu"
         use = next((use for use in resources if use.resource == scarce), None)
+        health = (
+            health_of(bottlenecks, parts_degrade_only=self.scope != "node") if resources else None
+        )
+        told = self._told(use.level if use else None, health, bottlenecks)
+        if told == group.published and now_ns - group.published_ns < self._publish_ns:
+            return None
+        group.published, group.published_ns = told, now_ns
         simulated_ns = group.simulated_ns
-        message = Utilization(
+        return Utilization(
             scope=self.scope,
             id=key,
             decided_at=instant(now_ns),
             window_seconds=self._settings.window_seconds,
-            level=use.level if use else None,
-            health=health_of(bottlenecks, parts_degrade_only=self.scope != "node")
-            if resources
-            else None,
+            level=told.level,
+            health=health,
             efficiency_ratio=efficiency(use.mean_ratio) if use else None,
             resources=resources,
             bottlenecks=bottlenecks[: self._settings.bottlenecks_max],
@@ -234,13 +240,10 @@ class UtilizationHandler:
             nodes=len(group.nodes),
             simulated=simulated_ns is not None and now_ns - simulated_ns < self._span_ns,
         )
-        state = self._state(message, bottlenecks)
-        if state == group.published and now_ns - group.published_ns < self._publish_ns:
-            return None
-        group.published, group.published_ns = state, now_ns
-        return message
 
-    def _state(self, message: Utilization, bottlenecks: list[Bottleneck]) -> _Told:
+    def _told(
+        self, level: Level | None, health: Health | None, bottlenecks: list[Bottleneck]
+    ) -> _Told:
         kinds = {
             (
                 bottleneck.resource,
@@ -250,7 +253,7 @@ class UtilizationHandler:
             for bottleneck in bottlenecks
         }
         ordered = sorted(kinds, key=lambda kind: (kind[0], kind[1], kind[2] or ""))
-        return _Told(message.level, message.health, tuple(ordered))
+        return _Told(level, health, tuple(ordered))
 
     def _resources(
         self, group: _Group, means: dict[SeriesKey, float], peaks: dict[str, float]
@@ -318,26 +321,24 @@ class UtilizationHandler:
         for gpu in sorted(group.gpus):
             utilization, memory = means.get(("gpu", gpu)), means.get(("gpu_memory", gpu))
             power = means.get(("gpu_power", gpu))
-            judged = gpu_state(
-                self._settings,
-                GpuEvidence(
-                    activity_ratio=means.get(("gpu_activity", gpu)),
-                    activity_source=group.activity_sources.get(gpu),
-                    memory_ratio=memory,
-                    power_ratio=power,
-                    requests_running=sum(running) if running else None,
-                ),
+            evidence = GpuEvidence(
+                activity_ratio=means.get(("gpu_activity", gpu)),
+                activity_source=group.activity_sources.get(gpu),
+                memory_ratio=memory,
+                power_ratio=power,
+                requests_running=sum(running) if running else None,
             )
+            state, source = gpu_state(self._settings, evidence)
             uses.append(
                 GpuUse(
                     gpu=gpu,
                     node=node,
-                    state=judged.state,
-                    source=judged.source,
+                    state=state,
+                    source=source,
                     utilization_ratio=utilization,
                     memory_utilization_ratio=memory,
                     power_efficiency_ratio=power_efficiency(utilization, power),
-                    evidence=judged.lines,
+                    evidence=in_words(self._settings, evidence),
                 )
             )
         group.activity_sources = {

@@ -78,20 +78,20 @@ class WasteHandler:
         self._states = settings.utilization
         self._prices = PriceList(settings.prices)
         self._groups: dict[str, _Group] = {}
-        self._end_ns = 0  # of the open minute
+        self._begin_ns = self._end_ns = 0  # of the open minute
         self._snapshot: bytes | None = None
 
     def handle(self, message: GpuMetrics | EngineMetrics, now: Moment) -> Sequence[Emit]:
         """Add the sample to its minute, after the one before was closed."""
-        emits = self.tick(now) if now.ns >= self._end_ns else ()
-        if now.ns < self._end_ns - MINUTE_NS:
-            return emits  # the server's clock was set back
+        emits: Sequence[Emit] = ()
+        if not self._begin_ns <= now.ns < self._end_ns:
+            if now.ns < self._end_ns:
+                return emits  # the server's clock was set back
+            emits = self.tick(now)
         key = "all" if self.scope == "fleet" else getattr(message, self.scope)
-        if key is None:
-            return emits
         group = self._groups.get(key)
         if group is None:
-            if len(self._groups) >= MAX_ENTRIES:
+            if key is None or len(self._groups) >= MAX_ENTRIES:
                 return emits
             group = self._groups[key] = _Group()
         if isinstance(message, GpuMetrics):
@@ -104,7 +104,9 @@ class WasteHandler:
         """Close the minute that is over."""
         if now.ns < self._end_ns:
             return ()
-        end_ns, self._end_ns = self._end_ns, now.ns // MINUTE_NS * MINUTE_NS + MINUTE_NS
+        end_ns = self._end_ns
+        self._begin_ns = now.ns // MINUTE_NS * MINUTE_NS
+        self._end_ns = self._begin_ns + MINUTE_NS
         self._snapshot = None
         emits: list[Emit] = []
         for key, group in sorted(self._groups.items()):

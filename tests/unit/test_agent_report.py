@@ -33,11 +33,11 @@ def made(what: Callable[[int], Sequence[dict[str, Any]]], hours: int = 4) -> Rep
         for emit in emits
         if isinstance(emit.message, Usage) and emit.message.scope == "pool"
     ]
+    told = [emit.message for emit in emits if isinstance(emit.message, Opportunity)]
     savings = [
         ReportSaving(scope="pool", id="chat", saving=saving)
-        for emit in emits
-        if isinstance(emit.message, Opportunity)
-        for saving in emit.message.savings
+        for message in told[-1:]
+        for saving in message.savings
     ]
     whole = figures(usages)
     half = msgspec.structs.replace(whole, usd=32.0, waste_usd=40.0, utilization_ratio=0.1)
@@ -129,7 +129,7 @@ def test_every_form_says_what_was_found(form: Format) -> None:
 
     for words in ("Pool chat, 15 January 2027", "In short.", "$24.00", "Release 1 GPU", "a note"):
         assert words in text
-    assert "4 hours are known, a slope needs 24" in text
+    assert "not known: 4 of 24 hours" in text
 
 
 @pytest.mark.parametrize("form", [*FORMATS, "json"])

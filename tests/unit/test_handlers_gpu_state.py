@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from handlers.gpu_state import Activity, GpuEvidence, activity, gpu_state
+from handlers.gpu_state import GpuEvidence, activity, gpu_state, in_words
 from handlers.settings import UtilizationSettings
 from tests.support.samples import gpu
 
@@ -45,11 +45,11 @@ def test_a_gpus_state_needs_evidence(
         requests_running=running,
     )
 
-    judged = gpu_state(UtilizationSettings(), evidence)
-
-    assert (judged.state, judged.source) == (state, source)
+    assert gpu_state(UtilizationSettings(), evidence) == (state, source)
+    words = in_words(UtilizationSettings(), evidence)
     unmeasured = [busy, memory, power].count(None)
-    assert sum("not measured" in line for line in judged.lines) == unmeasured
+    assert sum("not measured" in line for line in words) == unmeasured
+    assert len(words) == 3 + (running is not None)
 
 
 @pytest.mark.parametrize(
@@ -62,21 +62,23 @@ def test_a_gpus_state_needs_evidence(
                 "tensor_activity_ratio": 0.0,
                 "dram_activity_ratio": 0.02,
             },
-            Activity(0.02, "dram_activity"),
+            (0.02, "dram_activity"),
             id="a kernel that waits is no work",
         ),
         pytest.param(
             {"sm_activity_ratio": 0.3, "tensor_activity_ratio": 0.5},
-            Activity(0.5, "tensor_activity"),
+            (0.5, "tensor_activity"),
             id="the busiest counts",
         ),
         pytest.param(
             {"utilization_ratio": 0.7, "utilization_source": "nvml_utilization"},
-            Activity(0.7, "nvml_utilization"),
+            (0.7, "nvml_utilization"),
             id="the driver's without GPM",
         ),
-        pytest.param({}, Activity(None, "utilization"), id="nothing measured"),
+        pytest.param({}, (None, "utilization"), id="nothing measured"),
     ],
 )
-def test_activity_is_the_busiest_unit_of_a_gpu(fields: dict[str, Any], expected: Activity) -> None:
+def test_activity_is_the_busiest_unit_of_a_gpu(
+    fields: dict[str, Any], expected: tuple[float | None, str]
+) -> None:
     assert activity(gpu(**fields)) == expected

@@ -307,7 +307,7 @@ def test_a_trend_says_that_its_history_is_too_short_and_then_where_it_goes() -> 
 
     lines = {line.metric: line for line in trends[4].lines}
     assert lines["utilization_ratio"].direction == "unknown"
-    assert "5 hours are known, a slope needs 24" in lines["utilization_ratio"].text
+    assert "hours known: 5, a slope needs 24" in lines["utilization_ratio"].text
     lines = {line.metric: line for line in trends[-1].lines}
     assert lines["utilization_ratio"].direction == "rising"
     assert lines["utilization_ratio"].slope_per_day == pytest.approx(0.5 * 24 / 30, rel=0.01)
