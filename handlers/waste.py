@@ -12,7 +12,6 @@ from handlers.prices import PriceList
 from handlers.settings import HandlersSettings
 from handlers.trend import DAY_HOURS, HISTORY_HOURS, Point, point, trend_lines
 from handlers.usage import HOUR_NS, Hour, figures, total
-from handlers.window import MAX_ENTRIES
 from schemas.analysis import Scope
 from schemas.engines import EngineMetrics
 from schemas.message import Message
@@ -22,6 +21,7 @@ from schemas.spending import Opportunity, Trend, Usage, Waste
 from schemas.units import SECOND_NS, instant
 
 MINUTE_NS = 60 * SECOND_NS
+LEAST_GROUPS = 1000
 REPEAT_MINUTES = 10
 """Waste of a node, and opportunities that stay as they are, are told so often."""
 
@@ -78,6 +78,9 @@ class WasteHandler:
         self._states = settings.utilization
         self._prices = PriceList(settings.prices)
         self._groups: dict[str, _Group] = {}
+        most = settings.max_pools if scope == "pool" else settings.max_nodes
+        # A slot's share, and as many again of those that left within two hours.
+        self._most_groups = max(LEAST_GROUPS, 2 * most // settings.slots)
         self._begin_ns = self._end_ns = 0  # of the open minute
         self._snapshot: bytes | None = None
 
@@ -91,7 +94,7 @@ class WasteHandler:
         key = "all" if self.scope == "fleet" else getattr(message, self.scope)
         group = self._groups.get(key)
         if group is None:
-            if key is None or len(self._groups) >= MAX_ENTRIES:
+            if key is None or len(self._groups) >= self._most_groups:
                 return emits
             group = self._groups[key] = _Group()
         if isinstance(message, GpuMetrics):

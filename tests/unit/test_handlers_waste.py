@@ -367,3 +367,20 @@ def test_a_group_that_measures_nothing_is_forgotten() -> None:
     }
     assert kept["node.waste_node"] == ["n2"]
     assert kept["pool.waste_pool"] == ["chat"]
+
+
+def test_a_flood_of_names_is_bounded() -> None:
+    few = msgspec.structs.replace(FOUR_USD, max_nodes=1, slots=1)
+
+    def flood(minute: int) -> list[dict[str, Any]]:
+        return [busy("g", node=f"n{minute}-{index}", pool=None) for index in range(600)]
+
+    emits = said(recorded(range(3), flood), few)
+
+    (fleet,) = of(Waste, emits, "fleet")[-1:]
+    assert fleet.figures.gpu_hours == pytest.approx(1800 / 60)
+    slot = Slot(0, 1, handlers(few), Watermark(sequence=0, ns=0))
+    for routed in recorded(range(3), flood):
+        slot.feed(routed)
+    counted = {handler.name: len(handler._groups) for handler in slot.handlers}  # type: ignore[attr-defined]
+    assert counted == {"waste_node": 1000, "waste_pool": 0, "waste_fleet": 1}
