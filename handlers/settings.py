@@ -288,7 +288,7 @@ class WasteSettings(Table, frozen=True, kw_only=True):
         Meta(
             ge=0,
             description="state of a slot, for nodes, pools and fleet each, that outlives a "
-            "restart: about 0.7 KB a node, 11 KB a pool with a week of trends",
+            "restart: about 0.5 KB a node, 8 KB a pool with a week of trends",
         ),
     ] = 256 * 1024
 

@@ -88,6 +88,11 @@ def test_every_gpu_minute_is_in_exactly_one_state_and_the_parts_are_the_whole() 
             assert sum(use.gpu_hours for use in states) == pytest.approx(3.5)
             assert sum(use.usd or 0 for use in states) == pytest.approx(3.5 * 4)
             assert hour.minutes == 60
+            assert sum(model.gpu_hours for model in hour.models.values()) == pytest.approx(3.5)
+            wasted = [hour.idle.usd, hour.idle_held.usd, hour.under_used_usd]
+            assert sum(model.waste_usd or 0 for model in hour.models.values()) == pytest.approx(
+                sum(usd or 0 for usd in wasted)
+            )
     figures = of(Waste, emits)[-1].figures
     parts = (figures.used_usd, figures.waste_usd, figures.unknown_usd)
     assert sum(part or 0.0 for part in parts) == pytest.approx(figures.usd)
