@@ -100,6 +100,17 @@ def test_every_gpu_minute_is_in_exactly_one_state_and_the_parts_are_the_whole() 
     assert sum(part or 0.0 for part in waste) == pytest.approx(figures.waste_usd)
 
 
+def test_a_full_gpu_does_not_make_up_for_an_under_used_one() -> None:
+    def uneven(minute: int) -> list[dict[str, Any]]:
+        return [busy("low", 0.35), busy("full", 1.0), busy("right", 0.7)]
+
+    figures = of(Waste, said(recorded(range(60), uneven), FOUR_USD))[-1].figures
+
+    assert figures.under_used_gpu_hours == pytest.approx(0.5)
+    assert figures.under_used_usd == figures.waste_usd == pytest.approx(2)
+    assert figures.used_usd == pytest.approx(10)
+
+
 def test_without_a_price_there_is_no_money_but_a_share() -> None:
     def unpriced(minute: int) -> list[dict[str, Any]]:
         return [idle("a", name="AMD Instinct MI300X"), busy("b", name=None)]
