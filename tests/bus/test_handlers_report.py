@@ -1,6 +1,5 @@
 """Money over the bus: recorded hours in real streams, and what the endpoints say of them."""
 
-import time
 from datetime import datetime
 from typing import Any
 
@@ -22,13 +21,19 @@ from schemas.spending import Opportunity
 from schemas.units import instant
 from tests.support.asking import ask
 from tests.support.fleets import busy
-from tests.support.spending import HOUR_NS, SETTINGS, record
+from tests.support.spending import HOUR_NS, NOW_NS, SETTINGS, record
 
 pytestmark = pytest.mark.bus
 
 
+def clock() -> int:
+    return NOW_NS
+
+
 async def report(bus: Bus, settings: HandlersSettings = SETTINGS, **fields: Any) -> Report:
-    payload = await ask(bus, "api.analysis.report", ReportRequest(**fields), settings=settings)
+    payload = await ask(
+        bus, "api.analysis.report", ReportRequest(**fields), settings=settings, clock=clock
+    )
     return msgspec.json.decode(payload, type=Report)
 
 
@@ -129,7 +134,7 @@ async def test_an_hour_told_twice_counts_once(bus: Bus) -> None:
     await record(bus, 2)
     before = await report(bus, seconds=2 * 3600.0)
 
-    await record(bus, 2)
+    await record(bus, 2, ids="again.")
     after = await report(bus, seconds=2 * 3600.0)
 
     assert after.figures == before.figures
@@ -178,12 +183,16 @@ async def test_waste_trends_and_opportunities_stand_for_each_group(bus: Bus) -> 
     def rows(payload: bytes, kind: type[Any]) -> list[tuple[str, str]]:
         return [(row.scope, row.id) for row in msgspec.json.decode(payload, type=kind).rows]
 
-    waste = await ask(bus, "api.analysis.waste", settings=SETTINGS)
-    chat = await ask(bus, "api.analysis.waste", Filter(pool="chat"), settings=SETTINGS)
-    trends = await ask(bus, "api.analysis.trends", settings=SETTINGS)
-    of_node = await ask(bus, "api.analysis.trends", Filter(node="n1"), settings=SETTINGS)
-    of_nobody = await ask(bus, "api.analysis.trends", Filter(node="n9"), settings=SETTINGS)
-    found = await ask(bus, "api.analysis.opportunities", settings=SETTINGS)
+    waste = await ask(bus, "api.analysis.waste", settings=SETTINGS, clock=clock)
+    chat = await ask(bus, "api.analysis.waste", Filter(pool="chat"), settings=SETTINGS, clock=clock)
+    trends = await ask(bus, "api.analysis.trends", settings=SETTINGS, clock=clock)
+    of_node = await ask(
+        bus, "api.analysis.trends", Filter(node="n1"), settings=SETTINGS, clock=clock
+    )
+    of_nobody = await ask(
+        bus, "api.analysis.trends", Filter(node="n9"), settings=SETTINGS, clock=clock
+    )
+    found = await ask(bus, "api.analysis.opportunities", settings=SETTINGS, clock=clock)
 
     pools = [("fleet", "all"), ("pool", "batch"), ("pool", "chat")]
     nodes = [("node", f"n{number}") for number in (1, 2, 3, 4)]
@@ -202,14 +211,14 @@ async def test_what_is_no_opportunity_any_more_does_not_stand(bus: Bus) -> None:
         Opportunity(
             scope="pool",
             id="chat",
-            decided_at=instant(time.time_ns()),
+            decided_at=instant(NOW_NS),
             savings=[],
             saving_usd_per_month=None,
         ),
         message_id="o",
     )
 
-    payload = await ask(bus, "api.analysis.opportunities")
+    payload = await ask(bus, "api.analysis.opportunities", clock=clock)
 
     reply = msgspec.json.decode(payload, type=OpportunitiesReply)
     assert (reply.rows, reply.text) == ([], "nothing is worth changing, or not for long enough yet")

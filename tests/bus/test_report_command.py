@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from handlers.latest import LatestStore
 from handlers.queries import query_endpoints
 from schemas.protocols import RequestError
 from tests.support.program import resource_agent
-from tests.support.spending import SETTINGS, record
+from tests.support.spending import NOW_NS, SETTINGS, record
 
 pytestmark = pytest.mark.bus
 
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.bus
 async def served(bus: Bus, nats_url: str) -> str:
     """A server with a day of hours in its streams, and handlers that answer."""
     await record(bus, 24, every=20)
-    endpoints = query_endpoints(LatestStore(60), bus, time.time_ns, SETTINGS, Counter())
+    endpoints = query_endpoints(LatestStore(60), bus, lambda: NOW_NS, SETTINGS, Counter())
     await bus.serve("handlers", endpoints, description="test")
     return nats_url
 

@@ -12,6 +12,8 @@ from schemas.spending import Usage
 from tests.support.fleets import busy, idle, recorded, said
 
 HOUR_NS = 3600 * 10**9
+NOW_NS = time.time_ns() // HOUR_NS * HOUR_NS + 11 * 60 * 10**9
+"""The eleventh minute of this hour: a test must not see one hour end and the next begin."""
 SETTINGS = HandlersSettings(
     prices=PriceSettings(
         rules=(PriceRule(gpu="H100", usd_per_gpu_hour=4.0, source="contract", as_of="2020-01-01"),)
@@ -37,16 +39,17 @@ async def record(
     what: Callable[[int], Sequence[dict[str, Any]]] = fleet,
     *,
     every: int = 4,
+    ids: str = "",
 ) -> int:
     """What the handlers say of the last `hours` and ten minutes of now's; gives the first hour."""
-    start_ns = time.time_ns() // HOUR_NS * HOUR_NS - hours * HOUR_NS
+    start_ns = NOW_NS // HOUR_NS * HOUR_NS - hours * HOUR_NS
     minutes = [*range(0, hours * 60, every), *range(hours * 60, hours * 60 + 10)]
     last: dict[str, Emit] = {}
     for emit in said(recorded(minutes, what, start_ns=start_ns), SETTINGS):
         if isinstance(emit.message, Usage):
-            await bus.publish(emit.message, message_id=emit.message_id)
+            await bus.publish(emit.message, message_id=ids + emit.message_id)
         else:
             last[emit.message.subject()] = emit
     for emit in last.values():
-        await bus.publish(emit.message, message_id=emit.message_id)
+        await bus.publish(emit.message, message_id=ids + emit.message_id)
     return start_ns

@@ -137,6 +137,21 @@ def test_tokens_have_no_price_while_one_gpu_has_none() -> None:
     assert waste.hours[-1].unpriced_gpu_hours == pytest.approx(1)
 
 
+def test_tokens_have_no_energy_while_that_of_a_gpu_is_unknown() -> None:
+    def half_measured(minute: int) -> list[dict[str, Any]]:
+        return [
+            busy("a"),
+            busy("b", power_watts=None),
+            {"engine": True, "tokens_per_second": 100.0},
+        ]
+
+    figures = of(Waste, said(recorded(range(10), half_measured), FOUR_USD))[-1].figures
+
+    assert figures.energy_joules == pytest.approx(560 * 600)
+    assert figures.joules_per_token is None
+    assert figures.tokens_per_second is not None
+
+
 def test_energy_is_added_to_the_gpu_hour_where_it_has_a_price() -> None:
     settings = HandlersSettings(
         prices=PriceSettings(
