@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from agent.cache_client import CacheClient
 from agent.connected import Connected
@@ -27,6 +27,8 @@ from schemas.report import OpportunitiesReply, Report, ReportRequest, TrendsRepl
 from schemas.units import token
 
 __all__ = ["CacheClient", "ResourceAgent"]
+
+T = TypeVar("T")
 
 WORK_TIMEOUT_SECONDS = 30.0
 
