@@ -375,7 +375,11 @@ async def test_comes_back_when_its_port_is_free_again(
 ) -> None:
     restarts = Restarts()
     monkeypatch.setattr(server_process, "GREETING_SECONDS", 0.05)
-    async with PrivateServer(state, binary=binary, on_restart=restarts.seen.put_nowait) as server:
+    # A server of another test may want the usual port while ours is down.
+    settings = ServerSettings(preferred_port=free_port())
+    async with PrivateServer(
+        state, binary=binary, settings=settings, on_restart=restarts.seen.put_nowait
+    ) as server:
         with capture_logs() as logs:
             os.kill(server.server_pid, signal.SIGKILL)
             with take(server.port):
