@@ -280,6 +280,27 @@ def test_idle_is_told_after_half_an_hour_on_end(gap: int, told_at: int) -> None:
     assert first.decided_at.minute == told_at
 
 
+def test_idle_and_held_minutes_are_not_counted_together() -> None:
+    def changing(minute: int) -> list[dict[str, Any]]:
+        return [idle("a") if minute < 20 else held("a"), busy("b")]
+
+    first = of(Opportunity, said(recorded(range(60), changing), FOUR_USD))[0]
+
+    assert first.decided_at.minute == 50
+    assert [one.kind for one in first.savings] == ["unload_held"]
+
+
+@pytest.mark.parametrize(
+    ("usd", "told"), [pytest.param(0.1, True, id="just"), pytest.param(0.09, False, id="less")]
+)
+def test_a_saving_below_the_least_is_not_told(usd: float, told: bool) -> None:
+    cheap = HandlersSettings(prices=PriceSettings(rules=(PriceRule(usd_per_gpu_hour=usd),)))
+
+    emits = said(recorded(range(40), lambda _: [idle("a")]), cheap)
+
+    assert bool(of(Opportunity, emits)) is told
+
+
 def test_gpus_are_packed_by_the_busiest_hour_of_a_day() -> None:
     def peaking(minute: int) -> list[dict[str, Any]]:
         return [busy(f"b{i}", 0.65 if 600 <= minute < 660 else 0.1) for i in range(8)]
