@@ -311,6 +311,9 @@ def test_gpus_are_packed_by_the_busiest_hour_of_a_day() -> None:
     def short(minute: int) -> list[dict[str, Any]]:
         return [] if minute < 120 else flat(minute)
 
+    def fewer(minute: int) -> list[dict[str, Any]]:
+        return flat(minute)[:3] if minute >= 24 * 60 else flat(minute)
+
     def packed(what: Any) -> list[int]:
         emits = said(recorded(range(0, 25 * 60, 20), what), FOUR_USD)
         return [one.gpus for told in of(Opportunity, emits)[-1:] for one in told.savings]
@@ -318,6 +321,7 @@ def test_gpus_are_packed_by_the_busiest_hour_of_a_day() -> None:
     assert packed(peaking) == []
     assert packed(flat) == [6]  # 8 * (1 - 0.1 / 0.7) = 6.86
     assert packed(short) == []
+    assert packed(fewer) == [2]  # one of those at work now stays
 
 
 def test_a_node_in_no_pool_has_opportunities_of_its_own() -> None:
