@@ -244,6 +244,7 @@ def test_simulated_gpus_are_booked_apart_and_judged_alone_only() -> None:
 
     assert [(u.simulated, u.idle.gpu_hours) for u in of(Usage, emits)] == [(False, 0), (True, 1)]
     assert {w.simulated for w in of(Waste, emits)} == {False}
+    assert {t.simulated for t in of(Trend, emits)} == {False}
     assert of(Opportunity, emits) == []
     assert {w.simulated for w in of(Waste, alone)} == {True}
     assert {o.simulated for o in of(Opportunity, alone)} == {True}
@@ -369,6 +370,21 @@ def test_a_trend_says_that_its_history_is_too_short_and_then_where_it_goes() -> 
     assert lines["utilization_ratio"].slope_per_day == pytest.approx(0.5 * 24 / 30, rel=0.01)
     assert lines["usd_per_hour"].direction == "steady"
     assert "tokens_per_second" not in lines
+
+
+@pytest.mark.parametrize(
+    ("hours", "points"),
+    [pytest.param(25, 26, id="a day is kept"), pytest.param(5, 1, id="less is not")],
+)
+def test_the_trend_of_a_pool_at_zero_for_some_hours(hours: int, points: int) -> None:
+    def pausing(minute: int) -> list[dict[str, Any]]:
+        is_off = hours * 60 <= minute < (hours + 4) * 60
+        return [busy("a", pool="batch" if is_off else "chat")]
+
+    trends = of(Trend, said(recorded(range(0, (hours + 5) * 60 + 21, 20), pausing), FOUR_USD))
+
+    last = [trend for trend in trends if trend.id == "chat"][-1]
+    assert {line.points for line in last.lines if line.metric == "usd_per_hour"} == {points}
 
 
 @pytest.mark.parametrize("minute", [10, 59, 60, 61, 95])
