@@ -6,21 +6,35 @@ from collections.abc import Mapping
 
 import msgspec
 import nats.errors
-import nats.js.api
-import nats.js.errors
 
 from agent.bus.cancellation import heed
 from agent.bus.client import size_on_wire
 from agent.bus.connection import Connection
 from agent.bus.names import Names
 from agent.human import reason
-from schemas.message import Message
+from schemas.message import UNDECODABLE, Message
 from schemas.protocols import PublishError, StreamFullError, TooLargeError
 
 ACK_DEADLINE_SECONDS = 5.0
 ACK_TRY_SECONDS = 1.5
 LIMIT_ERROR_CODES = frozenset({10077, 10047, 10023, 10122})
 """Server codes for no room: too many messages or bytes, no resources, no storage."""
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    description: str = ""
+    err_code: int = 0
+
+
+class _PubAck(msgspec.Struct, frozen=True):
+    """A stream's answer to who publishes to it (ADR-1)."""
+
+    stream: str = ""
+    duplicate: bool = False
+    error: _Refusal | None = None
+
+
+_decode_pub_ack = msgspec.json.Decoder(_PubAck).decode
 
 
 class PublishingConnection(Connection):
@@ -81,35 +95,33 @@ class PublishingConnection(Connection):
         self._refuse_too_large(subject, payload, all_headers)
         full = self.names.absolute(subject)
         try:
-            ack = await self._publish_until_acknowledged(full, payload, all_headers)
-        except nats.js.errors.APIError as error:
-            if error.err_code in LIMIT_ERROR_CODES:
-                raise StreamFullError(f"{full}: {error.description}") from error
-            raise PublishError(f"{full}: {error.description}") from error
-        except nats.js.errors.NoStreamResponseError as error:
+            ack = _decode_pub_ack(await self._ask_stream(full, payload, all_headers))
+        except nats.errors.NoRespondersError as error:
             raise PublishError(f"no stream keeps {full}") from error
         except nats.errors.TimeoutError as error:
             hint = self._incidents.permission_hint(full)
             raise PublishError(f"{full}: not acknowledged{hint}") from error
         except (nats.errors.Error, OSError) as error:
             raise PublishError(f"{full}: {reason(error)}") from error
-        except (ValueError, TypeError, KeyError) as error:
+        except UNDECODABLE as error:
             raise PublishError(f"{full}: somebody answers who is not a stream") from error
+        if ack.error is not None:
+            is_full = ack.error.err_code in LIMIT_ERROR_CODES
+            kind = StreamFullError if is_full else PublishError
+            raise kind(f"{full}: {ack.error.description}")
+        if not ack.stream:
+            raise PublishError(f"{full}: somebody answers who is not a stream")
         if ack.duplicate:
             self.counters["duplicates_total"] += 1
 
-    async def _publish_until_acknowledged(
-        self, full: str, payload: bytes, headers: dict[str, str]
-    ) -> nats.js.api.PubAck:
+    async def _ask_stream(self, full: str, payload: bytes, headers: Mapping[str, str]) -> bytes:
         # What was written to a dying connection is gone without a word. Sending it again is
         # harmless: its message id makes the second copy a duplicate.
         deadline = time.monotonic() + ACK_DEADLINE_SECONDS
         while True:
             try:
-                return await heed(
-                    self._js.publish(full, payload, headers=headers, timeout=ACK_TRY_SECONDS)
-                )
-            except (nats.errors.TimeoutError, nats.js.errors.NoStreamResponseError):
+                return (await self._client.ask(full, payload, headers, ACK_TRY_SECONDS)).payload
+            except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
                 # Right after a server's start its streams are not there yet.
                 if time.monotonic() + ACK_TRY_SECONDS > deadline or not self._recovering():
                     raise

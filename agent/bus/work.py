@@ -17,12 +17,12 @@ import nats.errors
 import nats.js.api
 import nats.js.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from agent.bus.cancellation import heed
+from agent.bus.client import BusClient
 from agent.bus.errors import raised_as
 from agent.bus.incidents import Incidents
 from agent.bus.names import Names
@@ -72,7 +72,7 @@ class BusWorkItem:
             PublishError: the server did not confirm; the message may come again.
         """
         with raised_as(PublishError, "not confirmed"):
-            await heed(self._message.ack_sync(timeout=ACK_TIMEOUT_SECONDS))
+            await self._queue.client.ask(self._message.reply, b"", {}, ACK_TIMEOUT_SECONDS)
 
     async def retry(self, delay_seconds: float) -> None:
         """Give it back; it comes again after the delay."""
@@ -99,7 +99,7 @@ class PullQueue:
 
     def __init__(
         self,
-        client: Client,
+        client: BusClient,
         js: JetStreamContext,
         names: Names,
         stream: str,
@@ -108,7 +108,7 @@ class PullQueue:
         incidents: Incidents,
     ) -> None:
         self.names = names
-        self._client = client
+        self.client = client
         self._js = js
         self._stream = names.stream(stream)
         self._consumer = consumer
@@ -160,7 +160,7 @@ class PullQueue:
         self._pull_until = deadline
         body = {"batch": batch, "expires": int(max(deadline - now, 0.01) * 1e9)}
         await heed(
-            self._client.publish(
+            self.client.publish(
                 f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
                 msgspec.json.encode(body),
                 reply=f"{self._inbox}.{self._pull}",
@@ -171,7 +171,7 @@ class PullQueue:
         if self._subscription is None:
             await self._add_consumer()
             self._subscription = await heed(
-                self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
+                self.client.subscribe(f"{self._inbox}.*", cb=self._on_message)
             )
         elif not self._is_sure:
             try:
@@ -226,7 +226,7 @@ class PullQueue:
 
     async def _check(self, wait_seconds: float) -> None:
         now = time.monotonic()
-        if now - self._checked_at < CHECK_SECONDS or not self._client.is_connected:
+        if now - self._checked_at < CHECK_SECONDS or not self.client.is_connected:
             return
         self._checked_at = now
         with contextlib.suppress(nats.errors.Error, OSError):

@@ -442,10 +442,10 @@ async def _fill(bus: Bus, items: list[WorkItem]) -> bool:
 
 async def test_a_stream_that_is_gone_is_named(bus: Bus) -> None:
     await bus.jetstream.delete_stream("FLEET_ALERTS")
-    subscriptions = len(bus._client._subs)
 
     with pytest.raises(PublishError, match="no stream keeps fleet"):
         await bus.publish_raw("alert.x", b"", message_id="1")
+    subscriptions = len(bus._client._subs)
     for call in (bus.stream_state("ALERTS"), bus.follow("ALERTS", print), read_all(bus)):
         with pytest.raises(PublishError, match="FLEET_ALERTS"):
             await call

@@ -566,9 +566,10 @@ async def test_a_deleted_consumer_is_made_anew_and_gives_each_item_once(
     assert [item.delivery.payload for item in taken] == [b"x"]
 
 
-async def test_an_acknowledgement_that_no_stream_gave_is_none(bus: Bus) -> None:
+@pytest.mark.parametrize("words", [b"thanks", b"{}"], ids=["no JSON", "no stream in it"])
+async def test_an_acknowledgement_that_no_stream_gave_is_none(bus: Bus, words: bytes) -> None:
     def pretend(call: Call) -> Answer:
-        return Answer(b"thanks")
+        return Answer(words)
 
     await bus.serve("svc", [Endpoint("pretend", "api.pretend", pretend)], description="d")
 
