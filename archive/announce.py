@@ -1,7 +1,9 @@
 """What the archive tells the bus and counts about itself."""
 
+import asyncio
 import secrets
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import structlog
 
@@ -14,6 +16,8 @@ from schemas.units import SECOND_NS, instant
 
 log = structlog.get_logger()
 
+AT_ONCE = 512
+"""Announcements on their way; more would come back later than the server is waited for."""
 STORE_FAILURE_EVERY_NS = 60 * SECOND_NS
 COUNTERS = (
     "cleared_total",
@@ -40,6 +44,7 @@ class Announcer:
         self._clock = clock
         self._id_prefix = f"{instance}.{secrets.token_hex(6)}"
         self._sent = 0
+        self._room = asyncio.Semaphore(AT_ONCE)
         self._store_failure_ns: int | None = None
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
@@ -50,26 +55,32 @@ class Announcer:
             total.update(counts)
         return total
 
-    async def stored(self, entry: IndexEntry) -> None:
-        """Say that `entry` is safe.
+    async def stored(self, entries: Sequence[IndexEntry]) -> None:
+        """Say that each of `entries` is safe.
 
         Raises:
-            PublishError: nobody knows it yet; the cache waits for this event, so say it again.
+            PublishError: not everybody knows yet; the cache waits for these events: say it again.
         """
+        results = await asyncio.gather(*map(self._stored, entries), return_exceptions=True)
+        for error in filter(None, results):
+            raise error
+
+    async def _stored(self, entry: IndexEntry) -> None:
         expires_ns = entry.expires_ns
-        await self._publish(
-            Stored(
-                namespace=entry.namespace,
-                key=entry.key,
-                version=entry.version,
-                observed_at=instant(self._clock()),
-                size_bytes=entry.size_bytes,
-                stored_bytes=entry.object_bytes,
-                expires_at=None if expires_ns is None else instant(expires_ns),
-                tombstone=entry.tombstone,
-                tag=entry.tag,
+        async with self._room:
+            await self._publish(
+                Stored(
+                    namespace=entry.namespace,
+                    key=entry.key,
+                    version=entry.version,
+                    observed_at=instant(self._clock()),
+                    size_bytes=entry.size_bytes,
+                    stored_bytes=entry.object_bytes,
+                    expires_at=None if expires_ns is None else instant(expires_ns),
+                    tombstone=entry.tombstone,
+                    tag=entry.tag,
+                )
             )
-        )
 
     async def restored(self, namespace: str, key: str, version: str, size_bytes: int) -> None:
         """Say and count that a value was handed back."""

@@ -2,27 +2,35 @@
 
 import asyncio
 import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import msgspec
 import structlog
 
 from archive import frame
 from archive.announce import Announcer
-from archive.index_entry import IndexEntry
+from archive.keeping import Keeping, Kept
+from archive.packer import INLINE_BYTES
 from archive.parts import Parts
 from archive.settings import ArchiveSettings
-from archive.vault import Outcome, Vault
 from schemas.cache import EVICTED_HEADER, INLINE_LIMIT_BYTES, Evicted, decode_header
 from schemas.message import UNDECODABLE
-from schemas.protocols import Delivery, Lease, PublishError, WorkItem, WorkQueue
+from schemas.protocols import Delivery, PublishError, WorkItem, WorkQueue
 
 log = structlog.get_logger()
 
 STREAM = "EVICTIONS"
 CONSUMER = "archiver"
 EXTEND_SECONDS = 10.0
+BATCH = 64
+"""Small evictions that are handled together: for some milliseconds nothing else is done."""
 TAKE_SECONDS = 0.25
 """Longest wait for an eviction: stopping and a lost lease are noticed so soon."""
+
+Count = Callable[[str, Kept], None]
+"""Takes a namespace, and what became of an eviction of it."""
 
 _decode_manifest = msgspec.json.Decoder(Evicted).decode
 
@@ -55,6 +63,14 @@ def namespace_of(delivery: Delivery) -> str:
     return delivery.subject.rpartition(".")[2]
 
 
+class Held(Protocol):
+    """What entitles to take evictions, such as a lease."""
+
+    @property
+    def held(self) -> bool:
+        """Once False it stays so."""
+
+
 class Intake:
     """Takes evictions and settles each exactly once.
 
@@ -62,78 +78,86 @@ class Intake:
     durable, indexed and announced, so a crash in between repeats it, and repeating is harmless.
     At most `in_flight` evictions, of `in_flight_bytes`, are being handled, and one of those that
     came in parts, which is read only where it is to be stored; its parts are removed once it is
-    settled. While the store fails they are held, and the stream holds the rest.
+    settled. While the store fails they are held, and the stream holds the rest. What cannot be
+    settled for another reason is given back.
     """
 
     def __init__(
-        self,
-        vault: Vault,
-        queue: WorkQueue,
-        parts: Parts,
-        announcer: Announcer,
-        settings: ArchiveSettings,
+        self, queue: WorkQueue, parts: Parts, announcer: Announcer, settings: ArchiveSettings
     ) -> None:
-        self._vault = vault
         self._parts = parts
         self._large = asyncio.Lock()
         self._queue = queue
         self._announcer = announcer
         self._settings = settings
-        self._running: dict[asyncio.Task[None], WorkItem] = {}
+        self._running: dict[asyncio.Task[None], Sequence[WorkItem]] = {}
         self._bytes = 0
         self._some_done = asyncio.Event()
+        self.in_flight = 0
+        """How many evictions are being handled now."""
         self.queue_error = ""
 
-    @property
-    def in_flight(self) -> int:
-        """How many evictions are being handled now."""
-        return len(self._running)
-
-    async def run(self, lease: Lease, stopping: asyncio.Event) -> None:
+    async def run(
+        self, keeping: Keeping, lease: Held, stopping: asyncio.Event, count: Count
+    ) -> None:
         """Work until `stopping` is set, and finish what is in flight; or until the lease is lost.
 
-        What is in flight then stays unsettled and comes again, to the next owner.
+        What is in flight then stays unsettled and comes again. `count` is told what became of
+        each that was acknowledged.
         """
-        try:
-            await self._queue.take_over(STREAM, CONSUMER)
-        except PublishError as error:
-            log.warning("evictions_not_taken_over", error=str(error))  # they come, only later
+
+        def begin(items: Sequence[WorkItem]) -> None:
+            size_bytes = sum(len(item.delivery.payload) for item in items)
+            task = group.create_task(self._settle(items, keeping, lease, count))
+            self._running[task] = items
+            self.in_flight += len(items)
+            self._bytes += size_bytes
+
+            def done(task: asyncio.Task[None]) -> None:
+                del self._running[task]
+                self.in_flight -= len(items)
+                self._bytes -= size_bytes
+                self._some_done.set()
+
+            task.add_done_callback(done)
+
         async with asyncio.TaskGroup() as group:
             extending = group.create_task(self._extend_regularly())
             try:
                 while lease.held and not stopping.is_set():
                     if self.queue_error:
                         await _wait(stopping, self._settings.retry_seconds)
-                    if len(self._running) >= self._settings.in_flight or not self._fits(1):
-                        await self._wait_for_room()
+                    if self.in_flight >= self._settings.in_flight or not self._fits(1):
+                        await self._wait_for_room(keeping)
                         continue
-                    for item in await self._take():
-                        self._begin(group, item, lease)
+                    for items in _batches(await self._take(keeping)):
+                        begin(items)
             finally:
                 extending.cancel()
-            self._vault.packer.flush()
+            keeping.packer.flush()
             while self._running:
                 if not lease.held:
                     for task in self._running:
                         task.cancel()
-                await self._wait_for_room()
+                await self._wait_for_room(keeping)
 
     def _fits(self, size_bytes: int) -> bool:
         return not self._bytes or self._bytes + size_bytes <= self._settings.in_flight_bytes
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_room(self, keeping: Keeping) -> None:
         """Return when something was settled, or soon."""
-        self._vault.packer.hurry()
+        keeping.packer.hurry()
         self._some_done.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TAKE_SECONDS):
                 await self._some_done.wait()
 
-    async def _take(self) -> list[WorkItem]:
-        free = self._settings.in_flight - len(self._running)
+    async def _take(self, keeping: Keeping) -> Sequence[WorkItem]:
+        free = self._settings.in_flight - self.in_flight
         free_bytes = self._settings.in_flight_bytes - self._bytes
         batch = max(1, min(free, free_bytes // INLINE_LIMIT_BYTES))
         try:
+            await keeping.ready()
             items = await self._queue.take(STREAM, CONSUMER, batch=batch, wait_seconds=TAKE_SECONDS)
         except PublishError as error:
             if not self.queue_error:
@@ -141,78 +165,112 @@ class Intake:
             self.queue_error = str(error)
             return []
         self.queue_error = ""
-        return list(items)
-
-    def _begin(self, group: asyncio.TaskGroup, item: WorkItem, lease: Lease) -> None:
-        size_bytes = len(item.delivery.payload)
-        task = group.create_task(self._settle(item, lease))
-        self._running[task] = item
-        self._bytes += size_bytes
-
-        def done(task: asyncio.Task[None]) -> None:
-            del self._running[task]
-            self._bytes -= size_bytes
-            self._some_done.set()
-
-        task.add_done_callback(done)
+        return items
 
     async def _extend_regularly(self) -> None:
         """Keep what is in flight from being given to another worker, however long it takes."""
         while True:
             await asyncio.sleep(EXTEND_SECONDS)
-            for item in list(self._running.values()):
+            for item in [item for items in self._running.values() for item in items]:
                 with contextlib.suppress(PublishError):  # then it may come again: harmless
                     await item.extend()
 
-    async def _settle(self, item: WorkItem, lease: Lease) -> None:
+    async def _settle(
+        self, items: Sequence[WorkItem], keeping: Keeping, lease: Held, count: Count
+    ) -> None:
         try:
-            await self._handle(item, lease)
+            await self._handle(items, keeping, lease, count)
+        except PublishError as error:
+            log.warning("evictions_given_back", count=len(items), error=str(error))
+            for item in items:
+                self._announcer.counts[namespace_of(item.delivery)]["unconfirmed_total"] += 1
+                with contextlib.suppress(PublishError):  # then it comes again later
+                    await item.retry(self._settings.retry_seconds)
+
+    async def _handle(
+        self, items: Sequence[WorkItem], keeping: Keeping, lease: Held, count: Count
+    ) -> None:
+        taken = await self._read(items)
+        try:
+            kept = await self._keep(keeping, taken)
+        except ValueError as error:  # of the only one, whose value came in parts
+            await self._bury(taken[0][0], error)
+            return
+        if not lease.held:
+            # Another owner may have read its index before this was in the store: it must hear
+            # of it too, so the items stay unsettled and come again.
+            return
+        # Before the acknowledgement: the cache waits for these events, and a crash between the
+        # two then repeats them instead of losing them.
+        await self._announcer.stored([entry for _, entry in kept if entry is not None])
+        confirmed = await asyncio.gather(*(self._confirm(item) for item, _ in taken))
+        settled = zip(taken, kept, strict=True)
+        for (_, manifest), one in itertools.compress(settled, confirmed):
+            count(manifest.namespace, one)
+            if manifest.parts:
+                await self._parts.remove(manifest)
+
+    async def _read(self, items: Sequence[WorkItem]) -> list[tuple[WorkItem, Evicted]]:
+        """Those that are evictions, with their manifests; the others are buried."""
+        taken = []
+        for item in items:
+            try:
+                taken.append((item, read_manifest(item.delivery)))
+            except ValueError as error:
+                await self._bury(item, error)
+        return taken
+
+    async def _bury(self, item: WorkItem, error: ValueError) -> None:
+        await item.dead(str(error))
+        self._announcer.counts[namespace_of(item.delivery)]["dead_total"] += 1
+
+    async def _confirm(self, item: WorkItem) -> bool:
+        try:
+            await item.done()
         except PublishError as error:
             # Not settled, so it comes again.
             self._announcer.counts[namespace_of(item.delivery)]["unconfirmed_total"] += 1
             log.warning("eviction_unconfirmed", error=str(error))
+            return False
+        return True
 
-    async def _handle(self, item: WorkItem, lease: Lease) -> None:
-        counts = self._announcer.counts[namespace_of(item.delivery)]
-        try:
-            manifest = read_manifest(item.delivery)
-            outcome, entry = await self._keep(manifest, item)
-        except ValueError as error:
-            await item.dead(str(error))
-            counts["dead_total"] += 1
-            return
-        if not lease.held:
-            # Another owner may have read its index before this was in the store: it must hear
-            # of it too, so the item stays unsettled and comes again.
-            return
-        if entry is not None:
-            # Before the acknowledgement: the cache waits for this event, and a crash between
-            # the two then repeats it instead of losing it.
-            await self._announcer.stored(entry)
-            if outcome == "stored":
-                self._vault.meter.stored(entry)
-        await item.done()
-        counts[f"{outcome}_total"] += 1
-        if manifest.parts:
-            await self._parts.remove(manifest)
+    async def _keep(
+        self, keeping: Keeping, taken: Sequence[tuple[WorkItem, Evicted]]
+    ) -> list[Kept]:
+        if len(taken) == 1 and taken[0][1].parts and not taken[0][1].tombstone:
+            return await self._keep_large(keeping, taken[0][1])
+        kept = await keeping.pack_all(
+            [(manifest, item.delivery.payload) for item, manifest in taken]
+        )
+        await keeping.settle_all(kept)
+        return kept
 
-    async def _keep(self, manifest: Evicted, item: WorkItem) -> tuple[Outcome, IndexEntry | None]:
-        if not manifest.parts or manifest.tombstone:
-            return await self._vault.keep(manifest, item.delivery.payload)
+    async def _keep_large(self, keeping: Keeping, manifest: Evicted) -> list[Kept]:
         async with self._large:
             while not self._fits(manifest.size_bytes):
-                await self._wait_for_room()
+                await self._wait_for_room(keeping)
             self._bytes += manifest.size_bytes
             try:
-                packed = await self._vault.pack(manifest, lambda: self._parts.read(manifest))
+                kept = await keeping.pack_all([(manifest, lambda: self._parts.read(manifest))])
             except BaseException:
                 self._bytes -= manifest.size_bytes
                 raise
         try:
-            return await self._vault.settled(packed)
+            await keeping.settle_all(kept)
         finally:
             self._bytes -= manifest.size_bytes
             self._some_done.set()
+        return kept
+
+
+def _batches(items: Sequence[WorkItem]) -> Iterator[Sequence[WorkItem]]:
+    """Small values by the batch; larger ones, and what has no value with it, each alone."""
+    small = [item for item in items if 0 < len(item.delivery.payload) <= INLINE_BYTES]
+    for first in range(0, len(small), BATCH):
+        yield small[first : first + BATCH]
+    for item in items:
+        if not 0 < len(item.delivery.payload) <= INLINE_BYTES:
+            yield [item]
 
 
 async def _wait(stopping: asyncio.Event, seconds: float) -> None:

@@ -2,17 +2,17 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import msgspec
 
 from archive import codec, frame, segment
 from archive.frame import FrameHeader
 from archive.index_entry import IndexEntry, record_of
-from archive.ledger import Ledger
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
 from schemas.cache import Evicted
+from schemas.protocols import PublishError
 from schemas.units import instant
 
 INLINE_BYTES = 16 * 1024
@@ -44,20 +44,19 @@ class Packer:
 
     Args:
         on_failure: is told of each write that failed, with an entry of the segment.
-        on_stored: is given each segment's footer, before anybody hears that it is stored.
+        on_stored: is given each segment's name, footer and length, before anybody hears that it
+            is stored; a PublishError from it is raised to who waits for that.
     """
 
     def __init__(
         self,
         store: ObjectStore,
         settings: ArchiveSettings,
-        ledger: Ledger,
         on_failure: Callable[[IndexEntry, StoreError], Awaitable[None]],
-        on_stored: Callable[[str, bytes], Awaitable[None]],
+        on_stored: Callable[[str, bytes, int], Awaitable[None]],
     ) -> None:
         self._store = store
         self._settings = settings
-        self._ledger = ledger
         self._on_failure = on_failure
         self._on_stored = on_stored
         self._open: dict[str, _Segment] = {}
@@ -109,6 +108,11 @@ class Packer:
         found = self._segments.get(name)
         if found is not None:
             await asyncio.shield(found.stored)
+
+    async def wait_all(self, entries: Iterable[IndexEntry]) -> None:
+        """Return once the segments of all of them are stored."""
+        for name in {entry.segment for entry in entries}:
+            await self.wait(name)
 
     def holds(self, name: str) -> bool:
         """Whether the segment is here, and not stored yet."""
@@ -208,8 +212,11 @@ class Packer:
             footer = await asyncio.to_thread(segment.footer, closed.name, closed.records)
             await self._put(closed, footer)
             object_bytes = len(closed.content) + len(closed.large) + len(footer)
-            self._ledger.use(closed.name).object_bytes = object_bytes
-            await self._on_stored(closed.name, footer)
+            await self._on_stored(closed.name, footer, object_bytes)
+        except PublishError as error:
+            del self._segments[closed.name]
+            closed.stored.set_exception(error)
+            return
         except Exception as error:
             closed.stored.set_exception(error)
             raise

@@ -15,8 +15,9 @@ from archive.catalog import Catalog
 from archive.dead_letters import DeadLetters
 from archive.handover import Handover
 from archive.index_bucket import IndexBucket
-from archive.intake import Intake
+from archive.intake import CONSUMER, STREAM, Intake
 from archive.job import Job, OnProgress
+from archive.keeping import Kept
 from archive.lifecycle import LifecycleReport
 from archive.parts import Parts
 from archive.queries import Queries
@@ -34,6 +35,7 @@ from schemas.protocols import (
     LetterStream,
     PartStream,
     Publisher,
+    PublishError,
     WorkQueue,
 )
 from schemas.units import instant
@@ -99,7 +101,7 @@ class ArchiveService:
         )
         self._sweeper = Sweeper(self._vault)
         parts = Parts(bus.parts)
-        self._intake = Intake(self._vault, bus.queue, parts, self._announcer, settings)
+        self._intake = Intake(bus.queue, parts, self._announcer, settings)
         self._dead_letters = DeadLetters(bus.letters, bus.publisher, parts)
         self._jobs = [
             Job("sweep", instance, self._sweep),
@@ -238,7 +240,8 @@ class ArchiveService:
                     group.create_task(self._sweep_regularly()),
                     group.create_task(self._keep_lifecycle()),
                 ]
-                await self._intake.run(lease, self._stopping)
+                await self._take_over()
+                await self._intake.run(self._vault, lease, self._stopping, self._count)
                 for task in regular:
                     task.cancel()
         finally:
@@ -249,6 +252,18 @@ class ArchiveService:
             await stop_serving()
             self._handover.close()
             await self._queries.announced()
+
+    async def _take_over(self) -> None:
+        try:
+            await self._bus.queue.take_over(STREAM, CONSUMER)
+        except PublishError as error:
+            log.warning("evictions_not_taken_over", error=str(error))  # they come, only later
+
+    def _count(self, namespace: str, kept: Kept) -> None:
+        outcome, entry = kept
+        self._announcer.counts[namespace][f"{outcome}_total"] += 1
+        if outcome == "stored" and entry is not None:
+            self._vault.meter.stored(entry)
 
     def _endpoints(self) -> list[Endpoint]:
         jobs = (job.endpoint() for job in self._jobs)

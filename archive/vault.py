@@ -3,24 +3,23 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Literal
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from weakref import WeakValueDictionary
 
-import msgspec
 import structlog
 
 from archive import frame, segment
 from archive.catalog import Catalog
 from archive.frame import ArchiveObjectError
 from archive.index import NamespaceIndex
-from archive.index_entry import IndexEntry, order, score_of, used_ns
+from archive.index_entry import IndexEntry
+from archive.keeping import Candidate, Eviction, Kept, Value, Verdict, pack
 from archive.ledger import Ledger
 from archive.lifecycle import ttl_class
 from archive.money import Meter
 from archive.packer import INLINE_BYTES, Packer
 from archive.settings import ArchiveSettings
-from archive.store import ObjectStore, StoreError
+from archive.store import ObjectStore, StoredObject, StoreError
 from schemas.cache import Evicted
 from schemas.protocols import Clock
 from schemas.units import SECOND_NS
@@ -29,9 +28,6 @@ log = structlog.get_logger()
 
 RANGE_BYTES = 8 * 1024 * 1024
 RANGES_IN_FLIGHT = 4
-Outcome = Literal["stored", "repeated", "superseded", "expired"]
-Kept = tuple[Outcome, IndexEntry | None]
-"""What became of an eviction, and its entry where there is one."""
 
 
 class DamagedObjectError(Exception):
@@ -46,10 +42,10 @@ class DamagedObjectError(Exception):
 class Vault:
     """Archived values by namespace and key; the newest version of a key is the only one.
 
-    Work on one key is done one at a time, on different keys concurrently. An entry is in the
-    index, and can be fetched, as soon as it is packed; `keep` returns when it is durable. After a
-    crash in between the index is that of what is durable, and the sender, who was not answered,
-    sends the rest again.
+    Implements Keeping. Work on one key is done one at a time, on different keys concurrently. An
+    entry is in the index, and can be fetched, as soon as it is packed; `keep` returns when it is
+    durable. After a crash in between the index is that of what is durable, and the sender, who
+    was not answered, sends the rest again.
 
     With `budget_bytes`, values are dropped after each `keep` and `load`, the least worthy first,
     until what the namespace's values take is within it; `dropped` counts them by namespace. Their
@@ -81,9 +77,11 @@ class Vault:
         self.meter.forget_held()
         self.ledger = Ledger(self.meter)
         self.namespaces: dict[str, NamespaceIndex] = {}
-        self.packer = Packer(
-            self.store, self.settings, self.ledger, self._on_failure, self.catalog.stored
-        )
+        self.packer = Packer(self.store, self.settings, self._on_failure, self._stored)
+
+    async def _stored(self, name: str, footer: bytes, object_bytes: int) -> None:
+        self.ledger.use(name).object_bytes = object_bytes
+        await self.catalog.stored(name, footer)
 
     def index(self, namespace: str) -> NamespaceIndex:
         """The index of `namespace`; an empty one where nothing is known, which is not kept."""
@@ -105,14 +103,13 @@ class Vault:
         except StoreError as error:  # what else it may do here, it may go on doing
             log.warning("archive_leftovers_stay", error=str(error))
         await self.adopt(on_progress)
-        for index in self.namespaces.values():
-            await self._trim(index)
+        await self.trim(self.namespaces)
 
     async def adopt(self, on_progress: Callable[[int, int], None] = lambda *_: None) -> None:
         """Take objects into the index that are not in it yet.
 
-        Later than at the start that can only be what a former owner was writing when it lost
-        its lease.
+        Later than at the start that can only be what another archiver has stored and not told
+        yet, or never will.
 
         Raises:
             StoreError: the store cannot be read.
@@ -122,10 +119,7 @@ class Vault:
             return name in self.ledger.segments
 
         async for found, entries in self.catalog.read(is_known, on_progress):
-            use = self.ledger.use(found.name)
-            use.object_bytes = found.object_bytes
-            for entry in entries:
-                self._kept_index(entry.namespace).put(entry)
+            self.adopt_one(found, entries)
         # What had expired before was announced by who swept it; its bytes may stay for long.
         now_ns = self.clock()
         for index in self.namespaces.values():
@@ -133,37 +127,87 @@ class Vault:
                 if entry.is_expired(now_ns):
                     self.retire(index, entry, now_ns)
 
+    def adopt_one(self, found: StoredObject, entries: Sequence[IndexEntry]) -> bool:
+        """Take an object's entries into the index; False: they were there already."""
+        if found.name in self.ledger.segments:
+            return False
+        self.ledger.use(found.name).object_bytes = found.object_bytes
+        for entry in entries:
+            self._kept_index(entry.namespace).put(entry)
+        return True
+
     async def close(self) -> None:
         """Give up what is packed and not stored; it was not answered."""
         await self.packer.close()
 
-    async def keep(
-        self, manifest: Evicted, value: bytes | Callable[[], Awaitable[bytes | bytearray]]
-    ) -> Kept:
+    def forget(self) -> None:
+        """Somebody else keeps the index from now on."""
+        self._start_anew()
+
+    async def keep(self, manifest: Evicted, value: Value) -> Kept:
         """Store an eviction or tombstone that `frame.check_value` has accepted.
 
-        A `value` that is a function is called for the value only where it is to be stored.
         Keeping the same manifest again changes nothing ("repeated"). An expired value is not
         stored; where an older version of its key is, a tombstone takes that one's place. While
         the store fails this waits.
         """
-        return await self.settled(await self.pack(manifest, value))
-
-    async def pack(
-        self, manifest: Evicted, value: bytes | Callable[[], Awaitable[bytes | bytearray]]
-    ) -> Kept:
-        """The first half of `keep`: it can be fetched, but is not durable yet."""
-        index = self._kept_index(manifest.namespace)
-        async with self.lock(manifest.namespace, manifest.key):
-            return await self._pack(index, manifest, value)
-
-    async def settled(self, kept: Kept) -> Kept:
-        """The second half of `keep`: what `pack` returned, once it is durable."""
-        _, entry = kept
-        if entry is not None:
-            await self.packer.wait(entry.segment)
-            await self._trim(self.index(entry.namespace))
+        kept = await self.pack(manifest, value)
+        await self.settle_all([kept])
         return kept
+
+    async def ready(self) -> None:
+        """Always."""
+
+    async def pack_all(self, evictions: Sequence[Eviction]) -> list[Kept]:
+        """The first half of `keep`: they can be fetched, but are not durable yet."""
+        return [await self.pack(manifest, value) for manifest, value in evictions]
+
+    async def pack(self, manifest: Evicted, value: Value) -> Kept:
+        """One of `pack_all`."""
+        async with self.lock(manifest.namespace, manifest.key):
+            verdict = self.decide(Candidate.of(manifest))
+            if verdict.outcome != "stored":
+                return verdict.outcome, verdict.known
+            entry = await pack(self.packer, (manifest, value), verdict, self.clock())
+            self._kept_index(manifest.namespace).put(entry)
+            return "stored", entry
+
+    async def settle_all(self, kept: Sequence[Kept]) -> None:
+        """The second half of `keep`: return once what `pack_all` returned is durable."""
+        entries = [entry for _, entry in kept if entry is not None]
+        await self.packer.wait_all(entries)
+        await self.trim({entry.namespace for entry in entries})
+
+    def decide(self, new: Candidate, *, only_durable: bool = False) -> Verdict:
+        """What is to be done with an eviction; packed here or, with `only_durable`, elsewhere.
+
+        Elsewhere it is packed once more where it is here and not durable yet.
+        """
+        index = self._kept_index(new.namespace)
+        index.saw_generation(new.generation)
+        known = index.newest(new.key) if new.tag is None else index.tombstone_of(new.tag)
+        if new.generation < index.generation:
+            return Verdict("superseded")
+        if not new.tombstone and index.is_deleted(new.tags, new.order):
+            return Verdict("superseded")
+        if known is not None and known.covers(new.order, new.expires_ns):
+            if known.order != new.order:
+                return Verdict("superseded")
+            if not (only_durable and self.packer.holds(known.segment)):
+                index.use(known, new.score, new.used_ns)
+                return Verdict("repeated", known=known)
+        has_expired = new.expires_ns is not None and self.clock() >= new.expires_ns
+        if has_expired and (known is None or known.tombstone or known.order == new.order):
+            return Verdict("expired")
+        until_ns = _until_ns(None if new.tombstone or has_expired else new.expires_ns)
+        if known is not None and not known.tombstone:
+            until_ns = max(until_ns, _until_ns(known.expires_ns))
+        return Verdict(
+            "stored",
+            ttl_class=self._ttl_class(index, new.key, until_ns),
+            follows=known is not None and (known.follows or known.order != new.order),
+            as_tombstone=has_expired,
+        )
 
     async def fetch(
         self, namespace: str, key: str, generation: int | None
@@ -249,46 +293,6 @@ class Vault:
         pieces = [task.result() for task in reading]
         return None if None in pieces else b"".join(piece for piece in pieces if piece)
 
-    async def _pack(
-        self,
-        index: NamespaceIndex,
-        manifest: Evicted,
-        value: bytes | Callable[[], Awaitable[bytes | bytearray]],
-    ) -> Kept:
-        index.saw_generation(manifest.generation)
-        if manifest.tag is None:
-            known = index.newest(manifest.key)
-        else:
-            known = index.tombstone_of(manifest.tag)
-        if manifest.generation < index.generation:
-            return "superseded", None
-        if not manifest.tombstone and index.is_deleted(manifest.tags, order(manifest)):
-            return "superseded", None
-        its_order, expires_ns = order(manifest), frame.expires_ns(manifest)
-        if known is not None and known.covers(its_order, expires_ns):
-            if known.order != its_order:
-                return "superseded", None
-            index.use(known, score_of(manifest), used_ns(manifest))
-            return "repeated", known
-        now_ns = self.clock()
-        if expires_ns is not None and now_ns >= expires_ns:
-            if known is None or known.tombstone or known.order == its_order:
-                return "expired", None
-            manifest, value = _as_tombstone(manifest), b""
-        content = value if isinstance(value, bytes) else await value()
-        until_ns = _until_ns(None if manifest.tombstone else expires_ns)
-        if known is not None and not known.tombstone:
-            until_ns = max(until_ns, _until_ns(known.expires_ns))
-        entry = await self.packer.add(
-            manifest,
-            content,
-            stored_ns=now_ns,
-            ttl_class=self._ttl_class(index, manifest.key, until_ns),
-            follows=known is not None and (known.follows or known.order != its_order),
-        )
-        index.put(entry)
-        return "stored", entry
-
     def retire(self, index: NamespaceIndex, entry: IndexEntry, since_ns: int) -> None:
         """Give up a value, which something stored at `since_ns` has outdated.
 
@@ -299,6 +303,11 @@ class Vault:
         age_seconds = (now_ns - entry.stored_ns) / SECOND_NS
         may_come = entry.follows and age_seconds < self.settings.tombstone_keep_seconds
         index.retire(entry, since_ns, now_ns, guard=may_come)
+
+    async def trim(self, namespaces: Iterable[str]) -> None:
+        """Drop values until these namespaces are within their budget."""
+        for namespace in namespaces:
+            await self._trim(self.index(namespace))
 
     async def _trim(self, index: NamespaceIndex) -> None:
         while (entry := index.excess(self.clock())) is not None:
@@ -317,12 +326,6 @@ class Vault:
 
 def _until_ns(expires_ns: int | None) -> float:
     return math.inf if expires_ns is None else expires_ns
-
-
-def _as_tombstone(manifest: Evicted) -> Evicted:
-    return msgspec.structs.replace(
-        manifest, tombstone=True, size_bytes=0, digest="", ttl_seconds=None, expires_at=None
-    )
 
 
 async def _log_failure(_entry: IndexEntry, error: StoreError) -> None:

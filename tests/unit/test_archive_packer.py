@@ -10,7 +10,6 @@ import pytest
 
 from archive import segment
 from archive.index_entry import IndexEntry
-from archive.ledger import Ledger
 from archive.packer import Packer
 from archive.settings import ArchiveSettings
 from archive.store import StoreError
@@ -36,7 +35,7 @@ class Packing:
         self.footers: dict[str, bytes] = {}
         self.store = store
         chosen: dict[str, Any] = {**NEVER, **settings}
-        self.packer = Packer(store, ArchiveSettings(**chosen), Ledger(), self._failed, self._stored)
+        self.packer = Packer(store, ArchiveSettings(**chosen), self._failed, self._stored)
 
     async def add(
         self, key: str = "k", value: bytes = b"value", ttl_class: str = "1d"
@@ -51,7 +50,7 @@ class Packing:
     async def _failed(self, entry: IndexEntry, error: StoreError) -> None:
         self.failures.append(f"{entry.key}: {error}")
 
-    async def _stored(self, name: str, footer: bytes) -> None:
+    async def _stored(self, name: str, footer: bytes, _object_bytes: int) -> None:
         self.footers[name] = footer
 
 

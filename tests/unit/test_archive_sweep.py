@@ -78,7 +78,7 @@ async def test_entries_of_mixed_ttl_are_swept_in_one_pass(
     for first in range(0, len(entries), 10_000):
         packed = [await vault.pack(one, b"value") for one in entries[first : first + 10_000]]
         vault.packer.flush()
-        await asyncio.gather(*map(vault.settled, packed))
+        await vault.settle_all(packed)
     before = sum(on_disk(store).values())
     clock.advance(7200)
     removed = await swept(vault)
