@@ -278,6 +278,7 @@ async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             parts=bus,
             index=bus.bucket("archive"),
             letters=bus,
+            requester=bus,
             leases=leases,
             serve=instance.serve,
         )

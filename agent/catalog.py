@@ -280,6 +280,12 @@ def _of_archive() -> Iterator[EndpointSpec]:
     )
     for job, text in jobs:
         yield EndpointSpec(f"api.archive.{job}", "archive", text, ArchiveJobRequest, ArchiveJob)
+    between = (
+        ("admit", "between archivers: what is to be done with evictions; MessagePack"),
+        ("commit", "between archivers: payload = footer of `Fleet-Segment`, which is stored"),
+    )
+    for operation, text in between:
+        yield EndpointSpec(f"api.archive.{operation}", "archive", text)
     yield EndpointSpec(
         "api.archive.range.{namespace}.{instance}",
         "archive",

@@ -208,6 +208,7 @@ def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
         index = f"KV_{names.bucket('archive')}"
         publish += [*_follow(index), f"$JS.API.STREAM.PURGE.{index}"]
         publish.append(f"$JS.API.STREAM.MSG.DELETE.{names.stream('DEAD')}")
+        publish += map(names.absolute, ("api.archive.admit", "api.archive.commit"))
     name = f"fleet-{role}"
     subscribe = (
         *map(names.absolute, SERVED_BY[role]),

@@ -9,7 +9,15 @@ import msgspec
 
 from archive.index_entry import LEAST_SCORE, IndexEntry, Order
 from archive.ledger import Ledger
+from archive.lifecycle import lasts_until_ns
 from archive.ranking import Ranking
+
+AT_ONCE_NS = 1
+"""Of a value: outdated for so long that the next sweep writes its segment anew, without it.
+
+Two archivers that pack two versions of a key at the same time do not know of each other, so a
+lifecycle rule may take away what outdates a value before the value.
+"""
 
 
 class _Older(NamedTuple):
@@ -92,11 +100,17 @@ class NamespaceIndex:
         loser, winner = (
             (entry, known) if known.covers(entry.order, entry.expires_ns) else (known, entry)
         )
-        if loser is known:
+        follows = winner.follows or winner.order != loser.order
+        if loser is known or follows != winner.follows:
             self._count(known, -1)
-            self._add(entry)
+            self._add(
+                winner
+                if follows == winner.follows
+                else msgspec.structs.replace(winner, follows=follows)
+            )
         if not loser.tombstone:
-            self._note_older(loser, winner.stored_ns)
+            outlives = _expiry_ns(loser) > lasts_until_ns(winner.segment, winner.stored_ns)
+            self._note_older(loser, AT_ONCE_NS if outlives else winner.stored_ns)
         return loser
 
     def remove(self, entry: IndexEntry) -> None:
@@ -200,7 +214,7 @@ class NamespaceIndex:
 
     def _note_older(self, value: IndexEntry, since_ns: int) -> None:
         self._ledger.shadow(value, since_ns)
-        until_ns = math.inf if value.expires_ns is None else value.expires_ns
+        until_ns = _expiry_ns(value)
         known = self._older.get(value.key, _Older(0, 0))
         self._older[value.key] = _Older(
             max(known.until_ns, until_ns), max(known.since_ns, since_ns)
@@ -232,3 +246,7 @@ class NamespaceIndex:
         self.tombstones += sign * entry.tombstone
         self.size_bytes += sign * entry.size_bytes
         self.object_bytes += sign * entry.object_bytes
+
+
+def _expiry_ns(entry: IndexEntry) -> float:
+    return math.inf if entry.expires_ns is None else entry.expires_ns

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -11,7 +11,7 @@ import structlog
 
 from archive import frame
 from archive.announce import Announcer
-from archive.keeping import Keeping, Kept
+from archive.keeping import Count, Keeping, Kept
 from archive.packer import INLINE_BYTES
 from archive.parts import Parts
 from archive.settings import ArchiveSettings
@@ -28,9 +28,6 @@ BATCH = 64
 """Small evictions that are handled together: for some milliseconds nothing else is done."""
 TAKE_SECONDS = 0.25
 """Longest wait for an eviction: stopping and a lost lease are noticed so soon."""
-
-Count = Callable[[str, Kept], None]
-"""Takes a namespace, and what became of an eviction of it."""
 
 _decode_manifest = msgspec.json.Decoder(Evicted).decode
 

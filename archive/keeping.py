@@ -13,6 +13,8 @@ from schemas.cache import Evicted
 Outcome = Literal["stored", "repeated", "superseded", "expired"]
 Kept = tuple[Outcome, IndexEntry | None]
 """What became of an eviction, and its entry where there is one."""
+Count = Callable[[str, Kept], None]
+"""Takes a namespace, and what became of an eviction of it."""
 Value = bytes | Callable[[], Awaitable[bytes | bytearray]]
 """A value, or what is called for it where it is to be stored."""
 Eviction = tuple[Evicted, Value]

@@ -6,10 +6,12 @@ tombstone, that must live longer than its class from the moment it is written.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from schemas.lifecycle import ComponentState
+from schemas.units import SECOND_NS
 
 CLASS_DAYS = {"1d": 1, "3d": 3, "7d": 7, "30d": 30, "90d": 90}
 FOREVER = "none"
@@ -39,6 +41,12 @@ def ttl_class(life_seconds: float | None) -> str:
             if life_seconds <= days * DAY_SECONDS:
                 return name
     return FOREVER
+
+
+def lasts_until_ns(name: str, written_ns: int) -> float:
+    """Until when no rule removes the object of this name that was written then."""
+    days = CLASS_DAYS.get(name.partition("-")[0])
+    return math.inf if days is None else written_ns + days * DAY_SECONDS * SECOND_NS
 
 
 def wanted_rules(objects: str) -> list[Rule]:

@@ -214,7 +214,8 @@ class Packer:
             object_bytes = len(closed.content) + len(closed.large) + len(footer)
             await self._on_stored(closed.name, footer, object_bytes)
         except PublishError as error:
-            del self._segments[closed.name]
+            # Who waits for it later must hear of that too, so it stays, without its bytes.
+            closed.content, closed.large = bytearray(), b""
             closed.stored.set_exception(error)
             return
         except Exception as error:

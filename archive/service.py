@@ -1,4 +1,4 @@
-"""The archive service: one owner of the store at a time, others ready to take over."""
+"""The archive service: one archiver keeps the index, all of them take evictions."""
 
 import asyncio
 import contextlib
@@ -14,9 +14,11 @@ from archive.announce import Announcer
 from archive.catalog import Catalog
 from archive.dead_letters import DeadLetters
 from archive.handover import Handover
+from archive.helper import Helper
 from archive.index_bucket import IndexBucket
 from archive.intake import CONSUMER, STREAM, Intake
 from archive.job import Job, OnProgress
+from archive.keeper import Keeper
 from archive.keeping import Kept
 from archive.lifecycle import LifecycleReport
 from archive.parts import Parts
@@ -36,6 +38,7 @@ from schemas.protocols import (
     PartStream,
     Publisher,
     PublishError,
+    Requester,
     WorkQueue,
 )
 from schemas.units import instant
@@ -60,19 +63,29 @@ class ArchiveBus:
     parts: PartStream
     index: Bucket
     letters: LetterStream
+    requester: Requester
     leases: Leases
     serve: Serve
+
+
+@dataclasses.dataclass(slots=True)
+class _Duty:
+    """A helper's, which ends when it becomes the owner."""
+
+    held: bool = True
 
 
 class ArchiveService:
     """Takes evictions into a store and gives them back.
 
     An async context manager. Inside, whoever holds the lease `archive` reads the index from the
-    store, serves the endpoints and works; the others try every `standby_poll_seconds` to take
-    over. Guarantees: an acknowledged eviction is durable in the store, superseded, expired or in
-    FLEET_DEAD; a value past its expiry, of an older generation, or with a wrong digest is never
-    returned. `namespaces` are those the cache serves; they have a status before anything of them
-    comes. Leaving finishes what is in flight, within `drain_seconds`; the rest comes again.
+    store, serves the endpoints, sweeps, and takes evictions. The others take evictions too, and
+    ask that one what to do with each (`archive.helper`); every `standby_poll_seconds` they try to
+    take its place. Guarantees: an acknowledged eviction is durable in the store, superseded,
+    expired or in FLEET_DEAD; a value past its expiry, of an older generation, or with a wrong
+    digest is never returned. `namespaces` are those the cache serves; they have a status before
+    anything of them comes. Leaving finishes what is in flight, within `drain_seconds`; the rest
+    comes again.
     """
 
     name = "archive"
@@ -92,12 +105,13 @@ class ArchiveService:
         self._settings = settings
         self._clock = clock
         self._announcer = Announcer(bus.publisher, instance, clock)
+        self._index_bucket = IndexBucket(bus.index)
         self._vault = Vault(
             store,
             settings,
             clock,
             on_failure=self._announcer.store_failed,
-            catalog=Catalog(store, IndexBucket(bus.index)),
+            catalog=Catalog(store, self._index_bucket),
         )
         self._sweeper = Sweeper(self._vault)
         parts = Parts(bus.parts)
@@ -116,10 +130,11 @@ class ArchiveService:
             instance,
             clock,
             namespaces,
-            is_owner=lambda: self._lease is not None and self._lease.held,
+            is_owner=self._is_owner,
             handover=self._handover,
             settings=settings,
         )
+        self._keeper = Keeper(self._vault, store, self._is_owner, self._count)
         self._lease: Lease | None = None
         self._sweeping = asyncio.Lock()
         self._state = "starting"
@@ -140,7 +155,7 @@ class ArchiveService:
         """
         await self._store.open()
         await self._tasks.__aenter__()
-        self._work = self._tasks.create_task(self._own_or_stand_by())
+        self._work = self._tasks.create_task(self._own_or_help())
         self._probes = self._tasks.create_task(self._probe_regularly())
         return self
 
@@ -166,8 +181,11 @@ class ArchiveService:
 
     @property
     def is_active(self) -> bool:
-        """Whether this archiver owns the store and serves."""
+        """Whether this archiver keeps the index and serves."""
         return self._state == "active"
+
+    def _is_owner(self) -> bool:
+        return self._lease is not None and self._lease.held
 
     async def wait_ready(self) -> None:
         """Return once this archiver serves, or it is clear that it cannot yet.
@@ -181,7 +199,7 @@ class ArchiveService:
 
     def components(self) -> list[Component]:
         """The lease as it is now, store and backlog as the last probe saw them."""
-        lease: ComponentState = "ok" if self._state in ("active", "standby") else "degraded"
+        lease: ComponentState = "ok" if self._state in ("active", "helping") else "degraded"
         return [self._component("lease", lease, self._state), *self._components, *self._lifecycle]
 
     def counters(self) -> dict[str, float]:
@@ -203,13 +221,11 @@ class ArchiveService:
             "handover_bytes": float(self._handover.used_bytes),
         }
 
-    async def _own_or_stand_by(self) -> None:
+    async def _own_or_help(self) -> None:
         while not self._stopping.is_set():
-            lease = await self._bus.leases.try_acquire(LEASE)
+            lease = await self._bus.leases.try_acquire(LEASE) or await self._help()
             if lease is None:
-                self._enter("standby")
-                await self._pause(self._settings.standby_poll_seconds)
-                continue
+                return
             try:
                 await self._own(lease)
                 self._load_error = ""
@@ -223,6 +239,37 @@ class ArchiveService:
                 self._state = "starting"
                 await self._bus.leases.release(lease)
             await self._pause(self._settings.retry_seconds)
+
+    async def _help(self) -> Lease | None:
+        """Take evictions for the owner until it is gone: then the lease; None: when stopping."""
+        self._vault.forget()
+        self._enter("helping")
+        log.info("archive_helping", store=self._store.description)
+        duty = _Duty()
+        helper = Helper(
+            self._store,
+            self._index_bucket,
+            self._settings,
+            self._bus.requester,
+            self._clock,
+            self._announcer.store_failed,
+        )
+        lease: Lease | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                working = group.create_task(
+                    self._intake.run(helper, duty, self._stopping, self._count_helped)
+                )
+                while lease is None and not working.done():
+                    await self._pause(self._settings.standby_poll_seconds)
+                    if self._stopping.is_set():
+                        await asyncio.wait({working})
+                    else:
+                        lease = await self._bus.leases.try_acquire(LEASE)
+                duty.held = False
+        finally:
+            await helper.close()
+        return lease
 
     async def _own(self, lease: Lease) -> None:
         def on_progress(done: int, total: int) -> None:
@@ -265,9 +312,14 @@ class ArchiveService:
         if outcome == "stored" and entry is not None:
             self._vault.meter.stored(entry)
 
+    def _count_helped(self, namespace: str, _kept: Kept) -> None:
+        # What became of it is counted by the owner, for the namespace's status.
+        self._announcer.counts[namespace]["helped_total"] += 1
+
     def _endpoints(self) -> list[Endpoint]:
         jobs = (job.endpoint() for job in self._jobs)
-        return [*self._queries.endpoints(), *self._dead_letters.endpoints(), *jobs]
+        keeping = (*self._queries.endpoints(), *self._keeper.endpoints())
+        return [*keeping, *self._dead_letters.endpoints(), *jobs]
 
     async def _sweep_regularly(self) -> None:
         while True:

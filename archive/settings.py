@@ -193,7 +193,7 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         ),
     ] = 8 * 86400.0
     standby_poll_seconds: Annotated[
-        float, Meta(gt=0, le=3, description="seconds between tries to take over the store")
+        float, Meta(gt=0, le=3, description="seconds between tries to take over the index")
     ] = 2.0
     retry_seconds: Annotated[
         float, Meta(gt=0, description="pause after the first failure of the store; doubles")

@@ -48,6 +48,7 @@ async def archiving(
             parts=bus,
             index=bus.bucket("archive"),
             letters=bus,
+            requester=bus,
             leases=leases,
             serve=served.add,
         ),

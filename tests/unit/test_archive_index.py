@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 
 from archive.frame import FrameHeader
@@ -209,3 +210,20 @@ def test_a_tombstone_of_a_tag_has_a_name_of_its_own() -> None:
     names = {object_name(tombstone("", tag=tag)) for tag in (None, "a", "b")}
 
     assert len(names) == 3
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["older first", "newer first"])
+def test_of_two_versions_that_did_not_know_of_each_other_the_newer_follows_one(first: int) -> None:
+    index = NamespaceIndex()
+    both = [
+        msgspec.structs.replace(entry(evicted(version=version)), follows=False)
+        for version in ("b1-01", "b1-02")
+    ]
+
+    index.put(both[first])
+    index.put(both[1 - first])
+
+    newest = index.newest("k")
+    assert newest is not None
+    assert (newest.version, newest.follows) == ("b1-02", True)
+    assert (index.entries, index.size_bytes) == (1, 5)
