@@ -16,8 +16,6 @@ from schemas.units import SECOND_NS, instant
 
 log = structlog.get_logger()
 
-AT_ONCE = 512
-"""Announcements on their way; more would come back later than the server is waited for."""
 STORE_FAILURE_EVERY_NS = 60 * SECOND_NS
 COUNTERS = (
     "cleared_total",
@@ -44,7 +42,7 @@ class Announcer:
         self._clock = clock
         self._id_prefix = f"{instance}.{secrets.token_hex(6)}"
         self._sent = 0
-        self._room = asyncio.Semaphore(AT_ONCE)
+        self._saying = asyncio.Lock()
         self._store_failure_ns: int | None = None
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
@@ -61,26 +59,27 @@ class Announcer:
         Raises:
             PublishError: not everybody knows yet; the cache waits for these events: say it again.
         """
-        results = await asyncio.gather(*map(self._stored, entries), return_exceptions=True)
+        # One caller at a time: the last of thousands on their way would be given up unanswered.
+        async with self._saying:
+            results = await asyncio.gather(*map(self._stored, entries), return_exceptions=True)
         for error in filter(None, results):
             raise error
 
     async def _stored(self, entry: IndexEntry) -> None:
         expires_ns = entry.expires_ns
-        async with self._room:
-            await self._publish(
-                Stored(
-                    namespace=entry.namespace,
-                    key=entry.key,
-                    version=entry.version,
-                    observed_at=instant(self._clock()),
-                    size_bytes=entry.size_bytes,
-                    stored_bytes=entry.object_bytes,
-                    expires_at=None if expires_ns is None else instant(expires_ns),
-                    tombstone=entry.tombstone,
-                    tag=entry.tag,
-                )
+        await self._publish(
+            Stored(
+                namespace=entry.namespace,
+                key=entry.key,
+                version=entry.version,
+                observed_at=instant(self._clock()),
+                size_bytes=entry.size_bytes,
+                stored_bytes=entry.object_bytes,
+                expires_at=None if expires_ns is None else instant(expires_ns),
+                tombstone=entry.tombstone,
+                tag=entry.tag,
             )
+        )
 
     async def restored(self, namespace: str, key: str, version: str, size_bytes: int) -> None:
         """Say and count that a value was handed back."""
