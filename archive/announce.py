@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from datetime import datetime
 
 import structlog
 
@@ -59,27 +60,11 @@ class Announcer:
         Raises:
             PublishError: not everybody knows yet; the cache waits for these events: say it again.
         """
+        now = instant(self._clock())
+        messages = [(_stored(entry, now), self._next_id()) for entry in entries]
         # One caller at a time: the last of thousands on their way would be given up unanswered.
         async with self._saying:
-            results = await asyncio.gather(*map(self._stored, entries), return_exceptions=True)
-        for error in filter(None, results):
-            raise error
-
-    async def _stored(self, entry: IndexEntry) -> None:
-        expires_ns = entry.expires_ns
-        await self._publish(
-            Stored(
-                namespace=entry.namespace,
-                key=entry.key,
-                version=entry.version,
-                observed_at=instant(self._clock()),
-                size_bytes=entry.size_bytes,
-                stored_bytes=entry.object_bytes,
-                expires_at=None if expires_ns is None else instant(expires_ns),
-                tombstone=entry.tombstone,
-                tag=entry.tag,
-            )
-        )
+            await self._publisher.publish_all(messages)
 
     async def restored(self, namespace: str, key: str, version: str, size_bytes: int) -> None:
         """Say and count that a value was handed back."""
@@ -141,5 +126,23 @@ class Announcer:
             log.warning("archive_event_lost", event_type=type(message).__name__, error=str(error))
 
     async def _publish(self, message: Message) -> None:
+        await self._publisher.publish(message, message_id=self._next_id())
+
+    def _next_id(self) -> str:
         self._sent += 1
-        await self._publisher.publish(message, message_id=f"{self._id_prefix}.{self._sent}")
+        return f"{self._id_prefix}.{self._sent}"
+
+
+def _stored(entry: IndexEntry, now: datetime) -> Stored:
+    expires_ns = entry.expires_ns
+    return Stored(
+        namespace=entry.namespace,
+        key=entry.key,
+        version=entry.version,
+        observed_at=now,
+        size_bytes=entry.size_bytes,
+        stored_bytes=entry.object_bytes,
+        expires_at=None if expires_ns is None else instant(expires_ns),
+        tombstone=entry.tombstone,
+        tag=entry.tag,
+    )

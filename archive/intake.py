@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -26,6 +25,8 @@ CONSUMER = "archiver"
 EXTEND_SECONDS = 10.0
 BATCH = 64
 """Small evictions that are handled together: for some milliseconds nothing else is done."""
+GATHER_SECONDS = 0.01
+"""More may come while fewer than a batch are there; it takes longer until they are durable."""
 TAKE_SECONDS = 0.25
 """Longest wait for an eviction: stopping and a lost lease are noticed so soon."""
 
@@ -162,6 +163,8 @@ class Intake:
             self.queue_error = str(error)
             return []
         self.queue_error = ""
+        if len(items) < BATCH:
+            await asyncio.sleep(GATHER_SECONDS)
         return items
 
     async def _extend_regularly(self) -> None:
@@ -200,12 +203,16 @@ class Intake:
         # Before the acknowledgement: the cache waits for these events, and a crash between the
         # two then repeats them instead of losing them.
         await self._announcer.stored([entry for _, entry in kept if entry is not None])
-        confirmed = await asyncio.gather(*(self._confirm(item) for item, _ in taken))
-        settled = zip(taken, kept, strict=True)
-        for (_, manifest), one in itertools.compress(settled, confirmed):
+        confirmed = await self._queue.done_all([item for item, _ in taken])
+        for (_, manifest), one, is_done in zip(taken, kept, confirmed, strict=True):
+            if not is_done:  # so it comes again
+                self._announcer.counts[manifest.namespace]["unconfirmed_total"] += 1
+                continue
             count(manifest.namespace, one)
             if manifest.parts:
                 await self._parts.remove(manifest)
+        if not all(confirmed):
+            log.warning("evictions_unconfirmed", count=confirmed.count(False))
 
     async def _read(self, items: Sequence[WorkItem]) -> list[tuple[WorkItem, Evicted]]:
         """Those that are evictions, with their manifests; the others are buried."""
@@ -220,16 +227,6 @@ class Intake:
     async def _bury(self, item: WorkItem, error: ValueError) -> None:
         await item.dead(str(error))
         self._announcer.counts[namespace_of(item.delivery)]["dead_total"] += 1
-
-    async def _confirm(self, item: WorkItem) -> bool:
-        try:
-            await item.done()
-        except PublishError as error:
-            # Not settled, so it comes again.
-            self._announcer.counts[namespace_of(item.delivery)]["unconfirmed_total"] += 1
-            log.warning("eviction_unconfirmed", error=str(error))
-            return False
-        return True
 
     async def _keep(
         self, keeping: Keeping, taken: Sequence[tuple[WorkItem, Evicted]]

@@ -138,6 +138,13 @@ class Publisher(Protocol):
             PublishError: a durable message was not acknowledged (StreamFullError: no room).
         """
 
+    async def publish_all(self, messages: Sequence[tuple[Message, str]]) -> None:
+        """Publish DURABLE messages, each with its message id, together.
+
+        Raises:
+            PublishError: of one or more it is not known whether their stream has them.
+        """
+
     async def publish_raw(
         self,
         subject: str,
@@ -274,6 +281,9 @@ class WorkQueue(Protocol):
         self, stream: str, consumer: str, *, batch: int, wait_seconds: float
     ) -> Sequence[WorkItem]:
         """Up to `batch` items for the durable `consumer`, waiting at most `wait_seconds`."""
+
+    async def done_all(self, items: Sequence[WorkItem]) -> Sequence[bool]:
+        """Acknowledge items together; whether each was confirmed. What was not may come again."""
 
     async def depth(self, stream: str) -> int:
         """How many messages wait in `stream`. Raises PublishError, as `take_over`."""

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import cast
 
 import nats.errors
 import nats.js.errors
@@ -13,13 +14,14 @@ from nats.js import JetStreamContext
 
 from agent.bus.bucket import KvBucket
 from agent.bus.cancellation import heed
+from agent.bus.client import Question
 from agent.bus.connection import Login
 from agent.bus.errors import BusError, raised_as
 from agent.bus.names import Names
 from agent.bus.publishing import PublishingConnection
 from agent.bus.reader import OrderedReader, read_stream
 from agent.bus.serving import Service
-from agent.bus.work import PullQueue
+from agent.bus.work import ACK_TIMEOUT_SECONDS, BusWorkItem, PullQueue
 from agent.human import reason
 from schemas.protocols import (
     Answer,
@@ -338,6 +340,15 @@ class Bus(PublishingConnection):
     ) -> Sequence[WorkItem]:
         """Items of a work queue; see WorkQueue."""
         return await self._queue(stream, consumer).take(batch, wait_seconds)
+
+    async def done_all(self, items: Sequence[WorkItem]) -> Sequence[bool]:
+        """Acknowledge items together; see WorkQueue."""
+        questions = [Question(cast(BusWorkItem, item).ack_subject) for item in items]
+        try:
+            answers = await self._client.ask_all(questions, ACK_TIMEOUT_SECONDS)
+        except (nats.errors.Error, OSError):
+            return [False] * len(items)
+        return [isinstance(answer, Answer) for answer in answers]
 
     async def depth(self, stream: str) -> int:
         """How many messages `stream` holds now."""

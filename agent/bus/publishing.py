@@ -2,18 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import nats.errors
 
 from agent.bus.cancellation import heed
-from agent.bus.client import size_on_wire
+from agent.bus.client import Question, size_on_wire
 from agent.bus.connection import Connection
 from agent.bus.names import Names
 from agent.human import reason
 from schemas.message import UNDECODABLE, Message
-from schemas.protocols import PublishError, StreamFullError, TooLargeError
+from schemas.protocols import Answer, PublishError, StreamFullError, TooLargeError
 
 ACK_DEADLINE_SECONDS = 5.0
 ACK_TRY_SECONDS = 1.5
@@ -35,6 +35,14 @@ class _PubAck(msgspec.Struct, frozen=True):
 
 
 _decode_pub_ack = msgspec.json.Decoder(_PubAck).decode
+
+
+def _is_taken(ack: bytes) -> bool:
+    try:
+        taken = _decode_pub_ack(ack)
+    except UNDECODABLE:
+        return False
+    return taken.error is None and bool(taken.stream)
 
 
 class PublishingConnection(Connection):
@@ -60,6 +68,23 @@ class PublishingConnection(Connection):
             await self.publish_raw(message.subject(), payload, message_id=message_id)
             return
         await self.send(message.subject(), payload)
+
+    async def publish_all(self, messages: Sequence[tuple[Message, str]]) -> None:
+        """Publish DURABLE messages together; see Publisher."""
+        questions = []
+        for message, message_id in messages:
+            subject, payload = message.subject(), msgspec.json.encode(message)
+            headers = {"Nats-Msg-Id": message_id}
+            self._refuse_too_large(subject, payload, headers)
+            questions.append(Question(self.names.absolute(subject), payload, headers))
+        answers: Sequence[Answer | Exception]
+        try:
+            answers = await self._client.ask_all(questions, ACK_TRY_SECONDS)
+        except (nats.errors.Error, OSError) as error:
+            answers = [error] * len(messages)
+        for (message, message_id), answer in zip(messages, answers, strict=True):
+            if not isinstance(answer, Answer) or not _is_taken(answer.payload):
+                await self.publish(message, message_id=message_id)  # tries again, or says why
 
     async def send(
         self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None

@@ -65,6 +65,11 @@ class BusWorkItem:
         """1 for the first delivery."""
         return int(self._message.metadata.num_delivered or 1)
 
+    @property
+    def ack_subject(self) -> str:
+        """An empty request there acknowledges it."""
+        return self._message.reply
+
     async def done(self) -> None:
         """Acknowledge and wait for the server's word.
 
@@ -72,7 +77,7 @@ class BusWorkItem:
             PublishError: the server did not confirm; the message may come again.
         """
         with raised_as(PublishError, "not confirmed"):
-            await self._queue.client.ask(self._message.reply, b"", {}, ACK_TIMEOUT_SECONDS)
+            await self._queue.client.ask(self.ack_subject, b"", {}, ACK_TIMEOUT_SECONDS)
 
     async def retry(self, delay_seconds: float) -> None:
         """Give it back; it comes again after the delay."""

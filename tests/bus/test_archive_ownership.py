@@ -37,11 +37,12 @@ async def die(*_):
 class Killer:
     announced = 0
 
-    async def publish(self, message, *, message_id=None):
-        self.announced += 1
-        if self.announced == 10:
-            await die()
-        await self.bus.publish(message, message_id=message_id)
+    async def publish_all(self, messages):
+        for message, message_id in messages:
+            self.announced += 1
+            if self.announced == 10:
+                await die()
+            await self.bus.publish(message, message_id=message_id)
 
 if sys.argv[3] == "before the upload":
     FolderStore.put = die

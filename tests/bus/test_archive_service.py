@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,7 @@ class SlowToAnnounce:
         self._bus = bus
         self.may_go = asyncio.Event()
         self.publish_raw = bus.publish_raw
+        self.publish_all = bus.publish_all
 
     async def publish(self, message: Message, *, message_id: str | None = None) -> None:
         if isinstance(message, Restored):
@@ -502,12 +504,13 @@ async def test_an_announcement_that_failed_is_made_when_the_eviction_comes_again
     class FailsOnce:
         failed = False
 
-        async def publish(self, message: Message, *, message_id: str | None = None) -> None:
+        async def publish_all(self, messages: Sequence[tuple[Message, str]]) -> None:
             if not self.failed:
                 self.failed = True
                 raise PublishError("no acknowledgement")
-            await bus.publish(message, message_id=message_id)
+            await bus.publish_all(messages)
 
+        publish = bus.publish
         publish_raw = bus.publish_raw
 
     async with archiving(bus, store, publisher=FailsOnce()) as service:
@@ -529,6 +532,7 @@ async def test_a_lost_restored_event_does_not_cost_the_value(
                 raise PublishError("no acknowledgement")
             await bus.publish(message, message_id=message_id)
 
+        publish_all = bus.publish_all
         publish_raw = bus.publish_raw
 
     async with archiving(bus, store, publisher=LosesRestored()) as service:

@@ -493,3 +493,56 @@ async def test_a_message_that_the_consumer_forgot_in_a_crash_does_not_stay_for_e
         await until_async(is_worked_off)
 
     assert there in (0, 1), "newer servers may notice by themselves"
+
+
+async def test_items_are_acknowledged_together(bus: Bus) -> None:
+    for number in range(5):
+        await bus.publish_raw("evicted.default", b"x", message_id=str(number))
+    items: list[WorkItem] = []
+    async with asyncio.timeout(20):
+        while len(items) < 5:
+            items += await bus.take("EVICTIONS", "archiver", batch=5, wait_seconds=1)
+
+    confirmed = await bus.done_all(items)
+    none = await bus.done_all([])
+
+    assert list(confirmed) == [True] * 5
+    assert list(none) == []
+    assert await bus.depth("EVICTIONS") == 0
+
+
+async def test_what_no_server_confirms_is_not_said_to_be_acknowledged(
+    bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.bus.ACK_TIMEOUT_SECONDS", 0.2)
+    await bus.publish_raw("evicted.default", b"x", message_id="1")
+    items = await bus.take("EVICTIONS", "archiver", batch=1, wait_seconds=20)
+    nats.kill()
+
+    confirmed = await bus.done_all(items)
+    await bus.close()
+    closed = await bus.done_all(items)
+
+    assert (list(confirmed), list(closed)) == ([False], [False])
+
+
+async def test_events_are_published_together_each_once(bus: Bus) -> None:
+    said = [(expired(f"k{number}"), f"id{number}") for number in range(5)]
+
+    await bus.publish_all(said)
+    await bus.publish_all([*said, (expired("new"), "new")])
+    kept = [one async for one in bus.read("EVENTS", subject="archived.expired.default")]
+
+    keys = [msgspec.json.decode(one.payload)["key"] for one in kept]
+    assert keys == ["k0", "k1", "k2", "k3", "k4", "new"]
+
+
+async def test_of_events_published_together_one_that_no_stream_takes_is_an_error(bus: Bus) -> None:
+    await bus.publish_all([(expired("before"), "1")])
+    await bus.jetstream.delete_stream("FLEET_EVENTS")
+
+    with pytest.raises(PublishError, match="no stream keeps"):
+        await bus.publish_all([(expired("a"), "2"), (expired("b"), "3")])
+    await bus.close()
+    with pytest.raises(PublishError):
+        await bus.publish_all([(expired("c"), "4")])
