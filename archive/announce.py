@@ -17,6 +17,7 @@ from schemas.units import SECOND_NS, instant
 
 log = structlog.get_logger()
 
+CALLERS = 16
 STORE_FAILURE_EVERY_NS = 60 * SECOND_NS
 COUNTERS = (
     "cleared_total",
@@ -43,7 +44,7 @@ class Announcer:
         self._clock = clock
         self._id_prefix = f"{instance}.{secrets.token_hex(6)}"
         self._sent = 0
-        self._saying = asyncio.Lock()
+        self._room = asyncio.Semaphore(CALLERS)
         self._store_failure_ns: int | None = None
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
@@ -62,8 +63,8 @@ class Announcer:
         """
         now = instant(self._clock())
         messages = [(_stored(entry, now), self._next_id()) for entry in entries]
-        # One caller at a time: the last of thousands on their way would be given up unanswered.
-        async with self._saying:
+        # A few callers at a time: of thousands on their way the last would come too late.
+        async with self._room:
             await self._publisher.publish_all(messages)
 
     async def restored(self, namespace: str, key: str, version: str, size_bytes: int) -> None:

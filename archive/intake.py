@@ -25,7 +25,7 @@ CONSUMER = "archiver"
 EXTEND_SECONDS = 10.0
 BATCH = 64
 """Small evictions that are handled together: for some milliseconds nothing else is done."""
-GATHER_SECONDS = 0.01
+GATHER_SECONDS = 0.02
 """More may come while fewer than a batch are there; it takes longer until they are durable."""
 TAKE_SECONDS = 0.25
 """Longest wait for an eviction: stopping and a lost lease are noticed so soon."""

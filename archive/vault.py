@@ -188,7 +188,7 @@ class Vault:
         known = index.newest(new.key) if new.tag is None else index.tombstone_of(new.tag)
         if new.generation < index.generation:
             return Verdict("superseded")
-        if not new.tombstone and index.is_deleted(new.tags, new.order):
+        if new.tags and not new.tombstone and index.is_deleted(new.tags, new.order):
             return Verdict("superseded")
         if known is not None and known.covers(new.order, new.expires_ns):
             if known.order != new.order:
