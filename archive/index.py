@@ -2,15 +2,16 @@
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
+from archive import packed_entry
 from archive.index_entry import LEAST_SCORE, IndexEntry, Order
 from archive.ledger import Ledger
 from archive.lifecycle import lasts_until_ns
-from archive.ranking import Ranking
+from archive.ranking import Ranked, Ranking
 
 AT_ONCE_NS = 1
 """Of a value: outdated for so long that the next sweep writes its segment anew, without it.
@@ -30,8 +31,9 @@ class _Older(NamedTuple):
 class NamespaceIndex:
     """The newest version of each key, and the newest generation seen.
 
-    Lookups and changes are O(1), with a budget O(log n); `due`, `guards`, `hashes` and `listing`
-    walk all entries.
+    Lookups and changes are O(1), with a budget O(log n); `due`, `guards`, `in_segments`, `hashes`
+    and `listing` walk all entries. They are held as bytes (`archive.packed_entry`): what is
+    returned is a copy.
 
     What is not the newest any more may lie in its segment for long, and a value there would be
     readable again were its successor forgotten: `retire` sees to that.
@@ -49,9 +51,10 @@ class NamespaceIndex:
         self.object_bytes = 0
         self._ledger = ledger or Ledger()
         self._tombstone_bytes = 0
-        self._entries: dict[str, IndexEntry] = {}
+        self._namespace = ""
+        self._entries: dict[bytes, bytes] = {}
         self._older: dict[str, _Older] = {}
-        self._ranking = Ranking(lambda entry: self._entries.get(entry.key) is entry)
+        self._ranking = Ranking(lambda value: self._entries.get(value.key) is value.record)
         self._tags: dict[str, IndexEntry] = {}
 
     @property
@@ -65,12 +68,17 @@ class NamespaceIndex:
 
     def newest(self, key: str) -> IndexEntry | None:
         """The highest version known of `key`, be it expired, cleared or a tombstone."""
-        return self._entries.get(key)
+        encoded = key.encode()
+        record = self._entries.get(encoded)
+        return None if record is None else self._entry(encoded, record)
 
     def find(self, key: str, now_ns: int) -> IndexEntry | None:
         """The value of `key` that may be returned now."""
-        entry = self._entries.get(key)
-        return entry if entry is not None and self._is_live(entry, now_ns) else None
+        encoded = key.encode()
+        record = self._entries.get(encoded)
+        if record is None or not self._is_live(encoded, record, now_ns):
+            return None
+        return self._entry(encoded, record)
 
     def tombstone_of(self, tag: str) -> IndexEntry | None:
         """The newest deletion of `tag`."""
@@ -92,8 +100,7 @@ class NamespaceIndex:
     def put(self, entry: IndexEntry) -> IndexEntry | None:
         """Add a version; returns the loser of the comparison, which is not needed any more."""
         self.saw_generation(entry.generation)
-        entries, name = self._place(entry)
-        known = entries.get(name)
+        known = self.newest(entry.key) if entry.tag is None else self._tags.get(entry.tag)
         if known is None:
             self._add(entry)
             return None
@@ -116,14 +123,20 @@ class NamespaceIndex:
     def remove(self, entry: IndexEntry) -> None:
         """Forget `entry`, unless a newer version took its place."""
         if self.holds(entry):
-            entries, name = self._place(entry)
-            del entries[name]
             self._count(entry, -1)
+            if entry.tag is None:
+                del self._entries[entry.key.encode()]
+            else:
+                del self._tags[entry.tag]
+
+    def current(self, entry: IndexEntry) -> IndexEntry | None:
+        """`entry` as it is now; None: something else took its place."""
+        known = self.newest(entry.key) if entry.tag is None else self._tags.get(entry.tag)
+        return known if known is not None and _place(known) == _place(entry) else None
 
     def holds(self, entry: IndexEntry) -> bool:
-        """Whether `entry` is still the newest version of its key or tag."""
-        entries, name = self._place(entry)
-        return entries.get(name) is entry
+        """Whether `entry` is still the newest version of its key or tag, at the same place."""
+        return self.current(entry) is not None
 
     def older_until_ns(self, key: str) -> float:
         """When the last value expires that the newest of `key` took the place of; 0: none did."""
@@ -170,7 +183,8 @@ class NamespaceIndex:
         """The value to drop next; None while all values are within the budget."""
         if not self.budget_bytes or self.value_object_bytes <= self.budget_bytes:
             return None
-        return self._ranking.least(now_ns)
+        least = self._ranking.least(now_ns)
+        return None if least is None else self._entry(least.key, least.record)
 
     @property
     def value_object_bytes(self) -> int:
@@ -180,37 +194,46 @@ class NamespaceIndex:
     def due(self, now_ns: int) -> list[IndexEntry]:
         """Expired, cleared and deleted values."""
         return [
-            entry
-            for entry in self._entries.values()
-            if not entry.tombstone and not self._is_live(entry, now_ns)
+            self._entry(key, record)
+            for key, record in self._entries.items()
+            if not packed_entry.is_tombstone(record) and not self._is_live(key, record, now_ns)
         ]
 
-    def all(self) -> Iterator[IndexEntry]:
-        """Every entry, tombstones too."""
-        yield from self._entries.values()
-        yield from self._tags.values()
+    def in_segments(self, names: Container[str]) -> list[IndexEntry]:
+        """Every entry that lies in one of these, tombstones too."""
+        found = [entry for entry in self._tags.values() if entry.segment in names]
+        for key, record in self._entries.items():
+            if self._ledger.name(packed_entry.segment_number(record)) in names:
+                found.append(self._entry(key, record))
+        return found
 
     def guards(self, before_ns: int) -> list[IndexEntry]:
         """Tombstones that were stored before that instant."""
-        return [entry for entry in self.all() if entry.tombstone and entry.stored_ns < before_ns]
+        found = list(self._tags.values())
+        for key, record in self._entries.items():
+            if packed_entry.is_tombstone(record):
+                found.append(self._entry(key, record))
+        return [entry for entry in found if entry.stored_ns < before_ns]
 
     def hashes(self, after: bytes, limit: int, now_ns: int) -> list[bytes]:
         """Hashes of the keys that can be returned, sorted, above `after`, at most `limit`."""
         above = (
-            entry.hash
-            for entry in self._entries.values()
-            if entry.hash > after and self._is_live(entry, now_ns)
+            found
+            for key, record in self._entries.items()
+            if (found := packed_entry.hash_of(record)) > after
+            and self._is_live(key, record, now_ns)
         )
         return sorted(above)[:limit]
 
     def listing(self, prefix: str, after: str, limit: int, now_ns: int) -> list[IndexEntry]:
         """Entries that can be returned, by key, above `after`, at most `limit`."""
+        beginning, last = prefix.encode(), after.encode()
         wanted = (
-            entry
-            for entry in self._entries.values()
-            if entry.key > after and entry.key.startswith(prefix) and self._is_live(entry, now_ns)
+            (key, record)
+            for key, record in self._entries.items()
+            if key > last and key.startswith(beginning) and self._is_live(key, record, now_ns)
         )
-        return heapq.nsmallest(limit, wanted, key=lambda entry: entry.key)
+        return [self._entry(key, record) for key, record in heapq.nsmallest(limit, wanted)]
 
     def _note_older(self, value: IndexEntry, since_ns: int) -> None:
         self._ledger.shadow(value, since_ns)
@@ -220,25 +243,36 @@ class NamespaceIndex:
             max(known.until_ns, until_ns), max(known.since_ns, since_ns)
         )
 
-    def _is_live(self, entry: IndexEntry, now_ns: int) -> bool:
-        return (
-            not entry.tombstone
-            and entry.generation >= self.generation
-            and not entry.is_expired(now_ns)
-            and not (entry.tags and self.is_deleted(entry.tags, entry.order))
-        )
+    def _is_live(self, key: bytes, record: bytes, now_ns: int) -> bool:
+        if not packed_entry.may_be_live(record, self.generation, now_ns):
+            return False
+        if not packed_entry.is_unusual(record):
+            return True
+        entry = self._entry(key, record)
+        is_deleted = bool(entry.tags) and self.is_deleted(entry.tags, entry.order)
+        return entry.generation >= self.generation and not is_deleted
+
+    def _entry(self, key: bytes, record: bytes) -> IndexEntry:
+        segment = self._ledger.name(packed_entry.segment_number(record))
+        return packed_entry.unpack(record, self._namespace, key.decode(), segment)
 
     def _add(self, entry: IndexEntry) -> None:
-        entries, name = self._place(entry)
-        entries[name] = entry
+        self._namespace = entry.namespace
         self._count(entry, 1)
+        if entry.tag is not None:
+            self._tags[entry.tag] = entry
+            return
+        key = entry.key.encode()
+        record = packed_entry.pack(entry, self._ledger.use(entry.segment).number)
+        self._entries[key] = record
         if self.budget_bytes and not entry.tombstone:
-            self._ranking.add(entry)
-            values = (known for known in self._entries.values() if not known.tombstone)
-            self._ranking.tidy(self.entries, values)
+            self._ranking.add(Ranked(entry.used_ns, key, record))
+            self._ranking.tidy(self.entries, self._ranked())
 
-    def _place(self, entry: IndexEntry) -> tuple[dict[str, IndexEntry], str]:
-        return (self._entries, entry.key) if entry.tag is None else (self._tags, entry.tag)
+    def _ranked(self) -> Iterator[Ranked]:
+        for key, record in self._entries.items():
+            if not packed_entry.is_tombstone(record):
+                yield Ranked(packed_entry.used_ns(record), key, record)
 
     def _count(self, entry: IndexEntry, sign: int) -> None:
         self._ledger.count(entry, sign)
@@ -246,6 +280,10 @@ class NamespaceIndex:
         self.tombstones += sign * entry.tombstone
         self.size_bytes += sign * entry.size_bytes
         self.object_bytes += sign * entry.object_bytes
+
+
+def _place(entry: IndexEntry) -> tuple[object, ...]:
+    return entry.order, entry.segment, entry.first, entry.object_bytes
 
 
 def _expiry_ns(entry: IndexEntry) -> float:

@@ -1,6 +1,7 @@
 """What of each segment is still needed, and so which ones to remove or write anew."""
 
 import dataclasses
+import itertools
 
 from archive.index_entry import IndexEntry
 from archive.money import Meter
@@ -17,6 +18,7 @@ class SegmentUse:
     object_bytes: int = 0
     live_bytes: int = 0
     live_entries: int = 0
+    number: int = 0
     shadowed_since_ns: int | None = None
 
 
@@ -26,10 +28,24 @@ class Ledger:
     def __init__(self, meter: Meter | None = None) -> None:
         self._meter = meter
         self.segments: dict[str, SegmentUse] = {}
+        self._names: dict[int, str] = {}
+        self._numbers = itertools.count()
 
     def use(self, name: str) -> SegmentUse:
-        """The segment's use, which may be changed."""
-        return self.segments.setdefault(name, SegmentUse())
+        """The segment's use, which may be changed; its `number` stands for its name."""
+        found = self.segments.get(name)
+        if found is None:
+            found = self.segments[name] = SegmentUse(number=next(self._numbers))
+            self._names[found.number] = name
+        return found
+
+    def name(self, number: int) -> str:
+        """The name of the segment of this number."""
+        return self._names[number]
+
+    def forget(self, name: str) -> None:
+        """The segment, of which nothing was needed, is gone."""
+        del self._names[self.segments.pop(name).number]
 
     def count(self, entry: IndexEntry, sign: int) -> None:
         """`entry` is needed from now on (1), or not any more (-1)."""

@@ -60,16 +60,16 @@ class Sweeper:
         for name in self._vault.ledger.dead():
             await self._vault.store.delete(name)
             await self._vault.catalog.removed(name)
-            del self._vault.ledger.segments[name]
+            self._vault.ledger.forget(name)
 
     async def _write_anew(self, before_ns: int) -> None:
         """Pack what is needed of wasteful segments into others; then they are dead."""
         wasteful = self._vault.ledger.wasteful(self._vault.settings.dead_ratio, before_ns)
+        chosen = frozenset(wasteful)
         needed: defaultdict[str, list[IndexEntry]] = defaultdict(list)
         for index in self._indexes() if wasteful else ():
-            for entry in index.all():
-                if entry.segment in wasteful:
-                    needed[entry.segment].append(entry)
+            for entry in index.in_segments(chosen):
+                needed[entry.segment].append(entry)
         moved_bytes = 0
         for name in wasteful:
             has_bytes = any(entry.object_bytes for entry in needed[name])
@@ -81,11 +81,12 @@ class Sweeper:
                 moved_bytes = 0
         await self._remove_dead()
 
-    async def _move(self, entry: IndexEntry, content: bytes) -> int:
-        """Pack `entry` of the segment with this content into another; returns its bytes."""
-        index = self._vault.index(entry.namespace)
-        async with self._vault.lock(entry.namespace, entry.key):
-            if not index.holds(entry):
+    async def _move(self, found: IndexEntry, content: bytes) -> int:
+        """Pack `found`, of the segment with this content, into another; returns its bytes."""
+        index = self._vault.index(found.namespace)
+        async with self._vault.lock(found.namespace, found.key):
+            entry = index.current(found)
+            if entry is None:
                 return 0
             packer = self._vault.packer
             stored = content[entry.first : entry.first + entry.object_bytes]

@@ -237,7 +237,7 @@ class Vault:
                 index.retire(entry, self.clock(), self.clock(), guard=True)
                 raise DamagedObjectError(entry, error.reason) from error
             # Reading took time, and a clear may have come meanwhile.
-            if index.find(key, self.clock()) is not entry:
+            if not index.holds(entry) or index.find(key, self.clock()) is None:
                 return None
             index.hand_out(entry)
             return manifest, value
@@ -312,7 +312,7 @@ class Vault:
     async def _trim(self, index: NamespaceIndex) -> None:
         while (entry := index.excess(self.clock())) is not None:
             async with self.lock(entry.namespace, entry.key):
-                if index.newest(entry.key) is entry and index.excess(self.clock()):
+                if index.holds(entry) and index.excess(self.clock()):
                     self.retire(index, entry, self.clock())
                     self.dropped[entry.namespace] += 1
 

@@ -59,8 +59,8 @@ def test_of_two_versions_of_a_key_the_newer_stays(
     loser = index.put(entries[1])
 
     assert nothing is None
-    assert loser is entries[2 - winner]
-    assert index.newest("k") is entries[winner - 1]
+    assert loser == entries[2 - winner]
+    assert index.newest("k") == entries[winner - 1]
 
 
 @pytest.mark.parametrize(

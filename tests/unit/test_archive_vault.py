@@ -116,7 +116,7 @@ async def test_the_same_eviction_again_changes_nothing(vault: Vault, store: Fail
     second = await vault.keep(evicted(), b"value")
 
     assert (first[0], second[0]) == ("stored", "repeated")
-    assert second[1] is first[1]
+    assert second[1] == first[1]
     assert objects(store)[0].stat().st_mtime_ns == written
 
 
