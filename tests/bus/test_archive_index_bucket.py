@@ -66,7 +66,7 @@ async def records(bucket: KvBucket) -> dict[str, bytes]:
 
 
 def held(vault: Vault) -> Mapping[str, object]:
-    return {entry.key: entry for entry in vault.index("default").all()}
+    return {entry.key: entry for entry in vault.index("default").in_segments(vault.ledger.segments)}
 
 
 def names(store: FailingStore) -> set[str]:

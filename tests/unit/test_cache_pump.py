@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -37,6 +37,9 @@ class Stream:
         self.ids: list[str] = []
 
     async def publish(self, message: Message, *, message_id: str | None = None) -> None:
+        raise NotImplementedError
+
+    async def publish_all(self, messages: Sequence[tuple[Message, str]]) -> None:
         raise NotImplementedError
 
     async def publish_raw(
