@@ -227,3 +227,19 @@ def test_of_two_versions_that_did_not_know_of_each_other_the_newer_follows_one(f
     assert newest is not None
     assert (newest.version, newest.follows) == ("b1-02", True)
     assert (index.entries, index.size_bytes) == (1, 5)
+
+
+def test_what_was_said_of_an_entry_does_not_touch_the_same_version_at_another_place() -> None:
+    index = NamespaceIndex()
+    first = msgspec.structs.replace(entry(evicted()), segment="1d-1")
+    again = msgspec.structs.replace(entry(evicted(expires_at=None)), segment="none-2")
+    index.put(first)
+    index.put(again)
+
+    index.use(first, 2.0, 7)
+    index.remove(first)
+
+    assert not index.holds(first)
+    assert index.newest("k") == again
+    assert index.in_segments({"none-2"}) == [again]
+    assert index.in_segments({"1d-1"}) == []
