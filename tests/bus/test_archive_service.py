@@ -18,7 +18,7 @@ from schemas.archive import ArchiveFailed, Expired, Restored, Stored
 from schemas.cache import EVICTED_HEADER, Evicted, decode_header
 from schemas.lifecycle import Component
 from schemas.message import Message
-from schemas.protocols import Answer, PublishError, RequestError
+from schemas.protocols import Answer, PublishError, RequestError, WorkItem
 from schemas.units import instant
 from tests.support.archive_service import Heard, archiving, evict, until
 from tests.support.evictions import (
@@ -496,11 +496,9 @@ async def test_no_more_evictions_are_in_memory_than_allowed(
     assert max(sizes) < 4.5 * len(value)
 
 
-async def test_an_announcement_that_failed_is_made_when_the_eviction_comes_again(
-    bus: Bus, store: FailingStore, heard: Heard, monkeypatch: pytest.MonkeyPatch
+async def test_an_announcement_that_failed_is_made_at_once_again(
+    bus: Bus, store: FailingStore, heard: Heard
 ) -> None:
-    monkeypatch.setattr("agent.bus.work.ACK_WAIT_SECONDS", 0.5)
-
     class FailsOnce:
         failed = False
 
@@ -520,6 +518,30 @@ async def test_an_announcement_that_failed_is_made_when_the_eviction_comes_again
 
     assert stored.key == "k"
     assert (counted["unconfirmed_total"], counted["repeated_total"]) == (1, 1)
+    assert await is_empty(bus, "EVICTIONS")
+
+
+async def test_an_acknowledgement_that_is_not_confirmed_settles_nothing(
+    bus: Bus, store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.bus.work.ACK_WAIT_SECONDS", 0.5)
+    done_all = bus.done_all
+    may_confirm = asyncio.Event()
+
+    async def unconfirmed_at_first(items: Sequence[WorkItem]) -> Sequence[bool]:
+        if may_confirm.is_set():
+            return await done_all(items)
+        may_confirm.set()
+        return [False] * len(items)
+
+    monkeypatch.setattr(bus, "done_all", unconfirmed_at_first)
+    async with archiving(bus, store) as service:
+        await evict(bus, evicted())
+        await until(lambda: service.counters().get("repeated_total") == 1)
+        counted = service.counters()
+
+    assert counted["unconfirmed_total"] == 1
+    assert "stored_total" not in counted
     assert await is_empty(bus, "EVICTIONS")
 
 
