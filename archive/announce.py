@@ -26,6 +26,7 @@ COUNTERS = (
     "events_lost_total",
     "expired_total",
     "failed_total",
+    "helped_total",
     "repeated_total",
     "restored_total",
     "stored_total",

@@ -546,3 +546,17 @@ async def test_of_events_published_together_one_that_no_stream_takes_is_an_error
     await bus.close()
     with pytest.raises(PublishError):
         await bus.publish_all([(expired("c"), "4")])
+
+
+async def test_of_events_published_together_one_that_no_stream_answered_is_an_error(
+    bus: Bus,
+) -> None:
+    async def pretend(_call: Call) -> Answer:
+        return Answer(b"thanks")
+
+    await bus.jetstream.delete_stream("FLEET_EVENTS")
+    endpoint = Endpoint("pretend", "archived.expired.default", pretend)
+    await bus.serve("svc", [endpoint], description="d")
+
+    with pytest.raises(PublishError, match="not a stream"):
+        await bus.publish_all([(expired("a"), "1"), (expired("b"), "2")])

@@ -8,6 +8,7 @@ import pytest
 from archive.frame import FrameHeader
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry, key_hash, object_name
+from archive.ledger import Ledger
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
 from tests.support.evictions import NOW_NS, evicted, tombstone
@@ -243,3 +244,14 @@ def test_what_was_said_of_an_entry_does_not_touch_the_same_version_at_another_pl
     assert index.newest("k") == again
     assert index.in_segments({"none-2"}) == [again]
     assert index.in_segments({"1d-1"}) == []
+
+
+def test_a_segment_that_is_gone_leaves_nothing_and_its_number_to_nobody() -> None:
+    ledger = Ledger()
+    number = ledger.use("1d-1").number
+
+    ledger.forget("1d-1")
+
+    assert ledger.use("1d-2").number != number
+    with pytest.raises(KeyError):
+        ledger.name(number)

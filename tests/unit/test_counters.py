@@ -10,7 +10,7 @@ from agent import scraping, service
 from agent.bus import incidents
 from agent.gpus import GpuSampler
 from archive import announce
-from archive.vault import Outcome
+from archive.keeping import Outcome
 from handlers import runtime
 
 ROOT = Path(__file__).parents[2]
