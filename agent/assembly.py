@@ -171,33 +171,56 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
 @contextlib.asynccontextmanager
 async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     """Handlers and the query endpoints for the whole fleet."""
-    from handlers import default_handlers  # noqa: PLC0415
+    from handlers import alert_book, default_handlers  # noqa: PLC0415
     from handlers.admission import Admission  # noqa: PLC0415
+    from handlers.alerting.configuration import AlertConfiguration  # noqa: PLC0415
+    from handlers.alerting.endpoints import AlertEndpoints  # noqa: PLC0415
+    from handlers.alerting.open_alerts import OpenAlerts  # noqa: PLC0415
+    from handlers.foreign import ForeignMessages  # noqa: PLC0415
     from handlers.latest import LatestStore  # noqa: PLC0415
     from handlers.queries import query_endpoints  # noqa: PLC0415
     from handlers.runtime import HandlersRuntime  # noqa: PLC0415
+    from handlers.stream_watch import StreamWatch  # noqa: PLC0415
 
     settings = place.settings.handlers
     store = LatestStore(settings.queries.forget_seconds)
+    try:
+        book = alert_book(settings)
+    except ValueError as error:
+        raise SettingsError(f"setting handlers.alerts.rules: {error}") from error
+    config_name = bus.names.bucket("config")
     async with (
         _instance(bus, "handlers", place) as instance,
         _leases(bus, "handlers", place) as leases,
+        AlertConfiguration(book, bus.bucket("config"), bus, config_name) as configuration,
         HandlersRuntime(
             publisher=bus,
             subscriber=bus,
             state=bus.bucket("state"),
             leases=leases,
-            make_handlers=lambda: default_handlers(settings),
+            make_handlers=lambda: default_handlers(settings, book),
             slots=settings.slots,
             members=lambda: max(1, instance.registry.count_live("handlers")),
             admission=Admission(settings.max_nodes, settings.max_pools),
             observe=store.accept,
         ) as runtime,
+        OpenAlerts(bus, ForeignMessages(runtime.counters, time.time_ns)) as open_alerts,
+        StreamWatch(bus, bus, bus.names.stream, runtime.judges_fleet, time.time_ns),
     ):
-        instance.watch(runtime.components, lambda: dict(runtime.counters))
-        drain = await instance.serve(
-            query_endpoints(store, bus, time.time_ns, settings, runtime.counters)
+        alerts = AlertEndpoints(
+            configuration,
+            open_alerts,
+            bus,
+            settings.queries,
+            time.time_ns,
+            ForeignMessages(runtime.counters, time.time_ns),
         )
+        instance.watch(
+            lambda: [*runtime.components(), configuration.component(time.time_ns())],
+            lambda: dict(runtime.counters),
+        )
+        queries = query_endpoints(store, bus, time.time_ns, settings, runtime.counters)
+        drain = await instance.serve([*queries, *alerts.endpoints()])
         await runtime.wait_started()
         await instance.ready()
         try:

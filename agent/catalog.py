@@ -8,7 +8,30 @@ from typing import Any
 
 import msgspec
 
-from schemas import analysis, archive, cache, engines, lifecycle, metrics, scaling, spending
+from schemas import (
+    analysis,
+    archive,
+    cache,
+    engines,
+    lifecycle,
+    metrics,
+    scaling,
+    spending,
+    streams,
+)
+from schemas.alert_api import (
+    AlertFilter,
+    AlertHistoryReply,
+    AlertHistoryRequest,
+    AlertsReply,
+    RuleName,
+    RulesReply,
+    SetRule,
+    SilenceId,
+    SilenceRequest,
+    SilencesReply,
+    SilenceState,
+)
 from schemas.api import (
     ArchiveDead,
     ArchiveDeadChoice,
@@ -57,6 +80,7 @@ EVENTS: tuple[type[Message], ...] = (
     metrics.GpuMetrics,
     engines.EngineMetrics,
     engines.CacheMetrics,
+    streams.StreamMetrics,
     metrics.Rollup,
     spending.Usage,
     analysis.Utilization,
@@ -209,8 +233,25 @@ def endpoints() -> Iterator[EndpointSpec]:
     )
     for name in ("scale_up", "scale_down", "consolidate", "execute"):
         yield EndpointSpec(f"api.optimize.{name}", "handlers", NOT_BUILT)
+    yield from _of_alerts()
     yield from _of_cache()
     yield from _of_archive()
+
+
+def _of_alerts() -> Iterator[EndpointSpec]:
+    operations: tuple[_Operation, ...] = (
+        ("list", "open alerts, silenced ones apart", AlertFilter, AlertsReply),
+        ("history", "what happened in a time range", AlertHistoryRequest, AlertHistoryReply),
+        ("rules", "all rules, and what is wrong in `fleet-config`", Nothing, RulesReply),
+        ("set_rule", "adds a rule, or changes the fields given of one", SetRule, RulesReply),
+        ("delete_rule", "removes a rule; its alerts are cleared", RuleName, RulesReply),
+        ("reset_rule", "back to the settings' rule of that name", RuleName, RulesReply),
+        ("silences", "all silences, those of the last day included", Nothing, SilencesReply),
+        ("silence", "begins a silence", SilenceRequest, SilenceState),
+        ("unsilence", "takes one back", SilenceId, SilencesReply),
+    )
+    for operation, text, request, reply in operations:
+        yield EndpointSpec(f"api.alert.{operation}", "handlers", text, request, reply)
 
 
 def _of_cache() -> Iterator[EndpointSpec]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
+from agent.alert_client import AlertCalls
 from agent.cache_client import CacheClient
 from agent.connected import Connected
 from schemas.api import (
@@ -33,7 +34,7 @@ T = TypeVar("T")
 WORK_TIMEOUT_SECONDS = 30.0
 
 
-class ResourceAgent(Connected):
+class ResourceAgent(Connected, AlertCalls):
     """Asks the fleet. Every call raises `schemas.protocols.RequestError` when it is refused.
 
     With `fresh_from=NODE` that node's agent answers with a sample at most a second old; otherwise

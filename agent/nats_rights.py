@@ -13,6 +13,10 @@ HARMLESS_REQUESTS = (
     "api.gpu.>",
     "api.system.>",
     "api.analysis.>",
+    "api.alert.list",
+    "api.alert.history",
+    "api.alert.rules",
+    "api.alert.silences",
     "cache.default.get",
     "cache.default.put",
     "cache.default.put.*",
@@ -49,6 +53,7 @@ DECISIONS = ("decision.accepted.>", "decision.rejected.>")
 PUBLISHED_BY: Mapping[Role, tuple[str, ...]] = {
     "agent": ("metrics.host.>", "metrics.gpu.>", "metrics.engine.>", "metrics.cache.>"),
     "handlers": (
+        "metrics.stream.>",
         "rollup.>",
         "analysis.>",
         "forecast.>",
@@ -72,6 +77,7 @@ SERVED_BY: Mapping[Role, tuple[str, ...]] = {
         "api.gpu.history.*",
         "api.system.*",
         "api.system.history.*",
+        "api.alert.*",
         "api.analysis.*",
         "api.optimize.*",
     ),
@@ -80,7 +86,7 @@ SERVED_BY: Mapping[Role, tuple[str, ...]] = {
 }
 STREAMS_READ_BY: Mapping[Role, tuple[str, ...]] = {
     "agent": (),
-    "handlers": ("METRICS", "ROLLUPS", "RECOMMENDATIONS"),
+    "handlers": ("METRICS", "ROLLUPS", "ALERTS", "RECOMMENDATIONS"),
     "cache": ("EVENTS",),
     "archive": ("DEAD",),
 }
@@ -88,7 +94,7 @@ BUCKETS_FOLLOWED = ("registry", "config")
 """Every service hears who is there and what is to be done; all read the whole of a bucket."""
 BUCKETS_OF: Mapping[Role, tuple[str, ...]] = {
     "agent": ("registry",),
-    "handlers": ("registry", "lease", "state"),
+    "handlers": ("registry", "lease", "state", "config"),
     "cache": ("registry", "lease", "state", "config"),
     "archive": ("registry", "lease", "archive"),
 }

@@ -1,28 +1,43 @@
 """The handlers service: metrics in, analysis, alerts and scaling advice out."""
 
+from handlers.alerting.book import AlertBook
 from handlers.alerts import AlertsHandler
 from handlers.forecast import ForecastHandler
 from handlers.rollup import RollupHandler
 from handlers.scaling import ScalingHandler
 from handlers.settings import HandlersSettings
-from handlers.stale import StaleNodesHandler
+from handlers.stale import StaleNodesHandler, stale_rule
 from handlers.utilization import UtilizationHandler
 from handlers.waste import WasteHandler
 from schemas.protocols import Handler
 
-__all__ = ["default_handlers"]
+__all__ = ["alert_book", "default_handlers"]
 
 
-def default_handlers(settings: HandlersSettings) -> tuple[Handler, ...]:
-    """A fresh set of every handler, for one slot."""
+def alert_book(settings: HandlersSettings) -> AlertBook:
+    """The alert rules of the settings.
+
+    Raises:
+        ValueError: one of them is wrong.
+    """
+    return AlertBook((*settings.alerts.rules, stale_rule(settings.alerts)))
+
+
+def default_handlers(
+    settings: HandlersSettings, book: AlertBook | None = None
+) -> tuple[Handler, ...]:
+    """A fresh set of every handler, for one slot; without a book the settings' rules alone."""
+    book = alert_book(settings) if book is None else book
     return (
         UtilizationHandler(settings.utilization, "node"),
         UtilizationHandler(settings.utilization, "pool"),
         UtilizationHandler(settings.utilization, "fleet"),
         RollupHandler(settings.rollup, "node"),
         RollupHandler(settings.rollup, "pool"),
-        AlertsHandler(settings.alerts),
-        StaleNodesHandler(settings.alerts),
+        AlertsHandler(settings.alerts, book, "node"),
+        AlertsHandler(settings.alerts, book, "pool"),
+        AlertsHandler(settings.alerts, book, "fleet"),
+        StaleNodesHandler(settings.alerts, book),
         ScalingHandler(settings.scaling),
         ForecastHandler(settings.forecast),
         WasteHandler(settings, "node"),

@@ -15,7 +15,7 @@ import structlog
 
 from handlers.admission import Admission
 from handlers.outgoing import Outgoing
-from handlers.slots import Routed, Slot, Watermark
+from handlers.slots import Routed, Slot, Watermark, slot_of
 from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.lifecycle import Component
 from schemas.message import UNDECODABLE, Message
@@ -32,6 +32,7 @@ from schemas.protocols import (
     RevisionConflictError,
     Subscriber,
 )
+from schemas.streams import StreamMetrics
 from schemas.units import SECOND_NS, instant
 
 log = structlog.get_logger()
@@ -59,7 +60,7 @@ COUNTERS = (
 
 _DECODERS: dict[str, msgspec.json.Decoder[Message]] = {
     kind.SUBJECT.split("{", 1)[0]: msgspec.json.Decoder(kind)
-    for kind in (HostMetrics, GpuMetrics, EngineMetrics, CacheMetrics)
+    for kind in (HostMetrics, GpuMetrics, EngineMetrics, CacheMetrics, StreamMetrics)
 }
 
 
@@ -166,6 +167,11 @@ class HandlersRuntime:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REBUILD_SECONDS):
                 await self.started.wait()
+
+    def judges_fleet(self) -> bool:
+        """Whether the slot of the whole fleet is here."""
+        index = slot_of("fleet", "all", self._slots)
+        return any(owned.slot.index == index for owned in self._attached)
 
     def _start(self, loop: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(loop, name=f"handlers{name}")

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from handlers.alerting.defaults import DEFAULT_RULES
 from handlers.pool_load import LoadSignal
 from handlers.prices import PriceSettings
+from schemas.alerts import AlertRule
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,87 +76,12 @@ class RollupSettings(Table, frozen=True, kw_only=True):
     ] = 5.0
 
 
-class AlertRule(Table, frozen=True, kw_only=True):
-    """A condition on one metric of one node.
-
-    `metric` is a path: `host`, `gpu` or `engine`, then field names; a list is written
-    `filesystems[mountpoint]` and gives one alert per element, named by that field. With
-    `relative_to` (a path without lists) the thresholds are added to that measured value.
-    """
-
-    name: Annotated[
-        str,
-        Meta(pattern=r"^[a-z0-9_]{1,40}$", description="token in the alert's subject and id"),
-    ]
-    metric: Annotated[str, Meta(description="path of the value")]
-    comparison: Annotated[
-        Literal[">=", "<="], Meta(description="which side of the threshold is bad")
-    ] = ">="
-    relative_to: Annotated[
-        str | None, Meta(description="path of the value to which the thresholds are added")
-    ] = None
-    warning: Annotated[float | None, Meta(description="threshold of a warning; null: none")] = None
-    critical: Annotated[
-        float | None, Meta(description="threshold of a critical alert; null: none")
-    ] = None
-    clear_margin: Annotated[
-        float, Meta(ge=0, description="the alert clears when the value is this far back")
-    ] = 0.0
-    for_seconds: Annotated[
-        float, Meta(ge=0, le=3600, description="the condition must have held this long")
-    ] = 0.0
-
-    def __post_init__(self) -> None:
-        if self.warning is None and self.critical is None:
-            raise ValueError(f"alert rule {self.name}: give warning or critical")
-
-
-DEFAULT_RULES = (
-    # Each GPU knows where its driver begins to slow it down (NVML's slowdown threshold).
-    AlertRule(
-        name="gpu_temperature",
-        metric="gpu.temperature_celsius",
-        relative_to="gpu.temperature_slowdown_celsius",
-        warning=-5.0,
-        critical=0.0,
-        clear_margin=5.0,
-        for_seconds=30.0,
-    ),
-    # Longer than one slow answer of a driver.
-    AlertRule(
-        name="gpu_unreachable",
-        metric="gpu.is_reachable",
-        comparison="<=",
-        critical=0.0,
-        for_seconds=10.0,
-    ),
-    AlertRule(name="gpu_xid", metric="gpu.xid.critical_10m_count", critical=1.0),
-    AlertRule(name="gpu_ecc", metric="gpu.ecc.volatile_uncorrected_total", warning=1.0),
-    AlertRule(name="gpu_row_remap_pending", metric="gpu.ecc.is_remap_pending", warning=1.0),
-    AlertRule(name="gpu_row_remap_failed", metric="gpu.ecc.is_remap_failed", critical=1.0),
-    AlertRule(
-        name="host_memory",
-        metric="host.memory.utilization_ratio",
-        warning=0.90,
-        critical=0.95,
-        clear_margin=0.05,
-        for_seconds=60.0,
-    ),
-    AlertRule(
-        name="disk_full",
-        metric="host.filesystems[mountpoint].utilization_ratio",
-        warning=0.90,
-        critical=0.95,
-        clear_margin=0.02,
-    ),
-)
-
-
 class AlertSettings(Table, frozen=True, kw_only=True):
-    """Alerts on nodes, GPUs and file systems."""
+    """Alert rules, to which the bucket `fleet-config` adds while we run."""
 
     rules: Annotated[
-        tuple[AlertRule, ...], Meta(description="the rules; a list here replaces the built-in ones")
+        tuple[AlertRule, ...],
+        Meta(description="the rules; a list here replaces the built-in ones (but `node_stale`)"),
     ] = DEFAULT_RULES
     gap_seconds: Annotated[
         float,
@@ -162,14 +89,19 @@ class AlertSettings(Table, frozen=True, kw_only=True):
     ] = 60.0
     stale_seconds: Annotated[
         float,
-        Meta(ge=1, le=3600, description="a node without host metrics for this long is stale"),
+        Meta(
+            ge=1,
+            le=3600,
+            description="a node without host metrics for this long is stale: threshold of the rule "
+            "`node_stale`",
+        ),
     ] = 30.0
     stale_intervals: Annotated[
         float, Meta(ge=1, le=100, description="… but not before this many of its own intervals")
     ] = 3.0
     forget_seconds: Annotated[
         float,
-        Meta(ge=3600, description="an open alert without news for this long is forgotten"),
+        Meta(ge=3600, description="an open alert without news for this long is cleared"),
     ] = 7 * 86400.0
 
 

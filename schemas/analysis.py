@@ -170,10 +170,11 @@ class Alert(Message, frozen=True, kw_only=True):
     """A rule that holds, and that it stopped holding.
 
     `raised` once when the condition has held for `for_seconds`, `updated` when the severity
-    changes, `cleared` once when the value is back past `clear_threshold`. All three carry the
-    same `alert_id`: `<scope>.<id>.<rule>.<raised at, ns>`. A rule on the parts of a node has the
-    part in its token, `<name>-<part>` (`gpu_temperature-GPU-5d1a`), so that each part has a subject
-    of its own; `part` is the part's own name (`/var/lib`).
+    changes or a silence begins or ends, `cleared` once when the value is back past
+    `clear_threshold`, or for another reason that it names. All three carry the same `alert_id`:
+    `<scope>.<id>.<rule>.<raised at, ns>`. A rule on the parts of a node has the part in its
+    token, `<name>-<part>` (`gpu_temperature-GPU-5d1a`), so that each part has a subject of its
+    own; `part` is the part's own name (`/var/lib`).
     """
 
     SUBJECT: ClassVar[str] = "alert.{transition}.{severity}.{scope}.{id}.{rule}"
@@ -183,20 +184,18 @@ class Alert(Message, frozen=True, kw_only=True):
     transition: Annotated[
         Literal["raised", "updated", "cleared"],
         Meta(
-            description="`raised`, then `updated` at each change of severity, `cleared` at the end"
+            description="`raised`, then `updated` at each change of severity or silence, "
+            "`cleared` at the end"
         ),
     ]
     severity: Annotated[
         Severity, Meta(description="from now on; a cleared alert keeps its last one")
     ]
-    scope: Annotated[Scope, Meta(description="what `id` names: today always a node")]
-    id: Annotated[Token, Meta(description="the node")]
+    scope: Annotated[Scope, Meta(description="what `id` names")]
+    id: Annotated[Token, Meta(description="node or pool; `all`: the fleet")]
     rule: Annotated[
         Token,
-        Meta(
-            description="a name in `handlers.alerts.rules`, for a part with `-<part>`; or "
-            "`node_stale`"
-        ),
+        Meta(description="the name of an AlertRule, for a part with `-<part>`"),
     ]
     part: Annotated[
         str | None,
@@ -210,8 +209,8 @@ class Alert(Message, frozen=True, kw_only=True):
     value: Annotated[
         float | None,
         Meta(
-            description="what it was, in the unit of `metric`; null: not told, never by our "
-            "handlers"
+            description="what it was, in the unit of `metric`; null: the alert is cleared because "
+            "there is no such value any more"
         ),
     ]
     threshold: Annotated[float, Meta(description="that of `severity`, in the unit of `metric`")]
@@ -229,3 +228,17 @@ class Alert(Message, frozen=True, kw_only=True):
     ]
     pool: Annotated[Token | None, Meta(description="that of the metrics; null: in none")] = None
     simulated: Simulated = False
+    rule_version: Annotated[
+        Count,
+        Meta(description="revision in `fleet-config` of the rule that was judged by; 0: settings"),
+    ] = 0
+    silenced_by: Annotated[
+        Token | None, Meta(description="`silence_id` of the silence upon it; null: nobody's")
+    ] = None
+    cleared_because: Annotated[
+        Literal["recovered", "gone", "no_news", "rule_changed", "rule_removed"] | None,
+        Meta(
+            description="recovered: the value is fine; gone: no longer reported, while its node "
+            "is; no_news: for `handlers.alerts.forget_seconds`; null: not cleared, or not told"
+        ),
+    ] = None

@@ -250,6 +250,33 @@ class Subscriber(Protocol):
         """First and last sequence of `stream` now; first > last when it is empty."""
 
 
+class StreamState(Protocol):
+    """What a stream holds; `max_bytes` -1 = no limit."""
+
+    @property
+    def messages(self) -> int:
+        """How many."""
+
+    @property
+    def bytes(self) -> int:
+        """What they take."""
+
+    @property
+    def max_bytes(self) -> int:
+        """What they may take."""
+
+
+class StreamStates(Protocol):
+    """Tells how full streams are."""
+
+    async def stream_state(self, stream: str) -> StreamState:
+        """The state of `stream` (name below the prefix).
+
+        Raises:
+            PublishError: there is no such stream, or the server does not answer.
+        """
+
+
 class WorkItem(Protocol):
     """One message of a work queue, to be settled by exactly one of its methods."""
 

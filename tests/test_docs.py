@@ -36,6 +36,7 @@ def generator() -> ModuleType:
         "docs/subjects.md",
         "docs/settings.md",
         "docs/engine_metrics.md",
+        "docs/alert_rules.md",
         "docs/asyncapi.json",
         "deploy/nats.conf",
     ],

@@ -1,4 +1,4 @@
-"""Writes docs/subjects.md, settings.md, engine_metrics.md, asyncapi.json and deploy/nats.conf.
+"""Writes what is generated of docs/ and deploy/: see `generated`.
 
 Run `python tools/generate_docs.py` after changing a message, an endpoint, a setting or a right; a
 test compares what is committed.
@@ -24,7 +24,10 @@ from agent.collectors.engines.sglang import SGLANG  # noqa: E402
 from agent.collectors.engines.vllm import VLLM  # noqa: E402
 from agent.nats_config import deployed_config_text  # noqa: E402
 from agent.settings import Loaded, Settings, describe  # noqa: E402
+from handlers import alert_book  # noqa: E402
+from handlers.settings import HandlersSettings  # noqa: E402
 from schemas import units  # noqa: E402
+from schemas.alerts import AlertRule  # noqa: E402
 from schemas.cache import Evicted  # noqa: E402
 
 TYPES_OWN = [
@@ -257,6 +260,43 @@ def _aliases(fields: Mapping[str, Iterable[str]]) -> str:
     return "\n".join(lines)
 
 
+def alert_rules() -> str:
+    """docs/alert_rules.md."""
+    lines = [
+        "# Alert rules that are there from the start",
+        NOTE,
+        "How they work and how to change them: [alerts.md](alerts.md). A threshold with a field is "
+        "relative to that value, which each GPU, file system or interface has itself.\n",
+        "| rule | what is wrong | metric | info | warning | critical | for | clears |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for rule in alert_book(HandlersSettings()).of_settings.values():
+        one = rule.settings
+        thresholds = [_threshold(one, limit) for limit in (one.info, one.warning, one.critical)]
+        clears = f"{one.clear_margin:g} further back" if one.clear_margin else "past it"
+        if one.clear_for_seconds:
+            clears = f"{clears} for {one.clear_for_seconds:g} s"
+        metric = one.metric.replace("|", "\\|")
+        cells = [f"`{one.name}`", one.summary, f"`{metric}`", *thresholds]
+        lines.append(f"| {' | '.join(cells)} | {one.for_seconds:g} s | {clears} |")
+    return "\n".join(lines) + "\n"
+
+
+def _threshold(rule: AlertRule, limit: float | None) -> str:
+    if limit is None:
+        return ""
+    shown = f"{limit:.4g}"
+    if rule.relative_to is not None:
+        base = rule.relative_to.rsplit(".", 1)[-1]
+        if rule.relative == "times":
+            shown = f"{shown} of `{base}`"
+        elif limit:
+            shown = f"`{base}` {'-' if limit < 0 else '+'} {abs(limit):.4g}"
+        else:
+            shown = f"`{base}`"
+    return f"{'≥' if rule.comparison == '>=' else '≤'} {shown}"
+
+
 def asyncapi() -> str:
     """docs/asyncapi.json."""
     document = catalog.asyncapi("fleet.v1", VERSION)
@@ -269,6 +309,7 @@ def generated() -> dict[str, str]:
         "docs/subjects.md": subjects(),
         "docs/settings.md": settings(),
         "docs/engine_metrics.md": engine_metrics(),
+        "docs/alert_rules.md": alert_rules(),
         "docs/asyncapi.json": asyncapi(),
         "deploy/nats.conf": deployed_config_text(Names()),
     }

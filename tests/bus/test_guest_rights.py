@@ -188,6 +188,13 @@ async def test_a_guest_may_ask_harmless_endpoints(subject: str, pair: tuple[Gues
     "subject",
     [
         "metrics.host.a",
+        "metrics.stream.FLEET_DEAD",
+        "alert.raised.warning.node.a.r",
+        "api.alert.set_rule",
+        "api.alert.delete_rule",
+        "api.alert.reset_rule",
+        "api.alert.silence",
+        "api.alert.unsilence",
         "decision.accepted.pool",
         "recommendation.scale_up.pool",
         "evicted.default",

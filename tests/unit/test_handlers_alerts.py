@@ -1,30 +1,15 @@
 import msgspec
 import pytest
 
-from handlers.alerts import AlertsHandler, Metrics
-from handlers.settings import DEFAULT_RULES, AlertRule, AlertSettings
-from schemas.analysis import Alert
-from schemas.gpu import EccMetrics, XidMetrics
+from handlers.alerting.defaults import DEFAULT_RULES
+from schemas.alerts import AlertRule
+from schemas.metrics import GpuMetrics
+from tests.support.alerting import alerts_handler, played, transitions
 from tests.support.samples import START_NS, at, gpu, host
 
 
-def hot(celsius: float | None, gpu_id: str = "g0", slowdown: float | None = 87.0) -> Metrics:
+def hot(celsius: float | None, gpu_id: str = "g0", slowdown: float | None = 87.0) -> GpuMetrics:
     return gpu(gpu_id, temperature_celsius=celsius, temperature_slowdown_celsius=slowdown)
-
-
-def played(*steps: tuple[float, Metrics], handler: AlertsHandler | None = None) -> list[Alert]:
-    handler = handler or AlertsHandler(AlertSettings())
-    alerts = []
-    for second, message in steps:
-        for emit in handler.handle(message, at(second)):
-            assert isinstance(emit.message, Alert)
-            emit.message.subject()  # every token is one
-            alerts.append(emit.message)
-    return alerts
-
-
-def transitions(alerts: list[Alert]) -> list[tuple[str, str]]:
-    return [(alert.transition, alert.severity) for alert in alerts]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +80,7 @@ def test_raised_once_updated_on_severity_cleared_once() -> None:
 
 
 def test_message_ids_differ_even_when_a_severity_comes_twice() -> None:
-    handler = AlertsHandler(AlertSettings())
+    handler = alerts_handler()
     ids: list[str] = []
     for second in range(0, 500, 5):
         celsius = 90 if second // 100 % 2 else 80  # 80 keeps a warning alive
@@ -153,7 +138,7 @@ def test_a_rule_may_look_downwards() -> None:
         warning=1e9,
         clear_margin=1e9,
     )
-    handler = AlertsHandler(AlertSettings(rules=(rule,)))
+    handler = alerts_handler(rule)
     full, half, free = host(memory=0.99), host(memory=0.98), host(memory=0.5)
 
     assert transitions(played((0, full), (5, half), (10, free), handler=handler)) == [
@@ -163,9 +148,9 @@ def test_a_rule_may_look_downwards() -> None:
 
 
 def test_an_open_alert_outlives_the_process() -> None:
-    before = AlertsHandler(AlertSettings())
+    before = alerts_handler()
     raised = played((0, hot(85)), (30, hot(85)), handler=before)
-    after = AlertsHandler(AlertSettings())
+    after = alerts_handler()
     snapshot = before.snapshot()
     assert snapshot is not None
     after.restore(snapshot)
@@ -177,10 +162,10 @@ def test_an_open_alert_outlives_the_process() -> None:
 
 
 def test_a_restored_alert_clears_although_its_rule_lost_the_severity() -> None:
-    before = AlertsHandler(AlertSettings())
+    before = alerts_handler()
     played((0, hot(90)), (30, hot(90)), handler=before)
     without_critical = msgspec.structs.replace(DEFAULT_RULES[0], critical=None)
-    after = AlertsHandler(AlertSettings(rules=(without_critical,)))
+    after = alerts_handler(without_critical)
     after.restore(before.snapshot() or b"")
 
     assert transitions(played((40, hot(50)), handler=after)) == [("cleared", "critical")]
@@ -200,7 +185,7 @@ def test_simulated_and_pool_are_carried_on() -> None:
         pytest.param({"metric": "host.memory.free"}, "no 'free' here", id="unknown field"),
         pytest.param(
             {"metric": "host.uptime_seconds", "relative_to": "gpu.power_limit_watts"},
-            "another message",
+            "is not a number beside",
             id="relative to another message",
         ),
     ],
@@ -209,67 +194,25 @@ def test_a_wrong_rule_is_refused_at_start(fields: dict[str, str], text: str) -> 
     rule = AlertRule(name="r", warning=1.0, **fields)  # type: ignore[arg-type]  # strings only
 
     with pytest.raises(ValueError, match=text):
-        AlertsHandler(AlertSettings(rules=(rule,)))
+        alerts_handler(rule)
 
 
 def test_a_rule_without_thresholds_is_refused() -> None:
-    with pytest.raises(msgspec.ValidationError, match="give warning or critical"):
+    with pytest.raises(msgspec.ValidationError, match="give info, warning or critical"):
         msgspec.convert({"name": "r", "metric": "host.uptime_seconds"}, AlertRule)
 
 
 def test_an_alert_open_for_more_than_a_week_is_not_raised_again_after_a_restart() -> None:
-    before = AlertsHandler(AlertSettings())
+    before = alerts_handler()
     full = host(disks={"/": 0.93})
     raised = played(*((second, full) for second in range(0, 8 * 86400, 50)), handler=before)
-    after = AlertsHandler(AlertSettings())
+    after = alerts_handler()
     after.restore(before.snapshot() or b"")
 
     again = played((8 * 86400 + 5, full), handler=after)
 
     assert len(raised) == 1
     assert again == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "rule", "severity"),
-    [
-        pytest.param({"is_reachable": False}, "gpu_unreachable", "critical", id="unreachable"),
-        pytest.param(
-            {"xid": XidMetrics(events_total=1, critical_10m_count=1, recent=[])},
-            "gpu_xid",
-            "critical",
-            id="critical XID",
-        ),
-        pytest.param(
-            {"ecc": EccMetrics(volatile_uncorrected_total=1)}, "gpu_ecc", "warning", id="ECC"
-        ),
-        pytest.param(
-            {"ecc": EccMetrics(is_remap_pending=True)},
-            "gpu_row_remap_pending",
-            "warning",
-            id="remap pending",
-        ),
-        pytest.param(
-            {"ecc": EccMetrics(is_remap_failed=True)},
-            "gpu_row_remap_failed",
-            "critical",
-            id="remap failed",
-        ),
-    ],
-)
-def test_a_gpu_in_trouble_is_raised_and_cleared_when_it_is_well(
-    fields: dict[str, object], rule: str, severity: str
-) -> None:
-    well = gpu(
-        xid=XidMetrics(events_total=1, critical_10m_count=0, recent=[]),
-        ecc=EccMetrics(volatile_uncorrected_total=0, is_remap_pending=False, is_remap_failed=False),
-    )
-    ill = msgspec.structs.replace(well, **fields)
-
-    alerts = played((0, well), (5, ill), (10, ill), (15, ill), (20, well))
-
-    assert {alert.rule for alert in alerts} == {f"{rule}-g0"}
-    assert transitions(alerts) == [("raised", severity), ("cleared", severity)]
 
 
 def test_one_slow_answer_of_a_gpu_raises_nothing() -> None:

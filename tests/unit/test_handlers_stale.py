@@ -1,14 +1,20 @@
+import msgspec
 import pytest
 
-from handlers.settings import AlertSettings
+from handlers import alert_book
+from handlers.alerting.book import REMOVED, RULE_KEY, SILENCE_KEY, AlertBook
+from handlers.settings import AlertSettings, HandlersSettings
 from handlers.stale import StaleNodesHandler
+from schemas.alerts import AlertRule, Silence
 from schemas.analysis import Alert
 from schemas.protocols import Emit
+from schemas.units import instant
+from tests.support.alerting import alerts_of
 from tests.support.samples import START_NS, at, host
 
 
 def stale() -> StaleNodesHandler:
-    return StaleNodesHandler(AlertSettings())
+    return StaleNodesHandler(AlertSettings(), alert_book(HandlersSettings()))
 
 
 def transitions(emits: list[Emit]) -> list[tuple[str, str]]:
@@ -78,13 +84,15 @@ def test_an_open_alert_outlives_the_process() -> None:
     assert transitions(list(after.handle(host(), at(65)))) == [("cleared", "n1")]
 
 
-def test_a_node_gone_for_a_week_is_forgotten() -> None:
+def test_a_node_gone_for_a_week_is_no_longer_waited_for() -> None:
     handler = stale()
     handler.handle(host(), at(0))
     handler.tick(at(30))
     week = 7 * 86400
 
-    assert handler.tick(at(week)) == []
+    (cleared,) = alerts_of(handler.tick(at(week)))
+
+    assert (cleared.transition, cleared.cleared_because) == ("cleared", "no_news")
     assert handler.handle(host(), at(week + 5)) == ()
     assert handler.tick(at(week + 10)) == []
 
@@ -123,3 +131,56 @@ def test_an_absurd_interval_neither_raises_nor_spoils_the_snapshot() -> None:
 
     assert handler.tick(at(3600)) == []
     stale().restore(handler.snapshot() or b"")
+
+
+def changed_rule(book: AlertBook, second: float, record: bytes | None) -> None:
+    book.heard(f"{RULE_KEY}node_stale", record, book.revision + 1, at(second).ns)
+
+
+def test_another_threshold_counts_from_now_on() -> None:
+    book = alert_book(HandlersSettings())
+    handler = StaleNodesHandler(AlertSettings(), book)
+    handler.handle(host(), at(0))
+    raised = handler.tick(at(30))
+    rule = AlertRule(name="node_stale", metric="host.age_seconds", warning=60.0)
+
+    changed_rule(book, 31, msgspec.json.encode(rule))
+    ended, again = alerts_of(handler.tick(at(35))), alerts_of(handler.tick(at(60)))
+
+    assert transitions(list(raised)) == [("raised", "n1")]
+    assert [(a.transition, a.cleared_because) for a in ended] == [("cleared", "rule_changed")]
+    assert [(a.transition, a.severity, a.rule_version) for a in again] == [("raised", "warning", 1)]
+
+
+def test_a_rule_that_is_off_raises_nothing_and_ends_what_is_open() -> None:
+    book = alert_book(HandlersSettings())
+    handler = StaleNodesHandler(AlertSettings(), book)
+    handler.handle(host(), at(0))
+    handler.tick(at(30))
+
+    changed_rule(book, 31, REMOVED)
+
+    assert [a.cleared_because for a in alerts_of(handler.tick(at(35)))] == ["rule_removed"]
+    assert handler.tick(at(100)) == []
+
+
+def test_a_silence_on_an_open_alert_is_told_at_both_ends() -> None:
+    book = alert_book(HandlersSettings())
+    handler = StaleNodesHandler(AlertSettings(), book)
+    handler.handle(host(), at(0))
+    silence = Silence(
+        silence_id="s1",
+        rule="node_stale",
+        starts_at=instant(at(40).ns),
+        ends_at=instant(at(50).ns),
+        author="ann",
+    )
+    book.heard(f"{SILENCE_KEY}s1", msgspec.json.encode(silence), 1, at(1).ns)
+
+    alerts = [a for second in range(0, 70, 5) for a in alerts_of(handler.tick(at(second)))]
+
+    assert [(a.transition, a.silenced_by) for a in alerts] == [
+        ("raised", None),
+        ("updated", "s1"),
+        ("updated", None),
+    ]

@@ -1,0 +1,188 @@
+"""The alert rules that are there from the start. docs/alerts.md lists them."""
+
+from schemas.alerts import AlertRule
+
+DEFAULT_RULES = (
+    # Each GPU knows where its driver begins to slow it down (NVML's slowdown threshold).
+    AlertRule(
+        name="gpu_temperature",
+        summary="GPU near its slowdown temperature",
+        metric="gpu.temperature_celsius",
+        relative_to="gpu.temperature_slowdown_celsius",
+        warning=-5.0,
+        critical=0.0,
+        clear_margin=5.0,
+        for_seconds=30.0,
+    ),
+    AlertRule(
+        name="gpu_throttled",
+        summary="GPU is slowed down by heat or power supply",
+        metric="gpu.throttle_reasons"
+        "[hw_slowdown|hw_thermal_slowdown|hw_power_brake_slowdown|sw_thermal_slowdown]",
+        warning=1.0,
+        for_seconds=30.0,
+        clear_for_seconds=60.0,
+    ),
+    # Engines reserve most of the memory on purpose; the rest is what the next allocation gets.
+    AlertRule(
+        name="gpu_memory",
+        summary="GPU memory nearly full",
+        metric="gpu.memory_utilization_ratio",
+        warning=0.98,
+        clear_margin=0.02,
+        for_seconds=60.0,
+    ),
+    # A share of 5 % for half an hour: where practice draws the line between a lull and waste.
+    AlertRule(
+        name="gpu_low_utilization",
+        summary="GPU hardly used",
+        metric="gpu.utilization_ratio",
+        comparison="<=",
+        info=0.05,
+        clear_margin=0.05,
+        for_seconds=1800.0,
+        clear_for_seconds=60.0,
+    ),
+    # Longer than one slow answer of a driver.
+    AlertRule(
+        name="gpu_unreachable",
+        summary="GPU does not answer",
+        metric="gpu.is_reachable",
+        comparison="<=",
+        critical=0.0,
+        for_seconds=10.0,
+    ),
+    # Each kind of the last 10 minutes, by the severity that the agent's XID table gives it.
+    AlertRule(
+        name="gpu_xid",
+        summary="The driver reported an XID error",
+        metric="gpu.xid.recent[xid].severity",
+        info=1.0,
+        warning=2.0,
+        critical=3.0,
+    ),
+    # The driver's own verdict, after XID 154 or without.
+    AlertRule(
+        name="gpu_recovery",
+        summary="The driver wants the GPU or its node to be reset",
+        metric="gpu.recovery_action[gpu_reset|node_reboot|drain_p2p|drain_and_reset|"
+        "recover_imex_domain|bus_reset|system_reboot]",
+        critical=1.0,
+    ),
+    AlertRule(
+        name="gpu_ecc",
+        summary="Uncorrectable memory errors since the driver was loaded",
+        metric="gpu.ecc.volatile_uncorrected_total",
+        warning=1.0,
+    ),
+    AlertRule(
+        name="gpu_row_remap_pending",
+        summary="GPU memory is repaired at the next reset",
+        metric="gpu.ecc.is_remap_pending",
+        warning=1.0,
+    ),
+    AlertRule(
+        name="gpu_row_remap_failed",
+        summary="GPU memory could not be repaired: exchange the GPU",
+        metric="gpu.ecc.is_remap_failed",
+        critical=1.0,
+    ),
+    AlertRule(
+        name="host_memory",
+        summary="Host memory nearly full",
+        metric="host.memory.utilization_ratio",
+        warning=0.90,
+        critical=0.95,
+        clear_margin=0.05,
+        for_seconds=60.0,
+    ),
+    AlertRule(
+        name="disk_full",
+        summary="File system nearly full",
+        metric="host.filesystems[mountpoint].utilization_ratio",
+        warning=0.90,
+        critical=0.95,
+        clear_margin=0.02,
+    ),
+    AlertRule(
+        name="disk_inodes",
+        summary="File system nearly out of inodes",
+        metric="host.filesystems[mountpoint].inodes_free_count",
+        comparison="<=",
+        relative_to="host.filesystems[mountpoint].inodes_count",
+        relative="times",
+        warning=0.10,
+        critical=0.05,
+    ),
+    AlertRule(
+        name="disk_busy",
+        summary="Disk busy all the time",
+        metric="host.disks[device].busy_ratio",
+        warning=0.95,
+        clear_margin=0.15,
+        for_seconds=600.0,
+        clear_for_seconds=60.0,
+    ),
+    # Bytes by the interface's bits a second: 75 % and 95 % of an eighth.
+    AlertRule(
+        name="network_receive",
+        summary="Network interface nearly full, receiving",
+        metric="host.network[interface].received_bytes_per_second",
+        relative_to="host.network[interface].speed_bits_per_second",
+        relative="times",
+        warning=0.75 / 8,
+        critical=0.95 / 8,
+        for_seconds=60.0,
+        clear_for_seconds=60.0,
+    ),
+    AlertRule(
+        name="network_send",
+        summary="Network interface nearly full, sending",
+        metric="host.network[interface].sent_bytes_per_second",
+        relative_to="host.network[interface].speed_bits_per_second",
+        relative="times",
+        warning=0.75 / 8,
+        critical=0.95 / 8,
+        for_seconds=60.0,
+        clear_for_seconds=60.0,
+    ),
+    # The kernel's own mean of a minute in which no task at all got on.
+    AlertRule(
+        name="pressure",
+        summary="All tasks wait for a resource (pressure stall)",
+        metric="host.pressure[resource].full_60s_ratio",
+        warning=0.10,
+        critical=0.40,
+        clear_margin=0.05,
+        for_seconds=60.0,
+    ),
+    AlertRule(
+        name="engine_queue",
+        summary="Requests queue up",
+        metric="engine.requests_waiting",
+        warning=10.0,
+        critical=50.0,
+        clear_margin=5.0,
+        for_seconds=60.0,
+        clear_for_seconds=30.0,
+    ),
+    AlertRule(
+        name="engine_kv_cache",
+        summary="KV cache of the engine nearly full",
+        metric="engine.kv_cache_usage_ratio",
+        warning=0.90,
+        critical=0.98,
+        clear_margin=0.05,
+        for_seconds=60.0,
+        clear_for_seconds=30.0,
+    ),
+    AlertRule(
+        name="stream_filling",
+        summary="A stream that refuses what is new when full fills up",
+        metric="stream.usage_ratio",
+        scope="fleet",
+        warning=0.80,
+        critical=0.95,
+        clear_margin=0.05,
+    ),
+)

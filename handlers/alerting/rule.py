@@ -1,0 +1,164 @@
+"""An alert rule ready to judge: paths resolved, thresholds in order."""
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from handlers.alerting.metric_path import OF_THE_FLEET, MetricPath, Place, holders
+from schemas.alerts import AlertRule
+from schemas.analysis import Scope, Severity
+from schemas.message import Message
+from schemas.units import SECOND_NS
+
+NODE_AGE = "host.age_seconds"
+"""Not a field: how long a node has sent no host metrics."""
+NODE_STALE = "node_stale"
+"""The rule on it."""
+
+
+class Rule:
+    """A rule with its paths resolved; `version` is its revision in `fleet-config`, or 0.
+
+    Raises:
+        ValueError: a path leads nowhere, or the rule asks for what cannot be; says which field.
+    """
+
+    def __init__(self, settings: AlertRule, version: int = 0) -> None:
+        self.settings = settings
+        self.version = version
+        self.name = settings.name
+        self.is_scaled = settings.relative == "times"
+        self.sign = 1.0 if settings.comparison == ">=" else -1.0
+        self.limits: Mapping[Severity, float] = dict(settings.thresholds())
+        self.mildest = next(iter(self.limits.values()))
+        is_ceiling = settings.comparison == ">="
+        self.bounds = (-math.inf, self.mildest) if is_ceiling else (self.mildest, math.inf)
+        """A value between them is fine, where the rule compares numbers."""
+        self.for_ns = int(settings.for_seconds * SECOND_NS)
+        self.clear_for_ns = int(settings.clear_for_seconds * SECOND_NS)
+        self.metric: MetricPath | None = None
+        self.convert: Callable[[Any], float] | None = None
+        self.base_field: str | None = None
+        if (settings.metric == NODE_AGE) != (settings.name == NODE_STALE):
+            raise ValueError(f"alert rule {self.name}: {NODE_AGE} belongs to the rule {NODE_STALE}")
+        if settings.metric == NODE_AGE:
+            self._check_age()
+            return
+        try:
+            self.metric = MetricPath(settings.metric)
+            self.convert = self.metric.convert
+            if settings.relative_to is not None:
+                base = MetricPath(settings.relative_to)
+                if base.place != self.metric.place or base.convert is not None:
+                    raise ValueError(
+                        f"relative_to {base.text!r} is not a number beside {settings.metric!r}"
+                    )
+                self.base_field = base.field
+        except ValueError as error:
+            raise ValueError(f"alert rule {self.name}: {error}") from None
+        if self.metric.message_type in OF_THE_FLEET:
+            if settings.scope != "fleet":
+                raise ValueError(f"alert rule {self.name}: scope of caches and streams is fleet")
+        elif settings.scope != "node" and settings.aggregate is None:
+            raise ValueError(
+                f"alert rule {self.name}: scope {settings.scope} needs an aggregate: "
+                "mean, min, max or sum"
+            )
+
+    def _check_age(self) -> None:
+        given = self.settings
+        plain = AlertRule(
+            name=self.name,
+            metric=NODE_AGE,
+            summary=given.summary,
+            enabled=given.enabled,
+            info=given.info,
+            warning=given.warning,
+            critical=given.critical,
+        )
+        if plain != given or len(self.limits) != 1 or self.mildest < 1:
+            raise ValueError(
+                f"alert rule {self.name}: give it one threshold, of 1 s or more, and no more than "
+                "that but a summary"
+            )
+
+    def is_fine(self, holder: Any, value: Any) -> bool:  # noqa: ANN401 - a Struct and its field
+        """Whether a measured value is on the good side of every threshold, or of unknown ones."""
+        number = value if self.convert is None else self.convert(value)
+        thresholds = self.thresholds(holder)
+        return thresholds is None or not self.holds(number, next(iter(thresholds.values())))
+
+    def thresholds(self, holder: Any) -> Mapping[Severity, float] | None:  # noqa: ANN401 - a Struct
+        """The threshold of each severity, by the value of `relative_to`; None: not measured."""
+        if self.base_field is None:
+            return self.limits
+        base = getattr(holder, self.base_field)
+        if base is None or (self.is_scaled and not base):
+            return None
+        if self.is_scaled:
+            return {severity: base * limit for severity, limit in self.limits.items()}
+        return {severity: base + limit for severity, limit in self.limits.items()}
+
+    def holds(self, value: float, threshold: float) -> bool:
+        """Whether `value` is at the threshold or on its bad side."""
+        return self.sign * value >= self.sign * threshold
+
+    def clear_threshold(self, threshold: float) -> float:
+        """Where a severity ends again. Rounded, so that 0.95 - 0.05 is 0.9."""
+        return round(threshold - self.sign * self.settings.clear_margin, 9)
+
+
+class Group:
+    """The rules that read fields of the same Struct of a message, which is looked up once.
+
+    Nearly every value is fine, and every message has many: all fields are read in one call.
+    """
+
+    def __init__(self, place: Place, rules: Sequence[Rule]) -> None:
+        self.rules = tuple(rules)
+        self.names = frozenset(rule.name for rule in rules)
+        self.element = place[2]
+        self.holders = holders(place)
+        fields = {rule: rule.metric.field for rule in rules if rule.metric is not None}
+        self.values = _getter(list(fields.values()))
+        plain = [rule for rule in rules if rule.convert is None and rule.base_field is None]
+        self._numbers = _getter([fields[rule] for rule in plain])
+        self._bounds = [rule.bounds for rule in plain]
+        self._others = [(fields[rule], rule) for rule in rules if rule not in plain]
+
+    def is_fine(self, found: Iterable[Any]) -> bool:
+        """Whether no value in these Structs is bad."""
+        bounds = self._bounds
+        for holder in found:
+            # Every number of every message passes here: as little as can be for each.
+            for value, (floor, ceiling) in zip(self._numbers(holder), bounds, strict=False):
+                if value is not None and not floor < value < ceiling:
+                    return False
+            for field, rule in self._others:
+                value = getattr(holder, field)
+                if value is not None and not rule.is_fine(holder, value):
+                    return False
+        return True
+
+
+def _getter(fields: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """A function that reads these fields, in one call."""
+    match fields:
+        case []:
+            return lambda holder: ()
+        case [field]:
+            return lambda holder: (getattr(holder, field),)
+    return operator.attrgetter(*fields)
+
+
+def grouped(rules: Iterable[Rule], scope: Scope) -> Mapping[type[Message], Sequence[Group]]:
+    """The groups of each message type that the rules of a scope read."""
+    by_place: dict[Place, list[Rule]] = {}
+    for rule in rules:
+        if rule.metric is not None and rule.settings.scope == scope and rule.settings.enabled:
+            by_place.setdefault(rule.metric.place, []).append(rule)
+    by_type: dict[type[Message], list[Group]] = {}
+    for place, those in by_place.items():
+        by_type.setdefault(place[0], []).append(Group(place, those))
+    return by_type
