@@ -23,8 +23,8 @@ from schemas.analysis import Scope, Severity
 
 T = TypeVar("T")
 
-ALERT_TIMEOUT_SECONDS = 10.0
-"""A change waits until the server has told it back."""
+ALERT_TIMEOUT_SECONDS = 8.0
+"""A change waits until the server has told it back; less than a command has."""
 
 
 class AlertCalls:

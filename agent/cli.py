@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 
 from agent import (
+    cli_alerts,
     cli_archive,
     cli_backtest,
     cli_cache,
     cli_cache_values,
     cli_replay,
     cli_report,
+    cli_top,
 )
 from agent import log as logs
 from agent.assembly import Simulation
@@ -73,6 +75,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_alerts.app)
+app.add_typer(cli_alerts.silence_app)
 app.add_typer(cli_cache.app)
 app.add_typer(cli_archive.app)
 
@@ -303,3 +307,4 @@ def demo(
 app.command()(cli_replay.replay)
 app.command()(cli_backtest.backtest)
 app.command()(cli_report.report)
+app.command()(cli_top.top)

@@ -33,7 +33,7 @@ EXTRA = {
     "agent/cli_backtest.py": {"handlers"},
     "agent/commands.py": {"rich"},
     "agent/demo.py": {"rich"},
-    "agent/live.py": {"rich"},
+    "agent/live": {"rich"},
     "agent/replay_view.py": {"rich"},
 }
 

@@ -23,7 +23,7 @@ from schemas.protocols import (
 )
 from schemas.units import SECOND_NS, instant, to_ns
 
-TRIES = 5
+TRIES = 10
 HEARD_SECONDS = 5.0
 MAX_SHOWN = 200
 """Characters of an error."""
@@ -127,6 +127,7 @@ class AlertConfiguration:
         Raises:
             RequestError: 404 no such rule; 503 no answer.
         """
+        await self._catch_up(f"{RULE_KEY}{name}")
         if name not in self.book.current.rules:
             raise self._no_rule(name, self.book.current.rules)
         if self.book.is_of_settings(name):
@@ -170,6 +171,7 @@ class AlertConfiguration:
         Raises:
             RequestError: 404 no such silence; 503 no answer.
         """
+        await self._catch_up(f"{SILENCE_KEY}{silence_id}")
         if all(one.silence_id != silence_id for one in self.book.current.silences):
             raise RequestError(404, f"there is no silence {silence_id!r}")
         await self._remove(f"{SILENCE_KEY}{silence_id}")
@@ -207,6 +209,17 @@ class AlertConfiguration:
         except PublishError as error:
             raise RequestError(503, "fleet-config cannot be written now") from error
         await self._until(found[1] + 1)
+
+    async def _catch_up(self, key: str) -> None:
+        """Hear what another process may just have written there."""
+        if re.fullmatch(r"[A-Za-z0-9._-]+", key) is None:
+            return  # no key can be called so
+        try:
+            found = await self._bucket.get(key)
+        except PublishError as error:
+            raise RequestError(503, "fleet-config cannot be read now") from error
+        if found is not None:
+            await self._until(found[1])
 
     async def _until(self, revision: int) -> None:
         """Wait until the book has heard this revision, or a later one."""

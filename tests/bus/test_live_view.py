@@ -1,21 +1,26 @@
 """The live view shows what the streams hold and what comes."""
 
 import io
+import os
+import termios
 import time
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from agent.bus import Bus
 from agent.live import LiveView
+from agent.terminal_keys import Keys
+from schemas.protocols import PublishError, RequestError
 from schemas.units import instant, token
 from tests.support import samples
 from tests.support.waiting import until
 
 
 def drawn(view: LiveView) -> str:
-    console = Console(file=io.StringIO(), width=160)
-    console.print(view.render())
+    console = Console(file=io.StringIO(), width=160, height=60)
+    console.print(view.render(width=160, height=60))
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
@@ -31,9 +36,11 @@ async def test_the_view_shows_recent_metrics_at_once_and_new_ones_as_they_come(b
     await until(lambda: "n2" in drawn(view))
 
     assert "42%" in at_once
-    assert "50% of 64.0 GiB" in at_once
-    assert "n2 (simulated)" in drawn(view)
+    assert " 50%" in at_once
+    assert "simulated" not in at_once.splitlines()[0]
+    assert "simulated" in drawn(view).splitlines()[0]
     assert "try --simulate-engines 4" in drawn(view)
+    await view.unsubscribe()
 
 
 @pytest.mark.parametrize(
@@ -53,14 +60,18 @@ async def test_a_bad_message_does_not_end_the_view(bus: Bus, payload: bytes) -> 
 
     await until(lambda: "n1" in drawn(view))
     assert bus.counters["bad_messages_total"] == 1
+    await view.unsubscribe()
 
 
 async def test_names_from_strangers_are_shown_and_not_obeyed(bus: Bus) -> None:
     now = instant(time.time_ns())
     view = LiveView(bus, console=Console(file=io.StringIO(), height=60))
-    view.accept(samples.gpu("g0", "n1", name="H100\x1b[2J [/bold]"))
+    heard_ns = time.time_ns()
+    view.accept(samples.gpu("g0", "n1", name="H100\x1b[2J [/bold]"), heard_ns)
     model = "meta-llama/Llama-3.1-8B"
-    view.accept(samples.engine("e0", "n1", model=model, pool=token(model), observed_at=now))
+    view.accept(
+        samples.engine("e0", "n1", model=model, pool=token(model), observed_at=now), heard_ns
+    )
 
     shown = drawn(view)
 
@@ -73,22 +84,94 @@ async def until_kept(bus: Bus) -> None:
         continue
 
 
-async def test_a_low_terminal_shows_alerts_advice_and_cache_too(bus: Bus) -> None:
-    now = instant(time.time_ns())
+async def test_a_low_terminal_shows_all_sections_in_24_lines(bus: Bus) -> None:
     view = LiveView(bus, console=Console(file=io.StringIO(), width=80, height=24))
+    heard_ns = time.time_ns()
     for node in range(30):
-        view.accept(samples.host(f"n{node}", cpu=0.4, memory=0.5, observed_at=now))
-        view.accept(samples.gpu("g0", f"n{node}", utilization_ratio=0.5, temperature_celsius=70))
-        view.accept(samples.engine("e0", f"n{node}", waiting=3, running=2, observed_at=now))
+        hot = samples.gpu("g0", f"n{node}", utilization_ratio=0.5, temperature_celsius=70)
+        view.accept(samples.host(f"n{node}", cpu=0.4, memory=0.5), heard_ns)
+        view.accept(hot, heard_ns)
+        view.accept(samples.engine("e0", f"n{node}", waiting=3, running=2), heard_ns)
 
     console = Console(file=io.StringIO(), width=80, height=24)
-    console.print(view.render())
+    console.print(view.render(), end="")
     lines = str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]
 
     assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    assert "GPUs: 30, busy 50% on average" in text
-    assert "Engines: 30, 60 running, 90 waiting" in text
-    assert "… and 28" in text
-    assert "Newest alerts" in text
-    assert "Newest advice" in text
+    assert "30 nodes · 30 GPUs 50% busy" in text
+    assert "60 running, 90 waiting" in text
+    assert all(f"\n{header} " in text for header in ("POOL", "ENGINE", "GPU", "NODE"))
+    assert "no alert is open" in text
+    assert "no advice stands" in text
+    assert "more" in text
+
+
+async def test_a_guest_who_may_not_read_streams_sees_what_comes(bus: Bus) -> None:
+    class OnlyListens:
+        """A connection that may not read streams nor ask."""
+
+        names = bus.names
+
+        async def subscribe(self, subject: str, take: Any) -> Any:
+            return await bus.subscribe(subject, take)
+
+        async def read(self, *_: object, **__: object) -> Any:
+            raise PublishError("denied")
+            yield
+
+        async def request(self, *_: object, **__: object) -> Any:
+            raise RequestError(503, "denied")
+
+    view = LiveView(OnlyListens(), console=Console(file=io.StringIO()))  # type: ignore[arg-type]
+    await view.subscribe()
+    await bus.publish(samples.host("n1", cpu=0.5, observed_at=instant(time.time_ns())))
+
+    await until(lambda: "n1" in drawn(view))
+    await view.refresh()
+    assert view.snapshot().health is None
+    await view.unsubscribe()
+
+
+async def test_keys_choose_sections_and_orders_and_end_the_view(bus: Bus) -> None:
+    view = LiveView(bus, console=Console(file=io.StringIO()), whole_screen=True)
+    heard_ns = time.time_ns()
+    for number, busy in enumerate((0.1, 0.9, None)):
+        view.accept(samples.gpu(f"g{number}", index=number, utilization_ratio=busy), heard_ns)
+
+    def order() -> list[int]:
+        return [row.index for row in view.snapshot().fleet.gpus]
+
+    view.press("g")
+    orders = [order()]
+    for key in ("s", "r"):
+        view.press(key)
+        orders.append(order())
+    alone = drawn(view)
+    view.press("down")
+    scrolled = drawn(view)
+    view.press("q")
+
+    assert orders == [[0, 1, 2], [1, 0, 2], [0, 1, 2]]
+    assert "by busy ratio, reversed" in alone
+    assert "NODE" not in alone
+    assert ("#0" in alone, "#0" in scrolled) == (True, False)
+    assert view.quit.is_set()
+
+
+async def test_keys_come_from_the_terminal_which_is_given_back_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = os.openpty()
+    pressed: list[str] = []
+    with os.fdopen(theirs, "r", encoding="utf-8") as terminal, os.fdopen(ours, "wb", 0) as user:
+        monkeypatch.setattr("sys.stdin", terminal)
+        before = termios.tcgetattr(terminal.fileno())
+        with Keys(pressed.append):
+            user.write(b"g")
+            await until(lambda: pressed == ["g"])
+            user.write(b"\x1b[B")
+            await until(lambda: pressed == ["g", "down"])
+
+        assert termios.tcgetattr(terminal.fileno()) == before

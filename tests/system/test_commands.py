@@ -1,6 +1,7 @@
 """The commands that ask a running installation, as a user types them."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,22 @@ def document(done: subprocess.CompletedProcess[bytes]) -> Any:
     """The one JSON document on stdout."""
     assert b"Traceback" not in done.stderr
     return json.loads(done.stdout)
+
+
+def first_line(up: Up, *arguments: str) -> bytes:
+    """The first line that a command prints, which is then stopped as by Ctrl-C."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "agent", *arguments, "--state-dir", str(up.state_dir)],
+        cwd=ROOT,
+        env=up.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    return line
 
 
 def test_a_value_is_put_got_and_deleted(up: Up) -> None:
@@ -63,6 +80,84 @@ def test_the_cache_is_configured_and_shown(up: Up) -> None:
     assert (malformed.returncode, b"is not FIELD=VALUE" in malformed.stderr) == (2, True)
     assert unasked.returncode == 1
     assert "generation" in document(cleared)
+
+
+def test_a_rule_is_set_and_its_alerts_are_told_and_listed(up: Up) -> None:
+    made = up.command(
+        *("alerts set-rule", "any_memory", "metric=host.memory.utilization_ratio", "warning=0"),
+        "--json",
+    )
+    seen = first_line(up, "alerts", "--watch", "--history", "--rule", "any_memory")
+    while not (shown := up.command("alerts", "--rule", "any_memory")).stdout.startswith(
+        b"warning "
+    ):
+        assert up.process.poll() is None
+    past = up.command("alerts", "--history", "--since", "1h", "--rule", "any_memory", "--json")
+
+    assert document(made)["rules"][0]["rule"]["warning"] == 0.0
+    assert b" raised   warning  host.memory.utilization_ratio: n1: " in seen
+    assert b"host.memory.utilization_ratio: n1: " in shown.stdout
+    assert [row["transition"] for row in document(past)["rows"]] == ["raised"]
+
+
+def test_top_prints_one_picture_for_people_and_for_programs(up: Up) -> None:
+    shown = up.command("top", "--once")
+    data = document(up.command("top", "--json", "--node", "n1"))
+    nobody = document(up.command("top", "--json", "--node", "nobody"))
+
+    assert b"resource-agent" in shown.stdout.splitlines()[0]
+    assert b"NODE " in shown.stdout
+    assert [row["node"] for row in data["fleet"]["nodes"]] == ["n1"]
+    assert data["fleet"]["nodes"][0]["is_stale"] is False
+    assert nobody["fleet"]["nodes"] == []
+
+
+def test_a_silence_is_added_listed_and_taken_back(up: Up) -> None:
+    added = up.command("silence add", "--rule", "x_*", "--for", "5m", "--author", "ann", "--json")
+    listed = up.command("silence ls")
+    taken = up.command("silence rm", document(added)["silence"]["silence_id"])
+
+    assert document(added)["state"] == "active"
+    assert all(text in listed.stdout for text in (b"x_*", b"ann", b"active"))
+    assert b"took back" in taken.stdout
+
+
+def test_a_rule_is_removed_and_given_back(up: Up) -> None:
+    removed = up.command("alerts rm-rule", "disk_busy")
+    listed = up.command("alerts rules")
+    reset = up.command("alerts reset-rule", "disk_busy", "--json")
+
+    assert b"removed rule disk_busy" in removed.stdout
+    (line,) = [line for line in listed.stdout.splitlines() if line.startswith(b"disk_busy")]
+    assert b"removed" in line
+    assert document(reset)["rules"][0]["state"] == "in_force"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "code"),
+    [
+        (("alerts set-rule", "r", "metric=host.nothing", "warning=1"), "there is no 'nothing'", 1),
+        (("alerts set-rule", "r", "colour=red"), "'colour=red' is not FIELD=VALUE; fields: ", 2),
+        (("alerts", "--history", "--since", "long"), "write a time like 90m", 2),
+        (("silence add", "--rule", "x"), "say how long", 2),
+        (("silence rm", "nothing"), "there is no silence 'nothing'", 1),
+        (("top", "--sort", "beauty"), "--sort beauty: choose age_seconds, busy_ratio", 2),
+        (("top", "--section", "x"), "--section x: choose alerts, pools", 2),
+        (
+            ("alerts rm-rule", "disk_ful"),
+            "there is no alert rule 'disk_ful'; near it: disk_full",
+            1,
+        ),
+    ],
+    ids=["path", "field", "since", "how-long", "silence", "sort", "section", "rule"],
+)
+def test_what_alerts_refuse_is_one_clear_line(
+    up: Up, arguments: tuple[str, ...], text: str, code: int
+) -> None:
+    done = up.command(*arguments)
+
+    *_, error = done.stderr.decode().splitlines()
+    assert (done.returncode, text in error) == (code, True), error
 
 
 def test_bytes_come_through_standard_input_unchanged(up: Up) -> None:
