@@ -1,6 +1,6 @@
 """An archiver that does not keep the index: it compresses and stores for the one that does.
 
-See docs/decisions/0013.
+See docs/decisions/0014.
 """
 
 import asyncio
