@@ -161,6 +161,10 @@ async def parts_of_the_agent(nats: CommandLine) -> list[str]:
 TARGETS = '{"targets": ["http://gpu-7:8000"]}'
 DELETE, BY_TAG = "fleet.v1.cache.default.delete", '{"tag": "model-7"}'
 WARM, KEYS = "fleet.v1.cache.default.warm", '{"keys": ["7f3a", "91bc"]}'
+SET_RULE = "fleet.v1.api.alert.set_rule"
+RULE = '{"rule": {"name": "gpu_temperature", "warning": -10}}'
+SILENCE = "fleet.v1.api.alert.silence"
+SILENT = '{"rule": "gpu_*", "id": "node-17", "seconds": 7200, "author": "ann"}'
 ALERT = "alert.raised.info.node.n1.test"
 ADVICE = "recommendation.scale_up.chat"
 GPU = "metrics.gpu.n9.g0"
@@ -182,6 +186,8 @@ WITH_PASSWORD: dict[str, Play] = {
     f"kv put fleet-config agent.engines.NODE {TARGETS}": kv_put,
     f"req {DELETE} {BY_TAG}": write(DELETE, BY_TAG, "entries"),
     f"req {WARM} {KEYS}": write(WARM, KEYS, "accepted"),
+    f"req {SET_RULE} {RULE}": write(SET_RULE, RULE, "rules"),
+    f"req {SILENCE} {SILENT}": write(SILENCE, SILENT, "silence"),
     "sub SUBJECT --all": sub_all("fleet.v1.metrics.gpu.>", GPU),
     "sub fleet.v1.alert.> --all": sub_all("fleet.v1.alert.>", ALERT),
     "sub fleet.v1.recommendation.> --all": sub_all("fleet.v1.recommendation.>", ADVICE),
@@ -257,7 +263,8 @@ async def test_a_guest_is_refused_by_name_and_stays_connected(up: Up, command: s
         still = await nats.req("fleet.v1.api.health.live", "")
 
     assert re.search(
-        r'Permissions Violation for Publish to "(\$JS\.API\.STREAM\.|fleet\.v1\.cache\.)[\w.-]+"',
+        r'Permissions Violation for Publish to "'
+        r'(\$JS\.API\.STREAM\.|fleet\.v1\.(cache|api\.alert)\.)[\w.-]+"',
         refused,
     )
     assert still.json()["live"] is True
