@@ -189,6 +189,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     except ValueError as error:
         raise SettingsError(f"setting handlers.alerts.rules: {error}") from error
     config_name = bus.names.bucket("config")
+    history = await bus.beside("history")
     async with (
         _instance(bus, "handlers", place) as instance,
         _leases(bus, "handlers", place) as leases,
@@ -196,6 +197,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         HandlersRuntime(
             publisher=bus,
             subscriber=bus,
+            history=history,
             state=bus.bucket("state"),
             leases=leases,
             make_handlers=lambda: default_handlers(settings, book),

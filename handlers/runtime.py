@@ -107,6 +107,9 @@ class HandlersRuntime:
     the repeats duplicates. Bounded by `MAX_UNPUBLISHED`: a slot that cannot publish is given up
     and rebuilt from its watermark.
 
+    `history` reads what is recorded, best on a connection of its own: megabytes of it on the one
+    of `subscriber` hold up renewals of leases and acknowledgements until they are worked off.
+
     While the stream is silent the handlers' ticks follow the time that passes here, set right by
     the timestamps of live messages; steps of our clock change nothing. Before the first live
     message nothing sets it right, so there are no such ticks: a process that starts while every
@@ -118,6 +121,7 @@ class HandlersRuntime:
         *,
         publisher: Publisher,
         subscriber: Subscriber,
+        history: Subscriber | None = None,
         state: Bucket,
         leases: Leases,
         make_handlers: Callable[[], Sequence[Handler]],
@@ -130,6 +134,7 @@ class HandlersRuntime:
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._outgoing = Outgoing(publisher, self.counters, self._start)
         self._subscriber = subscriber
+        self._history = history or subscriber
         self._state = state
         self._leases = leases
         self._make_handlers = make_handlers
@@ -152,7 +157,7 @@ class HandlersRuntime:
         self.started = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        async for delivery in self._subscriber.read("METRICS", last_per_subject=True):
+        async for delivery in self._history.read("METRICS", last_per_subject=True):
             self._remember(delivery)
         _, self._live_sequence = await self._subscriber.stream_bounds("METRICS")
         self._unfollow = await self._subscriber.follow(
@@ -316,16 +321,16 @@ class HandlersRuntime:
         whole_ns = min(owned.slot.whole_ns for owned in acquired)
         _, reached = await self._subscriber.stream_bounds("METRICS")
         if whole_ns > start_ns:
-            engines = self._subscriber.read(
+            engines = self._history.read(
                 "METRICS", subject=EngineMetrics.pattern(), start_ns=start_ns, end_ns=whole_ns
             )
             await self._replay(acquired, engines)
         # A little earlier: NATS takes microseconds. Slots pass over what they have seen.
-        whole = self._subscriber.read("METRICS", start_ns=max(start_ns, whole_ns - SECOND_NS))
+        whole = self._history.read("METRICS", start_ns=max(start_ns, whole_ns - SECOND_NS))
         await self._replay(acquired, whole)
         while reached < self._live_sequence:
             target = self._live_sequence
-            newer = self._subscriber.read("METRICS", start_sequence=reached + 1)
+            newer = self._history.read("METRICS", start_sequence=reached + 1)
             await self._replay(acquired, newer)
             reached = target
         # No await since the last look at the live sequence: nothing can slip in between.

@@ -59,9 +59,30 @@ class Bus(PublishingConnection):
         self._readers: set[OrderedReader] = set()
         self._services: list[Service] = []
         self._queues: dict[tuple[str, str], PullQueue] = {}
+        self._beside: list[Bus] = []
+
+    async def beside(self, purpose: str) -> "Bus":
+        """Another connection with the same login, behind whose traffic nothing here has to wait.
+
+        It is closed with this one.
+
+        Raises:
+            BusError: as `connect`.
+        """
+        other = Bus(self.url, f"{self.name}.{purpose}", self.names, self._inbox_prefix)
+        await other.open(START_DEADLINE_SECONDS)
+        self._beside.append(other)
+        return other
+
+    async def abandon(self) -> None:
+        """Close at once, with all beside it: whoever waits for the server is told that."""
+        await asyncio.gather(super().abandon(), *(other.abandon() for other in self._beside))
 
     async def close(self) -> None:
         """Drain the services, stop the readers, flush, close. Safe to call twice."""
+        for other in self._beside:
+            await other.close()
+        self._beside.clear()
         for service in self._services:
             await service.stop()
         self._services.clear()

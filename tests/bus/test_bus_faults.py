@@ -230,6 +230,23 @@ async def test_an_abandoned_bus_lets_nobody_wait(bus: Bus) -> None:
             await waiting
 
 
+@pytest.mark.parametrize("end", ["close", "abandon"])
+async def test_a_connection_beside_a_bus_has_its_rights_and_ends_with_it(
+    nats_url: str, end: str
+) -> None:
+    bus = await connect(nats_url, name="test")
+    beside = await bus.beside("history")
+    await beside.round_trip_seconds()
+    is_another = beside._client.client_id != bus._client.client_id
+
+    await getattr(bus, end)()
+
+    assert is_another
+    assert beside.name == "test.history"
+    assert bus.closed.is_set()
+    assert beside.closed.is_set()
+
+
 async def test_attempts_on_a_stalled_server_leave_no_sockets_open(
     nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

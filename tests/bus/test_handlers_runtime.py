@@ -92,11 +92,13 @@ async def runtime(
     make_handlers: Callable[[], Sequence[Handler]] = make_handlers,
     clock: Callable[[], int] = time.time_ns,
     admission: Admission | None = None,
+    history: Bus | None = None,
 ) -> AsyncIterator[HandlersRuntime]:
     leases = BucketLeases(bus.bucket("lease"), owner)
     async with HandlersRuntime(
         publisher=bus,
         subscriber=bus,
+        history=history,
         state=bus.bucket("state"),
         leases=leases,
         make_handlers=make_handlers,
@@ -189,6 +191,25 @@ async def test_a_restart_goes_on_where_it_stopped_without_loss_or_repeat(bus: Bu
         found = await wait_published(bus, 3)
 
     assert found == [("n1", "10"), ("n1", "20"), ("n1", "30")]
+
+
+async def test_what_is_recorded_is_read_by_the_connection_for_it_alone(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with runtime(bus, "a"):
+        for number in range(9):
+            await bus.publish(engine("n1", number))
+    history = await bus.beside("history")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bus, "read", None)
+        async with runtime(bus, "a", history=history):
+            await bus.publish(engine("n1", 9))
+            async with asyncio.timeout(20):
+                while (await bus.stream_bounds("EVENTS"))[1] == 0:
+                    await bus.round_trip_seconds()
+
+    assert await published(bus) == [("n1", "10")]
 
 
 async def test_two_processes_and_a_kill_lose_nothing_and_double_nothing(
