@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from agent.blocking import BlockingThread
-from agent.bus import Bus
+from agent.bus import Bus, is_authenticated
 from agent.bus.lease import BucketLeases
 from agent.identity import Identity
 from agent.instance import HealthSettings, Instance
@@ -176,6 +176,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     from handlers.alerting.configuration import AlertConfiguration  # noqa: PLC0415
     from handlers.alerting.endpoints import AlertEndpoints  # noqa: PLC0415
     from handlers.alerting.open_alerts import OpenAlerts  # noqa: PLC0415
+    from handlers.execution import execution_endpoints  # noqa: PLC0415
     from handlers.foreign import ForeignMessages  # noqa: PLC0415
     from handlers.latest import LatestStore  # noqa: PLC0415
     from handlers.queries import query_endpoints  # noqa: PLC0415
@@ -222,7 +223,15 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             lambda: dict(runtime.counters),
         )
         queries = query_endpoints(store, bus, time.time_ns, settings, runtime.counters)
-        drain = await instance.serve([*queries, *alerts.endpoints()])
+        execution = execution_endpoints(
+            bus,
+            bus,
+            time.time_ns,
+            settings.queries,
+            runtime.counters,
+            lambda: instance.registry.count_live("executor"),
+        )
+        drain = await instance.serve([*queries, *alerts.endpoints(), *execution])
         await runtime.wait_started()
         await instance.ready()
         try:
@@ -325,11 +334,49 @@ async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         yield instance
 
 
+@contextlib.asynccontextmanager
+async def run_executor(bus: Bus, place: Place) -> AsyncIterator[Instance]:
+    """The executor: what accepted advice asks for, by a program or Kubernetes."""
+    from agent.executors.command import CommandTarget  # noqa: PLC0415
+    from agent.executors.kubernetes import KubernetesTarget  # noqa: PLC0415
+    from agent.executors.service import ExecutorService  # noqa: PLC0415
+
+    settings = place.settings.executor
+    target: CommandTarget | KubernetesTarget
+    if settings.kind == "command":
+        target = CommandTarget(settings.command, os.environ)
+    elif settings.kind == "kubernetes":
+        target = KubernetesTarget(settings.kubernetes)
+    else:
+        raise SettingsError(
+            'setting executor.kind = "none": say how to act, "command" or "kubernetes"'
+        )
+    guarded = await is_authenticated(bus)
+    async with (
+        _instance(bus, "executor", place) as instance,
+        _leases(bus, "executor", place) as leases,
+        ExecutorService(
+            bus,
+            bus,
+            leases,
+            target,
+            settings,
+            name=place.instance,
+            is_authenticated=guarded,
+            clock=time.time_ns,
+        ) as service,
+    ):
+        instance.watch(service.components, lambda: dict(service.counters))
+        await instance.ready()
+        yield instance
+
+
 Build = Callable[[Bus, Place], contextlib.AbstractAsyncContextManager[Instance]]
 
 RUN: Mapping[Role, Build] = {
     "archive": run_archive,
     "cache": run_cache,
+    "executor": run_executor,
     "handlers": run_handlers,
     "agent": run_agent,
 }

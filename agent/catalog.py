@@ -62,6 +62,7 @@ from schemas.api import (
     WarmReply,
     WarmRequest,
 )
+from schemas.decisions import ExecuteReply, ExecuteRequest, ExplainRequest, Explanation
 from schemas.lmcache import (
     LmcacheConfig,
     LmcacheConfigure,
@@ -231,7 +232,21 @@ def endpoints() -> Iterator[EndpointSpec]:
         Filter,
         RecommendationsReply,
     )
-    for name in ("scale_up", "scale_down", "consolidate", "execute"):
+    yield EndpointSpec(
+        "api.optimize.execute",
+        "handlers",
+        "has accepted advice carried out; the same idempotency key again: how far that is",
+        ExecuteRequest,
+        ExecuteReply,
+    )
+    yield EndpointSpec(
+        "api.optimize.explain",
+        "handlers",
+        "one recommendation, from the messages behind it to what became of it",
+        ExplainRequest,
+        Explanation,
+    )
+    for name in ("scale_up", "scale_down", "consolidate"):
         yield EndpointSpec(f"api.optimize.{name}", "handlers", NOT_BUILT)
     yield from _of_alerts()
     yield from _of_cache()

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from agent import (
+    cli_advice,
     cli_alerts,
     cli_archive,
     cli_backtest,
@@ -162,7 +163,7 @@ def _simulation(gpus: str | None, engines: str | None) -> Simulation:
 
 @app.command()
 def run(
-    role: Annotated[Role, typer.Argument(help="agent, handlers, cache or archive")],
+    role: Annotated[Role, typer.Argument(help="agent, handlers, cache, archive or executor")],
     nats_url: NatsUrl = None,
     password_file: PasswordFile = None,
     state_dir: StateDir = None,
@@ -304,6 +305,8 @@ def demo(
 
 
 # Listed after what everybody needs.
+for command in (cli_advice.advise, cli_advice.approve, cli_advice.reject, cli_advice.explain):
+    app.command()(command)
 app.command()(cli_replay.replay)
 app.command()(cli_backtest.backtest)
 app.command()(cli_report.report)

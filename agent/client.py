@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
+from agent import decisions
 from agent.alert_client import AlertCalls
 from agent.cache_client import CacheClient
 from agent.connected import Connected
@@ -14,8 +15,10 @@ from schemas.api import (
     HistoryReply,
     HistoryRequest,
     LatestReply,
+    RecommendationsReply,
     UtilizationReply,
 )
+from schemas.decisions import ExecuteReply, Explanation
 from schemas.lmcache import (
     LmcacheConfig,
     LmcacheMetrics,
@@ -206,3 +209,49 @@ class ResourceAgent(Connected, AlertCalls):
         """Remove everything of a namespace, what is archived included."""
         request = LmcacheRequest(namespace=namespace)
         return await self._ask("api.lmcache.clear", request, ClearReply)
+
+    async def get_scaling_recommendations(self, pool: str | None = None) -> RecommendationsReply:
+        """The advice that stands, of one pool or of all, newest first."""
+        return await self._ask(
+            "api.optimize.recommendations", Filter(pool=pool), RecommendationsReply
+        )
+
+    async def approve(
+        self, recommendation_id: str, *, reason: str = "", by: str | None = None
+    ) -> Explanation:
+        """Accept advice, as `<user of the bus>:<by>`; 409 where somebody was quicker."""
+        signed = decisions.decider(self._bus, by)
+        return await decisions.decide(
+            self._bus, recommendation_id, "accepted", by=signed, reason=reason
+        )
+
+    async def reject(
+        self, recommendation_id: str, *, reason: str, by: str | None = None
+    ) -> Explanation:
+        """Reject advice, as `<user of the bus>:<by>`; 409 where somebody was quicker."""
+        signed = decisions.decider(self._bus, by)
+        return await decisions.decide(
+            self._bus, recommendation_id, "rejected", by=signed, reason=reason
+        )
+
+    async def execute_optimization(
+        self,
+        recommendation_id: str,
+        *,
+        dry_run: bool = True,
+        idempotency_key: str | None = None,
+        wait_seconds: float = 0.0,
+    ) -> ExecuteReply:
+        """Have accepted advice carried out, once for each key; waits for its end if asked to."""
+        return await decisions.execute(
+            self._bus,
+            recommendation_id,
+            dry_run=dry_run,
+            idempotency_key=idempotency_key,
+            by=decisions.decider(self._bus),
+            wait_seconds=wait_seconds,
+        )
+
+    async def explain(self, recommendation_id: str) -> Explanation:
+        """One recommendation, from the messages behind it to what became of it."""
+        return await decisions.explain(self._bus, recommendation_id)

@@ -53,6 +53,7 @@ class Instance:
         "handlers": "analysis: alerts, utilization, rollups, scaling advice, latest values",
         "cache": "RAM cache for KV blocks and LLM responses",
         "archive": "evicted cache entries, kept with a time to live",
+        "executor": "carries accepted scaling advice out",
     }
 
     def __init__(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from agent.bus.names import Names
 from agent.bus.streams import BUCKETS, STREAMS
-from schemas.lifecycle import ROLES, Role
+from schemas.lifecycle import ALL_ROLES, Role
 from schemas.views import GPU_VIEWS, SYSTEM_VIEWS
 
 HARMLESS_REQUESTS = (
@@ -66,6 +66,12 @@ PUBLISHED_BY: Mapping[Role, tuple[str, ...]] = {
     ),
     "cache": ("metrics.cache.>", "cache_event.>", "evicted.>", "evicted_part.>"),
     "archive": ("archived.>", "evicted.*"),
+    "executor": (
+        *DECISIONS,
+        "execution.>",
+        "recommendation.scale_up.>",  # to go back after a failure
+        "recommendation.scale_down.>",
+    ),
 }
 SERVED_BY: Mapping[Role, tuple[str, ...]] = {
     "agent": (
@@ -83,12 +89,14 @@ SERVED_BY: Mapping[Role, tuple[str, ...]] = {
     ),
     "cache": ("api.lmcache.>", "cache.>"),
     "archive": ("api.archive.>",),
+    "executor": (),
 }
 STREAMS_READ_BY: Mapping[Role, tuple[str, ...]] = {
     "agent": (),
-    "handlers": ("METRICS", "ROLLUPS", "ALERTS", "RECOMMENDATIONS"),
+    "handlers": ("METRICS", "ROLLUPS", "ALERTS", "RECOMMENDATIONS", "EVENTS"),
     "cache": ("EVENTS",),
     "archive": ("DEAD",),
+    "executor": ("RECOMMENDATIONS",),
 }
 BUCKETS_FOLLOWED = ("registry", "config")
 """Every service hears who is there and what is to be done; all read the whole of a bucket."""
@@ -97,6 +105,7 @@ BUCKETS_OF: Mapping[Role, tuple[str, ...]] = {
     "handlers": ("registry", "lease", "state", "config"),
     "cache": ("registry", "lease", "state", "config"),
     "archive": ("registry", "lease", "archive"),
+    "executor": ("registry", "lease"),
 }
 """Where a role writes the keys that begin with its name."""
 MAKES_STREAMS: Role = "handlers"
@@ -157,8 +166,8 @@ def deployed_rights(names: Names) -> dict[str, Rights]:
             subscribe=(f"{names.root}.>", "$SRV.>", "$JS.EVENT.>", inbox("operator")),
         ),
     }
-    inboxes = ("_INBOX.>", *map(inbox, (*ROLES, *rights)))
-    return {**{role: _service(names, role, inboxes) for role in ROLES}, **rights}
+    inboxes = ("_INBOX.>", *map(inbox, (*ALL_ROLES, *rights)))
+    return {**{role: _service(names, role, inboxes) for role in ALL_ROLES}, **rights}
 
 
 def inbox(user: str) -> str:

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from agent.collectors.filesystems import FilesystemsSettings
 from agent.engine_settings import EnginesSettings
+from agent.executors.settings import ExecutorSettings
 from agent.nats_config import ServerSettings
 from archive.settings import ArchiveSettings
 from cache.settings import CacheSettings
@@ -138,6 +139,9 @@ class Settings(Table, frozen=True, kw_only=True):
     handlers: Annotated[HandlersSettings, Meta(description="handlers")] = HandlersSettings()
     cache: Annotated[CacheSettings, Meta(description="cache")] = CacheSettings()
     archive: Annotated[ArchiveSettings, Meta(description="archive")] = ArchiveSettings()
+    executor: Annotated[ExecutorSettings, Meta(description="carries advice out")] = (
+        ExecutorSettings()
+    )
     log: Annotated[LogSettings, Meta(description="logs")] = LogSettings()
 
     def state_folder(self) -> Path:

@@ -24,7 +24,7 @@ from agent.private_server import PrivateServer
 from agent.runner import StopRequest, running, signals, until_stopped
 from agent.settings import Settings
 from agent.state_folder import StateFolderError, write_private_json
-from schemas.lifecycle import ROLES, Role
+from schemas.lifecycle import ALL_ROLES, ROLES, Role
 from schemas.units import token
 
 log = structlog.get_logger()
@@ -119,7 +119,8 @@ async def up(settings: Settings, options: UpOptions, *, say: Callable[[str], Non
                 simulation=options.simulation,
                 server_room_bytes=server.room_bytes,
             )
-            async with running(server.url, ROLES, place, request):
+            roles = ROLES if settings.executor.kind == "none" else ALL_ROLES
+            async with running(server.url, roles, place, request):
                 started()
                 say(welcome(server, settings))
                 with _ready_file(options.ready_file, server.url, state_dir):

@@ -2,7 +2,7 @@
 # Makes deploy/secrets/: a password for every user of nats.conf and the keys of the S3 store.
 # Passwords that are there stay: delete one and run this again to change it.
 set -eu
-users="agent handlers cache archive observer orchestrator operator"
+users="agent handlers cache archive executor observer orchestrator operator"
 cd "$(dirname "$0")"
 
 # The folder keeps other users of this machine out; the containers' users must read the files.

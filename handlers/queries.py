@@ -33,7 +33,7 @@ from schemas.report import (
 from schemas.units import SECOND_NS, instant
 from schemas.views import GPU_VIEWS, SYSTEM_VIEWS, gpu_values, system_values
 
-_NOT_BUILT = ("scale_up", "scale_down", "consolidate", "execute")
+_NOT_BUILT = ("scale_up", "scale_down", "consolidate")
 
 
 def query_endpoints(

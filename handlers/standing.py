@@ -17,6 +17,7 @@ from schemas.units import SECOND_NS, instant, to_ns
 
 Judgement = TypeVar("Judgement", Utilization, Waste, Trend, Opportunity)
 
+_MINUTE_NS = 60 * SECOND_NS
 _CLOSING = frozenset({"rejected", "superseded", "expired"})
 # A trend is of whole hours, and told after each of them.
 _TREND_SECONDS = 2 * 3600.0
@@ -85,10 +86,17 @@ class Standing:
         now_ns = self._clock()
         advice = await self._reader.last("RECOMMENDATIONS", Recommendation)
         closed = {row.supersedes for row in advice}
-        for decision in await self._reader.last("RECOMMENDATIONS", Decision):
+        begins = [to_ns(row.decided_at) for row in advice if to_ns(row.expires_at) > now_ns]
+        # All since the oldest that may stand; a minute more, as clocks differ.
+        since = max(1, min(begins, default=now_ns) - _MINUTE_NS), now_ns + _MINUTE_NS
+        for decision in await self._reader.between(
+            "RECOMMENDATIONS", Decision, Decision.pattern(), *since
+        ):
             if decision.verdict in _CLOSING:
                 closed.add(decision.recommendation_id)
-        for execution in await self._reader.last("RECOMMENDATIONS", Execution):
+        for execution in await self._reader.between(
+            "RECOMMENDATIONS", Execution, Execution.pattern(), *since
+        ):
             if execution.phase == "succeeded" and not execution.dry_run:
                 closed.add(execution.recommendation_id)
         rows = [

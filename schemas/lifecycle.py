@@ -8,8 +8,10 @@ from msgspec import Meta
 from schemas.message import Message
 from schemas.units import Count, Instant, Seconds, Token
 
-Role = Literal["agent", "handlers", "cache", "archive"]
+Role = Literal["agent", "handlers", "cache", "archive", "executor"]
 ROLES: tuple[Role, ...] = ("agent", "handlers", "cache", "archive")
+"""What every installation has."""
+ALL_ROLES: tuple[Role, ...] = (*ROLES, "executor")
 ComponentState = Literal["ok", "degraded", "failed", "off"]
 
 

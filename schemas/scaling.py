@@ -110,7 +110,7 @@ class Recommendation(Message, frozen=True, kw_only=True):
     """
 
     SUBJECT: ClassVar[str] = "recommendation.{action}.{pool}"
-    PUBLISHER: ClassVar[str] = "handlers"
+    PUBLISHER: ClassVar[str] = "handlers; executor to go back after a failure"
     STREAM: ClassVar[str | None] = "RECOMMENDATIONS"
 
     action: Annotated[
@@ -135,7 +135,7 @@ class Recommendation(Message, frozen=True, kw_only=True):
         str,
         Meta(
             description="up: the signal furthest above its target; down: `spare_capacity`; "
-            "`forecast`: planned for the load to come"
+            "`forecast`: planned for the load to come; `rollback`: an execution failed"
         ),
     ]
     text: Annotated[str, Meta(description="for people: change, reason and figures")]
@@ -178,7 +178,7 @@ class Decision(Message, frozen=True, kw_only=True):
     """What an orchestrator or operator (or the handlers: superseded, expired) said to advice."""
 
     SUBJECT: ClassVar[str] = "decision.{verdict}.{pool}"
-    PUBLISHER: ClassVar[str] = "orchestrator, operator; handlers for superseded and expired"
+    PUBLISHER: ClassVar[str] = "orchestrator, operator, executor; handlers for superseded, expired"
     STREAM: ClassVar[str | None] = "RECOMMENDATIONS"
 
     verdict: Annotated[
@@ -192,7 +192,10 @@ class Decision(Message, frozen=True, kw_only=True):
     ]
     decided_by: Annotated[
         str,
-        Meta(description="`handlers`, or the name that an orchestrator or operator gives itself"),
+        Meta(
+            description="`handlers`, or who decided as it calls itself: `operator:ann`, before the "
+            "colon the role that `executor.deciders` names"
+        ),
     ]
     reason: Annotated[str, Meta(description="why, for people")] = ""
     simulated: Simulated = False
@@ -202,7 +205,7 @@ class Execution(Message, frozen=True, kw_only=True):
     """A step in carrying out accepted advice, with the state before and after."""
 
     SUBJECT: ClassVar[str] = "execution.{phase}.{pool}"
-    PUBLISHER: ClassVar[str] = "orchestrator, handlers"
+    PUBLISHER: ClassVar[str] = "executor, orchestrator; handlers for requested"
     STREAM: ClassVar[str | None] = "RECOMMENDATIONS"
 
     phase: Annotated[
@@ -216,7 +219,13 @@ class Execution(Message, frozen=True, kw_only=True):
     observed_at: Annotated[
         Instant, Meta(description="when the step was taken, by the executor's clock")
     ]
-    executed_by: Annotated[str, Meta(description="name that the executor gives itself")]
+    executed_by: Annotated[
+        str,
+        Meta(
+            description="name that the executor gives itself; of `requested` who is to do it, "
+            "`executor`: the service of that role"
+        ),
+    ]
     dry_run: Annotated[bool, Meta(description="true: only shown, nothing was changed")] = True
     replicas_before: Annotated[
         Count | None, Meta(description="before the change; null: not told")
@@ -228,3 +237,13 @@ class Execution(Message, frozen=True, kw_only=True):
         str | None, Meta(description="why it failed, for people; null: it did not")
     ] = None
     simulated: Simulated = False
+    requested_by: Annotated[
+        str, Meta(description="name that who asked for it gives itself; empty: not told")
+    ] = ""
+    text: Annotated[
+        str, Meta(description="what was done, or would be in a dry run, for people")
+    ] = ""
+    rollback: Annotated[
+        str | None,
+        Meta(description="`recommendation_id` of the advice to go back; null: nothing to undo"),
+    ] = None

@@ -33,6 +33,7 @@ EXTRA = {
     "agent/cli_backtest.py": {"handlers"},
     "agent/commands.py": {"rich"},
     "agent/demo.py": {"rich"},
+    "agent/executors/kubernetes.py": {"aiohttp"},
     "agent/live": {"rich"},
     "agent/replay_view.py": {"rich"},
 }

@@ -8,7 +8,7 @@ _hides_aiohttp = "aiohttp" not in sys.modules
 if _hides_aiohttp:
     sys.modules["aiohttp"] = None  # type: ignore[assignment]
 
-from agent.bus.bus import Bus, connect  # noqa: E402
+from agent.bus.bus import Bus, connect, is_authenticated  # noqa: E402
 from agent.bus.errors import BusError  # noqa: E402
 from agent.bus.streams import ensure_streams  # noqa: E402
 
@@ -16,4 +16,4 @@ if _hides_aiohttp:
     del sys.modules["aiohttp"]
 
 
-__all__ = ["Bus", "BusError", "connect", "ensure_streams"]
+__all__ = ["Bus", "BusError", "connect", "ensure_streams", "is_authenticated"]

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import dataclasses
 import math
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import cast
+from urllib.parse import urlsplit
 
 import nats.errors
 import nats.js.errors
@@ -16,7 +18,7 @@ from agent.bus.bucket import KvBucket
 from agent.bus.cancellation import heed
 from agent.bus.client import Question
 from agent.bus.connection import Login
-from agent.bus.errors import BusError, raised_as
+from agent.bus.errors import BusError, LoginRefusedError, raised_as
 from agent.bus.names import Names
 from agent.bus.publishing import PublishingConnection
 from agent.bus.reader import OrderedReader, read_stream
@@ -420,6 +422,31 @@ def _seconds(text: str | None) -> float | None:
     except ValueError:
         return None
     return seconds if 0 <= seconds < math.inf else None
+
+
+async def is_authenticated(bus: Bus) -> bool:
+    """Whether the server knows who we are: it lets nobody in with our name and another secret.
+
+    What it says of itself does not tell: one that lets guests in asks for no login, and one
+    without users takes any.
+
+    Raises:
+        BusError: the server does not answer.
+    """
+    if bus.user is None:
+        return False
+    parts = urlsplit(bus.url)
+    wrong = secrets.token_hex(16)
+    login = f"{parts.username}:{wrong}" if parts.password is not None else wrong
+    host = parts.netloc.rpartition("@")[2]
+    try:
+        stranger = await connect(
+            parts._replace(netloc=f"{login}@{host}").geturl(), name="authentication-check"
+        )
+    except LoginRefusedError:
+        return True
+    await stranger.close()
+    return False
 
 
 async def connect(

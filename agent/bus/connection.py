@@ -17,7 +17,7 @@ from nats.js import JetStreamContext
 
 from agent.bus.cancellation import end, heed
 from agent.bus.client import BusClient
-from agent.bus.errors import BusError
+from agent.bus.errors import BusError, LoginRefusedError
 from agent.bus.incidents import Incidents
 from agent.human import reason
 
@@ -115,7 +115,7 @@ class Connection:
             async with asyncio.timeout(deadline_seconds):
                 await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
                 if refused.done():
-                    raise BusError(self._refusal())
+                    raise LoginRefusedError(self._refusal())
                 await connecting
             opened = True
         except TimeoutError:
@@ -185,6 +185,15 @@ class Connection:
     def denial(self, subject: str) -> str:
         """In which words the server denied us something about `subject` lately; else empty."""
         return self._incidents.permission_hint(subject)
+
+    @property
+    def user(self) -> str | None:
+        """Who this connection logs in as; `token` by a token; None: as nobody.
+
+        `is_authenticated` tells whether the server cares.
+        """
+        login = Login.of(self.url)
+        return login.user or ("token" if login.token else None)
 
     @property
     def is_connected(self) -> bool:

@@ -12,6 +12,10 @@ class BusError(RuntimeError):
     """No usable connection: wrong URL, wrong password, no JetStream. The text says what to do."""
 
 
+class LoginRefusedError(BusError):
+    """The server does not take this user with this password, or this token."""
+
+
 @contextlib.contextmanager
 def raised_as(kind: type[Exception], what: str) -> Iterator[None]:
     """Turn errors of nats-py and of the socket into `kind`, `what` in front of their text."""

@@ -9,7 +9,7 @@ from agent import catalog
 from agent.bus import BusError, connect
 from agent.bus.names import Names
 from agent.nats_rights import deployed_rights
-from schemas.lifecycle import ROLES
+from schemas.lifecycle import ALL_ROLES
 from tests.support.deployment import DeployedServer
 
 pytestmark = pytest.mark.bus
@@ -87,7 +87,7 @@ def example(subject: str, **more: str) -> str:
 def publishers(subject: str, text: str) -> set[str]:
     """Users that the catalog names as publishers of an event."""
     if text == "every service":
-        return {role for role in ROLES if f".{role}." in f"{subject}."} or {"archive"}
+        return {role for role in ALL_ROLES if f".{role}." in f"{subject}."} or {"archive"}
     return {name for name in USERS if name in text}
 
 
@@ -95,21 +95,26 @@ def events() -> dict[str, set[str]]:
     """Every event's subject, and who publishes it by the catalog."""
     found: dict[str, set[str]] = {}
     for event in catalog.EVENTS:
-        for role in ROLES if "{role}" in event.SUBJECT else ("",):
+        for role in ALL_ROLES if "{role}" in event.SUBJECT else ("",):
             subject = example(event.SUBJECT, role=role)
             found[subject] = publishers(subject, event.PUBLISHER)
     for raw in catalog.RAW_EVENTS:
         subject = example(raw.subject, stream="FLEET_EVICTIONS", consumer="archiver")
         found[subject] = publishers(subject, raw.publisher)
     # Which of the two kinds each may publish stands in the text of the catalog.
-    by_people, by_handlers = {"orchestrator", "operator"}, {"handlers"}
+    by_deciders, by_handlers = {"orchestrator", "operator", "executor"}, {"handlers"}
     for verdict in ("accepted", "rejected", "superseded", "expired"):
-        who = by_people if verdict in ("accepted", "rejected") else by_handlers
+        who = by_deciders if verdict in ("accepted", "rejected") else by_handlers
         found[example("decision.{verdict}.{pool}", verdict=verdict)] = who
     for phase in ("started", "succeeded", "failed"):
-        found[example("execution.{phase}.{pool}", phase=phase)] = {"orchestrator"}
-    found[example("execution.requested.{pool}")] = {"orchestrator", "handlers"}
-    del found[example("decision.{verdict}.{pool}")], found[example("execution.{phase}.{pool}")]
+        found[example("execution.{phase}.{pool}", phase=phase)] = {"orchestrator", "executor"}
+    found[example("execution.requested.{pool}")] = {"orchestrator", "handlers", "executor"}
+    for action in ("scale_up", "scale_down"):  # as a rollback may need
+        advice = example("recommendation.{action}.{pool}", action=action)
+        found[advice] = {"handlers", "executor"}
+    found[example("recommendation.tune_cache.{pool}")] = {"handlers"}
+    for subject in ("decision.{verdict}", "execution.{phase}", "recommendation.{action}"):
+        del found[example(f"{subject}.{{pool}}")]
     return found
 
 
@@ -122,11 +127,11 @@ async def test_an_event_is_published_by_those_whom_the_catalog_names(user: User)
 
 def servers(served_by: str) -> set[str]:
     if served_by.startswith("every service") or served_by == "that service":
-        return set(ROLES)
-    return {role for role in ROLES if role in served_by}
+        return set(ALL_ROLES)
+    return {role for role in ALL_ROLES if role in served_by}
 
 
-@each_user(*ROLES)
+@each_user(*ALL_ROLES)
 async def test_a_request_is_heard_by_those_who_serve_it(user: User) -> None:
     specs = [spec for spec in catalog.endpoints() if "{name}" not in spec.subject]
     subjects = {example(spec.subject): servers(spec.served_by) for spec in specs}
@@ -136,10 +141,10 @@ async def test_a_request_is_heard_by_those_who_serve_it(user: User) -> None:
     assert heard == {subject for subject, who in subjects.items() if user.name in who}
 
 
-@each_user(*ROLES)
+@each_user(*ALL_ROLES)
 async def test_a_service_hears_requests_to_itself_and_no_other_role(user: User) -> None:
     mine = f"fleet.v1.api.health.ready.{user.name}.n1"
-    others = [f"fleet.v1.api.health.ready.{role}.n1" for role in ROLES if role != user.name]
+    others = [f"fleet.v1.api.health.ready.{role}.n1" for role in ALL_ROLES if role != user.name]
 
     assert await user.may_subscribe(mine, *others) == {mine}
 
@@ -183,6 +188,7 @@ MAY = {
     "agent": {"read the registry", "let the registry flow", "write an agent's record"},
     "handlers": {
         *("make a stream", "read metrics", "let metrics flow", "let metrics flow (2.15)"),
+        "read events",
         *("read the registry", "let the registry flow", "read the state", "write a slot's state"),
     },
     "cache": {
@@ -197,6 +203,7 @@ MAY = {
         "write the archive's index",
         *("read dead letters", "remove a dead letter"),
     },
+    "executor": {"read the registry", "let the registry flow"},
     "observer": set[str](),
     "orchestrator": {"read advice"},
     "operator": {

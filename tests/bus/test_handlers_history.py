@@ -413,6 +413,17 @@ async def test_no_advice_says_so(bus: Bus) -> None:
     assert (reply.rows, reply.text) == ([], "no advice stands")
 
 
+async def test_advice_once_rejected_stays_so_when_others_of_its_pool_are_too(bus: Bus) -> None:
+    up, down = advice("scale_up", "p", 1), advice("scale_down", "p", 2)
+    await recorded(bus, up, down, verdict(up, "rejected"), verdict(down, "rejected"))
+
+    reply = msgspec.json.decode(
+        await ask(bus, "api.optimize.recommendations"), type=RecommendationsReply
+    )
+
+    assert reply.rows == []
+
+
 async def test_recommendations_have_no_node(bus: Bus) -> None:
     with pytest.raises(RequestError, match="400 node: "):
         await ask(bus, "api.optimize.recommendations", {"node": "n1"})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.bus import BusError, connect, ensure_streams
+from agent.bus import BusError, connect, ensure_streams, is_authenticated
 from agent.discovery import with_password
 from schemas.protocols import Answer, Endpoint
 from tests.support.server import NatsServer
@@ -67,5 +67,41 @@ async def test_a_user_needs_no_inbox_but_its_own(tmp_path: Path) -> None:
             assert (answer.payload, kept) == (b"hello", [])
             assert items["key"][0] == b"value"
             assert not bus.counters["permission_denied_total"]
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("config", "login", "is_known"),
+    [
+        pytest.param("", "", False, id="anybody"),
+        pytest.param("", "ann:secret@", False, id="who-says-so"),
+        pytest.param(
+            "authorization { user: ann, password: secret }", "ann:secret@", True, id="one"
+        ),
+        pytest.param("authorization { token: secret }", "secret@", True, id="token"),
+        pytest.param(
+            "no_auth_user: guest\nauthorization { users: ["
+            "{ user: ann, password: secret }, { user: guest, password: unused } ] }",
+            "ann:secret@",
+            True,
+            id="beside-guests",
+        ),
+        pytest.param(
+            "no_auth_user: guest\nauthorization { users: [{ user: guest, password: unused }] }",
+            "",
+            False,
+            id="a-guest",
+        ),
+    ],
+)
+async def test_whether_the_server_has_checked_who_we_are(
+    tmp_path: Path, config: str, login: str, is_known: bool
+) -> None:
+    server = NatsServer(tmp_path / "nats", config)
+    server.start()
+    try:
+        async with await connect(f"nats://{login}127.0.0.1:{server.port}", name="test") as bus:
+            assert await is_authenticated(bus) == is_known
     finally:
         server.stop()

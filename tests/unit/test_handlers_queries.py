@@ -79,7 +79,7 @@ def test_every_query_subject_of_the_contract_is_served_once() -> None:
         "gpu": "metrics history utilization temperature memory power",
         "system": "cpu memory disk network all history",
         "analysis": "utilization trends waste opportunities report",
-        "optimize": "scale_up scale_down consolidate recommendations execute",
+        "optimize": "scale_up scale_down consolidate recommendations",
     }
     subjects = {
         f"api.{group}.{name}" for group, names in expected.items() for name in names.split()
@@ -156,9 +156,7 @@ def test_a_bad_request_names_the_field(body: dict[str, object], field: str) -> N
         ask(endpoints()["api.gpu.power"], body)
 
 
-@pytest.mark.parametrize(
-    "subject", ["api.optimize.consolidate", "api.optimize.execute", "api.optimize.scale_up"]
-)
+@pytest.mark.parametrize("subject", ["api.optimize.consolidate", "api.optimize.scale_up"])
 def test_what_is_not_built_says_so(subject: str) -> None:
     with pytest.raises(RequestError, match=f"503 {subject} is not built yet"):
         ask(endpoints()[subject])

@@ -1,0 +1,146 @@
+"""Advice and its story as lines for a terminal."""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from agent import human
+from agent.executors.policy import outranked_by
+from schemas.decisions import EngineSource, Explanation, TrailEntry
+from schemas.metrics import Rollup
+from schemas.precedence import decided_by
+from schemas.scaling import Decision, Evidence, Execution, Recommendation
+from schemas.units import to_ns
+
+
+def advice_lines(story: Explanation, others: Sequence[Recommendation]) -> Iterator[str]:
+    """One piece of advice: what, why, what it is worth, until when, and what to type next."""
+    advice = story.life.advice
+    name = advice.recommendation_id
+    yield f"{name}  {_change(advice)}  [{story.state}]"
+    yield f"    why: {human.printable(advice.text or advice.reason)}"
+    left = (to_ns(advice.expires_at) - to_ns(story.answered_at)) / 1e9
+    until = f"stands for {human.duration(left)}" if left > 0 else "expired"
+    sure = f"confidence {advice.confidence_ratio:.0%}"
+    yield f"    {_money(advice)}, {advice.risk} risk, {sure}, {until}"
+    winner = outranked_by(advice, others)
+    if winner is not None:
+        criterion = decided_by(winner, advice)
+        yield f"    contradicts {winner.recommendation_id}, which goes first by {criterion}"
+    if advice.simulated:
+        yield "    from simulated evidence: no executor carries it out"
+    yield f"    next: {_next(story)}"
+
+
+def story_lines(story: Explanation) -> Iterator[str]:
+    """One recommendation, from the messages behind it to what became of it."""
+    advice = story.life.advice
+    yield f"{advice.recommendation_id}  {_change(advice)}  [{story.state}]"
+    yield f"  {human.printable(advice.text or advice.reason)}"
+    if story.closed:
+        yield f"  does not stand: {human.printable(story.closed)}"
+    yield "evidence"
+    yield from (f"  {_evidence(one)}" for one in advice.evidence)
+    if not advice.evidence:
+        yield "  none was given"
+    if story.engines:
+        yield "measured, in FLEET_METRICS"
+        yield from (f"  {_engine(one)}" for one in story.engines)
+    if story.rollups:
+        yield "measured, in FLEET_ROLLUPS (means of a minute)"
+        yield from (f"  {_minute(one, advice)}" for one in story.rollups)
+    if story.forecasts:
+        yield "forecast"
+    for forecast in story.forecasts:
+        for horizon in forecast.horizons:
+            yield (
+                f"  {forecast.signal} in {human.duration(horizon.ahead_seconds)}: "
+                f"{horizon.p50:.3g} ({horizon.p10:.3g} to {horizon.p90:.3g}), by the minute of "
+                f"{forecast.minute_at:%F %T}Z"
+            )
+    if story.missing:
+        yield "not found any more"
+        yield from (f"  {human.printable(text)}" for text in story.missing)
+    yield "in FLEET_RECOMMENDATIONS"
+    yield from (f"  {_entry(entry)}" for entry in story.trail)
+    yield f"next: {_next(story)}"
+
+
+def execution_line(step: Execution) -> str:
+    """How far an execution is."""
+    kind = "dry run" if step.dry_run else "execution"
+    said = step.error or step.text
+    states = f" ({_count(step.replicas_before)} → {_count(step.replicas_after)} replicas)"
+    return f"{kind} {step.phase}{states if step.replicas_after is not None else ''}" + (
+        f": {human.printable(said)}" if said else ""
+    )
+
+
+def _change(advice: Recommendation) -> str:
+    return f"{advice.action} {advice.pool} {advice.replicas_from} → {advice.replicas_to}"
+
+
+def _count(replicas: int | None) -> str:
+    return "?" if replicas is None else str(replicas)
+
+
+def _money(advice: Recommendation) -> str:
+    saving = advice.saving_usd_per_hour
+    if saving is None:
+        return "no price is set"
+    return f"saves {saving:.2f} $/h" if saving >= 0 else f"costs {-saving:.2f} $/h"
+
+
+def _next(story: Explanation) -> str:
+    name = story.life.advice.recommendation_id
+    match story.state:
+        case "open":
+            return f"resource-agent approve {name}   (or: reject {name} --reason …)"
+        case "accepted":
+            return f"resource-agent approve {name} --execute   (a dry run; then --for-real)"
+        case "failed":
+            return f"look why, then: approve {name} --execute --for-real --key NEW"
+        case "requested" | "executing":
+            return f"resource-agent explain {name}   (it is under way)"
+        case _:
+            return "nothing: it is settled"
+
+
+def _evidence(one: Evidence) -> str:
+    text = f"{human.printable(one.signal)} {one.value:.4g}"
+    if one.threshold is not None:
+        text += f", against {one.threshold:.4g}"
+    if one.window_seconds:
+        text += f", over {human.duration(one.window_seconds)}"
+    if one.stream_from is not None and one.stream_to is not None:
+        text += f", messages {one.stream_from} to {one.stream_to}"
+    return text
+
+
+def _minute(rollup: Rollup, advice: Recommendation) -> str:
+    names = dict.fromkeys(f"engine_{one.signal}" for one in advice.evidence)
+    means = {name: rollup.metrics.get(name) for name in names}
+    told = [f"{name} {found.mean:.4g}" for name, found in means.items() if found is not None]
+    return f"{rollup.minute_at:%F %T}Z  {', '.join(told) or 'none of these signals'}"
+
+
+def _engine(one: EngineSource) -> str:
+    values = [
+        f"{human.printable(name)} {'-' if value is None else f'{value:.4g}'}"
+        for name, value in one.values.items()
+    ]
+    messages = f"{one.messages} messages, {one.first_sequence} to {one.last_sequence}"
+    return f"{one.node}/{one.engine}: {messages}; in the last {', '.join(values)}"
+
+
+def _entry(entry: TrailEntry) -> str:
+    family = entry.subject.split(".")[0]
+    said = ""
+    if family == "decision":
+        decision = msgspec.json.decode(entry.message, type=Decision)
+        said = f"by {decision.decided_by}" + (f": {decision.reason}" if decision.reason else "")
+    elif family == "execution":
+        step = msgspec.json.decode(entry.message, type=Execution)
+        asked = f", asked by {step.requested_by}" if step.requested_by else ""
+        said = f"{execution_line(step)}, by {step.executed_by}{asked}, key {step.idempotency_key}"
+    return f"{entry.sequence}  {entry.stored_at:%F %T}Z  {entry.subject}  {human.printable(said)}"

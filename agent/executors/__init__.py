@@ -1,0 +1,1 @@
+"""Carries advice out: who may, what is done, and what came of it."""

@@ -1,0 +1,163 @@
+"""`api.optimize.explain`: from one recommendation back to the messages behind it."""
+
+import contextlib
+
+import msgspec
+
+from handlers.advice_log import AdviceLog
+from handlers.reading import Reading
+from schemas.decisions import EngineSource, ExplainRequest, Explanation
+from schemas.engines import EngineMetrics
+from schemas.metrics import Rollup
+from schemas.protocols import Call, Clock, Delivery, PublishError, RequestError
+from schemas.scaling import Forecast, Recommendation
+from schemas.units import SECOND_NS, instant, to_ns
+
+ROLLUPS_NS = 15 * 60 * SECOND_NS
+FORECASTS_NS = 5 * 60 * SECOND_NS
+
+_ENGINE = msgspec.json.Decoder(EngineMetrics)
+_ROLLUP = msgspec.json.Decoder(Rollup)
+_FORECAST = msgspec.json.Decoder(Forecast)
+
+
+class Explain:
+    """Reads what advice came from.
+
+    Engines' metrics by the numbers in its evidence, or the pool's minutes where those are gone,
+    and the forecasts before it.
+    """
+
+    def __init__(self, log: AdviceLog, reading: Reading, clock: Clock) -> None:
+        self._log = log
+        self._reading = reading
+        self._clock = clock
+
+    async def explain(self, request: ExplainRequest, _call: Call) -> Explanation:
+        """The whole story of one recommendation.
+
+        Raises:
+            RequestError: 404 no such advice; 503 a stream could not be read now.
+        """
+        life, trail = await self._log.read(request.recommendation_id)
+        now_ns = self._clock()
+        explanation = Explanation(
+            answered_at=instant(now_ns),
+            state=life.state(now_ns),
+            closed=life.closed(now_ns),
+            refusal=life.refusal(now_ns),
+            life=life,
+            trail=trail,
+        )
+        if not request.sources:
+            return explanation
+        missing: list[str] = []
+        engines = await self._engines(life.advice, missing)
+        rollups = [] if engines else await self._rollups(life.advice, missing)
+        return msgspec.structs.replace(
+            explanation,
+            engines=engines,
+            rollups=rollups,
+            read_from="metrics" if engines else "rollups" if rollups else "nothing",
+            forecasts=await self._forecasts(life.advice, missing),
+            missing=missing,
+        )
+
+    async def _engines(self, advice: Recommendation, missing: list[str]) -> list[EngineSource]:
+        """What each engine of the pool reported between the numbers in the evidence."""
+        begins = [one.stream_from for one in advice.evidence if one.stream_from is not None]
+        ends = [one.stream_to for one in advice.evidence if one.stream_to is not None]
+        if not begins or not ends:
+            missing.append("the evidence names no messages")
+            return []
+        begin, end = min(begins), max(ends)
+        try:
+            first, last = await self._reading.subscriber.stream_bounds("METRICS")
+        except PublishError as error:
+            raise RequestError(503, "the stream could not be read now") from error
+        if end > last:
+            missing.append(f"FLEET_METRICS ends at {last}, before {end}: it was made anew since")
+            return []
+        if begin < first:
+            what = "all" if end < first else f"{begin} to {first - 1}"
+            missing.append(
+                f"of messages {begin} to {end} {what} are gone: FLEET_METRICS begins at {first}"
+            )
+            if end < first:
+                return []
+        signals = [one.signal for one in advice.evidence]
+        found: dict[tuple[str, str], EngineSource] = {}
+        messages = self._reading.messages(
+            "METRICS", _engine, subject=EngineMetrics.pattern(), start_sequence=max(begin, first)
+        )
+        async with contextlib.aclosing(messages):
+            async for delivery, metrics in messages:
+                if delivery.sequence > end:
+                    break
+                if metrics.pool != advice.pool:
+                    continue
+                earlier = found.get((metrics.node, metrics.engine))
+                found[metrics.node, metrics.engine] = EngineSource(
+                    node=metrics.node,
+                    engine=metrics.engine,
+                    messages=1 + (earlier.messages if earlier else 0),
+                    first_sequence=earlier.first_sequence if earlier else delivery.sequence,
+                    last_sequence=delivery.sequence,
+                    values={name: value for name in signals for value in _value(metrics, name)},
+                )
+        if not found and begin >= first:
+            missing.append(f"messages {begin} to {end} have none of pool {advice.pool}")
+        return [found[key] for key in sorted(found)]
+
+    async def _rollups(self, advice: Recommendation, missing: list[str]) -> list[Rollup]:
+        """The pool's minutes before the advice."""
+        decided_ns = to_ns(advice.decided_at)
+        messages = self._reading.messages(
+            "ROLLUPS",
+            _rollup,
+            subject=f"rollup.pool.{advice.pool}",
+            start_ns=decided_ns - ROLLUPS_NS,
+            end_ns=decided_ns,
+        )
+        rollups = [rollup async for _, rollup in messages]
+        if not rollups:
+            missing.append("FLEET_ROLLUPS has no minute of the pool before it")
+        return rollups
+
+    async def _forecasts(self, advice: Recommendation, missing: list[str]) -> list[Forecast]:
+        """The last of each signal before the advice."""
+        decided_ns = to_ns(advice.decided_at)
+        messages = self._reading.messages(
+            "EVENTS",
+            _forecast,
+            subject=f"forecast.*.{advice.pool}",
+            start_ns=decided_ns - FORECASTS_NS,
+            end_ns=decided_ns,
+        )
+        last = {forecast.signal: forecast async for _, forecast in messages}
+        if not last and advice.reason == "forecast":
+            missing.append("FLEET_EVENTS has no forecast of the pool shortly before it")
+        return [last[signal] for signal in sorted(last)]
+
+
+def _value(metrics: EngineMetrics, signal: str) -> list[float | None]:
+    """The signal's value in one report; none where it is not of one engine, but planned."""
+    if signal == "capacity_usage_ratio":
+        running, most = metrics.requests_running, metrics.requests_running_max
+        return [None if running is None or not most else running / most]
+    if signal in EngineMetrics.__struct_fields__:
+        value = getattr(metrics, signal)
+        return [None if value is None else float(value)]
+    return []
+
+
+def _engine(delivery: Delivery) -> EngineMetrics:
+    return _ENGINE.decode(delivery.payload)
+
+
+def _rollup(delivery: Delivery) -> Rollup:
+    return _ROLLUP.decode(delivery.payload)
+
+
+def _forecast(delivery: Delivery) -> Forecast:
+    return _FORECAST.decode(delivery.payload)

@@ -1,0 +1,187 @@
+"""From one recommendation back to the messages behind it, and what is no longer there."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.advice_text import story_lines
+from agent.bus import Bus
+from agent.decisions import explain
+from schemas.decisions import Explanation
+from schemas.engines import EngineMetrics
+from schemas.metrics import Rollup, Summary
+from schemas.scaling import Evidence, Forecast, ForecastHorizon, Recommendation
+from schemas.units import SECOND_NS, instant
+from tests.support.advice import advice, decision, step, tell
+from tests.support.executing import serving
+from tests.support.samples import engine
+from tests.support.waiting import until_async
+
+pytestmark = pytest.mark.bus
+
+MINUTE_NS = 60 * SECOND_NS
+
+
+@pytest.fixture(autouse=True)
+async def handlers(bus: Bus) -> AsyncIterator[None]:
+    async with serving(bus):
+        yield
+
+
+async def measured(bus: Bus, *metrics: EngineMetrics) -> int:
+    """Publish these; returns the number of the last one in the stream."""
+    _, before = await bus.stream_bounds("METRICS")
+    for one in metrics:
+        await bus.publish(one)
+
+    async def is_stored() -> bool:
+        return (await bus.stream_bounds("METRICS"))[1] == before + len(metrics)
+
+    await until_async(is_stored)
+    return before + len(metrics)
+
+
+def because(begin: int | None, end: int | None, **fields: Any) -> Recommendation:
+    evidence = [
+        Evidence(
+            signal=signal,
+            value=value,
+            threshold=5.0,
+            window_seconds=30.0,
+            engines=["e0", "e1"],
+            stream_from=begin,
+            stream_to=end,
+        )
+        for signal, value in (
+            ("requests_waiting", 40.0),
+            ("capacity_usage_ratio", 0.75),
+            ("requests_waiting_projected", 20.0),
+        )
+    ]
+    return advice(evidence=evidence, **fields)
+
+
+async def story_of(bus: Bus, one: Recommendation) -> Explanation:
+    await tell(bus, one)
+    return await explain(bus, one.recommendation_id)
+
+
+async def test_advice_leads_back_to_what_each_engine_reported(bus: Bus) -> None:
+    before = await measured(bus, engine("e0", waiting=99))
+    end = await measured(
+        bus,
+        engine("e0", waiting=30, running=3, running_max=4),
+        engine("e1", node="n2", waiting=None, running=1),
+        engine("x", pool="other", waiting=1),
+        engine("e0", waiting=41, running=3, running_max=4),
+    )
+    await measured(bus, engine("e0", waiting=0))
+
+    story = await story_of(bus, because(before + 1, end))
+
+    assert story.read_from == "metrics"
+    assert story.missing == []
+    assert [(one.node, one.engine, one.messages) for one in story.engines] == [
+        ("n1", "e0", 2),
+        ("n2", "e1", 1),
+    ]
+    first, second = story.engines
+    assert (first.first_sequence, first.last_sequence) == (before + 1, end)
+    assert first.values == {"requests_waiting": 41.0, "capacity_usage_ratio": 0.75}
+    assert second.values == {"requests_waiting": None, "capacity_usage_ratio": None}
+
+
+async def remove_up_to(bus: Bus, sequence: int) -> None:
+    await bus.jetstream.purge_stream("FLEET_METRICS", seq=sequence + 1)
+
+
+async def test_what_is_gone_in_part_is_said(bus: Bus) -> None:
+    end = await measured(bus, *(engine("e0", waiting=number) for number in range(5)))
+    await remove_up_to(bus, 2)
+
+    story = await story_of(bus, because(1, end))
+
+    assert story.missing == ["of messages 1 to 5 1 to 2 are gone: FLEET_METRICS begins at 3"]
+    assert [one.messages for one in story.engines] == [3]
+
+
+async def test_where_metrics_are_gone_the_minutes_of_the_pool_are_shown(bus: Bus) -> None:
+    end = await measured(bus, *(engine("e0", waiting=number) for number in range(3)))
+    await remove_up_to(bus, end)
+    now_ns = time.time_ns()
+    summary = Summary(min=1.0, mean=7.0, max=9.0, p95=9.0, count=12)
+    for pool in ("chat", "other"):
+        rollup = Rollup(
+            kind="pool",
+            id=pool,
+            pool=pool,
+            minute_at=instant(now_ns - MINUTE_NS),
+            metrics={"engine_requests_waiting": summary},
+        )
+        await bus.publish(rollup, message_id=pool)
+
+    story = await story_of(bus, because(1, end, decided_at=instant(time.time_ns() + SECOND_NS)))
+
+    assert (story.read_from, story.engines) == ("rollups", [])
+    assert [rollup.id for rollup in story.rollups] == ["chat"]
+    assert story.missing == ["of messages 1 to 3 all are gone: FLEET_METRICS begins at 4"]
+    assert any("engine_requests_waiting 7" in line for line in story_lines(story))
+
+
+async def test_what_cannot_be_found_is_told_and_nothing_is_invented(bus: Bus) -> None:
+    anew = await story_of(bus, because(100, 200))
+    unnamed = await story_of(bus, because(None, None, recommendation_id="chat.scale_up.2"))
+    planned = await story_of(bus, advice(3, reason="forecast"))
+
+    assert anew.missing[0] == "FLEET_METRICS ends at 0, before 200: it was made anew since"
+    assert unnamed.missing[0] == "the evidence names no messages"
+    for story in (anew, unnamed, planned):
+        assert (story.read_from, story.engines, story.rollups) == ("nothing", [], [])
+        assert "FLEET_ROLLUPS has no minute of the pool before it" in story.missing
+    assert planned.missing[-1].startswith("FLEET_EVENTS has no forecast")
+
+
+async def test_the_forecast_before_it_is_shown(bus: Bus) -> None:
+    horizon = ForecastHorizon(
+        ahead_seconds=180.0, p10=1.0, p50=2.0, p90=3.0, coverage_ratio=0.8, scored=9
+    )
+    for number, pool in enumerate(("chat", "chat", "other")):
+        forecast = Forecast(
+            pool=pool,
+            signal="requests_in_flight",
+            minute_at=instant(time.time_ns() - MINUTE_NS),
+            last=float(number),
+            horizons=[horizon],
+        )
+        await bus.publish(forecast, message_id=f"f{number}")
+
+    story = await story_of(bus, advice(decided_at=instant(time.time_ns() + SECOND_NS)))
+
+    assert [(one.pool, one.last) for one in story.forecasts] == [("chat", 1.0)]
+
+
+async def test_the_lines_tell_the_whole_story_and_obey_no_terminal_codes(bus: Bus) -> None:
+    end = await measured(bus, engine("e0", waiting=41))
+    one = because(1, end, text="more \x1b[31m", saving_usd_per_hour=-4.0)
+    await tell(bus, one, decision(one, reason="seen \x1b[2J"), step(one), step(one, "started"))
+    await tell(bus, step(one, "failed", error="quota", replicas_before=2, replicas_after=2))
+
+    lines = list(story_lines(await explain(bus, one.recommendation_id)))
+
+    text = "\n".join(lines)
+    assert lines[0] == "chat.scale_up.1  scale_up chat 2 → 3  [failed]"
+    assert "requests_waiting 40, against 5, over 30.0 s, messages 1 to 1" in text
+    assert "n1/e0: 1 messages, 1 to 1; in the last requests_waiting 41" in text
+    assert "decision.accepted.chat  by operator:ann: seen \\x1b[2J" in text
+    assert "execution failed (2 → 2 replicas): quota, by executor:x1" in text
+    assert lines[-1].startswith("next: look why, then: approve chat.scale_up.1 --execute")
+    assert "\x1b" not in text
+
+
+async def test_a_story_survives_the_wire(bus: Bus) -> None:
+    story = await story_of(bus, advice())
+
+    assert msgspec.json.decode(msgspec.json.encode(story), type=Explanation) == story
