@@ -395,3 +395,40 @@ async def test_it_goes_on_after_the_server_came_back(bus: Bus, pools: Pools, nat
 
     assert (await carried_out(bus)).execution.phase == "succeeded"
     assert pools.scaled == [ONE]
+
+
+async def test_of_two_that_begin_at_once_one_acts(bus: Bus) -> None:
+    one = advice()
+    theirs = step(one, "started", executed_by="orchestrator:o1")
+
+    class Raced(Pools):
+        async def observe(self, pool: str) -> int | None:
+            await tell(bus, theirs)
+            return await super().observe(pool)
+
+    pools = Raced(chat=2, code=2)
+    await accepted(bus, one, advice(2, pool="code"))
+    async with serving(bus), executing(bus, pools):
+        reply = await execute(bus, ONE, dry_run=False)
+        await carried_out(bus, "code.scale_up.2")
+        after = await execute(bus, ONE, dry_run=False)
+
+    assert reply.execution.phase in ("requested", "started")
+    assert after.execution == theirs
+    assert pools.scaled == ["code.scale_up.2"]
+
+
+async def test_who_stops_cuts_off_what_is_under_way(bus: Bus) -> None:
+    pools = Pools(chat=2)
+    pools.go.clear()
+    await accepted(bus, advice())
+
+    async with serving(bus):
+        async with executing(bus, pools), asyncio.timeout(30):
+            await execute(bus, ONE, dry_run=False)
+            await pools.begun.wait()
+        async with executing(bus, pools):
+            reply = await carried_out(bus)
+
+    assert pools.cut_off == pools.scaled == [ONE]
+    assert reply.execution.error == "executor:x1 ended in the middle"
