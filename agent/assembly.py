@@ -15,6 +15,7 @@ from agent.bus import Bus, is_authenticated
 from agent.bus.lease import BucketLeases
 from agent.identity import Identity
 from agent.instance import HealthSettings, Instance
+from agent.language_model import make_model
 from agent.settings import Settings, SettingsError
 from agent.state_folder import StateFolderError
 from schemas.lifecycle import Role
@@ -178,18 +179,25 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     from handlers.alerting.open_alerts import OpenAlerts  # noqa: PLC0415
     from handlers.execution import execution_endpoints  # noqa: PLC0415
     from handlers.foreign import ForeignMessages  # noqa: PLC0415
+    from handlers.insights.service import InsightService  # noqa: PLC0415
+    from handlers.insights.sources import Sources  # noqa: PLC0415
+    from handlers.insights.writer import Writer  # noqa: PLC0415
     from handlers.latest import LatestStore  # noqa: PLC0415
     from handlers.queries import query_endpoints  # noqa: PLC0415
     from handlers.runtime import HandlersRuntime  # noqa: PLC0415
+    from handlers.standing import Standing  # noqa: PLC0415
+    from handlers.stream_reader import StreamReader  # noqa: PLC0415
     from handlers.stream_watch import StreamWatch  # noqa: PLC0415
 
     settings = place.settings.handlers
+    table = place.settings.insights
     store = LatestStore(settings.queries.forget_seconds)
     try:
         book = alert_book(settings)
     except ValueError as error:
         raise SettingsError(f"setting handlers.alerts.rules: {error}") from error
     config_name = bus.names.bucket("config")
+    model, no_model = make_model(place.settings, os.environ)
     history = await bus.beside("history")
     async with (
         _instance(bus, "handlers", place) as instance,
@@ -209,17 +217,31 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         ) as runtime,
         OpenAlerts(bus, ForeignMessages(runtime.counters, time.time_ns)) as open_alerts,
         StreamWatch(bus, bus, bus.names.stream, runtime.judges_fleet, time.time_ns),
+        contextlib.AsyncExitStack() as stack,
     ):
+        if model is not None:
+            stack.push_async_callback(model.close)
+        foreign = ForeignMessages(runtime.counters, time.time_ns)
         alerts = AlertEndpoints(
-            configuration,
-            open_alerts,
-            bus,
-            settings.queries,
-            time.time_ns,
-            ForeignMessages(runtime.counters, time.time_ns),
+            configuration, open_alerts, bus, settings.queries, time.time_ns, foreign
         )
+        reader = StreamReader(bus, settings.queries, foreign)
+        standing = Standing(reader, settings.queries, time.time_ns)
+        insights = InsightService(
+            bus,
+            leases,
+            Sources(reader, standing, settings.queries, time.time_ns),
+            Writer(model, table, no_model),
+            table,
+            time.time_ns,
+        )
+        await stack.enter_async_context(insights)
         instance.watch(
-            lambda: [*runtime.components(), configuration.component(time.time_ns())],
+            lambda: [
+                *runtime.components(),
+                configuration.component(time.time_ns()),
+                insights.component(),
+            ],
             lambda: dict(runtime.counters),
         )
         queries = query_endpoints(store, bus, time.time_ns, settings, runtime.counters)
@@ -231,7 +253,9 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             runtime.counters,
             lambda: instance.registry.count_live("executor"),
         )
-        drain = await instance.serve([*queries, *alerts.endpoints(), *execution])
+        drain = await instance.serve(
+            [*queries, *alerts.endpoints(), *execution, insights.endpoint()]
+        )
         await runtime.wait_started()
         await instance.ready()
         try:

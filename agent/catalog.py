@@ -13,6 +13,7 @@ from schemas import (
     archive,
     cache,
     engines,
+    insights,
     lifecycle,
     metrics,
     scaling,
@@ -63,6 +64,7 @@ from schemas.api import (
     WarmRequest,
 )
 from schemas.decisions import ExecuteReply, ExecuteRequest, ExplainRequest, Explanation
+from schemas.insights import InsightsReply, InsightsRequest
 from schemas.lmcache import (
     LmcacheConfig,
     LmcacheConfigure,
@@ -89,6 +91,7 @@ EVENTS: tuple[type[Message], ...] = (
     spending.Trend,
     spending.Opportunity,
     analysis.Alert,
+    insights.Insight,
     scaling.Forecast,
     scaling.Recommendation,
     scaling.Decision,
@@ -211,6 +214,13 @@ def endpoints() -> Iterator[EndpointSpec]:
         "latest utilization of nodes, pools, fleet",
         Filter,
         UtilizationReply,
+    )
+    yield EndpointSpec(
+        "api.analysis.insights",
+        "handlers",
+        "what is going on, in words: the last ones, or one written now",
+        InsightsRequest,
+        InsightsReply,
     )
     for name, text, reply in (
         ("waste", "what nodes, pools and the fleet cost and waste", WasteReply),

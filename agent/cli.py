@@ -16,6 +16,7 @@ from agent import (
     cli_backtest,
     cli_cache,
     cli_cache_values,
+    cli_insights,
     cli_replay,
     cli_report,
     cli_top,
@@ -310,4 +311,5 @@ for command in (cli_advice.advise, cli_advice.approve, cli_advice.reject, cli_ad
 app.command()(cli_replay.replay)
 app.command()(cli_backtest.backtest)
 app.command()(cli_report.report)
+app.command()(cli_insights.insights)
 app.command()(cli_top.top)

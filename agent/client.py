@@ -19,6 +19,7 @@ from schemas.api import (
     UtilizationReply,
 )
 from schemas.decisions import ExecuteReply, Explanation
+from schemas.insights import InsightsReply, InsightsRequest
 from schemas.lmcache import (
     LmcacheConfig,
     LmcacheMetrics,
@@ -35,6 +36,8 @@ __all__ = ["CacheClient", "ResourceAgent"]
 T = TypeVar("T")
 
 WORK_TIMEOUT_SECONDS = 30.0
+INSIGHT_TIMEOUT_SECONDS = 90.0
+"""One that is written may wait for another, and each for a model up to its deadline."""
 
 
 class ResourceAgent(Connected, AlertCalls):
@@ -168,6 +171,23 @@ class ResourceAgent(Connected, AlertCalls):
     async def _analysis(self, name: str, node: str | None, pool: str | None, reply: type[T]) -> T:
         wanted = Filter(node=token(node) if node else None, pool=token(pool) if pool else None)
         return await self._ask(f"api.analysis.{name}", wanted, reply)
+
+    async def insights(
+        self,
+        *,
+        node: str | None = None,
+        pool: str | None = None,
+        now: bool = False,
+        limit: int = 1000,
+    ) -> InsightsReply:
+        """What is going on, in words; `now`: written now, of the node, the pool or the fleet."""
+        request = InsightsRequest(
+            node=token(node) if node else None, pool=pool, now=now, limit=limit
+        )
+        timeout_seconds = INSIGHT_TIMEOUT_SECONDS if now else WORK_TIMEOUT_SECONDS
+        return await self._ask(
+            "api.analysis.insights", request, InsightsReply, timeout_seconds=timeout_seconds
+        )
 
     async def health(self, name: str = "detailed") -> HealthReply:
         """`name`: root, basic, detailed, ready or live; for the whole installation."""

@@ -93,7 +93,7 @@ SERVED_BY: Mapping[Role, tuple[str, ...]] = {
 }
 STREAMS_READ_BY: Mapping[Role, tuple[str, ...]] = {
     "agent": (),
-    "handlers": ("METRICS", "ROLLUPS", "ALERTS", "RECOMMENDATIONS", "EVENTS"),
+    "handlers": ("METRICS", "ROLLUPS", "EVENTS", "ALERTS", "RECOMMENDATIONS"),
     "cache": ("EVENTS",),
     "archive": ("DEAD",),
     "executor": ("RECOMMENDATIONS",),

@@ -16,6 +16,7 @@ from agent.executors.settings import ExecutorSettings
 from agent.nats_config import ServerSettings
 from archive.settings import ArchiveSettings
 from cache.settings import CacheSettings
+from handlers.insights.settings import InsightsSettings
 from handlers.settings import HandlersSettings
 from schemas.lifecycle import ROLES, Role
 from schemas.units import token
@@ -137,6 +138,7 @@ class Settings(Table, frozen=True, kw_only=True):
     nats: Annotated[NatsSettings, Meta(description="your own NATS server")] = NatsSettings()
     streams: Annotated[StreamsSettings, Meta(description="streams")] = StreamsSettings()
     handlers: Annotated[HandlersSettings, Meta(description="handlers")] = HandlersSettings()
+    insights: Annotated[InsightsSettings, Meta(description="insights")] = InsightsSettings()
     cache: Annotated[CacheSettings, Meta(description="cache")] = CacheSettings()
     archive: Annotated[ArchiveSettings, Meta(description="archive")] = ArchiveSettings()
     executor: Annotated[ExecutorSettings, Meta(description="carries advice out")] = (

@@ -1,0 +1,152 @@
+"""What is known, as sentences with stand-ins for names: one function for each kind of message."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from handlers.insights.names import Names
+from handlers.levels import RANK
+from schemas.analysis import Alert, Severity, Utilization
+from schemas.message import Message
+from schemas.scaling import Recommendation
+
+MAX_BOTTLENECKS = 5
+_WORD = re.compile(r"[a-z][a-z0-9_]{0,40}(?:\.[a-z][a-z0-9_]{0,40})?")
+_RESOURCES = {
+    "cpu": "CPU",
+    "memory": "host memory",
+    "gpu": "GPU",
+    "gpu_memory": "GPU memory",
+    "kv_cache": "KV cache",
+}
+_STATES = {
+    "": "of unknown state",
+    "active": "active",
+    "idle": "idle",
+    "idle_held": "idle but with memory held",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fact:
+    """One sentence; `key` changes when what it says changes in kind, not with each figure."""
+
+    key: str
+    severity: Severity
+    text: str
+
+
+def facts_of(messages: Iterable[Message], names: Names, limit: int) -> list[Fact]:
+    """What `messages` say, the worst first; beyond `limit` only how many more there are."""
+    facts = [fact for message in messages for fact in _OF[type(message)](message, names)]
+    facts.sort(key=lambda fact: -RANK[fact.severity])
+    if len(facts) <= limit:
+        return facts
+    left_out = Counter(fact.severity for fact in facts[limit - 1 :])
+    counts = ", ".join(f"{count} {severity}" for severity, count in left_out.items())
+    rest = Fact(f"more.{counts}", "info", f"Left out here for length: {counts} facts.")
+    return [*facts[: limit - 1], rest]
+
+
+def figure(value: float | None, name: str) -> str:
+    """A value as people read it, by the unit that `name` carries."""
+    if value is None:
+        return "not measured"
+    if name.endswith("_ratio"):
+        return f"{value:.1%}".replace("%", " %")
+    for ending, unit in (("_bytes", " bytes"), ("_seconds", " s"), ("_celsius", " °C")):
+        if name.endswith(ending):
+            return _plain(value) + unit
+    return _plain(value)
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _utilization(use: Utilization, names: Names) -> Iterator[Fact]:
+    where, key = _place(use.scope, use.id, names), f"utilization.{use.scope}.{use.id}"
+    resources = ", ".join(
+        f"{_RESOURCES[one.resource]} {figure(one.mean_ratio, '_ratio')} on average and "
+        f"{figure(one.peak_ratio, '_ratio')} at most ({one.level})"
+        for one in use.resources
+    )
+    yield Fact(
+        f"{key}.{use.level}.{use.health}",
+        "info",
+        f"{where} in the last {use.window_seconds:g} s: use is {use.level or 'not measured'}, "
+        f"health {use.health or 'not measured'}, efficiency "
+        f"{figure(use.efficiency_ratio, '_ratio')}; nodes that reported: {use.nodes}. "
+        f"{resources or 'No resource was measured'}.",
+    )
+    for one in use.bottlenecks[:MAX_BOTTLENECKS]:
+        part = "" if one.resource_id is None else f" of {names.of('PART', one.resource_id)}"
+        yield Fact(
+            f"bottleneck.{use.scope}.{use.id}.{one.resource}.{one.resource_id}.{one.severity}",
+            one.severity,
+            f"Bottleneck in {where} ({one.severity}): {_known(one.resource, names)}{part} at "
+            f"{figure(one.value_ratio, '_ratio')}, threshold "
+            f"{figure(one.threshold_ratio, '_ratio')}.",
+        )
+    if len(use.bottlenecks) > MAX_BOTTLENECKS:
+        more = len(use.bottlenecks) - MAX_BOTTLENECKS
+        yield Fact(f"{key}.more", "info", f"{where} has {more} further bottlenecks.")
+    if use.gpus:
+        states = Counter(sorted(gpu.state or "" for gpu in use.gpus))
+        text = ", ".join(f"{count} {_STATES[state]}" for state, count in states.items())
+        yield Fact(f"{key}.{text}", "info", f"GPUs of {where}: {text}.")
+
+
+def _alert(alert: Alert, names: Names) -> Iterator[Fact]:
+    where = _place(alert.scope, alert.id, names)
+    if alert.part is not None:
+        where = f"{names.of('PART', alert.part)} in {where}"
+    metric = alert.metric.rpartition(".")[2]
+    yield Fact(
+        f"{alert.alert_id}.{alert.severity}",
+        alert.severity,
+        f"Open alert ({alert.severity}): {_known(alert.metric, names)} of {where} is "
+        f"{figure(alert.value, metric)}, threshold {figure(alert.threshold, metric)}, for "
+        f"{alert.for_seconds:g} s or longer.",
+    )
+
+
+def _recommendation(advice: Recommendation, names: Names) -> Iterator[Fact]:
+    change = advice.action.replace("_", " ")
+    saving = advice.saving_usd_per_hour
+    money = "" if saving is None else f", saving {_plain(saving)} USD per hour"
+    if saving is not None and saving < 0:
+        money = f", costing {_plain(-saving)} USD more per hour"
+    signals = "; ".join(
+        f"{_known(one.signal, names)} {figure(one.value, one.signal)}"
+        + ("" if one.threshold is None else f" (target {figure(one.threshold, one.signal)})")
+        for one in advice.evidence
+    )
+    yield Fact(
+        advice.recommendation_id,
+        "warning" if advice.action == "scale_up" else "info",
+        f"Standing advice: {change} {names.of('POOL', advice.pool)} from {advice.replicas_from} to "
+        f"{advice.replicas_to} replicas, because of {_known(advice.reason, names)}; risk "
+        f"{advice.risk}, confidence {figure(advice.confidence_ratio, '_ratio')}, in effect after "
+        f"{advice.effective_after_seconds:g} s{money}. Measured: {signals or 'nothing'}.",
+    )
+
+
+def _place(scope: str, name: str, names: Names) -> str:
+    return "the fleet" if scope == "fleet" else f"{scope} {names.of(scope.upper(), name)}"
+
+
+def _known(word: str, names: Names) -> str:
+    """A field's name as it is; anything else, which a stranger may have written, stays hidden."""
+    return word if _WORD.fullmatch(word) else names.of("NAME", word)
+
+
+_OF: Mapping[type[Message], Callable[[Any, Names], Iterable[Fact]]] = {
+    Utilization: _utilization,
+    Alert: _alert,
+    Recommendation: _recommendation,
+}
+KINDS: Sequence[type[Message]] = tuple(_OF)
+"""The messages that facts are made of."""
