@@ -42,7 +42,7 @@ from tests.support.insights import (
 )
 from tests.support.program import resource_agent
 from tests.support.s3_double import http
-from tests.support.waiting import until_async
+from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
 
@@ -496,3 +496,29 @@ def test_the_command_is_about_a_node_or_a_pool() -> None:
 
     assert done.returncode == 2
     assert b"give one of them" in done.stderr
+
+
+async def test_a_judgement_that_is_outdated_is_no_evidence(bus: Bus, clock: Clock) -> None:
+    await say(bus, use("fleet", "all", decided_ns=clock() - 2 * 86_400 * SECOND_NS))
+
+    with pytest.raises(RequestError, match="nothing is known of fleet"):
+        await service(bus, clock).answer(InsightsRequest(now=True), CALL)
+
+
+async def test_a_process_without_the_lease_writes_nothing(
+    bus: Bus, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "LOOK_SECONDS", 0.01)
+    await hot(bus, clock)
+    running = service(bus, clock)
+    refused: list[str] = []
+
+    async def refuse(name: str) -> None:
+        refused.append(name)
+
+    monkeypatch.setattr(running._leases, "try_acquire", refuse)
+    async with running:
+        await until(lambda: len(refused) >= 3)
+
+    assert set(refused) == {"handlers.insights"}
+    assert await written(bus) == []
