@@ -1,4 +1,4 @@
-"""Builds the four services from settings; the only module that sees them all.
+"""Builds the services from settings; the only module that sees them all.
 
 Each build function imports its service itself: a node agent must not pay for the others.
 """

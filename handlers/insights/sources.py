@@ -80,7 +80,7 @@ class Sources:
         for alert in await self._reader.last("ALERTS", Alert):
             key = (alert.scope, alert.id, alert.rule)
             alerts.pop(key, None)
-            if alert.transition != "cleared":
+            if alert.transition != "cleared" and alert.silenced_by is None:
                 alerts[key] = alert
         everything = Filter(limit=_ALL_ADVICE)
         advice = await self._standing.recommendations(everything, Call("", b"", {}))

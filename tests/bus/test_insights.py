@@ -300,6 +300,20 @@ async def test_cleared_alerts_and_advice_that_is_over_are_no_evidence(
     ]
 
 
+async def test_an_alert_is_no_evidence_while_it_is_silenced(bus: Bus, clock: Clock) -> None:
+    await say(bus, alert())
+    await say(bus, alert(transition="updated", silenced_by="s1"))
+    await say(bus, alert("back", silenced_by="s1"))
+    await say(bus, alert("back", transition="updated"))
+
+    await service(bus, clock).look()
+
+    (insight,) = await written(bus)
+    assert [finding.text.partition(" is ")[0] for finding in insight.findings] == [
+        "Open alert (critical): gpu.temperature_celsius of node back"
+    ]
+
+
 async def test_the_same_evidence_is_not_paid_twice(bus: Bus, clock: Clock) -> None:
     await hot(bus, clock)
     async with with_model(bus, clock, GOOD, interval_seconds=60) as (running, endpoint):

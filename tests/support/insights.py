@@ -58,6 +58,7 @@ def alert(
     value: float | None = 91.0,
     part: str | None = None,
     pool: str | None = "chat",
+    silenced_by: str | None = None,
 ) -> Alert:
     """A hot GPU."""
     return Alert(
@@ -77,6 +78,7 @@ def alert(
         raised_at=instant(START_NS),
         decided_at=instant(START_NS),
         pool=pool,
+        silenced_by=silenced_by,
     )
 
 
