@@ -92,37 +92,35 @@ async def run(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str
     """Run a program to its end; returns its exit code and the first 4 KiB that it printed."""
     reader = asyncio.StreamReader()
     read_end, write_end = os.pipe()
-    pipe = os.fdopen(read_end, "rb", buffering=0)
-    try:
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), pipe
-        )
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=write_end,  # a pipe of asyncio's would make wait() wait for its last holder
-            stderr=write_end,
-            env=dict(environ),
-            cwd="/",
-            start_new_session=True,
-        )
-    except BaseException:
-        pipe.close()
-        raise
-    finally:
-        os.close(write_end)
-    head = bytearray()
-    reading = asyncio.create_task(_read_head(reader, head))
-    try:
-        code = await process.wait()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        # Who has left the group may hold the pipe for ever.
-        await asyncio.wait([reading], timeout=_LAST_WORDS_SECONDS)
-        transport.close()
-        reading.cancel()
+    with contextlib.ExitStack() as opened:
+        pipe = opened.enter_context(os.fdopen(read_end, "rb", buffering=0))
+        try:
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), pipe
+            )
+            opened.callback(transport.close)
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=write_end,  # a pipe of asyncio's would make wait() wait for its last holder
+                stderr=write_end,
+                env=dict(environ),
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            os.close(write_end)
+        head = bytearray()
+        reading = asyncio.create_task(_read_head(reader, head))
+        try:
+            code = await process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+            # Who has left the group may hold the pipe for ever.
+            await asyncio.wait([reading], timeout=_LAST_WORDS_SECONDS)
+            reading.cancel()
     return code, printable(head.decode(errors="replace").strip())
 
 
