@@ -152,6 +152,16 @@ def write(subject: str, body: str, field: str) -> Play:
     return play
 
 
+def unknown(subject: str, body: str) -> Play:
+    """A request about what is not here: its service says so."""
+
+    async def play(nats: CommandLine, _up: Up) -> None:
+        answer = await nats.req(subject, body)
+        assert answer.headers["Nats-Service-Error-Code"] == "404"
+
+    return play
+
+
 async def parts_of_the_agent(nats: CommandLine) -> list[str]:
     health = (await nats.req("fleet.v1.api.health.detailed", "")).json()
     (agent,) = [one["record"] for one in health["instances"] if one["role"] == "agent"]
@@ -165,16 +175,22 @@ SET_RULE = "fleet.v1.api.alert.set_rule"
 RULE = '{"rule": {"name": "gpu_temperature", "warning": -10}}'
 SILENCE = "fleet.v1.api.alert.silence"
 SILENT = '{"rule": "gpu_*", "id": "node-17", "seconds": 7200, "author": "ann"}'
+INSIGHTS = "fleet.v1.api.analysis.insights"
+OF_POOL = '{"pool": "chat", "now": true}'
+EXECUTE = "fleet.v1.api.optimize.execute"
+FOR_REAL = '{"recommendation_id": "chat.scale_up.1763…", "dry_run": false}'
 ALERT = "alert.raised.info.node.n1.test"
 ADVICE = "recommendation.scale_up.chat"
 GPU = "metrics.gpu.n9.g0"
 FOR_ALL: dict[str, Play] = {
     "sub fleet.v1.alert.>": sub("fleet.v1.alert.>", ALERT),
     "sub fleet.v1.forecast.>": sub("fleet.v1.forecast.>", "forecast.requests_in_flight.chat"),
+    "sub fleet.v1.insight.>": sub("fleet.v1.insight.>", "insight.pool.chat"),
     "sub fleet.v1.metrics.gpu.>": sub("fleet.v1.metrics.gpu.>", GPU),
     "req fleet.v1.api.system.memory ''": req("fleet.v1.api.system.memory"),
     "req fleet.v1.api.system.all ''": req("fleet.v1.api.system.all"),
     "req fleet.v1.api.gpu.metrics ''": req("fleet.v1.api.gpu.metrics"),
+    f"req {INSIGHTS} {OF_POOL}": unknown(INSIGHTS, OF_POOL),
     "micro ls": micro_ls,
     "micro info fleet-cache": micro_info,
     "micro stats fleet-cache": micro_stats,
@@ -188,6 +204,7 @@ WITH_PASSWORD: dict[str, Play] = {
     f"req {WARM} {KEYS}": write(WARM, KEYS, "accepted"),
     f"req {SET_RULE} {RULE}": write(SET_RULE, RULE, "rules"),
     f"req {SILENCE} {SILENT}": write(SILENCE, SILENT, "silence"),
+    f"req {EXECUTE} {FOR_REAL}": unknown(EXECUTE, FOR_REAL),
     "sub SUBJECT --all": sub_all("fleet.v1.metrics.gpu.>", GPU),
     "sub fleet.v1.alert.> --all": sub_all("fleet.v1.alert.>", ALERT),
     "sub fleet.v1.recommendation.> --all": sub_all("fleet.v1.recommendation.>", ADVICE),
@@ -264,7 +281,7 @@ async def test_a_guest_is_refused_by_name_and_stays_connected(up: Up, command: s
 
     assert re.search(
         r'Permissions Violation for Publish to "'
-        r'(\$JS\.API\.STREAM\.|fleet\.v1\.(cache|api\.alert)\.)[\w.-]+"',
+        r'(\$JS\.API\.STREAM\.|fleet\.v1\.(cache|api\.(alert|optimize))\.)[\w.-]+"',
         refused,
     )
     assert still.json()["live"] is True
