@@ -1,7 +1,6 @@
 """The commands that ask a running installation, as a user types them."""
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ def document(done: subprocess.CompletedProcess[bytes]) -> Any:
 
 
 def first_line(up: Up, *arguments: str) -> bytes:
-    """The first line that a command prints, which is then stopped as by Ctrl-C."""
+    """The first line that a command prints, which is then stopped."""
     with subprocess.Popen(
         [sys.executable, "-m", "agent", *arguments, "--state-dir", str(up.state_dir)],
         cwd=ROOT,
@@ -42,8 +41,7 @@ def first_line(up: Up, *arguments: str) -> bytes:
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
+        process.terminate()  # not Ctrl-C: what a shell runs in the background does not hear it
     return line
 
 
