@@ -1,15 +1,15 @@
 """Reads messages of one type back from a stream, for an answer."""
 
-import asyncio
 import contextlib
 from typing import TypeVar
 
 import msgspec
 
 from handlers.foreign import ForeignMessages
+from handlers.reading import Reading
 from handlers.settings import QuerySettings
-from schemas.message import UNDECODABLE, Message
-from schemas.protocols import PublishError, RequestError, Subscriber
+from schemas.message import Message
+from schemas.protocols import RequestError, Subscriber
 
 M = TypeVar("M", bound=Message)
 
@@ -20,9 +20,8 @@ class StreamReader:
     def __init__(
         self, subscriber: Subscriber, settings: QuerySettings, foreign: ForeignMessages
     ) -> None:
-        self._subscriber = subscriber
-        self._settings = settings
-        self._foreign = foreign
+        self._reading = Reading(subscriber, settings, foreign)
+        self._most_bytes = settings.history_scan_bytes
 
     async def last(self, stream: str, kind: type[M], subject: str | None = None) -> list[M]:
         """The last message on each subject of one type.
@@ -55,30 +54,22 @@ class StreamReader:
         decoder = msgspec.json.Decoder(kind)
         found: list[M] = []
         scanned_bytes = 0
-        deliveries = self._subscriber.read(
+        messages = self._reading.messages(
             stream,
+            lambda delivery: decoder.decode(delivery.payload),
             subject=subject,
             start_ns=start_ns,
             end_ns=end_ns,
             last_per_subject=last_per_subject,
         )
-        try:
-            async with (
-                asyncio.timeout(self._settings.history_timeout_seconds),
-                contextlib.aclosing(deliveries),
-            ):
-                async for delivery in deliveries:
-                    scanned_bytes += len(delivery.payload)
-                    if not last_per_subject and scanned_bytes > self._settings.history_scan_bytes:
-                        raise RequestError(
-                            413,
-                            f"this holds more than {self._settings.history_scan_bytes} bytes: ask "
-                            "for less time, or for one pool or node",
-                        )
-                    try:
-                        found.append(decoder.decode(delivery.payload))
-                    except UNDECODABLE as error:
-                        self._foreign.pass_over(delivery, error)
-        except (TimeoutError, PublishError) as error:
-            raise RequestError(503, "the stream could not be read now") from error
+        async with contextlib.aclosing(messages):
+            async for delivery, message in messages:
+                scanned_bytes += len(delivery.payload)
+                if not last_per_subject and scanned_bytes > self._most_bytes:
+                    raise RequestError(
+                        413,
+                        f"this holds more than {self._most_bytes} bytes: ask for less time, or "
+                        "for one pool or node",
+                    )
+                found.append(message)
         return found

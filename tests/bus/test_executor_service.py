@@ -16,7 +16,7 @@ from schemas.protocols import RequestError
 from schemas.scaling import Decision, Execution, Recommendation
 from tests.support.advice import advice, decision, step, tell, told
 from tests.support.executing import FOR_REAL, Pools, executing, serving
-from tests.support.waiting import until
+from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
 
@@ -276,9 +276,11 @@ async def test_the_policy_accepts_low_risk_and_has_it_carried_out(bus: Bus, dry_
 
     async with executing(bus, pools, automatic(dry_run=dry_run)):
         await tell(bus, advice(), advice(2, pool="code", risk="medium"))
-        async with asyncio.timeout(30):
-            while not any(one.phase == "succeeded" for one in await told(bus, Execution)):
-                await asyncio.sleep(0.01)
+
+        async def succeeded() -> bool:
+            return any(one.phase == "succeeded" for one in await told(bus, Execution))
+
+        await until_async(succeeded)
 
     [verdict] = await told(bus, Decision)
     steps = await told(bus, Execution)

@@ -1,6 +1,5 @@
 """An executor that is killed with -9 in the middle: its execution is never begun again."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -18,7 +17,7 @@ from schemas.decisions import ExecuteReply
 from schemas.protocols import RequestError
 from tests.support.advice import advice, decision, tell
 from tests.support.program import ROOT, environment, running_up
-from tests.support.waiting import until
+from tests.support.waiting import until, until_async
 
 HANG = "import os, sys, time; open(sys.argv[1], 'a').write(f'{os.getpid()}\\n'); time.sleep(600)"
 
@@ -57,11 +56,15 @@ def executor(url: str, settings: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 async def asked(agent: ResourceAgent, name: str) -> ExecuteReply:
     """Ask for the same execution until an executor is there."""
-    async with asyncio.timeout(60):
-        while True:
-            with contextlib.suppress(RequestError):
-                return await agent.execute_optimization(name, dry_run=False)
-            await asyncio.sleep(0.05)
+    replies: list[ExecuteReply] = []
+
+    async def is_answered() -> bool:
+        with contextlib.suppress(RequestError):
+            replies.append(await agent.execute_optimization(name, dry_run=False))
+        return bool(replies)
+
+    await until_async(is_answered, seconds=60)
+    return replies[0]
 
 
 async def test_what_was_begun_is_ended_by_the_next_and_not_begun_again(
