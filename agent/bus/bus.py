@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 
 from agent.bus.bucket import KvBucket
 from agent.bus.cancellation import heed
-from agent.bus.client import Question
+from agent.bus.client import ConnectionLostError, Question
 from agent.bus.connection import Login
 from agent.bus.errors import BusError, LoginRefusedError, raised_as
 from agent.bus.names import Names
@@ -130,6 +130,8 @@ class Bus(PublishingConnection):
             answer = await self._client.ask(subject, payload, headers or {}, timeout_seconds)
         except nats.errors.NoRespondersError:
             raise RequestError(503, f"nobody serves {subject}") from None
+        except ConnectionLostError as error:
+            raise RequestError(408, f"{subject}: {reason(error)}") from error
         except nats.errors.TimeoutError:
             hint = self._incidents.permission_hint(subject, timeout_seconds)
             raise RequestError(

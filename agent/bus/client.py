@@ -47,6 +47,13 @@ def _header_name(name: bytes) -> str | None:
     return None if not text.isascii() or len(text.split()) > 1 else text.decode()
 
 
+class ConnectionLostError(nats.errors.TimeoutError):
+    """The connection broke before the answer came; whether it was done is not known."""
+
+    def __str__(self) -> str:
+        return "the connection broke before the answer came"
+
+
 class Question(NamedTuple):
     """One of several that are asked together."""
 
@@ -141,6 +148,7 @@ class BusClient(Client):
         """Request and reply, with half of what nats-py's `request` takes of the CPU.
 
         Raises:
+            ConnectionLostError: the connection broke meanwhile.
             nats.errors.Error: no responders, no answer in time, or not connected.
             OSError: the socket failed.
         """
@@ -242,13 +250,16 @@ class BusClient(Client):
         self._pending.clear()
         self._pending_data_size = 0
         self._abort()
-        for waiting in (*self._resp_map.values(), *self._asked.values(), *self._pongs):
-            if not waiting.done():
-                waiting.set_exception(nats.errors.ConnectionClosedError())
-                waiting.exception()  # looked at, should nobody wait any more
+        self._end_waiting(nats.errors.ConnectionClosedError)
         # A connect that failed on its arguments has nothing yet that could be closed.
         if self._flush_queue is not None:
             await super().close()
+
+    def _end_waiting(self, error: type[nats.errors.Error]) -> None:
+        for waiting in (*self._resp_map.values(), *self._asked.values(), *self._pongs):
+            if not waiting.done():
+                waiting.set_exception(error())
+                waiting.exception()  # looked at, should nobody wait any more
 
     def _abort(self) -> None:
         writer = getattr(self._transport, "_io_writer", None)
@@ -320,6 +331,8 @@ class BusClient(Client):
     async def _attempt_reconnect(self) -> None:
         # Closing the old connection waits for its unsent bytes: for ever, if the server stalls.
         self._abort()
+        # Answers come to the connection that asked: whoever waits would wait for the time-out.
+        self._end_waiting(ConnectionLostError)
         while True:
             try:
                 await super()._attempt_reconnect()

@@ -12,6 +12,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from agent.bus import Bus, BusError, connect, ensure_streams
+from agent.bus.client import ConnectionLostError, Question
 from agent.bus.lease import (
     LEASE_SECONDS,
     RENEW_SECONDS,
@@ -83,6 +84,45 @@ async def test_everything_goes_on_within_5_s_of_a_killed_servers_return(
             await item.done()
         assert await bucket.update("key", b"after", revision) > revision
     assert bus.counters["reconnects_total"] == 1
+
+
+async def test_who_waits_for_an_answer_is_told_when_the_connection_breaks(
+    bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus._js, "_timeout", 600)
+    monkeypatch.setattr("agent.bus.client.FLUSH_SECONDS", 600)
+    held = asyncio.Event()
+    asked = asyncio.Event()
+
+    async def hold(call: Call) -> Answer:
+        asked.set()
+        await held.wait()
+        return Answer(b"")
+
+    await bus.serve("svc", [Endpoint("hold", "api.hold", hold)], description="d")
+    request = asyncio.create_task(bus.request("api.hold", timeout_seconds=600))
+    together = asyncio.create_task(
+        bus._client.ask_all([Question(bus.names.absolute("api.hold"))], timeout_seconds=600)
+    )
+    await asked.wait()
+    nats.pause()
+    state = asyncio.create_task(bus.stream_state("METRICS"))
+    flush = asyncio.create_task(bus._client.settle())
+    await asyncio.sleep(0)
+
+    nats.kill()
+    async with asyncio.timeout(20):
+        with pytest.raises(RequestError, match="api.hold: the connection broke before") as refused:
+            await request
+        (answer,) = await together
+        with pytest.raises(PublishError):
+            await state
+        await flush
+    nats.start()
+
+    assert refused.value.code == 408
+    assert isinstance(answer, ConnectionLostError)
+    held.set()
 
 
 async def test_metrics_published_while_the_server_is_away_are_dropped_and_counted(
