@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal, TypeAlias
 
@@ -20,6 +20,9 @@ from schemas.views import engine_numbers, gpu_numbers, host_numbers
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics
 Kind: TypeAlias = Literal["host", "gpu", "engine", "pool"]
 
+Names: TypeAlias = tuple[str, ...]
+Values: TypeAlias = tuple[float, ...]
+
 MINUTE_NS = 60 * SECOND_NS
 
 
@@ -29,7 +32,10 @@ class _Bucket:
 
     node: str | None
     pool: str | None
-    values: dict[str, list[float]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    rows: dict[tuple[Kind, Names], list[Values]] = dataclasses.field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """The samples by what they measured, mostly all the same: put together by name at the end."""
     energy_joules: float | None = None
     engines: set[str] = dataclasses.field(default_factory=set)
     simulated: bool = False
@@ -40,11 +46,12 @@ class _Numbers:
 
     def __init__(self) -> None:
         self._message: Metrics | None = None
-        self._numbers: dict[str, float] = {}
+        self._numbers: tuple[Names, Values] = (), ()
 
-    def of(self, message: Metrics) -> dict[str, float]:
+    def of(self, message: Metrics) -> tuple[Names, Values]:
         if message is not self._message:
-            self._message, self._numbers = message, _numbers(message)
+            numbers = _numbers(message)
+            self._message, self._numbers = message, (tuple(numbers), tuple(numbers.values()))
         return self._numbers
 
 
@@ -86,7 +93,8 @@ class RollupHandler:
         minute_ns = now.ns // MINUTE_NS * MINUTE_NS
         if minute_ns < self._done_ns or (self.scope == "pool" and message.pool is None):
             return emits
-        kind, source, numbers = self._describe(message)
+        part, id_ = _source(message)
+        kind, source = (part, id_) if self.scope == "node" else ("pool", message.pool or "")
         buckets = self._minutes.get(minute_ns)
         if buckets is None:
             buckets = self._minutes[minute_ns] = {}
@@ -95,8 +103,8 @@ class RollupHandler:
         if bucket is None:
             node = message.node if self.scope == "node" else None
             bucket = buckets[kind, source] = _Bucket(node, message.pool)
-        for name, value in numbers:
-            bucket.values[name].append(value)
+        names, values = _NUMBERS.of(message)
+        bucket.rows[part, names].append(values)
         bucket.simulated |= message.simulated
         if isinstance(message, EngineMetrics):
             bucket.engines.add(f"{message.node}-{message.engine}")
@@ -125,19 +133,6 @@ class RollupHandler:
     def restore(self, snapshot: bytes) -> None:
         """Nothing to take over."""
 
-    def _describe(self, message: Metrics) -> tuple[Kind, str, Iterator[tuple[str, float]]]:
-        kind: Kind
-        numbers = _NUMBERS.of(message)
-        if isinstance(message, HostMetrics):
-            kind, source = "host", message.node
-        elif isinstance(message, GpuMetrics):
-            kind, source = "gpu", f"{message.node}-{message.gpu}"
-        else:
-            kind, source = "engine", f"{message.node}-{message.engine}"
-        if self.scope == "node" or message.pool is None:
-            return kind, source, iter(numbers.items())
-        return "pool", message.pool, ((f"{kind}_{name}", v) for name, v in numbers.items())
-
     def _add_energy(self, bucket: _Bucket, message: GpuMetrics, now_ns: int) -> None:
         total = message.energy_joules_total
         if total is None:
@@ -149,8 +144,21 @@ class RollupHandler:
             bucket.energy_joules = (bucket.energy_joules or 0.0) + total - before
 
 
+def _source(message: Metrics) -> tuple[Kind, str]:
+    if isinstance(message, HostMetrics):
+        return "host", message.node
+    if isinstance(message, GpuMetrics):
+        return "gpu", f"{message.node}-{message.gpu}"
+    return "engine", f"{message.node}-{message.engine}"
+
+
 def _rollup(kind: Kind, source: str, minute_ns: int, bucket: _Bucket) -> Rollup:
-    metrics = {name: summarise(values) for name, values in sorted(bucket.values.items())}
+    columns: dict[str, list[float]] = defaultdict(list)
+    for (part, names), rows in bucket.rows.items():
+        prefix = f"{part}_" if kind == "pool" else ""
+        for name, column in zip(names, zip(*rows, strict=True), strict=True):
+            columns[prefix + name].extend(column)
+    metrics = {name: summarise(values) for name, values in sorted(columns.items())}
     if kind == "pool" and bucket.engines:
         metrics["engines"] = summarise([len(bucket.engines)])
     return Rollup(

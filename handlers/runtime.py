@@ -360,7 +360,9 @@ class HandlersRuntime:
         if any(owned.slot.is_tick_due(delivery.stored_ns) for owned in to):
             return self._feed_in_steps(tuple(to), routed)
         for owned in to:
-            self._outgoing.add(owned, owned.slot.feed(routed))
+            emits = owned.slot.feed(routed)
+            if emits:  # seldom
+                self._outgoing.add(owned, emits)
         return None
 
     async def _feed_in_steps(self, to: Sequence[_Owned], routed: Routed) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 import msgspec
@@ -71,15 +71,15 @@ class Routed:
     now: Moment
     _scopes: dict[int, list[str]] | None = None
 
-    def scopes(self, slot: int, slots: int) -> Sequence[str]:
-        """The scopes in which its key lies in `slot`; computed once for all slots."""
+    def scopes(self, slots: int) -> Mapping[int, Sequence[str]]:
+        """By slot, the scopes in which its key lies there; computed once for all slots."""
         if self._scopes is None:
             self._scopes = {}
             for scope in SCOPES:
                 key = key_of(self.message, scope)
                 if key is not None:
                     self._scopes.setdefault(slot_of(scope, key, slots), []).append(scope)
-        return self._scopes.get(slot, ())
+        return self._scopes
 
 
 def _raise(handler: Handler, error: Exception) -> NoReturn:
@@ -129,18 +129,23 @@ class Slot:
             for kind in handler.consumes:
                 self._by_type.setdefault((kind, handler.scope), []).append(handler)
 
-    def feed(self, routed: Routed) -> Iterable[Emit]:
+    def feed(self, routed: Routed) -> Sequence[Emit]:
         """One message of the stream, of whatever key; messages already seen are skipped."""
         now = routed.now
         if now.sequence <= self.last_sequence:
-            return ()
-        emitted = self._run_ticks(now.ns, now.sequence - 1) if self._next_tick_ns <= now.ns else []
+            return QUIET
+        emitted: list[Emit] = []
+        if self._next_tick_ns <= now.ns:
+            emitted = self._run_ticks(now.ns, now.sequence - 1)
         self.last_sequence = now.sequence
         self._last_message_ns = max(self._last_message_ns, now.ns)
+        scopes = routed.scopes(self._slots).get(self.index)
+        if scopes is None:
+            return emitted  # most slots, for most messages
         is_quiet = now.sequence <= self._watermark.sequence
         if not is_quiet:
             self._restore()
-        for scope in routed.scopes(self.index, self._slots):
+        for scope in scopes:
             for handler in self._by_type.get((type(routed.message), scope), ()):
                 given = self._guarded(handler, handler.handle, routed.message, now, otherwise=QUIET)
                 if not is_quiet:
@@ -151,7 +156,7 @@ class Slot:
         """Whether a message of stream time `ns`, or `advance` to it, runs a tick first."""
         return self._next_tick_ns <= ns
 
-    def advance(self, ns: int) -> Iterable[Emit]:
+    def advance(self, ns: int) -> Sequence[Emit]:
         """Stream time reached `ns` without a message: run the ticks up to it."""
         return self._run_ticks(ns, self.last_sequence)
 
