@@ -112,7 +112,7 @@ async def test_who_waits_for_an_answer_is_told_when_the_connection_breaks(
 
     nats.kill()
     async with asyncio.timeout(20):
-        with pytest.raises(RequestError, match="api.hold: the connection broke before") as refused:
+        with pytest.raises(RequestError, match="the connection broke before") as refused:
             await request
         (answer,) = await together
         with pytest.raises(PublishError):
