@@ -46,10 +46,10 @@ class StaleNodesHandler:
 
     The limit is the rule's threshold, or `stale_intervals` of the node's own interval when that
     is longer; a node whose agent stopped on purpose (`leaving`) has none. `raised_at` is the
-    instant at which the limit was passed, whatever tick saw it, so every replica and every
-    rebuild gives the alert the same id. Nodes seen and open alerts outlive the window in the
-    snapshot: a node that dies while no handler runs is still found. Rules and silences are looked
-    at on ticks.
+    instant at which the limit was passed or its rule began, whatever tick saw it, so every
+    replica and every rebuild gives the alert the same id. Nodes seen and open alerts outlive the
+    window in the snapshot: a node that dies while no handler runs is still found. Rules and
+    silences are looked at on ticks.
     """
 
     name = "stale_nodes"
@@ -155,7 +155,8 @@ class StaleNodesHandler:
 def _raised(
     node: str, last: _Seen, limit_ns: int, rule: Rule, policy: Policy, now_ns: int
 ) -> Alert:
-    raised_ns = last.ns + limit_ns
+    # Under a rule that came later another alert is raised: one of the same id would be a repeat.
+    raised_ns = max(last.ns + limit_ns, rule.since_ns)
     limit_seconds = limit_ns / SECOND_NS
     (severity,) = rule.limits
     alert = Alert(

@@ -118,7 +118,7 @@ class AlertBook:
         if record is None:
             rules.pop(name, None)
             if name in self.of_settings:
-                rules[name] = self.of_settings[name]
+                rules[name] = Rule(self.of_settings[name].settings, since_ns=ns)
         else:
             given = _decode_rule(record)
             if given is None:
@@ -126,7 +126,7 @@ class AlertBook:
             elif given.name != name:
                 raise ValueError(f"the record of rule {name} is of rule {given.name}")
             elif name not in rules or rules[name].settings != given:
-                rules[name] = Rule(given, revision)
+                rules[name] = Rule(given, revision, ns)
         if rules != self.current.rules:
             self._begin(Policy(ns, rules, self.current.silences))
 

@@ -18,15 +18,19 @@ NODE_STALE = "node_stale"
 
 
 class Rule:
-    """A rule with its paths resolved; `version` is its revision in `fleet-config`, or 0.
+    """A rule with its paths resolved.
+
+    `version` is its revision in `fleet-config`, or 0; `since_ns` when it came into force, 0 from
+    the start.
 
     Raises:
         ValueError: a path leads nowhere, or the rule asks for what cannot be; says which field.
     """
 
-    def __init__(self, settings: AlertRule, version: int = 0) -> None:
+    def __init__(self, settings: AlertRule, version: int = 0, since_ns: int = 0) -> None:
         self.settings = settings
         self.version = version
+        self.since_ns = since_ns
         self.name = settings.name
         self.is_scaled = settings.relative == "times"
         self.sign = 1.0 if settings.comparison == ">=" else -1.0

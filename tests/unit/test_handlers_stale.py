@@ -133,6 +133,11 @@ def test_an_absurd_interval_neither_raises_nor_spoils_the_snapshot() -> None:
     stale().restore(handler.snapshot() or b"")
 
 
+SAID_OTHERWISE = AlertRule(
+    name="node_stale", metric="host.age_seconds", critical=30.0, summary="silent"
+)
+
+
 def changed_rule(book: AlertBook, second: float, record: bytes | None) -> None:
     book.heard(f"{RULE_KEY}node_stale", record, book.revision + 1, at(second).ns)
 
@@ -150,6 +155,28 @@ def test_another_threshold_counts_from_now_on() -> None:
     assert transitions(list(raised)) == [("raised", "n1")]
     assert [(a.transition, a.cleared_because) for a in ended] == [("cleared", "rule_changed")]
     assert [(a.transition, a.severity, a.rule_version) for a in again] == [("raised", "warning", 1)]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        pytest.param([msgspec.json.encode(SAID_OTHERWISE)], id="changed but for its limit"),
+        pytest.param([REMOVED, None], id="removed and given back"),
+        pytest.param([msgspec.json.encode(SAID_OTHERWISE), None], id="changed and given back"),
+    ],
+)
+def test_what_is_raised_again_under_a_new_rule_is_no_repeat(records: list[bytes | None]) -> None:
+    book = alert_book(HandlersSettings())
+    handler = StaleNodesHandler(AlertSettings(), book)
+    handler.handle(host(), at(0))
+    emits = list(handler.tick(at(30)))
+
+    for number, record in enumerate(records):
+        changed_rule(book, 41 + 5 * number, record)
+        emits += handler.tick(at(45 + 5 * number))
+
+    assert transitions(emits)[-1] == ("raised", "n1")
+    assert len({emit.message_id for emit in emits}) == len(emits)
 
 
 def test_a_rule_that_is_off_raises_nothing_and_ends_what_is_open() -> None:
