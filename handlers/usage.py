@@ -1,6 +1,7 @@
 """Sums of GPU-time, money, energy and tokens by the hour, and the figures that follow. Pure."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -70,7 +71,8 @@ class Hour(msgspec.Struct, array_like=True):
         utilization = minute.utilization_ratio
         waste_usd = (usd or 0.0) if state in ("idle", "idle_held") else 0.0
         if state == "active" and utilization is not None:
-            short = 1.0 - min(1.0, utilization / target_ratio)
+            # Rounded: a mean of 0.7 may be short of 0.7 by its last bit, and that is no waste.
+            short = round(1.0 - min(1.0, utilization / target_ratio), 9)
             self.under_used_minutes += short
             # Energy follows work, so that of an under-used GPU is no waste.
             waste_usd = (hourly or 0.0) / MINUTES * short
@@ -156,7 +158,7 @@ def total(values: Sequence[float | None]) -> float | None:
 
 
 def figures(hours: Sequence[Usage]) -> Figures:
-    """What these hours of one group come to together.
+    """What these hours of one group come to together; real and simulated GPUs share an hour.
 
     8 GPUs at 4 USD for one hour, two of them idle and the others active at 0.35 of a target of
     0.7: cost 32, idle 8, under-used 6 · 4 · 0.5 = 12, waste 20 = 0.625 of it, 14,600 a month.
@@ -169,7 +171,10 @@ def figures(hours: Sequence[Usage]) -> Figures:
     money = {name: total([use.usd for use in uses]) for name, uses in states.items()}
     joules = {name: total([use.energy_joules for use in uses]) for name, uses in states.items()}
     all_gpu_hours = sum(gpu_hours.values())
-    measured_hours = sum(hour.minutes for hour in hours) / MINUTES
+    minutes: dict[datetime, int] = {}
+    for hour in hours:
+        minutes[hour.hour_at] = max(hour.minutes, minutes.get(hour.hour_at, 0))
+    measured_hours = sum(minutes.values()) / MINUTES
     usd = total(list(money.values()))
     under_used = total([hour.under_used_usd for hour in hours])
     under_used_gpu_hours = sum(hour.under_used_gpu_hours for hour in hours)

@@ -9,6 +9,7 @@ import pytest
 from handlers.prices import PriceRule, PriceSettings
 from handlers.settings import HandlersSettings
 from handlers.slots import Routed, Slot, Watermark
+from handlers.usage import figures
 from schemas.message import Message
 from schemas.protocols import Emit
 from schemas.spending import Opportunity, Trend, Usage, Waste
@@ -248,6 +249,19 @@ def test_simulated_gpus_are_booked_apart_and_judged_alone_only() -> None:
     assert of(Opportunity, emits) == []
     assert {w.simulated for w in of(Waste, alone)} == {True}
     assert {o.simulated for o in of(Opportunity, alone)} == {True}
+
+
+def test_real_and_simulated_gpus_together_share_the_hour() -> None:
+    def both(minute: int) -> list[dict[str, Any]]:
+        return [busy("a"), busy("b", simulated=True)]
+
+    hours = of(Usage, said(recorded(range(61), both), FOUR_USD))
+    together = figures(hours)
+
+    assert [hour.simulated for hour in hours] == [False, True]
+    assert together.gpus == pytest.approx(2)
+    assert together.usd_per_hour == pytest.approx(2 * 4)
+    assert together.waste_usd_per_month == 0
 
 
 def test_opportunities_are_ranked_and_never_count_a_gpu_twice() -> None:
