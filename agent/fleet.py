@@ -124,6 +124,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self._heard: dict[tuple[type[Message], str], tuple[int, Message]] = {}
+        self._told: Sequence[Recommendation] | None = None
         self.messages = 0
 
     def accept(self, message: Message, heard_ns: int) -> None:
@@ -133,6 +134,10 @@ class Fleet:
         before = self._heard.get(key)
         if before is None or before[0] <= heard_ns:
             self._heard[key] = (heard_ns, message)
+
+    def tell_standing(self, advice: Sequence[Recommendation]) -> None:
+        """What the handlers say stands; what was only heard may be decided or carried out."""
+        self._told = advice
 
     def rows(self, choice: Choice, now_ns: int) -> FleetRows:
         """What matches, as of now."""
@@ -176,14 +181,13 @@ class Fleet:
         ]
 
     def _standing(self, now_ns: int) -> list[Recommendation]:
-        """Advice that has not expired; of a pool's the newest."""
-        newest: dict[str, Recommendation] = {}
-        for advice in self._of(Recommendation, now_ns):
-            if to_ns(advice.expires_at) > now_ns:
-                before = newest.get(advice.pool)
-                if before is None or before.decided_at <= advice.decided_at:
-                    newest[advice.pool] = advice
-        return sorted(newest.values(), key=lambda advice: advice.decided_at, reverse=True)
+        """Advice that has not expired, the newest first; as heard, a pool's newest alone."""
+        standing = self._told
+        if standing is None:
+            heard = sorted(self._of(Recommendation, now_ns), key=lambda advice: advice.decided_at)
+            standing = list({advice.pool: advice for advice in heard}.values())
+        standing = [advice for advice in standing if to_ns(advice.expires_at) > now_ns]
+        return sorted(standing, key=lambda advice: advice.decided_at, reverse=True)
 
 
 def _name(message: Message) -> str:

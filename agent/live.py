@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,7 +24,7 @@ from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.message import UNDECODABLE, Message
 from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import PublishError, RequestError
-from schemas.scaling import Recommendation
+from schemas.scaling import Decision, Execution, Recommendation
 from schemas.units import SECOND_NS
 
 T = TypeVar("T")
@@ -55,8 +55,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int
     health: str | None
     fleet: FleetRows
-    alerts: list[Alert]
-    silenced_alerts: int
+    alerts: list[Alert] | None
+    """null: nobody answered."""
+    silenced_alerts: int | None
+    is_advice_told: bool
+    """Whether the handlers said what stands; else it is what was heard of."""
 
 
 class LiveView:
@@ -84,8 +87,8 @@ class LiveView:
         self._only = only
         self._top = 0
         self._fleet = Fleet()
-        self._alerts: Sequence[Alert] = ()
-        self._silenced = 0
+        self._alerts: AlertsReply | None = None
+        self._is_advice_told = False
         self._archive: ArchiveStatus | None = None
         self._health: HealthReply | None = None
         self._could_read = True
@@ -138,7 +141,8 @@ class LiveView:
             self._is_news = True
             self._changed.set()
 
-        self._stop.append(await self._bus.subscribe(Alert.pattern(), note))
+        for news in (Alert, Recommendation, Decision, Execution):
+            self._stop.append(await self._bus.subscribe(news.pattern(), note))
 
     async def _read(self, kind: type[Message], decoder: msgspec.json.Decoder[Message]) -> None:
         now_ns = time.time_ns()
@@ -188,10 +192,10 @@ class LiveView:
         )
         self._health = health or self._health
         self._archive = archive or self._archive
-        if alerts is not None:
-            self._alerts, self._silenced = alerts.rows, alerts.silenced_total
-        for one in advice.rows if advice is not None else ():
-            self.accept(one, time.time_ns())
+        self._alerts = alerts or self._alerts
+        if advice is not None:
+            self._is_advice_told = True
+            self._fleet.tell_standing(advice.rows)
         self._changed.set()
 
     async def _ask(self, subject: str, kind: type[T]) -> T | None:
@@ -215,7 +219,8 @@ class LiveView:
             health=self._health.status if self._health else None,
             fleet=self._fleet.rows(self._choice, now_ns),
             alerts=self._shown_alerts(),
-            silenced_alerts=self._silenced,
+            silenced_alerts=self._alerts.silenced_total if self._alerts else None,
+            is_advice_told=self._is_advice_told,
         )
 
     def render(self, *, width: int | None = None, height: int | None = None) -> Group:
@@ -225,7 +230,8 @@ class LiveView:
         picture = Picture(
             rows=rows,
             alerts=self._shown_alerts(),
-            silenced=self._silenced,
+            silenced=self._alerts.silenced_total if self._alerts else 0,
+            is_advice_told=self._is_advice_told,
             health=self._health.status if self._health else None,
             archive=self._archive,
             messages=self._fleet.messages,
@@ -235,11 +241,13 @@ class LiveView:
         )
         return draw(picture, width or console.width, height or console.height)
 
-    def _shown_alerts(self) -> list[Alert]:
+    def _shown_alerts(self) -> list[Alert] | None:
+        if self._alerts is None:
+            return None
         node, pool = self._choice.node, self._choice.pool
         return [
             alert
-            for alert in self._alerts
+            for alert in self._alerts.rows
             if (node is None or (alert.scope, alert.id) == ("node", node))
             and (pool is None or pool in {alert.pool, alert.id})
         ]

@@ -22,9 +22,12 @@ SECTIONS = ("alerts", "pools", "engines", "gpus", "nodes", "advice")
 """From the top down."""
 NO_GPUS = "no GPUs are reported (try --simulate-gpus 8xH100)"
 NO_ENGINES = "no engines: scrape them with --engine URL, or try --simulate-engines 4"
+NOT_KNOWN = "is not known: the handlers have not answered"
 UNKNOWN = "–"
 BAR_CELLS = 6
 WIDE = 110
+NARROW = 72
+"""Below it, columns that can be spared are."""
 SEVERITY_COLOURS: dict[Severity, str] = {"critical": "red", "warning": "yellow", "info": "cyan"}
 _HEALTH_COLOURS = {"healthy": "green", "degraded": "yellow", "critical": "red"}
 _STATES = {"active": ("active", "green"), "idle_held": ("held", "yellow"), "idle": ("idle", "dim")}
@@ -35,8 +38,10 @@ class Picture:
     """Everything that is drawn."""
 
     rows: FleetRows
-    alerts: Sequence[Alert]
+    alerts: Sequence[Alert] | None
+    """None: nobody answered."""
     silenced: int
+    is_advice_told: bool
     health: str | None
     archive: ArchiveStatus | None
     messages: int
@@ -49,7 +54,7 @@ class Picture:
 def draw(picture: Picture, width: int, height: int) -> Group:
     """The whole screen, at most `height` lines; alone or all, sections share what room there is."""
     is_wide = width >= WIDE
-    sections = {name: _section(name, picture, is_wide) for name in SECTIONS}
+    sections = {name: _section(name, picture, width) for name in SECTIONS}
     storage = _storage(picture)
     fixed = [_headline(picture), _summary(picture)]
     room = height - len(fixed) - len(storage) - bool(picture.keys)
@@ -153,7 +158,7 @@ def _summary(picture: Picture) -> Text:
         parts.append(f"{_count(running)} running, {_count(waiting)} waiting")
     text = Text(no_wrap=True, overflow="ellipsis")
     for severity, colour in SEVERITY_COLOURS.items():
-        count = sum(alert.severity == severity for alert in picture.alerts)
+        count = sum(alert.severity == severity for alert in picture.alerts or ())
         if count:
             text.append(f"{count} {severity}", style=f"bold {colour}").append(" · ")
     if picture.silenced:
@@ -161,8 +166,8 @@ def _summary(picture: Picture) -> Text:
     return text.append(" · ".join(parts))
 
 
-def _section(name: str, picture: Picture, is_wide: bool) -> _Section:
-    make: dict[str, Callable[[Picture, bool], _Section]] = {
+def _section(name: str, picture: Picture, width: int) -> _Section:
+    make: dict[str, Callable[[Picture, int], _Section]] = {
         "nodes": _nodes,
         "gpus": _gpus,
         "engines": _engines,
@@ -170,23 +175,25 @@ def _section(name: str, picture: Picture, is_wide: bool) -> _Section:
         "alerts": _alerts,
         "advice": _advice,
     }
-    return make[name](picture, is_wide)
+    return make[name](picture, width)
 
 
-def _nodes(picture: Picture, is_wide: bool) -> _Section:
+def _nodes(picture: Picture, width: int) -> _Section:
+    is_wide, is_narrow = width >= WIDE, width < NARROW
     columns = [("NODE", "left"), ("pool", "left"), ("GPUs", "right"), ("CPU", "left")]
     columns += [("load", "right")] if is_wide else []
-    columns += [("memory", "left"), ("disk", "right"), ("in", "right"), ("out", "right")]
+    columns += [("memory", "left"), ("disk", "right")]
+    columns += [] if is_narrow else [("in", "right"), ("out", "right")]
     columns += [("", "text"), ("age", "right")]
 
     def cells(row: NodeRow) -> list[Text]:
         load = [_plain(_number(row.load_1m))] if is_wide else []
+        rates = [] if is_narrow else [row.received_bytes_per_second, row.sent_bytes_per_second]
         return [
             *(_name(row.node), _name(row.pool), _plain(row.gpus or UNKNOWN), _bar(row.cpu_ratio)),
             *load,
             *(_bar(row.memory_ratio, 0.90, 0.95), _share(row.disk_ratio, 0.90, 0.95)),
-            _plain(_rate(row.received_bytes_per_second)),
-            _plain(_rate(row.sent_bytes_per_second)),
+            *(_plain(_rate(rate)) for rate in rates),
             *(Text(), _age(row)),
         ]
 
@@ -195,10 +202,12 @@ def _nodes(picture: Picture, is_wide: bool) -> _Section:
     )
 
 
-def _gpus(picture: Picture, is_wide: bool) -> _Section:
+def _gpus(picture: Picture, width: int) -> _Section:
+    is_wide, is_narrow = width >= WIDE, width < NARROW
     columns = [("GPU", "left"), *([("model", "left")] if is_wide else []), ("state", "left")]
-    columns += [("busy", "left"), ("memory", "left"), ("power", "right"), ("temp.", "right")]
-    columns += [("note", "text"), ("age", "right")]
+    columns += [("busy", "left"), ("memory", "left")]
+    columns += [] if is_narrow else [("power", "right")]
+    columns += [("temp.", "right"), ("note", "text"), ("age", "right")]
 
     def cells(row: GpuRow) -> list[Text]:
         model = [_name((row.model or "").removeprefix("NVIDIA "))] if is_wide else []
@@ -209,7 +218,8 @@ def _gpus(picture: Picture, is_wide: bool) -> _Section:
         power = UNKNOWN if row.power_watts is None else f"{row.power_watts:.0f}{limit} W"
         return [
             *(_name(f"{row.node} #{row.index}"), *model, Text(word, colour)),
-            *(_bar(row.busy_ratio), _bar(row.memory_ratio), _plain(power)),
+            *(_bar(row.busy_ratio), _bar(row.memory_ratio)),
+            *([] if is_narrow else [_plain(power)]),
             _heat(row.temperature_celsius, row.slowdown_celsius),
             *(Text(human.printable(row.note), "yellow"), _age(row)),
         ]
@@ -217,20 +227,23 @@ def _gpus(picture: Picture, is_wide: bool) -> _Section:
     return _Section(columns, _troubled_first(picture, picture.rows.gpus), cells, NO_GPUS)
 
 
-def _engines(picture: Picture, is_wide: bool) -> _Section:
+def _engines(picture: Picture, width: int) -> _Section:
+    is_wide, is_narrow = width >= WIDE, width < NARROW
     columns = [("ENGINE", "left"), ("pool", "left"), *([("node", "left")] if is_wide else [])]
     columns += [("run", "right"), ("wait", "right"), ("KV", "left"), ("TTFT p95", "right")]
     columns += [("ITL p95", "right")] if is_wide else []
-    columns += [("tokens/s", "right"), ("", "text"), ("age", "right")]
+    columns += [] if is_narrow else [("tokens/s", "right")]
+    columns += [("", "text"), ("age", "right")]
 
     def cells(row: EngineRow) -> list[Text]:
         node = [_name(row.node)] if is_wide else []
         itl = [_plain(_time(row.itl_p95_seconds))] if is_wide else []
+        tokens = [] if is_narrow else [_plain(_number(row.tokens_per_second))]
         return [
             *(_name(row.engine), _name(row.pool), *node),
             *(_plain(_count(row.running)), _waiting(row.waiting)),
             *(_bar(row.kv_ratio, 0.90, 0.98), _plain(_time(row.ttft_p95_seconds)), *itl),
-            *(_plain(_number(row.tokens_per_second)), Text(), _age(row)),
+            *(*tokens, Text(), _age(row)),
         ]
 
     return _Section(columns, _troubled_first(picture, picture.rows.engines), cells, NO_ENGINES)
@@ -249,18 +262,21 @@ def _is_troubled(row: Row) -> bool:
     return row.is_stale or (isinstance(row, EngineRow) and bool(row.waiting))
 
 
-def _pools(picture: Picture, is_wide: bool) -> _Section:
+def _pools(picture: Picture, width: int) -> _Section:
+    is_wide, is_narrow = width >= WIDE, width < NARROW
     columns = [("POOL", "left"), ("engines", "right"), ("GPUs", "right"), ("run", "right")]
-    columns += [("wait", "right"), ("KV", "left"), ("GPU busy", "left")]
+    columns += [("wait", "right"), ("KV", "left")]
+    columns += [] if is_narrow else [("GPU busy", "left")]
     columns += [("tokens/s", "right")] if is_wide else []
     columns += [("advice", "text")]
 
     def cells(row: PoolRow) -> list[Text]:
         tokens = [_plain(_number(row.tokens_per_second))] if is_wide else []
+        busy = [] if is_narrow else [_bar(row.gpu_busy_ratio)]
         return [
             *(_name(row.pool), _plain(row.engines or UNKNOWN), _plain(row.gpus or UNKNOWN)),
             *(_plain(_count(row.running)), _waiting(row.waiting), _bar(row.kv_ratio, 0.90, 0.98)),
-            *(_bar(row.gpu_busy_ratio), *tokens),
+            *(*busy, *tokens),
             Text((row.advice or "").replace("_", " "), "cyan"),
         ]
 
@@ -271,24 +287,27 @@ def _waiting(count: int | None) -> Text:
     return Text(_count(count), "yellow" if count else "dim" if count is None else "")
 
 
-def _alerts(picture: Picture, _is_wide: bool) -> _Section:
+def _alerts(picture: Picture, _width: int) -> _Section:
     def cells(alert: Alert) -> list[Text]:
         open_seconds = max(0.0, time.time() - alert.raised_at.timestamp())
         severity = Text(alert.severity, SEVERITY_COLOURS[alert.severity])
         return [severity, _plain(_short(open_seconds)), _said(alert.text, alert.simulated)]
 
     columns = [("ALERT", "left"), ("open", "right"), ("", "text")]
-    return _Section(columns, picture.alerts, cells, "no alert is open")
+    is_known = picture.alerts is not None
+    if_empty = "no alert is open" if is_known else f"what is open {NOT_KNOWN}"
+    return _Section(columns, picture.alerts or (), cells, if_empty)
 
 
-def _advice(picture: Picture, _is_wide: bool) -> _Section:
+def _advice(picture: Picture, _width: int) -> _Section:
     def cells(advice: Recommendation) -> list[Text]:
         age_seconds = max(0.0, time.time() - advice.decided_at.timestamp())
         action = Text(advice.action.replace("_", " "), "cyan")
         return [action, _plain(_short(age_seconds)), _said(advice.text, advice.simulated)]
 
     columns = [("ADVICE", "left"), ("age", "right"), ("", "text")]
-    return _Section(columns, picture.rows.advice, cells, "no advice stands")
+    if_empty = "no advice stands" if picture.is_advice_told else f"what advice stands {NOT_KNOWN}"
+    return _Section(columns, picture.rows.advice, cells, if_empty)
 
 
 def _said(text: str, simulated: bool) -> Text:

@@ -6,15 +6,19 @@ import termios
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from agent.bus import Bus
 from agent.live import LiveView
 from agent.terminal_keys import Keys
-from schemas.protocols import PublishError, RequestError
+from schemas.alert_api import AlertsReply
+from schemas.api import RecommendationsReply
+from schemas.protocols import Answer, PublishError, RequestError
 from schemas.units import instant, token
 from tests.support import samples
+from tests.support.advice import advice
 from tests.support.waiting import until
 
 
@@ -103,9 +107,80 @@ async def test_a_low_terminal_shows_all_sections_in_24_lines(bus: Bus) -> None:
     assert "30 nodes · 30 GPUs 50% busy" in text
     assert "60 running, 90 waiting" in text
     assert all(f"\n{header} " in text for header in ("POOL", "ENGINE", "GPU", "NODE"))
-    assert "no alert is open" in text
-    assert "no advice stands" in text
+    assert "what is open is not known" in text
+    assert "what advice stands is not known" in text
     assert "more" in text
+
+
+def test_a_narrow_terminal_spares_columns_and_cuts_no_header() -> None:
+    view = LiveView(Handlers(), console=Console(file=io.StringIO()))  # type: ignore[arg-type]
+    now = instant(time.time_ns())
+    for message in (
+        samples.host("gpu-node-1", cpu=0.4, memory=0.5, disks={"/": 0.7}, pool="chat"),
+        samples.gpu("g0", "gpu-node-1", utilization_ratio=0.5, temperature_celsius=70),
+        samples.engine("e0", "gpu-node-1", waiting=3, running=2, kv=0.5, observed_at=now),
+    ):
+        view.accept(message, time.time_ns())
+
+    console = Console(file=io.StringIO(), width=60, height=40)
+    console.print(view.render(width=60, height=40))
+    text = str(console.file.getvalue())  # type: ignore[attr-defined]
+
+    assert max(map(len, text.splitlines())) <= 60
+    tables = [line for line in text.splitlines()[2:] if "is not known" not in line]
+    assert "…" not in "".join(tables)
+    assert all(f"\n{header} " in text for header in ("POOL", "ENGINE", "GPU", "NODE"))
+
+
+class Handlers:
+    """A connection on which handlers answer what they are told here."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+
+    async def request(self, subject: str, **_: object) -> Answer:
+        name = subject.rsplit(".", 1)[-1]
+        if name not in self.answers:
+            raise RequestError(503, "nobody is there")
+        return Answer(payload=msgspec.json.encode(self.answers[name]), headers={})
+
+
+async def test_what_nobody_answered_is_not_known_and_what_was_answered_is() -> None:
+    now = instant(time.time_ns())
+    handlers = Handlers()
+    view = LiveView(handlers, console=Console(file=io.StringIO()))  # type: ignore[arg-type]
+    await view.refresh()
+    unknown, unknown_text = view.snapshot(), drawn(view)
+    handlers.answers["list"] = AlertsReply(
+        answered_at=now, rows=[], total=0, silenced=[], silenced_total=2
+    )
+    handlers.answers["recommendations"] = RecommendationsReply(answered_at=now, rows=[], total=0)
+    await view.refresh()
+    known, known_text = view.snapshot(), drawn(view)
+
+    assert (unknown.alerts, unknown.silenced_alerts, unknown.is_advice_told) == (None, None, False)
+    assert "no alert is open" not in unknown_text
+    assert "no advice stands" not in unknown_text
+    assert (known.alerts, known.silenced_alerts, known.is_advice_told) == ([], 2, True)
+    assert "no alert is open" in known_text
+    assert "no advice stands" in known_text
+
+
+async def test_advice_that_was_heard_stands_no_more_once_the_handlers_say_so() -> None:
+    now_ns = time.time_ns()
+    told = advice()
+    handlers = Handlers()
+    view = LiveView(handlers, console=Console(file=io.StringIO()))  # type: ignore[arg-type]
+    view.accept(told, now_ns)
+    await view.refresh()
+    heard = view.snapshot().fleet.advice
+    handlers.answers["recommendations"] = RecommendationsReply(
+        answered_at=instant(now_ns), rows=[], total=0
+    )
+    await view.refresh()
+
+    assert heard == [told]
+    assert view.snapshot().fleet.advice == []
 
 
 async def test_a_guest_who_may_not_read_streams_sees_what_comes(bus: Bus) -> None:
