@@ -1,6 +1,5 @@
 """A report as one HTML page that needs nothing else: to be read, printed and sent on."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from html import escape as escaped
@@ -18,7 +17,7 @@ _LINES = (
     ("utilization_ratio", "Utilization", report_tables.percent),
     ("tokens_per_second", "Tokens a second", lambda value: f"{value:,.0f}"),
     ("usd_per_million_tokens", "Dollars per million tokens", report_tables.usd),
-    ("joules_per_token", "Joules per token", lambda value: f"{value:,.2f}"),
+    ("joules_per_token", "Joules per token", report_tables.few_digits),
 )
 
 _PAGE = """<!doctype html>
@@ -212,13 +211,16 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _spending(report: Report) -> str:
-    """Stacked bars by the day, of a short period by its steps."""
+    """Stacked bars by the day, of a short period by its steps; none where nothing was measured."""
     unit, _ = report_tables.parts(report.figures)
     is_daily = (report.end - report.start).total_seconds() > DAILY_FROM_SECONDS
-    bars: defaultdict[datetime, list[ReportStep]] = defaultdict(list)
+    at = report.start.replace(hour=0) if is_daily else report.start
+    bars: dict[datetime, list[ReportStep]] = {}
+    while at < report.end:
+        bars[at] = []
+        at += timedelta(days=1) if is_daily else timedelta(seconds=report.step_seconds)
     for one in report.steps:
-        at = one.at.replace(hour=0) if is_daily else one.at
-        bars[at].append(one)
+        bars.setdefault(one.at.replace(hour=0) if is_daily else one.at, []).append(one)
     every = -(-len(bars) // MAX_LABELS)
     text = report_tables.usd if unit == "usd" else "{:,.0f}".format
     drawn = []
@@ -230,7 +232,8 @@ def _spending(report: Report) -> str:
         shown = ", ".join(
             f"{name} {text(value)}" for (_, name), value in zip(PARTS, values, strict=True) if value
         )
-        drawn.append((label if number % every == 0 else "", f"{label}: {shown}", values))
+        shown = f"{label}: {shown or 'nothing measured'}"
+        drawn.append((label if number % every == 0 else "", shown, values))
     length = "day" if is_daily else "hour" if report.step_seconds == 3600 else "step"
     what = "Dollars" if unit == "usd" else "GPU-hours"
     names = [(name, colour) for (_, name), colour in zip(PARTS, COLOURS, strict=True)]

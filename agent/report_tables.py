@@ -59,6 +59,11 @@ def number(value: float | None, text: str = "{:,.1f}") -> str:
     return UNKNOWN if value is None else text.format(value)
 
 
+def few_digits(value: float | None) -> str:
+    """`0.0293`, `1.5`, `1,234`, or a dash."""
+    return number(value, "{:.3g}" if value is None or value < 100 else "{:,.0f}")
+
+
 def change(value: float) -> str:
     """`+12 %`, `-3 %`, `±0 %`."""
     return f"{100 * value:+.0f} %" if abs(value) >= 0.005 else "±0 %"
@@ -70,7 +75,7 @@ _TRENDS: dict[TrendMetric, tuple[str, Callable[[float], str]]] = {
     "waste_usd_per_hour": ("waste an hour", usd),
     "tokens_per_second": ("tokens a second", "{:,.1f}".format),
     "usd_per_million_tokens": ("per million tokens", usd),
-    "joules_per_token": ("joules per token", "{:.3f}".format),
+    "joules_per_token": ("joules per token", few_digits),
 }
 
 
@@ -112,9 +117,7 @@ def cards(report: Report) -> list[Card]:
         card("Utilization", "utilization_ratio", percent, lower=False),
         card("Per million tokens", "usd_per_million_tokens", usd, lower=True),
         card("Tokens/s per GPU", "tokens_per_second_per_gpu", number, lower=False),
-        card("Joules per token", "joules_per_token", "{:.2f}".format, lower=True)
-        if now.joules_per_token is not None
-        else Card("Joules per token", UNKNOWN, None, None),
+        card("Joules per token", "joules_per_token", few_digits, lower=True),
         card("Energy", "energy_joules", _kwh, lower=None),
     ]
 
@@ -179,6 +182,8 @@ def tables(report: Report) -> list[Table]:
 def _trends(lines: Sequence[TrendLine]) -> Table:
     rows = []
     for line in lines:
+        if line.slope_per_day is None and line.change_ratio is None:
+            continue
         label, text = _TRENDS[line.metric]
 
         def signed(value: float | None, text: Callable[[float], str] = text) -> str:
@@ -221,7 +226,7 @@ def _groups(name: str, what: str, groups: Sequence[ReportGroup]) -> Table:
             percent(group.figures.waste_ratio),
             percent(group.figures.utilization_ratio),
             usd(group.figures.usd_per_million_tokens),
-            number(group.figures.joules_per_token, "{:.2f}"),
+            few_digits(group.figures.joules_per_token),
         )
         for group in groups
     ]

@@ -99,6 +99,13 @@ class PriceList:
         """The first rule that matches; None: the price is unknown, which is not 0."""
         return self._known(gpu, node, pool)
 
+    def differs(self, gpu: str | None) -> bool:
+        """Whether the price of this model goes by node or pool, too."""
+        for pattern, rule in self._rules:
+            if not rule.gpu or (gpu is not None and pattern.search(gpu)):
+                return (rule.node, rule.pool) != ("*", "*")
+        return False
+
     def _find(self, gpu: str | None, node: str, pool: str | None) -> PriceRule | None:
         for pattern, rule in self._rules:
             if (

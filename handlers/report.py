@@ -8,7 +8,7 @@ from handlers.prices import PriceList
 from handlers.recorded_usage import recorded_hours
 from handlers.settings import HandlersSettings
 from handlers.stream_reader import StreamReader
-from handlers.trend import Point, point, trend_lines
+from handlers.trend import LEAST_HOURS, Point, point, trend_lines
 from handlers.usage import HOUR_NS, figures, total
 from schemas.analysis import Scope
 from schemas.protocols import Call, Clock, RequestError
@@ -73,6 +73,15 @@ class Reports:
                 if request.simulated
                 else "simulated GPUs are left out; --simulated counts them"
             )
+        if (nodes or request.node) and end_ns > now_ns:
+            notes.append(
+                "of the running hour, nodes are told up to ten minutes later than the rest"
+            )
+        trends = trend_lines(
+            _points(hours), period_hours=span_ns // HOUR_NS, before=_points(before)
+        )
+        if trends and all(line.slope_per_day is None for line in trends):
+            notes.append(f"no trends: they need {LEAST_HOURS} hours that were measured")
         step_hours = -(-span_ns // HOUR_NS // MAX_STEPS)
         savings = await self._savings(request, now_ns) if end_ns > now_ns else []
         return Report(
@@ -91,9 +100,7 @@ class Reports:
             nodes=nodes[:MAX_NODES],
             models=models,
             savings=savings,
-            trends=trend_lines(
-                _points(hours), period_hours=span_ns // HOUR_NS, before=_points(before)
-            ),
+            trends=trends,
             notes=notes,
             simulated=any(hour.simulated for hour in hours),
         )
@@ -130,7 +137,9 @@ class Reports:
                 uses[name].append(use)
         models = []
         for name, found in uses.items():
-            rule = self._prices.find(None if name == "unknown" else name, "", None)
+            gpu = None if name == "unknown" else name
+            differs = self._prices.differs(gpu)
+            rule = None if differs else self._prices.find(gpu, "", None)
             models.append(
                 ReportModel(
                     name=name,
@@ -138,7 +147,7 @@ class Reports:
                     usd=total([use.usd for use in found]),
                     waste_usd=total([use.waste_usd for use in found]),
                     usd_per_gpu_hour=rule.usd_per_gpu_hour if rule else None,
-                    price_source=rule.source if rule else None,
+                    price_source="by node or pool" if differs else rule.source if rule else None,
                     price_as_of=rule.as_of if rule else None,
                 )
             )
@@ -247,7 +256,7 @@ def _notes(
             "handlers.prices.rules gives them one"
         )
     for model in models:
-        if model.price_source is None:
+        if model.price_source is None or model.usd_per_gpu_hour is None:
             continue
         if model.price_as_of is None:
             notes.append(f"the price of {model.name} ({model.price_source}) is not dated")

@@ -82,9 +82,11 @@ class ReportModel(msgspec.Struct, frozen=True, kw_only=True):
     ]
     usd_per_gpu_hour: Annotated[
         Usd | None,
-        Meta(description="now, unless a node or pool has its own; null: no price"),
+        Meta(description="now; null: no price, or one that goes by node or pool, too"),
     ]
-    price_source: Annotated[str | None, Meta(description="whose price; null: no price")]
+    price_source: Annotated[
+        str | None, Meta(description="whose price, or `by node or pool`; null: no price")
+    ]
     price_as_of: Annotated[
         str | None, Meta(description="day of that price; null: not dated, or no price")
     ]

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from agent.bus import Bus
+from handlers.prices import PriceRule, PriceSettings
 from handlers.settings import HandlersSettings, QuerySettings
 from schemas.api import Filter
 from schemas.protocols import RequestError
@@ -128,6 +129,32 @@ async def test_what_stands_now_is_in_a_report_of_now_only(bus: Bus) -> None:
     assert "would save $2,920 a month" in now.text
     assert past.savings == []
     assert past.figures.gpu_hours == pytest.approx(4)
+
+
+async def test_a_price_by_node_is_no_price_of_the_model(bus: Bus) -> None:
+    await record(bus, 1)
+    spot = PriceRule(node="spot-*", usd_per_gpu_hour=1.0)
+    settings = HandlersSettings(prices=PriceSettings(rules=(spot, *SETTINGS.prices.rules)))
+
+    found = await report(bus, settings, seconds=3600.0)
+
+    assert {(m.usd_per_gpu_hour, m.price_source) for m in found.models} == {
+        (None, "by node or pool")
+    }
+    assert not [note for note in found.notes if note.startswith("the price of")]
+
+
+async def test_a_short_report_says_what_it_lacks(bus: Bus) -> None:
+    start_ns = await record(bus, 2)
+
+    now = await report(bus, seconds=3600.0)
+    past = await report(bus, start=instant(start_ns), end=instant(start_ns + HOUR_NS))
+
+    lags = "of the running hour, nodes are told up to ten minutes later than the rest"
+    no_trends = "no trends: they need 24 hours that were measured"
+    assert {lags, no_trends} <= set(now.notes)
+    assert lags not in past.notes
+    assert no_trends in past.notes
 
 
 async def test_an_hour_told_twice_counts_once(bus: Bus) -> None:

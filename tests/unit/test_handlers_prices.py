@@ -91,3 +91,18 @@ def test_without_the_built_in_prices_only_the_settings_count() -> None:
 def test_a_rule_that_cannot_be_right_is_refused(rule: dict[str, object], text: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=text):
         msgspec.convert({"rules": [rule]}, PriceSettings)
+
+
+@pytest.mark.parametrize(
+    ("rule", "differs"),
+    [
+        pytest.param({"node": "spot-*"}, True, id="by node"),
+        pytest.param({"gpu": "H100", "pool": "chat"}, True, id="by pool"),
+        pytest.param({"gpu": "H100"}, False, id="one for the model"),
+        pytest.param({"gpu": "A100", "node": "n1"}, False, id="of another model"),
+    ],
+)
+def test_a_price_that_goes_by_node_or_pool_is_known_to(rule: dict[str, str], differs: bool) -> None:
+    prices = PriceList(PriceSettings(rules=(PriceRule(**rule, usd_per_gpu_hour=1.0),)))
+
+    assert prices.differs("NVIDIA H100 80GB HBM3") is differs
