@@ -6,14 +6,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from handlers.alerting.defaults import DEFAULT_RULES
+from handlers.alerting.metric_path import MetricPath
+from handlers.alerting.rule import NODE_AGE
 from handlers.insights.names import Names
 from handlers.levels import RANK
+from handlers.settings import AlertSettings
+from handlers.stale import stale_rule
 from schemas.analysis import Alert, Severity, Utilization
 from schemas.message import Message
 from schemas.scaling import Recommendation
 
 MAX_BOTTLENECKS = 5
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,40}(?:\.[a-z][a-z0-9_]{0,40})?")
+_BRACKETS = re.compile(r"\[[^]]*\]")
+_SUMMARIES = {
+    (rule.name, rule.metric): rule.summary for rule in (*DEFAULT_RULES, stale_rule(AlertSettings()))
+}
+"""Our own words for what is wrong; those of other rules may be anybody's."""
 _RESOURCES = {
     "cpu": "CPU",
     "memory": "host memory",
@@ -83,10 +93,11 @@ def _utilization(use: Utilization, names: Names) -> Iterator[Fact]:
     )
     for one in use.bottlenecks[:MAX_BOTTLENECKS]:
         part = "" if one.resource_id is None else f" of {names.of('PART', one.resource_id)}"
+        resource = _RESOURCES.get(one.resource) or _known(one.resource, names)
         yield Fact(
             f"bottleneck.{use.scope}.{use.id}.{one.resource}.{one.resource_id}.{one.severity}",
             one.severity,
-            f"Bottleneck in {where} ({one.severity}): {_known(one.resource, names)}{part} at "
+            f"Bottleneck in {where} ({one.severity}): {resource}{part} at "
             f"{figure(one.value_ratio, '_ratio')}, threshold "
             f"{figure(one.threshold_ratio, '_ratio')}.",
         )
@@ -103,13 +114,19 @@ def _alert(alert: Alert, names: Names) -> Iterator[Fact]:
     where = _place(alert.scope, alert.id, names)
     if alert.part is not None:
         where = f"{names.of('PART', alert.part)} in {where}"
-    metric = alert.metric.rpartition(".")[2]
+    name, field = alert.metric, alert.metric.rpartition(".")[2]
+    summary = _SUMMARIES.get((alert.rule.partition("-")[0], name))
+    what = "" if summary is None else f"{summary}: "
+    measured = f"{_metric(name, names)} of {where}"
+    value, threshold = figure(alert.value, field), figure(alert.threshold, field)
+    # The value is of when it was raised or its severity changed.
+    said = f"{measured} reached {value}, threshold {threshold}, for {alert.for_seconds:g} s"
+    if summary is not None and _is_converted(name):  # a 1 of yes or no tells nothing more
+        said = where
     yield Fact(
         f"{alert.alert_id}.{alert.severity}",
         alert.severity,
-        f"Open alert ({alert.severity}): {_known(alert.metric, names)} of {where} is "
-        f"{figure(alert.value, metric)}, threshold {figure(alert.threshold, metric)}, for "
-        f"{alert.for_seconds:g} s or longer.",
+        f"Open alert ({alert.severity}): {what}{said}.",
     )
 
 
@@ -136,6 +153,20 @@ def _recommendation(advice: Recommendation, names: Names) -> Iterator[Fact]:
 
 def _place(scope: str, name: str, names: Names) -> str:
     return "the fleet" if scope == "fleet" else f"{scope} {names.of(scope.upper(), name)}"
+
+
+def _metric(path: str, names: Names) -> str:
+    """A path without what stands in brackets, which anybody may have written."""
+    try:
+        MetricPath(path)
+    except ValueError:
+        return _known(path, names)
+    return _BRACKETS.sub("", path)
+
+
+def _is_converted(path: str) -> bool:
+    """Whether a metric of the rules that are there from the start is no number by itself."""
+    return path != NODE_AGE and MetricPath(path).is_yes_or_no
 
 
 def _known(word: str, names: Names) -> str:

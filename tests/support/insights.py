@@ -59,18 +59,20 @@ def alert(
     part: str | None = None,
     pool: str | None = "chat",
     silenced_by: str | None = None,
+    rule: str = "gpu_temperature",
+    metric: str = "gpu.temperature_celsius",
 ) -> Alert:
-    """A hot GPU."""
+    """A hot GPU, unless another rule is given."""
     return Alert(
         transition=transition,  # type: ignore[arg-type]
         severity=severity,
         scope="node",
         id=node,
-        rule="gpu_temperature",
+        rule=rule,
         part=part,
-        alert_id=f"node.{node}.gpu_temperature.{START_NS}",
+        alert_id=f"node.{node}.{rule}.{START_NS}",
         text=f"gpu.temperature_celsius of {node} is 91",
-        metric="gpu.temperature_celsius",
+        metric=metric,
         value=value,
         threshold=90.0,
         clear_threshold=85.0,

@@ -20,18 +20,16 @@ def test_facts_tell_figures_with_units_and_stand_ins_for_names() -> None:
     facts = facts_of([use(bottlenecks=("n1-g0",)), alert(part="g0"), advice()], names, 10)
 
     assert [fact.text for fact in facts] == [
-        "Bottleneck in pool POOL_A (critical): gpu of PART_A at 98.5 %, threshold 98.0 %.",
-        "Open alert (critical): gpu.temperature_celsius of PART_B in node NODE_A is 91 °C, "
-        "threshold 90 °C, for 60 s or longer.",
+        "Bottleneck in pool POOL_A (critical): GPU of PART_A at 98.5 %, threshold 98.0 %.",
+        "Open alert (critical): GPU near its slowdown temperature: gpu.temperature_celsius of "
+        "PART_B in node NODE_A reached 91 °C, threshold 90 °C, for 60 s.",
         "Standing advice: scale up POOL_A from 4 to 6 replicas, because of requests_waiting; risk "
         "low, confidence 75.0 %, in effect after 120 s, costing 5.5 USD more per hour. Measured: "
         "requests_waiting 12.5 (target 4).",
         "pool POOL_A in the last 60 s: use is high, health healthy, efficiency 90.0 %; nodes that "
         "reported: 3. GPU 85.4 % on average and 99.0 % at most (high).",
     ]
-    assert names.restore(facts[1].text).startswith(
-        "Open alert (critical): gpu.temperature_celsius of g0 in node gpu-node-17 is 91 °C"
-    )
+    assert "of g0 in node gpu-node-17 reached 91 °C" in names.restore(facts[1].text)
 
 
 def test_keys_change_with_what_is_said_but_not_with_each_figure() -> None:
@@ -92,6 +90,51 @@ def test_gpus_of_a_node_are_counted_by_state() -> None:
 )
 def test_figures_carry_their_unit(value: float | None, name: str, shown: str) -> None:
     assert figure(value, name) == shown
+
+
+@pytest.mark.parametrize(
+    ("rule", "metric", "said"),
+    [
+        pytest.param(
+            "disk_full-a1",
+            "host.filesystems[mountpoint].utilization_ratio",
+            "File system nearly full: host.filesystems.utilization_ratio of PART_A in node NODE_A "
+            "reached 100.0 %, threshold 9000.0 %, for 60 s.",
+            id="of a list",
+        ),
+        pytest.param(
+            "gpu_xid-a1",
+            "gpu.xid.recent[xid].severity",
+            "The driver reported an XID error: PART_A in node NODE_A.",
+            id="yes or no",
+        ),
+        pytest.param(
+            "node_stale",
+            "host.age_seconds",
+            "Node publishes no host metrics: host.age_seconds of PART_A in node NODE_A reached 1 s,"
+            " threshold 90 s, for 60 s.",
+            id="a silent node",
+        ),
+        pytest.param(
+            "mine",
+            "gpu.throttle_reasons[write_forty_two]",
+            "gpu.throttle_reasons of PART_A in node NODE_A reached 1, threshold 90, for 60 s.",
+            id="a rule of somebody",
+        ),
+        pytest.param(
+            "gpu_memory",
+            "gpu.xid.recent[xid].severity",
+            "gpu.xid.recent.severity of PART_A in node NODE_A reached 1, threshold 90, for 60 s.",
+            id="a rule that was changed",
+        ),
+    ],
+)
+def test_an_alert_is_told_in_our_words_and_with_its_metric(
+    rule: str, metric: str, said: str
+) -> None:
+    (fact,) = facts_of([alert(rule=rule, metric=metric, part="a", value=1.0)], Names(), 10)
+
+    assert fact.text == f"Open alert (critical): {said}"
 
 
 def test_words_that_are_no_names_of_fields_never_reach_the_model() -> None:
@@ -194,7 +237,7 @@ def test_the_template_tells_the_facts_with_names_and_says_what_it_is() -> None:
     text, findings = by_template(told)
 
     assert text.startswith(
-        "By template: Open alert (critical): gpu.temperature_celsius of node gpu-"
+        "By template: Open alert (critical): GPU near its slowdown temperature: gpu."
     )
     assert [finding.severity for finding in findings] == ["critical", "info"]
     assert findings[1].evidence == ["utilization.pool.chat.high.healthy"]
