@@ -17,12 +17,12 @@ def advice_lines(story: Explanation, others: Sequence[Recommendation]) -> Iterat
     """One piece of advice: what, why, what it is worth, until when, and what to type next."""
     advice = story.life.advice
     name = advice.recommendation_id
-    yield f"{name}  {_change(advice)}  [{story.state}]"
+    yield f"{name}  {change(advice)}  [{story.state}]"
     yield f"    why: {human.printable(advice.text or advice.reason)}"
     left = (to_ns(advice.expires_at) - to_ns(story.answered_at)) / 1e9
     until = f"stands for {human.duration(left)}" if left > 0 else "expired"
     sure = f"confidence {advice.confidence_ratio:.0%}"
-    yield f"    {_money(advice)}, {advice.risk} risk, {sure}, {until}"
+    yield f"    {money(advice)}, {advice.risk} risk, {sure}, {until}"
     winner = outranked_by(advice, others)
     if winner is not None:
         criterion = decided_by(winner, advice)
@@ -35,7 +35,7 @@ def advice_lines(story: Explanation, others: Sequence[Recommendation]) -> Iterat
 def story_lines(story: Explanation) -> Iterator[str]:
     """One recommendation, from the messages behind it to what became of it."""
     advice = story.life.advice
-    yield f"{advice.recommendation_id}  {_change(advice)}  [{story.state}]"
+    yield f"{advice.recommendation_id}  {change(advice)}  [{story.state}]"
     yield f"  {human.printable(advice.text or advice.reason)}"
     if story.closed:
         yield f"  does not stand: {human.printable(story.closed)}"
@@ -76,7 +76,8 @@ def execution_line(step: Execution) -> str:
     )
 
 
-def _change(advice: Recommendation) -> str:
+def change(advice: Recommendation) -> str:
+    """What is to be done: `scale_up chat 2 → 3`."""
     return f"{advice.action} {advice.pool} {advice.replicas_from} → {advice.replicas_to}"
 
 
@@ -84,7 +85,8 @@ def _count(replicas: int | None) -> str:
     return "?" if replicas is None else str(replicas)
 
 
-def _money(advice: Recommendation) -> str:
+def money(advice: Recommendation) -> str:
+    """What it saves or costs an hour."""
     saving = advice.saving_usd_per_hour
     if saving is None:
         return "no price is set"

@@ -184,6 +184,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     from handlers.insights.writer import Writer  # noqa: PLC0415
     from handlers.latest import LatestStore  # noqa: PLC0415
     from handlers.queries import query_endpoints  # noqa: PLC0415
+    from handlers.run import Runs  # noqa: PLC0415
     from handlers.runtime import HandlersRuntime  # noqa: PLC0415
     from handlers.standing import Standing  # noqa: PLC0415
     from handlers.stream_reader import StreamReader  # noqa: PLC0415
@@ -253,8 +254,17 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             runtime.counters,
             lambda: instance.registry.count_live("executor"),
         )
+        runs = Runs(
+            bus,
+            store,
+            standing,
+            alerts,
+            None if table.enabled == "off" else insights,
+            time.time_ns,
+            settings.queries.run_step_seconds,
+        )
         drain = await instance.serve(
-            [*queries, *alerts.endpoints(), *execution, insights.endpoint()]
+            [*queries, *alerts.endpoints(), *execution, insights.endpoint(), runs.endpoint()]
         )
         await runtime.wait_started()
         await instance.ready()

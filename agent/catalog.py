@@ -76,6 +76,7 @@ from schemas.lmcache import (
 )
 from schemas.message import Message
 from schemas.report import OpportunitiesReply, Report, ReportRequest, TrendsReply, WasteReply
+from schemas.run import RunReply, RunRequest, RunStep
 from schemas.views import GPU_VIEWS, SYSTEM_VIEWS
 
 EVENTS: tuple[type[Message], ...] = (
@@ -90,6 +91,7 @@ EVENTS: tuple[type[Message], ...] = (
     spending.Waste,
     spending.Trend,
     spending.Opportunity,
+    RunStep,
     analysis.Alert,
     insights.Insight,
     scaling.Forecast,
@@ -214,6 +216,13 @@ def endpoints() -> Iterator[EndpointSpec]:
         "latest utilization of nodes, pools, fleet",
         Filter,
         UtilizationReply,
+    )
+    yield EndpointSpec(
+        "api.analysis.run",
+        "handlers",
+        "all of it at once, explained, with the advice that stands; each step told",
+        RunRequest,
+        RunReply,
     )
     yield EndpointSpec(
         "api.analysis.insights",

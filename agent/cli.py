@@ -12,6 +12,7 @@ import typer
 from agent import (
     cli_advice,
     cli_alerts,
+    cli_analyze,
     cli_archive,
     cli_backtest,
     cli_cache,
@@ -310,6 +311,7 @@ for command in (cli_advice.advise, cli_advice.approve, cli_advice.reject, cli_ad
     app.command()(command)
 app.command()(cli_replay.replay)
 app.command()(cli_backtest.backtest)
+app.command()(cli_analyze.analyze)
 app.command()(cli_report.report)
 app.command()(cli_insights.insights)
 app.command()(cli_top.top)

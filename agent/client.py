@@ -1,8 +1,12 @@
 """The typed clients: `ResourceAgent` for metrics, health and LMCache, and `CacheClient`."""
 
-from collections.abc import Mapping
+import contextlib
+import secrets
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
+
+import msgspec
 
 from agent import decisions
 from agent.alert_client import AlertCalls
@@ -29,6 +33,7 @@ from schemas.lmcache import (
     OptimizeReply,
 )
 from schemas.report import OpportunitiesReply, Report, ReportRequest, TrendsReply, WasteReply
+from schemas.run import RunReply, RunRequest, RunStep
 from schemas.units import token
 
 __all__ = ["CacheClient", "ResourceAgent"]
@@ -38,6 +43,8 @@ T = TypeVar("T")
 WORK_TIMEOUT_SECONDS = 30.0
 INSIGHT_TIMEOUT_SECONDS = 90.0
 """One that is written may wait for another, and each for a model up to its deadline."""
+RUN_TIMEOUT_SECONDS = 180.0
+"""Of its steps three wait for another, each at most `handlers.queries.run_step_seconds`."""
 
 
 class ResourceAgent(Connected, AlertCalls):
@@ -188,6 +195,52 @@ class ResourceAgent(Connected, AlertCalls):
         return await self._ask(
             "api.analysis.insights", request, InsightsReply, timeout_seconds=timeout_seconds
         )
+
+    async def analyze(
+        self,
+        *,
+        node: str | None = None,
+        pool: str | None = None,
+        insight: bool = True,
+        limit: int = 50,
+        correlation_id: str | None = None,
+        on_step: Callable[[RunStep], None] | None = None,
+        timeout_seconds: float = RUN_TIMEOUT_SECONDS,
+    ) -> RunReply:
+        """All of it at once: figures, judgements, alerts, an insight, the advice that stands.
+
+        Of the fleet, a pool or a node. A step that fails is told in `steps`, and its field is
+        None. `on_step` is called with each step as it ends.
+        """
+        request = RunRequest(
+            node=token(node) if node else None,
+            pool=token(pool) if pool else None,
+            insight=insight,
+            limit=limit,
+            correlation_id=correlation_id or secrets.token_hex(8),
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            told: set[str] = set()
+
+            def tell(step: RunStep) -> None:
+                if step.correlation_id == request.correlation_id and step.step not in told:
+                    told.add(step.step)
+                    if on_step is not None:
+                        on_step(step)
+
+            if on_step is not None:
+                decode = msgspec.json.Decoder(RunStep).decode
+                stack.push_async_callback(
+                    await self._bus.subscribe(
+                        RunStep.pattern(), lambda _, payload: tell(decode(payload))
+                    )
+                )
+            reply = await self._ask(
+                "api.analysis.run", request, RunReply, timeout_seconds=timeout_seconds
+            )
+            for step in reply.steps:  # the last ones may have come behind the reply
+                tell(step)
+        return reply
 
     async def health(self, name: str = "detailed") -> HealthReply:
         """`name`: root, basic, detailed, ready or live; for the whole installation."""

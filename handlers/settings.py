@@ -237,6 +237,15 @@ class QuerySettings(Table, frozen=True, kw_only=True):
     history_timeout_seconds: Annotated[
         float, Meta(gt=0, description="give up reading a stream after this long")
     ] = 5.0
+    run_step_seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=600,
+            description="give up a step of a whole run after this long; an insight may take "
+            "`insights.deadline_seconds`, and wait for another",
+        ),
+    ] = 45.0
 
 
 class HandlersSettings(Table, frozen=True, kw_only=True):

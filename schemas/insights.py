@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.analysis import Scope, Severity
-from schemas.message import Message, Simulated
+from schemas.message import CorrelationId, Message, Simulated
 from schemas.units import Count, Instant, Number, Seconds, Token
 
 
@@ -71,6 +71,9 @@ class Insight(Message, frozen=True, kw_only=True):
         Number | None, Meta(description="of these tokens; null: no price is set, or not told")
     ] = None
     simulated: Simulated = False
+    correlation_id: Annotated[
+        CorrelationId | None, Meta(description="of the whole run that asked for it; null: none did")
+    ] = None
 
 
 class InsightsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,6 +88,9 @@ class InsightsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     pool: Annotated[Token | None, Meta(description="only that pool's; null: of all")] = None
     now: Annotated[bool, Meta(description="true: write one")] = False
     limit: Annotated[int, Meta(ge=1, le=10_000, description="at most so many rows")] = 1000
+    correlation_id: Annotated[
+        CorrelationId | None, Meta(description="what one written for this carries; null: nothing")
+    ] = None
 
 
 class InsightsReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,13 @@ import msgspec
 from msgspec import Meta
 
 Simulated = Annotated[bool, Meta(description="true: from a simulator, at least in part")]
+CorrelationId = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9._:-]{1,100}$(?!\n)",
+        description="the same in everything that is said because of one whole run",
+    ),
+]
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+import msgspec
 import structlog
 
 from handlers.insights.settings import InsightsSettings
@@ -189,12 +190,15 @@ class InsightService:
                     max(1.0, (free_ns - self._clock()) / SECOND_NS),
                 )
             try:
-                return await self._write(found, last_hour)
+                return await self._write(found, last_hour, request.correlation_id)
             except PublishError as error:
                 raise RequestError(503, "the insight could not be published now") from error
 
-    async def _write(self, found: Known, last_hour: Sequence[Insight]) -> Insight:
+    async def _write(
+        self, found: Known, last_hour: Sequence[Insight], correlation_id: str | None = None
+    ) -> Insight:
         insight = await self._writer.write(found, last_hour, self._clock())
+        insight = msgspec.structs.replace(insight, correlation_id=correlation_id)
         await self._publisher.publish(insight, message_id=insight.insight_id)
         return insight
 

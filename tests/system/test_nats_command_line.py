@@ -4,7 +4,7 @@ import asyncio
 import re
 import shlex
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 import pytest
@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from agent.bus import connect
 from schemas.lifecycle import ROLES
+from schemas.run import StepName
 from tests.support.deployment import DeployedServer
 from tests.support.nats_command_line import CommandLine
 from tests.support.nats_version import guests_hear_the_whole_root
@@ -92,6 +93,12 @@ def req(subject: str, body: str = "") -> Play:
         assert [row["node"] for row in answer.json()["rows"]] == [NODE]
 
     return play
+
+
+async def run(nats: CommandLine, _up: Up) -> None:
+    answer = await nats.req("fleet.v1.api.analysis.run", "")
+    assert "Nats-Service-Error" not in answer.headers
+    assert [step["step"] for step in answer.json()["steps"]] == list(get_args(StepName))
 
 
 async def micro_ls(nats: CommandLine, _up: Up) -> None:
@@ -190,6 +197,7 @@ FOR_ALL: dict[str, Play] = {
     "req fleet.v1.api.system.memory ''": req("fleet.v1.api.system.memory"),
     "req fleet.v1.api.system.all ''": req("fleet.v1.api.system.all"),
     "req fleet.v1.api.gpu.metrics ''": req("fleet.v1.api.gpu.metrics"),
+    "req fleet.v1.api.analysis.run ''": run,
     f"req {INSIGHTS} {OF_POOL}": unknown(INSIGHTS, OF_POOL),
     "micro ls": micro_ls,
     "micro info fleet-cache": micro_info,
