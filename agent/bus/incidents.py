@@ -38,8 +38,8 @@ COUNTERS = (
 class Incidents:
     """Counters and memory of a connection's troubles. Nothing a stranger sends can flood the log.
 
-    One line per kind and subject a minute, and at most 100 different ones. Nothing is logged
-    while `connecting` for the first time: whoever connects is told by the error.
+    One line per kind and subject (or type of error) a minute, and at most 100 different ones.
+    Nothing is logged while `connecting` for the first time: whoever connects is told by the error.
     """
 
     def __init__(self, bus_name: str) -> None:
@@ -70,11 +70,12 @@ class Incidents:
         if "permissions violation" in lowered:
             self._denied.append((time.monotonic(), lowered))
             self.counters["permission_denied_total"] += 1
-            self.log_seldom("bus_denied", subject=lowered, error=text)
+            _, *quoted = lowered.split('"')
+            self.log_seldom("bus_denied", subject=quoted[0] if quoted else lowered, error=text)
             return
         if isinstance(error, nats.errors.SlowConsumerError):
             self.counters["slow_consumer_drops_total"] += 1
-        self.log_seldom("bus_error", subject=type(error).__name__, error=text)
+        self.log_seldom("bus_error", error_type=type(error).__name__, error=text)
 
     def permission_hint(self, subject: str, waited_seconds: float = 0.0) -> str:
         """` (the server denied …)` where it denied something about `subject` lately, else empty.
@@ -89,10 +90,10 @@ class Incidents:
                 return f" (the server denied it to this user: {text})"
         return ""
 
-    def log_seldom(self, event: str, *, subject: str, error: str) -> None:
-        """Log `event` about `subject` unless that was done less than a minute ago."""
+    def log_seldom(self, event: str, *, error: str, **about: str) -> None:
+        """Log `event` about these fields unless that was done less than a minute ago."""
         now = time.monotonic()
-        key = f"{event} {subject}"
+        key = " ".join((event, *about.values()))
         if now - self._logged_at.get(key, -LOG_AGAIN_SECONDS) < LOG_AGAIN_SECONDS:
             return
         if len(self._logged_at) >= MAX_LOGGED_KEYS:
@@ -102,4 +103,4 @@ class Incidents:
             if len(self._logged_at) >= MAX_LOGGED_KEYS:
                 return
         self._logged_at[key] = now
-        log.warning(event, bus=self._bus_name, subject=subject, error=error)
+        log.warning(event, bus=self._bus_name, **about, error=error)

@@ -75,6 +75,17 @@ def test_a_long_error_is_cut_short_in_the_log() -> None:
     assert len(logged[0]["error"]) == 300
 
 
+def test_an_error_of_the_connection_is_logged_with_its_type() -> None:
+    incidents = Incidents("test")
+    with structlog.testing.capture_logs() as logged:
+        for error in (OSError("gone"), OSError("again"), nats.errors.StaleConnectionError()):
+            incidents.take_error(error)
+
+    assert [line["error_type"] for line in logged] == ["OSError", "StaleConnectionError"]
+    assert {line["event"] for line in logged} == {"bus_error"}
+    assert not [line for line in logged if "subject" in line]
+
+
 def test_an_error_without_words_is_named() -> None:
     incidents = Incidents("test")
 
