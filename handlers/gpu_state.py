@@ -1,7 +1,5 @@
 """What a GPU does: active, idle but held, or truly idle; from what was measured, by name."""
 
-import dataclasses
-
 import msgspec
 
 from handlers.settings import UtilizationSettings
@@ -12,8 +10,7 @@ PartKey = tuple[str, str]
 """Node and GPU, or node and engine."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class GpuEvidence:
+class GpuEvidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Means over a window. None: not measured in it."""
 
     activity_ratio: float | None

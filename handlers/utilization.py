@@ -22,6 +22,7 @@ from handlers.settings import Thresholds, UtilizationSettings
 from handlers.window import MAX_ENTRIES, ExpiringDict, LastSeen, RollingWindow
 from schemas.analysis import (
     Bottleneck,
+    GpuState,
     GpuUse,
     Health,
     Level,
@@ -52,6 +53,7 @@ class _Told(msgspec.Struct, frozen=True):
     level: Level | None
     health: Health | None
     bottlenecks: tuple[tuple[str, Severity, str | None], ...]
+    gpus: tuple[tuple[str, GpuState | None], ...] = ()
 
 
 class _Memory(msgspec.Struct, frozen=True):
@@ -84,9 +86,10 @@ class UtilizationHandler:
 
     One instance per scope. For a node the parts are its GPUs and engines; for a pool or the fleet
     they are `<node>`, `<node>-<gpu>`, `<node>-<engine>`, and a bottleneck without `resource_id`
-    is one of the mean over all. Publishes when level, health or bottlenecks change, else every
-    `publish_seconds`; of a pool or the fleet only the kinds of bottlenecks count as a change, so
-    that one GPU among thousands does not publish them all. GPUs are listed for nodes only.
+    is one of the mean over all. Publishes when level, health, bottlenecks or the state of a GPU
+    change, else every `publish_seconds`; of a pool or the fleet only the kinds of bottlenecks count
+    as a change, so that one GPU among thousands does not publish them all. GPUs are listed for
+    nodes only.
     """
 
     consumes: tuple[type[Message], ...] = (HostMetrics, GpuMetrics, EngineMetrics)
@@ -220,7 +223,14 @@ class UtilizationHandler:
         health = (
             health_of(bottlenecks, parts_degrade_only=self.scope != "node") if resources else None
         )
-        told = self._told(use.level if use else None, health, bottlenecks)
+        evidence = self._gpu_evidence(group, means) if self.scope == "node" else {}
+        states = {gpu: gpu_state(self._settings, known) for gpu, known in evidence.items()}
+        told = _Told(
+            use.level if use else None,
+            health,
+            self._kinds(bottlenecks),
+            tuple((gpu, state) for gpu, (state, _) in states.items()),
+        )
         if told == group.published and now_ns - group.published_ns < self._publish_ns:
             return None
         group.published, group.published_ns = told, now_ns
@@ -235,15 +245,17 @@ class UtilizationHandler:
             efficiency_ratio=efficiency(use.mean_ratio) if use else None,
             resources=resources,
             bottlenecks=bottlenecks[: self._settings.bottlenecks_max],
-            gpus=self._gpus(key, group, means) if self.scope == "node" else [],
+            gpus=[
+                self._use(key, gpu, known, states[gpu], means.get(("gpu", gpu)))
+                for gpu, known in evidence.items()
+            ],
             balance_ratio=balance([mean for (name, _), mean in means.items() if name == "gpu"]),
             nodes=len(group.nodes),
             simulated=simulated_ns is not None and now_ns - simulated_ns < self._span_ns,
         )
 
-    def _told(
-        self, level: Level | None, health: Health | None, bottlenecks: list[Bottleneck]
-    ) -> _Told:
+    def _kinds(self, bottlenecks: list[Bottleneck]) -> tuple[tuple[str, Severity, str | None], ...]:
+        """What counts of bottlenecks when it changes."""
         kinds = {
             (
                 bottleneck.resource,
@@ -252,8 +264,7 @@ class UtilizationHandler:
             )
             for bottleneck in bottlenecks
         }
-        ordered = sorted(kinds, key=lambda kind: (kind[0], kind[1], kind[2] or ""))
-        return _Told(level, health, tuple(ordered))
+        return tuple(sorted(kinds, key=lambda kind: (kind[0], kind[1], kind[2] or "")))
 
     def _resources(
         self, group: _Group, means: dict[SeriesKey, float], peaks: dict[str, float]
@@ -315,36 +326,42 @@ class UtilizationHandler:
             key=lambda b: (-RANK[b.severity], -b.value_ratio, b.resource, b.resource_id or ""),
         )
 
-    def _gpus(self, node: str, group: _Group, means: dict[SeriesKey, float]) -> list[GpuUse]:
+    def _gpu_evidence(self, group: _Group, means: dict[SeriesKey, float]) -> dict[str, GpuEvidence]:
+        """What tells the state of each GPU of a node, by name."""
+        sources = group.activity_sources
+        for gpu in sources.keys() - set(group.gpus):
+            del sources[gpu]
         running = [mean for (name, _), mean in means.items() if name == "requests_running"]
-        uses = []
-        for gpu in sorted(group.gpus):
-            utilization, memory = means.get(("gpu", gpu)), means.get(("gpu_memory", gpu))
-            power = means.get(("gpu_power", gpu))
-            evidence = GpuEvidence(
+        requests_running = sum(running) if running else None
+        return {
+            gpu: GpuEvidence(
                 activity_ratio=means.get(("gpu_activity", gpu)),
-                activity_source=group.activity_sources.get(gpu),
-                memory_ratio=memory,
-                power_ratio=power,
-                requests_running=sum(running) if running else None,
+                activity_source=sources.get(gpu),
+                memory_ratio=means.get(("gpu_memory", gpu)),
+                power_ratio=means.get(("gpu_power", gpu)),
+                requests_running=requests_running,
             )
-            state, source = gpu_state(self._settings, evidence)
-            uses.append(
-                GpuUse(
-                    gpu=gpu,
-                    node=node,
-                    state=state,
-                    source=source,
-                    utilization_ratio=utilization,
-                    memory_utilization_ratio=memory,
-                    power_efficiency_ratio=power_efficiency(utilization, power),
-                    evidence=in_words(self._settings, evidence),
-                )
-            )
-        group.activity_sources = {
-            gpu: source for gpu, source in group.activity_sources.items() if gpu in group.gpus
+            for gpu in sorted(group.gpus)
         }
-        return uses
+
+    def _use(
+        self,
+        node: str,
+        gpu: str,
+        evidence: GpuEvidence,
+        told_by: tuple[GpuState | None, str | None],
+        utilization: float | None,
+    ) -> GpuUse:
+        return GpuUse(
+            gpu=gpu,
+            node=node,
+            state=told_by[0],
+            source=told_by[1],
+            utilization_ratio=utilization,
+            memory_utilization_ratio=evidence.memory_ratio,
+            power_efficiency_ratio=power_efficiency(utilization, evidence.power_ratio),
+            evidence=in_words(self._settings, evidence),
+        )
 
 
 def _samples(message: Metrics) -> Iterator[tuple[Resource, float | None]]:

@@ -108,7 +108,8 @@ class GpuUse(msgspec.Struct, frozen=True, kw_only=True):
 class Utilization(Message, frozen=True, kw_only=True):
     """How busy a node, a pool or the fleet is, efficiency apart from health.
 
-    Published on a change of level, bottleneck or health, else at most once a minute.
+    Published on a change of level, bottleneck or health, of a node also of the state of a GPU, else
+    at most once a minute.
     `efficiency_ratio`: 1 when the busiest of the scarce resources (GPU where there is one, else
     CPU) runs at 0.7 to 0.9; lower when idle or saturated; null when nothing was measured.
     `gpus` is filled for nodes only; `bottlenecks` is cut to the worst 32 (a setting).

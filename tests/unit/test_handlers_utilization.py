@@ -1,11 +1,13 @@
 import random
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from handlers.settings import UtilizationSettings
 from handlers.utilization import Metrics, UtilizationHandler
 from schemas.analysis import Scope, Utilization
+from schemas.metrics import GpuMetrics
 from tests.support.samples import at, engine, gpu, host
 
 
@@ -160,6 +162,71 @@ def test_a_change_is_published_at_once() -> None:
     assert [emit.message.level for emit in emits if isinstance(emit.message, Utilization)] == [
         "critical"
     ]
+
+
+def resting(**changed: Any) -> GpuMetrics:
+    """A GPU with memory held and nothing running, of a node whose level stays `idle`."""
+    rest = {"utilization_ratio": 0.0, "memory_utilization_ratio": 0.6}
+    return gpu(pool="chat", **(rest | changed))
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        pytest.param({"utilization_ratio": 0.1}, "active", id="work begins"),
+        pytest.param({"memory_utilization_ratio": 0.0}, "idle", id="memory is released"),
+        pytest.param({"utilization_ratio": None}, None, id="activity is not measured any more"),
+    ],
+)
+def test_another_state_of_a_gpu_is_published_at_once(
+    change: dict[str, float | None], state: str | None
+) -> None:
+    handler = UtilizationHandler(UtilizationSettings(window_seconds=5), "node")
+    handler.handle(resting(), at(0))
+    (before,) = handler.tick(at(0))
+    handler.handle(resting(**change), at(5))
+
+    emits = handler.tick(at(5))
+
+    assert isinstance(before.message, Utilization)
+    assert [use.state for use in before.message.gpus] == ["idle_held"]
+    assert [
+        [use.state for use in emit.message.gpus]
+        for emit in emits
+        if isinstance(emit.message, Utilization)
+    ] == [[state]]
+
+
+def test_the_same_state_of_a_gpu_is_no_change() -> None:
+    handler = UtilizationHandler(UtilizationSettings(), "node")
+
+    published = []
+    for second in range(0, 120, 5):
+        handler.handle(resting(utilization_ratio=second % 4 / 100), at(second))
+        published += [second for _ in handler.tick(at(second))]
+
+    assert published == [0, 60]
+
+
+@pytest.mark.parametrize("scope", ["pool", "fleet"])
+def test_the_state_of_one_gpu_does_not_publish_a_pool_or_the_fleet(scope: Scope) -> None:
+    handler = UtilizationHandler(UtilizationSettings(window_seconds=5), scope)
+    handler.handle(resting(), at(0))
+    handler.tick(at(0))
+    handler.handle(resting(utilization_ratio=0.1), at(5))
+
+    assert handler.tick(at(5)) == []
+
+
+def test_a_restored_handler_does_not_publish_the_states_again() -> None:
+    first, second = (UtilizationHandler(UtilizationSettings(), "node") for _ in range(2))
+    for handler in (first, second):
+        handler.handle(resting(), at(0))
+    first.tick(at(0))
+
+    second.restore(first.snapshot() or b"")
+
+    assert second.tick(at(5)) == []
 
 
 @pytest.mark.parametrize("scope", ["node", "pool", "fleet"])
