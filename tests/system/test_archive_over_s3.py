@@ -15,11 +15,11 @@ from agent.bus import Bus, connect
 from agent.client import CacheClient
 from archive.s3 import S3Store
 from archive.settings import S3Settings
+from benchmarks.moto import CREDENTIALS, SECRET_KEY, MotoServer
 from schemas.api import ArchiveStatus, HealthReply, NamespaceStats
 from schemas.archive import Stored
 from tests.support.archive_service import Heard, archiving, evict, until
 from tests.support.evictions import evicted
-from tests.support.moto import CREDENTIALS, SECRET_KEY, MotoServer
 from tests.support.program import ROOT, Up, in_thread, running_up
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import brought_back, until_async

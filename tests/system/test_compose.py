@@ -9,10 +9,10 @@ import pytest
 
 from agent.bus import Bus, connect
 from agent.client import CacheClient
+from benchmarks.moto import MotoServer
 from schemas.lifecycle import ROLES
 from tests.support.deployment import DeployedServer, Deployment
 from tests.support.examples import advice, example
-from tests.support.moto import MotoServer
 from tests.support.nats_command_line import CommandLine
 from tests.support.program import resource_agent
 from tests.support.waiting import until, until_async

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from archive.s3 import S3Store
 from archive.settings import S3Settings
 from archive.store import StoredObject, StoreError
-from tests.support.moto import ACCESS_KEY, CREDENTIALS, SECRET_KEY
+from benchmarks.moto import ACCESS_KEY, CREDENTIALS, SECRET_KEY
 from tests.support.s3_double import Answer, S3Double, http, s3_error
 
 NAME = "ab" * 32

@@ -13,8 +13,8 @@ from archive.lifecycle import wanted_rules
 from archive.s3 import S3Store
 from archive.settings import S3Settings
 from archive.store import StoreError
+from benchmarks.moto import CREDENTIALS, MotoServer
 from tests.support.archive_service import archiving, until
-from tests.support.moto import CREDENTIALS, MotoServer
 from tests.support.s3_double import Answer, S3Double, http, s3_error
 
 NO_RULES = s3_error(404, "NoSuchLifecycleConfiguration")

@@ -11,10 +11,10 @@ from agent.archive_client import ArchiveClient
 from agent.bus import Bus
 from archive.s3 import S3Store
 from archive.settings import S3Settings
+from benchmarks.moto import CREDENTIALS, MotoServer
 from schemas.archive import Stored
 from tests.support.archive_service import Heard, archiving, evict, until
 from tests.support.evictions import ManualClock, evicted, tombstone
-from tests.support.moto import CREDENTIALS, MotoServer
 from tests.support.s3_double import S3Double, http, s3_error
 
 NAME = "ab" * 32

@@ -18,9 +18,9 @@ from archive.settings import ArchiveSettings, S3Settings
 from archive.store import ObjectStore, StoredObject
 from archive.sweep import Sweeper
 from archive.vault import DamagedObjectError, Vault
+from benchmarks.moto import CREDENTIALS, MotoServer
+from benchmarks.radosgw import RadosGateway, missing_programs
 from tests.support.evictions import ManualClock, evicted, folder_store, single_object
-from tests.support.moto import CREDENTIALS, MotoServer
-from tests.support.radosgw import RadosGateway, missing_programs
 
 ENDPOINT, BUCKET = (os.environ.get(f"ARCHIVE_TEST_{name}", "") for name in ("ENDPOINT", "BUCKET"))
 NAMES = [f"{number:064x}" for number in range(20)]

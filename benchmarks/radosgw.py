@@ -5,14 +5,13 @@
 
 import http.client
 import shutil
-import signal
 import socket
 import subprocess
 import time
 import uuid
 from pathlib import Path
 
-from tests.support.moto import ACCESS_KEY, SECRET_KEY, make_bucket
+from benchmarks.moto import ACCESS_KEY, SECRET_KEY, make_bucket
 
 PROGRAMS = ("ceph-mon", "ceph-mgr", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 DEADLINE_SECONDS = 120.0
@@ -54,30 +53,63 @@ def missing_programs() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
+def answers(port: int) -> bool:
+    """Whether an S3 server there answers anybody, be it with a refusal."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 class RadosGateway:
-    """One cluster with one gateway; its credentials are those of `tests.support.moto`."""
+    """One cluster with one gateway; its credentials are those of `benchmarks.moto`.
+
+    `start` after `kill`, which ends the gateway, keeps the port and what the cluster holds.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port = _free_port()
-        self._mon_port = _free_port()
+        self._port = free_port()
+        self._mon_port = free_port()
         self._fsid = str(uuid.uuid4())
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._gateway: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
+        """The gateway's."""
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Start everything; returns when the gateway answers."""
+        """Start everything, or only the gateway; returns when that answers."""
+        if not self._daemons:
+            self._start_cluster()
+        self._gateway = self._spawn("radosgw", "-n", "client.rgw")
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not answers(self._port):
+            assert time.monotonic() < deadline, f"no answer from {self.url}"
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL for the gateway."""
+        assert self._gateway is not None
+        self._gateway.kill()
+        self._gateway.wait()
+
+    def _start_cluster(self) -> None:
         for name in ("mon", "mgr", "osd", "rgw"):
-            (self._folder / name).mkdir()
+            (self._folder / name).mkdir(parents=True)
         (self._folder / "ceph.conf").write_text(
             CONFIGURATION.format(
                 fsid=self._fsid, folder=self._folder, port=self._port, mon_port=self._mon_port
@@ -94,31 +126,17 @@ class RadosGateway:
         self._spawn("ceph-osd", "-i", "0")
         keys = ("--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY)
         self._run("radosgw-admin", "user", "create", "--uid=test", "--display-name=test", *keys)
-        self._spawn("radosgw", "-n", "client.rgw")
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not self._answers():
-            assert time.monotonic() < deadline, f"no answer from {self.url}"
-            time.sleep(0.1)
 
     def stop(self) -> None:
         """End everything; what it held is gone."""
         for daemon in reversed(self._daemons):
-            daemon.send_signal(signal.SIGKILL)
+            daemon.kill()
             daemon.wait()
 
     def make_bucket(self, name: str) -> str:
+        """Make a bucket; returns its name."""
         make_bucket(self.url, name)
         return name
-
-    def _answers(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
-        try:
-            connection.request("GET", "/")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [program, "--conf", str(self._folder / "ceph.conf"), *arguments]
@@ -126,7 +144,9 @@ class RadosGateway:
             command = [program, *arguments]
         subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_SECONDS)
 
-    def _spawn(self, program: str, *arguments: str) -> None:
+    def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [program, "--conf", str(self._folder / "ceph.conf"), "-f", *arguments]
         with (self._folder / f"{program}.out").open("wb") as out:
-            self._daemons.append(subprocess.Popen(command, stdout=out, stderr=out))
+            daemon = subprocess.Popen(command, stdout=out, stderr=out)
+        self._daemons.append(daemon)
+        return daemon

@@ -15,7 +15,7 @@ LOOK_SECONDS = 0.01
 PAGE_KEYS = 7
 """Small, so that a handful of objects is listed in pages."""
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
-SECRET_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+SECRET_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"  # noqa: S105 - the example of the AWS docs
 SERVER = """
 import sys, threading
 from moto.moto_api._internal.recorder.models import Recorder
@@ -51,6 +51,7 @@ class MotoServer:
 
     @property
     def url(self) -> str:
+        """Its endpoint."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
@@ -89,7 +90,13 @@ class MotoServer:
         self._process.kill()
         self._process.wait(DEADLINE_SECONDS)
 
+    def stop(self) -> None:
+        """End it for good."""
+        if self._process is not None:
+            self.kill()
+
     def make_bucket(self, name: str) -> str:
+        """Make a bucket; returns its name."""
         make_bucket(self.url, name)
         return name
 
