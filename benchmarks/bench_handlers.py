@@ -21,7 +21,6 @@ from handlers.settings import HandlersSettings
 from handlers.slots import Routed, Slot, Watermark
 from schemas.engines import EngineMetrics
 from schemas.host import CpuMetrics, DiskIoMetrics, FilesystemMetrics, MemoryMetrics, NetworkMetrics
-from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Delivery, Moment
 from schemas.units import SECOND_NS, instant
@@ -120,6 +119,17 @@ def engine(node: str, ns: int, rng: random.Random) -> EngineMetrics:
     )
 
 
+def node_samples(
+    node: str, gpus: int, ns: int, rng: random.Random
+) -> list[HostMetrics | GpuMetrics | EngineMetrics]:
+    """What a node says at once: of its host and, where it has GPUs, of each and an engine."""
+    samples: list[HostMetrics | GpuMetrics | EngineMetrics] = [host(node, ns, rng)]
+    if gpus:
+        samples += [gpu(node, index, ns, rng) for index in range(gpus)]
+        samples.append(engine(node, ns, rng))
+    return samples
+
+
 def stream(nodes: int, gpus: int, count: int) -> Iterator[Delivery]:
     """The first `count` messages of such a fleet, nodes spread evenly over each 5 s."""
     rng = random.Random(1)  # noqa: S311 - a made-up load
@@ -127,12 +137,7 @@ def stream(nodes: int, gpus: int, count: int) -> Iterator[Delivery]:
     for period in itertools.count():
         for number in range(nodes):
             ns = START_NS + period * 5 * SECOND_NS + number * 5 * SECOND_NS // nodes
-            node = f"node-{number:05}"
-            samples: list[Message] = [host(node, ns, rng)]
-            if gpus:
-                samples += [gpu(node, index, ns, rng) for index in range(gpus)]
-                samples.append(engine(node, ns, rng))
-            for sample in samples:
+            for sample in node_samples(f"node-{number:05}", gpus, ns, rng):
                 sequence += 1
                 payload = msgspec.json.encode(sample)
                 yield Delivery(sample.subject(), payload, {}, sequence, ns)
