@@ -1,6 +1,7 @@
 """How busy nodes, pools and the fleet are: levels, bottlenecks, health, efficiency."""
 
 import dataclasses
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import fmean
@@ -19,6 +20,7 @@ from handlers.levels import (
     severity_of,
 )
 from handlers.settings import Thresholds, UtilizationSettings
+from handlers.slots import STEP_NS, TICK_NS
 from handlers.window import MAX_ENTRIES, ExpiringDict, LastSeen, RollingWindow
 from schemas.analysis import (
     Bottleneck,
@@ -82,7 +84,7 @@ class _Group:
 
 
 class UtilizationHandler:
-    """Judges the means of the last `window_seconds` on every tick.
+    """Judges the means of the last `window_seconds` every 5 s, each group at instants of its own.
 
     One instance per scope. For a node the parts are its GPUs and engines; for a pool or the fleet
     they are `<node>`, `<node>-<gpu>`, `<node>-<engine>`, and a bottleneck without `resource_id`
@@ -93,6 +95,8 @@ class UtilizationHandler:
     """
 
     consumes: tuple[type[Message], ...] = (HostMetrics, GpuMetrics, EngineMetrics)
+    # All of thousands at once would hold up messages for a second.
+    tick_ns = STEP_NS
 
     def __init__(self, settings: UtilizationSettings, scope: Scope) -> None:
         self.name = f"utilization_{scope}"
@@ -102,6 +106,7 @@ class UtilizationHandler:
         self._publish_ns = int(settings.publish_seconds * SECOND_NS)
         self.window_ns = self._span_ns + self._publish_ns
         self._groups: ExpiringDict[str, _Group] = ExpiringDict(self.window_ns)
+        self._ticked_ns = 0
         self._thresholds: dict[str, Thresholds] = {
             "cpu": settings.cpu,
             "memory": settings.memory,
@@ -128,9 +133,11 @@ class UtilizationHandler:
         return ()
 
     def tick(self, now: Moment) -> Sequence[Emit]:
-        """Judge every group."""
+        """Judge the groups whose turn has come since the tick before."""
+        before_ns, self._ticked_ns = self._ticked_ns, now.ns
+        due = [one for one in self._groups.items(now.ns) if _is_due(one[0], before_ns, now.ns)]
         emits = []
-        for key, group in sorted(self._groups.items(now.ns)):
+        for key, group in sorted(due):
             message = self._judge(key, group, now.ns)
             if message is not None:
                 emits.append(Emit(message, f"utilization.{self.scope}.{key}.{now.ns}"))
@@ -362,6 +369,12 @@ class UtilizationHandler:
             power_efficiency_ratio=power_efficiency(utilization, evidence.power_ratio),
             evidence=in_words(self._settings, evidence),
         )
+
+
+def _is_due(key: str, before_ns: int, now_ns: int) -> bool:
+    """Whether the instant of each 5 s that is the group's lies between; the same everywhere."""
+    offset_ns = zlib.crc32(key.encode()) % (TICK_NS // STEP_NS) * STEP_NS
+    return (now_ns - offset_ns) // TICK_NS > (before_ns - offset_ns) // TICK_NS
 
 
 def _samples(message: Metrics) -> Iterator[tuple[Resource, float | None]]:

@@ -431,7 +431,10 @@ class Handler(Protocol):
         """One message of a consumed type, in stream order."""
 
     def tick(self, now: Moment) -> Sequence[Emit]:
-        """A point of the fixed grid of stream time, before the first message at or after it."""
+        """A point of the fixed grid of stream time, before the first message at or after it.
+
+        Each 5 s, or each 0.5 s where the handler has a `tick_ns` of that.
+        """
 
     def snapshot(self) -> bytes | None:
         """State that outlives the window, or None."""

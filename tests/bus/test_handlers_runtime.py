@@ -16,7 +16,7 @@ from handlers import runtime as runtime_module
 from handlers import slots as slots_module
 from handlers.admission import Admission
 from handlers.runtime import HandlersRuntime, decode
-from handlers.slots import TICK_NS, Routed, Slot, Watermark, replay, slot_of
+from handlers.slots import STEP_NS, TICK_NS, Routed, Slot, Watermark, replay, slot_of
 from schemas.archive import Expired
 from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.message import Message
@@ -392,6 +392,30 @@ def test_ticks_stand_on_a_grid_of_stream_time_before_the_message_at_it() -> None
         ("message", 2 * TICK_NS),
         ("tick", 3 * TICK_NS),
     ]
+
+
+def test_who_asks_for_it_ticks_ten_times_as_often() -> None:
+    ticks: list[tuple[str, int]] = []
+
+    class Recorder(EveryTenth):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def tick(self, now: Moment) -> Sequence[Emit]:
+            ticks.append((self.name, now.ns))
+            return ()
+
+    often, seldom = Recorder("often"), Recorder("seldom")
+    often.tick_ns = STEP_NS  # type: ignore[attr-defined]
+    slot = Slot(0, 1, (often, seldom), Watermark(sequence=0, ns=0))  # type: ignore[arg-type]
+    slot.advance(2 * TICK_NS)
+
+    assert [ns for name, ns in ticks if name == "seldom"] == [TICK_NS, 2 * TICK_NS]
+    assert [ns for name, ns in ticks if name == "often"] == [
+        STEP_NS * number for number in range(1, 21)
+    ]
+    assert slot.watermark().ns == 2 * TICK_NS
 
 
 @pytest.mark.parametrize(

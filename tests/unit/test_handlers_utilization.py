@@ -1,4 +1,6 @@
+import itertools
 import random
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -269,3 +271,23 @@ def test_a_kernel_that_only_waits_holds_a_gpu_idle() -> None:
 
     assert judgement is not None
     assert [(use.state, use.source) for use in judgement.gpus] == [("idle_held", "sm_activity")]
+
+
+def test_many_groups_are_judged_at_instants_of_their_own_each_once_in_5_s() -> None:
+    handler = UtilizationHandler(UtilizationSettings(publish_seconds=5), "node")
+    nodes = [f"node-{number}" for number in range(200)]
+
+    judged_at: dict[str, list[int]] = {node: [] for node in nodes}
+    for step in range(31):
+        for node in nodes:
+            handler.handle(host(node=node, cpu=0.5), at(100 + step / 2))
+        for emit in handler.tick(at(100 + step / 2)):
+            judged_at[emit.message.id].append(step)  # type: ignore[attr-defined]
+
+    later = {node: [step for step in steps if step] for node, steps in judged_at.items()}
+    assert all(steps[0] == 0 for steps in judged_at.values())  # the first tick knows none before
+    assert min(len(steps) for steps in later.values()) >= 2
+    assert {b - a for steps in later.values() for a, b in itertools.pairwise(steps)} == {10}
+    a_step = Counter(steps[-1] for steps in later.values())
+    assert len(a_step) == 10
+    assert max(a_step.values()) < 40
