@@ -59,6 +59,7 @@ def alerts(
     """Show the alerts that are open, worst first; those that are silenced apart."""
     if context.invoked_subcommand is not None:
         return
+    since_seconds = _seconds(since)
     chosen: dict[str, Any] = {
         "severity": severity, "scope": scope, "id": id_, "pool": pool, "rule": rule,
     }  # fmt: skip
@@ -69,7 +70,7 @@ def alerts(
         live = await _Live(bus, chosen, as_json=as_json).begin() if watch else None
         shown: list[Alert] = []
         if history:
-            past = await agent.alert_history(seconds=_seconds(since), limit=limit, **chosen)
+            past = await agent.alert_history(seconds=since_seconds, limit=limit, **chosen)
             shown = past.rows
             if as_json and not watch:
                 print_json(past)
@@ -224,6 +225,7 @@ def add(
     """Silence alerts for a while; they are recorded all the same, and listed apart."""
     if (for_ is None) == (until is None):
         fail(ValueError("say how long: either --for 2h or --until 2027-01-15T08:00:00"), code=2)
+    seconds = None if for_ is None else _seconds(for_)
 
     async def work(agent: ResourceAgent) -> SilenceState:
         return await agent.silence(
@@ -231,7 +233,7 @@ def add(
             rule=rule,
             scope=scope,
             id=id_,
-            seconds=None if for_ is None else _seconds(for_),
+            seconds=seconds,
             starts_at=start and start.replace(tzinfo=UTC),
             ends_at=until and until.replace(tzinfo=UTC),
             comment=comment,
@@ -300,7 +302,7 @@ def _field(change: str) -> tuple[str, Any]:
         known = ", ".join(field for field in AlertRule.__struct_fields__ if field != "name")
         fail(ValueError(f"{change!r} is not FIELD=VALUE; fields: {known}"), code=2)
     try:
-        return name, msgspec.json.decode(value)
+        return name, value if name == "summary" else msgspec.json.decode(value)
     except msgspec.DecodeError:
         return name, value
 
@@ -382,19 +384,25 @@ def _show_rules(reply: RulesReply, *, as_json: bool) -> None:
 
 def _rule_cells(state: RuleState) -> list[str]:
     rule = state.rule
-    signs = {"plus": "+", "times": "×"}
+    metric = rule.metric
+    if rule.relative_to is not None:
+        metric += f"\nbase: {rule.relative_to.rpartition('.')[2]}"
 
     def limit(value: float | None) -> str:
         if value is None:
             return "–"
-        sign = "" if rule.relative_to is None else f"{signs[rule.relative]} "
-        return f"{'≥' if rule.comparison == '>=' else '≤'} {sign}{value:.4g}"
+        shown = f"{value:.4g}"
+        if rule.relative_to is not None and rule.relative == "times":
+            shown += " base"
+        elif rule.relative_to is not None:
+            shown = f"base {'-' if value < 0 else '+'} {abs(value):.4g}" if value else "base"
+        return f"{'≥' if rule.comparison == '>=' else '≤'} {shown}"
 
     scope = rule.scope if rule.aggregate is None else f"{rule.aggregate} of {rule.scope}"
     return [
         rule.name,
         state.state.replace("_", " "),
-        escape(rule.metric),
+        escape(metric),
         scope,
         *(limit(value) for value in (rule.info, rule.warning, rule.critical)),
         human.duration(rule.for_seconds),

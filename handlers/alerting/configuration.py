@@ -110,6 +110,9 @@ class AlertConfiguration:
                 raise RequestError(409, f"version {expected_version} expected, {version} is here")
             if present is None and len(self.book.current.rules) >= MAX_RULES:
                 raise RequestError(400, f"there are {MAX_RULES} rules: remove one first")
+            if present is None and "metric" not in fields:
+                unknown = self._no_rule(name, self.book.current.rules).text
+                raise RequestError(400, f"{unknown}; a new one needs its metric")
             before = {} if present is None else msgspec.structs.asdict(present.settings)
             try:
                 rule = msgspec.convert({**before, **fields}, AlertRule)

@@ -51,6 +51,7 @@ DEFAULT_RULES = (
         comparison="<=",
         critical=0.0,
         for_seconds=10.0,
+        clear_for_seconds=60.0,
     ),
     # Each kind of the last 10 minutes, by the severity that the agent's XID table gives it.
     AlertRule(
@@ -113,6 +114,7 @@ DEFAULT_RULES = (
         relative="times",
         warning=0.10,
         critical=0.05,
+        clear_for_seconds=60.0,
     ),
     AlertRule(
         name="disk_busy",

@@ -3,18 +3,25 @@
 from handlers.alerting.rule import Rule
 from schemas.analysis import Alert
 
-_UNITS = {"_celsius": "°C", "_watts": "W", "_seconds": "s", "_bytes_per_second": "bytes/s"}
+_UNITS = {
+    "_celsius": "°C",
+    "_watts": "W",
+    "_seconds": "s",
+    "_bytes": "bytes",
+    "_bytes_per_second": "bytes/s",
+}
 
 
 def value_text(metric: str, value: float) -> str:
-    """`93 %` of a ratio, `85 °C`, `30 s`; of the rest the number."""
+    """`93 %` of a ratio, `85 °C`, `30 s`, `1,171,875,000 bytes/s`; of the rest the number."""
     field = metric.rsplit(".", 1)[-1]
     if field.endswith("_ratio"):
         return f"{value * 100:.3g} %"
+    number = f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:,.5g}"
     for suffix, unit in _UNITS.items():
         if field.endswith(suffix):
-            return f"{value:,.5g} {unit}"
-    return f"{value:,.5g}"
+            return f"{number} {unit}"
+    return number
 
 
 def where_text(alert: Alert) -> str:

@@ -127,6 +127,7 @@ async def test_rules_and_silences_that_cannot_be_are_refused(bus: Bus, tmp_path:
             (client.reset_alert_rule("half_full"), 404, "no alert rule 'half_full'"),
             (client.set_alert_rule("disk_full", expected_version=7, warning=0.5), 409, "version 7"),
             (client.set_alert_rule("Not A Name", **RULE), 400, "rule.name must be"),
+            (client.set_alert_rule("disk_ful", warning=0.5), 400, "; a new one needs its metric"),
             (client.unsilence("s"), 404, "no silence 's'"),
             (client.silence(author="ann"), 400, "either ends_at or seconds"),
             (client.silence(author="", seconds=5), 400, "$.author"),

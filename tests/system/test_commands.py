@@ -83,7 +83,7 @@ def test_the_cache_is_configured_and_shown(up: Up) -> None:
 def test_a_rule_is_set_and_its_alerts_are_told_and_listed(up: Up) -> None:
     made = up.command(
         *("alerts set-rule", "any_memory", "metric=host.memory.utilization_ratio", "warning=0"),
-        "--json",
+        *("summary=42", "--json"),
     )
     seen = first_line(up, "alerts", "--watch", "--history", "--rule", "any_memory")
     while not (shown := up.command("alerts", "--rule", "any_memory")).stdout.startswith(
@@ -93,8 +93,8 @@ def test_a_rule_is_set_and_its_alerts_are_told_and_listed(up: Up) -> None:
     past = up.command("alerts", "--history", "--since", "1h", "--rule", "any_memory", "--json")
 
     assert document(made)["rules"][0]["rule"]["warning"] == 0.0
-    assert b" raised   warning  host.memory.utilization_ratio: n1: " in seen
-    assert b"host.memory.utilization_ratio: n1: " in shown.stdout
+    assert b" raised   warning  42: n1: " in seen
+    assert b"42: n1: " in shown.stdout
     assert [row["transition"] for row in document(past)["rows"]] == ["raised"]
 
 
@@ -126,6 +126,8 @@ def test_a_rule_is_removed_and_given_back(up: Up) -> None:
     reset = up.command("alerts reset-rule", "disk_busy", "--json")
 
     assert b"removed rule disk_busy" in removed.stdout
+    assert "≥ base - 5 " in listed.stdout.decode()
+    assert "≤ 0.05 base " in listed.stdout.decode()
     (line,) = [line for line in listed.stdout.splitlines() if line.startswith(b"disk_busy")]
     assert b"removed" in line
     assert document(reset)["rules"][0]["state"] == "in_force"

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from handlers.alerting.defaults import DEFAULT_RULES
+from handlers.alerting.metric_path import MetricPath
 from schemas.gpu import EccMetrics, XidEvent, XidMetrics
 from schemas.host import DiskIoMetrics, FilesystemMetrics, NetworkMetrics, PressureMetrics
 from schemas.message import Message
@@ -140,6 +141,19 @@ def test_a_default_rule_raises_once_what_holds_long_enough_and_clears_it(rule: A
     assert transitions(raised + cleared) == [("raised", severity), ("cleared", severity)]
     assert raised[0].text.startswith(f"{rule.summary}: ")
     assert cleared[0].cleared_because in ("recovered", "gone")
+
+
+@pytest.mark.parametrize("rule", DEFAULT_RULES, ids=lambda rule: str(rule.name))
+def test_a_number_that_wavers_at_its_threshold_does_not_flap(rule: Any) -> None:
+    wavers = not MetricPath(rule.metric).is_yes_or_no and not rule.metric.endswith("_total")
+
+    assert not wavers or rule.clear_margin > 0 or rule.clear_for_seconds > 0
+
+
+def test_a_gpu_that_answers_now_and_then_is_one_alert() -> None:
+    lost = [(second, gpu(is_reachable=second % 20 == 0)) for second in range(0, 600, 5)]
+
+    assert transitions(played(*lost)) == [("raised", "critical")]
 
 
 @pytest.mark.parametrize("rule", DEFAULT_RULES, ids=lambda rule: str(rule.name))

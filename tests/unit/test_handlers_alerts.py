@@ -2,6 +2,7 @@ import msgspec
 import pytest
 
 from handlers.alerting.defaults import DEFAULT_RULES
+from handlers.alerting.wording import value_text
 from schemas.alerts import AlertRule
 from schemas.metrics import GpuMetrics
 from tests.support.alerting import alerts_handler, played, transitions
@@ -219,3 +220,18 @@ def test_one_slow_answer_of_a_gpu_raises_nothing() -> None:
     hung = gpu(is_reachable=False)
 
     assert played((0, gpu()), (5, hung), (10, gpu()), (15, hung)) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "shown"),
+    [
+        ("gpu.utilization_ratio", 0.934, "93.4 %"),
+        ("gpu.temperature_celsius", 85.0, "85 °C"),
+        ("host.network[interface].sent_bytes_per_second", 1.171875e9, "1,171,875,000 bytes/s"),
+        ("host.memory.used_bytes", 1.5e11, "150,000,000,000 bytes"),
+        ("engine.requests_waiting", 12.5, "12.5"),
+        ("gpu.throttle_reasons[hw_slowdown]", 1.0, "1"),
+    ],
+)
+def test_values_are_told_with_their_unit(metric: str, value: float, shown: str) -> None:
+    assert value_text(metric, value) == shown
