@@ -16,8 +16,7 @@ from schemas.units import to_ns
 def advice_lines(story: Explanation, others: Sequence[Recommendation]) -> Iterator[str]:
     """One piece of advice: what, why, what it is worth, until when, and what to type next."""
     advice = story.life.advice
-    name = advice.recommendation_id
-    yield f"{name}  {change(advice)}  [{story.state}]"
+    yield f"{_name(advice)}  {change(advice)}  [{story.state}]"
     yield f"    why: {human.printable(advice.text or advice.reason)}"
     left = (to_ns(advice.expires_at) - to_ns(story.answered_at)) / 1e9
     until = f"stands for {human.duration(left)}" if left > 0 else "expired"
@@ -26,7 +25,7 @@ def advice_lines(story: Explanation, others: Sequence[Recommendation]) -> Iterat
     winner = outranked_by(advice, others)
     if winner is not None:
         criterion = decided_by(winner, advice)
-        yield f"    contradicts {winner.recommendation_id}, which goes first by {criterion}"
+        yield f"    contradicts {_name(winner)}, which goes first by {criterion}"
     if advice.simulated:
         yield "    from simulated evidence: no executor carries it out"
     yield f"    next: {_next(story)}"
@@ -35,7 +34,7 @@ def advice_lines(story: Explanation, others: Sequence[Recommendation]) -> Iterat
 def story_lines(story: Explanation) -> Iterator[str]:
     """One recommendation, from the messages behind it to what became of it."""
     advice = story.life.advice
-    yield f"{advice.recommendation_id}  {change(advice)}  [{story.state}]"
+    yield f"{_name(advice)}  {change(advice)}  [{story.state}]"
     yield f"  {human.printable(advice.text or advice.reason)}"
     if story.closed:
         yield f"  does not stand: {human.printable(story.closed)}"
@@ -76,6 +75,10 @@ def execution_line(step: Execution) -> str:
     )
 
 
+def _name(advice: Recommendation) -> str:
+    return human.printable(advice.recommendation_id)
+
+
 def change(advice: Recommendation) -> str:
     """What is to be done: `scale_up chat 2 → 3`."""
     return f"{advice.action} {advice.pool} {advice.replicas_from} → {advice.replicas_to}"
@@ -94,14 +97,14 @@ def money(advice: Recommendation) -> str:
 
 
 def _next(story: Explanation) -> str:
-    name = story.life.advice.recommendation_id
+    name = _name(story.life.advice)
     match story.state:
         case "open":
-            return f"resource-agent approve {name}   (or: reject {name} --reason …)"
+            return f"resource-agent approve {name}   (or: resource-agent reject {name} --reason …)"
         case "accepted":
             return f"resource-agent approve {name} --execute   (a dry run; then --for-real)"
         case "failed":
-            return f"look why, then: approve {name} --execute --for-real --key NEW"
+            return f"look why, then: resource-agent approve {name} --execute --for-real --key NEW"
         case "requested" | "executing":
             return f"resource-agent explain {name}   (it is under way)"
         case _:

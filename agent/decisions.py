@@ -77,6 +77,7 @@ async def decide(
     explanation = await explain(bus, recommendation_id, sources=False)
     if explanation.life.decision != decision:
         _refuse_decided(explanation)
+        raise RequestError(409, "another decision on it was taken meanwhile, which did not count")
     return explanation
 
 

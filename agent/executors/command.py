@@ -83,9 +83,16 @@ class CommandTarget:
         except OSError as error:
             raise ActionError(f"cannot run {argv[0]}: {reason(error)}") from None
         if code != 0:
-            how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+            how = f"exit code {code}" if code > 0 else f"signal {_signal_name(-code)}"
             raise ActionError(f"{argv[0]} ended with {how}" + (f": {output}" if output else ""))
         return output
+
+
+def _signal_name(number: int) -> str:
+    """`SIGKILL`; real-time signals have but a number."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return str(number)
 
 
 async def run(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:

@@ -95,6 +95,11 @@ ONE = advice()
             "409 it does not stand any more: superseded by chat.scale_up.2",
             id="superseded",
         ),
+        pytest.param(
+            decision(ONE, pool="other"),
+            "409 another decision on it was taken meanwhile, which did not count",
+            id="decided on another pool's subject",
+        ),
     ],
 )
 async def test_the_loser_of_a_race_it_could_not_see_is_told_too(

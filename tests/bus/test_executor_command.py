@@ -48,9 +48,10 @@ async def test_few_variables_are_passed_on() -> None:
     [
         ("print('no quota'); raise SystemExit(3)", "ended with exit code 3: no quota"),
         ("import os; os.kill(os.getpid(), 9)", "ended with signal SIGKILL"),
+        ("import os; os.kill(os.getpid(), 40)", "ended with signal 40"),
         ("import sys; print('\\x1b[31m', file=sys.stderr); sys.exit(1)", r"code 1: \\x1b\[31m"),
     ],
-    ids=["exit-code", "signal", "terminal-codes"],
+    ids=["exit-code", "signal", "real-time-signal", "terminal-codes"],
 )
 async def test_a_program_that_fails_says_how(code: str, why: str) -> None:
     with pytest.raises(ActionError, match=why):

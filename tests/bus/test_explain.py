@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.advice_text import story_lines
+from agent.advice_text import advice_lines, story_lines
 from agent.bus import Bus
 from agent.decisions import explain
 from schemas.decisions import Explanation
@@ -177,8 +177,21 @@ async def test_the_lines_tell_the_whole_story_and_obey_no_terminal_codes(bus: Bu
     assert "n1/e0: 1 messages, 1 to 1; in the last requests_waiting 41" in text
     assert "decision.accepted.chat  by operator:ann: seen \\x1b[2J" in text
     assert "execution failed (2 → 2 replicas): quota, by executor:x1" in text
-    assert lines[-1].startswith("next: look why, then: approve chat.scale_up.1 --execute")
+    assert lines[-1].startswith(
+        "next: look why, then: resource-agent approve chat.scale_up.1 --execute"
+    )
     assert "\x1b" not in text
+
+
+async def test_an_id_that_a_stranger_chose_is_shown_and_not_obeyed(bus: Bus) -> None:
+    hostile = advice(recommendation_id="chat.scale_up.1.\x1b[2J", expires_at=instant(0))
+
+    story = await story_of(bus, hostile)
+
+    lines = [*story_lines(story), *advice_lines(story, [hostile, advice(2, replicas_to=9)])]
+    assert lines[0].startswith("chat.scale_up.1.\\x1b[2J  scale_up chat")
+    assert any("contradicts chat.scale_up.2" in line for line in lines)
+    assert "\x1b" not in "".join(lines)
 
 
 async def test_a_story_survives_the_wire(bus: Bus) -> None:
