@@ -49,10 +49,10 @@ h2 {{ font-size: 1.1rem; margin: 2.2rem 0 .6rem; }}
   list-style: none; }}
 .legend i {{ display: inline-block; width: .75rem; height: .75rem; border-radius: 3px;
   margin-right: .45rem; }}
-.todo {{ display: grid; grid-template-columns: 9.5rem 1fr; gap: .2rem 1.2rem; padding: .8rem 0;
+.todo {{ display: grid; grid-template-columns: 11rem 1fr; gap: .2rem 1.2rem; padding: .8rem 0;
   border-top: 1px solid var(--line); }}
 .todo b {{ font-size: 1.2rem; }} .todo small {{ color: var(--soft); display: block; }}
-.scroll {{ overflow-x: auto; }}
+.scroll {{ overflow-x: auto; }} .scroll svg {{ min-width: 640px; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .38rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }}
@@ -122,7 +122,7 @@ def _card(card: Card) -> str:
         kind = ""
         if card.is_good_when_lower is not None and abs(card.change) >= 0.005:
             kind = "good" if (card.change < 0) == card.is_good_when_lower else "bad"
-        moved = f'<span class="{kind}">{report_tables.change(card.change)}</span>'
+        moved = f'<span class="{kind}">{report_tables.changed(card)}</span>'
     return (
         f'<div class="card"><span>{_shown(card.label)}</span><b>{_shown(card.value)}</b>'
         f"{moved}</div>"
@@ -155,7 +155,7 @@ def _to_do(report: Report) -> Iterator[str]:
         yield "<h2>What to do</h2>"
     for one in found:
         yield (
-            f'<div class="todo"><div><b>{_shown(one.saving)}</b><small>a month, effort '
+            f'<div class="todo"><div><b>{_shown(one.gain)}</b><small>effort '
             f"{one.effort}</small></div><div>{_shown(one.text)}<small>{_shown(one.where)}: "
             f"{_shown(one.evidence)}</small></div></div>"
         )
@@ -178,7 +178,7 @@ def _tables(report: Report) -> Iterator[str]:
 def _charts(report: Report) -> Iterator[str]:
     if not report.steps:
         return
-    yield f"<h2>Over time</h2><figure>{_spending(report)}</figure>"
+    yield f'<h2>Over time</h2><figure class="scroll">{_spending(report)}</figure>'
     yield f'<section class="charts">{"".join(_lines(report))}</section>'
 
 

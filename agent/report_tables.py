@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from agent import human
 from schemas.report import Report, ReportGroup
-from schemas.spending import Figures, TrendLine, TrendMetric
+from schemas.spending import Figures, Saving, TrendLine, TrendMetric
 
 UNKNOWN = "-"
 WHERE = "Where it went"
@@ -22,12 +22,16 @@ PARTS = (
 
 
 class Card(NamedTuple):
-    """One number that matters; `change` against the period before, where both are known."""
+    """One number that matters; `change` against the period before, where both are known.
+
+    Of a share the change is the difference, of the rest a share of what it was.
+    """
 
     label: str
     value: str
     change: float | None
     is_good_when_lower: bool | None
+    is_share: bool = False
 
 
 class Table(NamedTuple):
@@ -69,6 +73,13 @@ def change(value: float) -> str:
     return f"{100 * value:+.0f} %" if abs(value) >= 0.005 else "±0 %"
 
 
+def changed(card: Card) -> str:
+    """`+12 %`, of a share `+12 points`; empty: not known."""
+    if card.change is None:
+        return ""
+    return change(card.change).replace("%", "points" if card.is_share else "%")
+
+
 _TRENDS: dict[TrendMetric, tuple[str, Callable[[float], str]]] = {
     "utilization_ratio": ("utilization", lambda value: f"{100 * value:.1f} %"),
     "usd_per_hour": ("cost an hour", usd),
@@ -104,8 +115,13 @@ def cards(report: Report) -> list[Card]:
     ) -> Card:
         value: float | None = getattr(now, field)
         earlier: float | None = None if before is None else getattr(before, field)
-        moved = value / earlier - 1 if value is not None and earlier else None
-        return Card(label, text(value), moved, lower)
+        is_share = text is percent
+        moved = None
+        if value is not None and earlier is not None and is_share:
+            moved = value - earlier
+        elif value is not None and earlier:
+            moved = value / earlier - 1
+        return Card(label, text(value), moved, lower, is_share)
 
     saving = [s for one in report.savings if (s := one.saving.saving_usd_per_month) is not None]
     return [
@@ -133,7 +149,8 @@ class ToDo(NamedTuple):
 
     text: str
     where: str
-    saving: str
+    gain: str
+    """`$8,760 a month`."""
     effort: str
     evidence: str
 
@@ -144,12 +161,19 @@ def to_do(report: Report) -> list[ToDo]:
         ToDo(
             text=one.saving.text,
             where=f"{one.scope} {one.id}",
-            saving=usd(one.saving.saving_usd_per_month),
+            gain=_gain(one.saving),
             effort=one.saving.effort,
             evidence="; ".join([*one.saving.evidence, *_named(one.saving.parts)]),
         )
         for one in report.savings
     ]
+
+
+def _gain(saving: Saving) -> str:
+    if saving.kind == "rebalance":
+        return "serves more"
+    monthly = saving.saving_usd_per_month
+    return "no price known" if monthly is None else f"{usd(monthly)} a month"
 
 
 def tables(report: Report) -> list[Table]:

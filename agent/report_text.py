@@ -21,15 +21,20 @@ def as_text(report: Report) -> str:
     shown = report_tables.cards(report)
     width = max(len(card.label) for card in shown)
     for card in shown:
-        change = "" if card.change is None else f"  ({report_tables.change(card.change)})"
+        change = "" if card.change is None else f"  ({report_tables.changed(card)})"
         lines.append(f"  {card.label:{width}}  {card.value}{change}")
     if report.savings:
         lines += ["", "What to do"]
     for one in report_tables.to_do(report):
-        what = f"{one.saving} a month, effort {one.effort}, {one.where}: {one.text}"
+        what = f"{one.gain}, effort {one.effort}, {one.where}: {one.text}"
         for text, indent in ((what, "  "), (one.evidence, "    ")):
             lines += textwrap.wrap(
-                human.printable(text), WIDTH, initial_indent=indent, subsequent_indent="    "
+                human.printable(text),
+                WIDTH,
+                initial_indent=indent,
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,  # names stay whole
             )
     for table in report_tables.tables(report):
         lines += ["", table.title, *_aligned(table)]
@@ -44,14 +49,14 @@ def as_markdown(report: Report) -> str:
     lines += [_escaped(report.text), ""]
     lines += ["| | | against before |", "|---|--:|--:|"]
     for card in report_tables.cards(report):
-        change = "" if card.change is None else report_tables.change(card.change)
+        change = "" if card.change is None else report_tables.changed(card)
         lines.append(f"| {card.label} | {_escaped(card.value)} | {change} |")
     if report.savings:
         lines += ["", "## What to do", ""]
     for one in report_tables.to_do(report):
         where, text, evidence = map(_escaped, (one.where, one.text, one.evidence))
-        saving = f"**{_escaped(one.saving)} a month**"
-        lines.append(f"1. {saving}, effort {one.effort}, {where}: {text} {evidence}")
+        gain = f"**{_escaped(one.gain)}**"
+        lines.append(f"1. {gain}, effort {one.effort}, {where}: {text} {evidence}")
     for table in report_tables.tables(report):
         lines += ["", f"## {table.title}", "", f"| {' | '.join(table.columns)} |"]
         lines.append(f"|---|{'--:|' * (len(table.columns) - 1)}")

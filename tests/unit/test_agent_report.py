@@ -137,6 +137,42 @@ def test_joules_are_written_with_the_digits_that_count(value: float | None, text
     assert report_tables.few_digits(value) == text
 
 
+def test_a_share_changes_by_points() -> None:
+    shown = {card.label: report_tables.changed(card) for card in report_tables.cards(made(fleet))}
+
+    assert shown["Utilization"] == "+8 points"  # from 10 %
+    assert shown["Wasted"] == "-40 %"
+    assert shown["GPUs on average"] == "±0 %"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "shown"),
+    [
+        ("release_idle", H100, "$2,920 a month"),
+        ("release_idle", "AMD Instinct MI300X", "no price known"),
+        ("rebalance", H100, "serves more"),
+    ],
+)
+def test_what_is_to_be_done_says_what_it_gains(kind: str, name: str, shown: str) -> None:
+    full_beside = [busy("f", 0.95, name=name), busy("r", 0.1, name=name)]
+    found = made(lambda _: full_beside if kind == "rebalance" else [idle("a", name=name)], hours=2)
+
+    gains = [one.gain for one in report_tables.to_do(found)]
+
+    assert gains == [shown]
+
+
+def test_names_are_not_broken_at_their_hyphens() -> None:
+    names = [f"gpu-node-{number}-GPU-5d1a-7f{number}" for number in range(16)]
+    found = made(fleet)
+    saving = msgspec.structs.replace(found.savings[0].saving, parts=names)
+    of_many = msgspec.structs.replace(found.savings[0], saving=saving)
+
+    text = rendered(msgspec.structs.replace(found, savings=[of_many]), "text")
+
+    assert all(name in text for name in names)
+
+
 def test_trends_that_are_not_known_are_left_out() -> None:
     found = made(fleet)
     known = trend_lines([point([usage]) for usage in day_of_usages()])
