@@ -26,6 +26,7 @@ from schemas.units import SECOND_NS, instant, to_ns
 DEFAULT_SECONDS = 7 * 86_400.0
 MOST_SECONDS = 90 * 86_400.0
 MAX_STEPS = 200
+_PARTS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
 MAX_NODES = 20
 OLD_PRICE_DAYS = 90
 _MINUTE_NS = 60 * SECOND_NS
@@ -82,7 +83,7 @@ class Reports:
         )
         if trends and all(line.slope_per_day is None for line in trends):
             notes.append(f"no trends: they need {LEAST_HOURS} hours that were measured")
-        step_hours = -(-span_ns // HOUR_NS // MAX_STEPS)
+        step_hours = _step_hours(span_ns // HOUR_NS)
         savings = await self._savings(request, now_ns) if end_ns > now_ns else []
         return Report(
             answered_at=instant(now_ns),
@@ -194,12 +195,22 @@ def _subject(request: ReportRequest) -> tuple[Scope, str]:
     return ("fleet", "all") if request.pool is None else ("pool", request.pool)
 
 
+def _step_hours(hours: int) -> int:
+    """The shortest step of which a day has a whole number, and a period `MAX_STEPS` at most.
+
+    A week → 1, 30 days → 4, 90 days → 12.
+    """
+    return next(step for step in _PARTS_OF_A_DAY if hours // step + 2 <= MAX_STEPS)
+
+
 def _steps(hours: Sequence[Usage], start_ns: int, step_hours: int) -> list[ReportStep]:
+    """From midnight (UTC) on, so that each is of one day; the first from the begin on."""
+    step_ns = step_hours * HOUR_NS
     by_step: defaultdict[int, list[Usage]] = defaultdict(list)
     for hour in hours:
-        by_step[(to_ns(hour.hour_at) - start_ns) // (step_hours * HOUR_NS)].append(hour)
+        by_step[to_ns(hour.hour_at) // step_ns].append(hour)
     return [
-        ReportStep(at=instant(start_ns + step * step_hours * HOUR_NS), figures=figures(of))
+        ReportStep(at=instant(max(start_ns, step * step_ns)), figures=figures(of))
         for step, of in sorted(by_step.items())
     ]
 

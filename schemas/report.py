@@ -119,7 +119,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     steps: Annotated[
         list[ReportStep], Meta(description="in time order, at most 200, gaps left out")
     ]
-    step_seconds: Annotated[Number, Meta(description="length of each, in whole hours")]
+    step_seconds: Annotated[
+        Number,
+        Meta(description="length of each, in whole hours; a day has a whole number of them"),
+    ]
     pools: Annotated[list[ReportGroup], Meta(description="of the fleet, the most waste first")]
     nodes: Annotated[
         list[ReportGroup], Meta(description="the most waste first, at most 20; not of a node")

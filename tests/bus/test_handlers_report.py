@@ -1,6 +1,7 @@
 """Money over the bus: recorded hours in real streams, and what the endpoints say of them."""
 
-from datetime import datetime
+import itertools
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -129,6 +130,27 @@ async def test_what_stands_now_is_in_a_report_of_now_only(bus: Bus) -> None:
     assert "would save $2,920 a month" in now.text
     assert past.savings == []
     assert past.figures.gpu_hours == pytest.approx(4)
+
+
+async def test_each_step_of_a_long_report_is_of_one_day(bus: Bus) -> None:
+    start_ns = await record(bus, 10 * 24, lambda _: [busy("a")], every=60)
+
+    found = await report(bus, start=instant(start_ns))
+
+    begin, *others = [step.at for step in found.steps]
+    assert begin == instant(start_ns)
+    assert {at.hour % 2 for at in others} == {0}
+    assert {b - a for a, b in itertools.pairwise(others)} == {timedelta(hours=2)}
+    hours = [step.figures.gpu_hours for step in found.steps]
+    assert sum(hours) == pytest.approx(found.figures.gpu_hours)
+    assert max(hours[:-1]) == pytest.approx(2 / 60)
+
+
+@pytest.mark.parametrize(("days", "hours"), [(7, 1), (14, 2), (30, 4), (60, 8), (80, 12), (90, 12)])
+async def test_a_day_has_a_whole_number_of_steps(bus: Bus, days: int, hours: int) -> None:
+    found = await report(bus, seconds=days * 86_400.0)
+
+    assert found.step_seconds == hours * 3600
 
 
 async def test_a_price_by_node_is_no_price_of_the_model(bus: Bus) -> None:
