@@ -68,6 +68,9 @@ class Reports:
         measured_ratio = min(1.0, sum(minutes.values()) * _MINUTE_NS / (until_ns - start_ns))
         left_out = [h for h in with_before if h.simulated and to_ns(h.hour_at) >= start_ns]
         notes += _notes(hours, models, measured_ratio, end_ns)
+        unknown = whole.gpu_hours - sum(hour.energy_gpu_hours for hour in hours)
+        if self._prices.usd_per_joule is not None and unknown >= 1 / 60:
+            notes.append(f"the energy of {unknown:,.1f} GPU-hours is not known, nor in the cost")
         if left_out:
             notes.append(
                 "simulated GPUs are counted"

@@ -166,6 +166,18 @@ async def test_a_price_by_node_is_no_price_of_the_model(bus: Bus) -> None:
     assert not [note for note in found.notes if note.startswith("the price of")]
 
 
+async def test_energy_that_has_a_price_and_is_not_known_is_told(bus: Bus) -> None:
+    await record(bus, 1, lambda _: [busy("a"), busy("b", power_watts=None)])
+    by_energy = PriceSettings(rules=SETTINGS.prices.rules, usd_per_kwh=0.2)
+
+    dear = await report(bus, HandlersSettings(prices=by_energy), seconds=3600.0)
+    plain = await report(bus, seconds=3600.0)
+
+    told = "the energy of 0.4 GPU-hours is not known, nor in the cost"  # 25 minutes
+    assert told in dear.notes
+    assert told not in plain.notes
+
+
 async def test_a_short_report_says_what_it_lacks(bus: Bus) -> None:
     start_ns = await record(bus, 2)
 

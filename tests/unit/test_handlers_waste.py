@@ -166,6 +166,38 @@ def test_energy_is_added_to_the_gpu_hour_where_it_has_a_price() -> None:
     assert figures.waste_usd == figures.usd
 
 
+def test_energy_of_an_under_used_gpu_is_no_waste() -> None:
+    settings = HandlersSettings(
+        prices=PriceSettings(rules=(PriceRule(usd_per_gpu_hour=4.0),), usd_per_kwh=1.0)
+    )
+
+    of_half = of(Waste, said(recorded(range(60), lambda _: [busy("a", 0.35)]), settings))[-1]
+
+    assert of_half.figures.usd == pytest.approx(4 + 0.56)
+    assert of_half.figures.waste_usd == pytest.approx(2)
+
+
+def test_the_32nd_model_and_further_ones_are_other() -> None:
+    gpus = [busy(f"g{number}", name=f"model {number}") for number in range(40)]
+
+    (usage,) = of(Usage, said(recorded(range(59, 61), lambda m: gpus[: 40 * (m < 60)]), FOUR_USD))
+
+    assert len(usage.models) == 32
+    assert usage.models["other"].gpu_hours == pytest.approx(9 / 60)
+
+
+def test_what_comes_while_the_servers_clock_is_set_back_is_in_no_minute() -> None:
+    stream = recorded(range(10), lambda _: [busy("a")])
+    (late,) = recorded([3], lambda _: [busy("b")])[:1]
+    slot = Slot(0, 1, handlers(FOUR_USD), Watermark(sequence=0, ns=0))
+
+    emits = [emit for routed in stream for emit in slot.feed(routed)]
+    emits += slot.feed(Routed(late.message, type(late.now)(late.now.ns, len(stream) + 1)))
+    emits += slot.advance(minute_end(stream))
+
+    assert of(Waste, emits)[-1].figures.gpu_hours == pytest.approx(10 / 60)
+
+
 def test_duplicates_and_many_samples_count_no_gpu_twice() -> None:
     stream = recorded(range(60), eight)
     doubled = [
