@@ -352,7 +352,7 @@ def _text(alert: Alert) -> str:
 
 def _clock(moment: datetime) -> str:
     """In the time of this machine's user."""
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def _show_rules(reply: RulesReply, *, as_json: bool) -> None:

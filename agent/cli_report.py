@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from agent.bus import Bus
-from agent.cli_options import Config, NatsUrl, PasswordFile, StateDir
+from agent.cli_options import AsJson, Config, NatsUrl, PasswordFile, StateDir
 from agent.cli_start import ask, errors, fail
 from agent.client import ResourceAgent
 from agent.recorded_load import seconds_of
@@ -42,6 +42,7 @@ def report(
     password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what the GPUs cost, gave and wasted, and what to do about it; for people to send on."""
     try:
@@ -52,7 +53,13 @@ def report(
         fail(ValueError(f"--since {since}: hours are kept for {MOST_DAYS} days"), code=2)
     if pool and node:
         fail(ValueError("give --pool or --node, not both"), code=2)
-    chosen = format_ or (_BY_SUFFIX.get(output.suffix.lower()) if output else None) or "text"
+    if as_json and format_ not in (None, "json"):
+        fail(ValueError(f"give --json or --format {format_}, not both"), code=2)
+    chosen = (
+        "json"
+        if as_json
+        else format_ or (_BY_SUFFIX.get(output.suffix.lower()) if output else None) or "text"
+    )
 
     async def get(bus: Bus) -> Report:
         return await ResourceAgent(bus).get_report(

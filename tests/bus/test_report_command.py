@@ -34,7 +34,7 @@ async def run(url: str, *arguments: object) -> tuple[int, str, str]:
 
 async def test_the_report_is_printed_in_each_format(served: str) -> None:
     text = await run(served, "--since", "1d")
-    data = await run(served, "--since", "24h", "--format", "json", "--pool", "chat")
+    data = await run(served, "--since", "24h", "--json", "--pool", "chat")
     markdown = await run(served, "--format", "markdown", "--node", "n1", "--simulated")
 
     assert (text[0], data[0], markdown[0]) == (0, 0, 0), text[2] + data[2] + markdown[2]
@@ -62,8 +62,9 @@ async def test_the_report_is_written_in_the_format_of_its_name(served: str, tmp_
         (("--since", "7"), "write a time like"),
         (("--since", "91d"), "90 days"),
         (("--pool", "a", "--node", "b"), "not both"),
+        (("--json", "--format", "html"), "give --json or --format html, not both"),
     ],
-    ids=["no unit", "too long", "pool and node"],
+    ids=["no unit", "too long", "pool and node", "two formats"],
 )
 async def test_wrong_usage_is_told_in_a_line(
     nats_url: str, arguments: tuple[str, ...], text: str

@@ -390,6 +390,25 @@ def test_one_saturated_gpu_among_idle_ones_is_told_without_money() -> None:
     assert found["rebalance"].saving_usd_per_month is None
 
 
+@pytest.mark.parametrize(
+    ("full", "others", "told"),
+    [
+        pytest.param(0.9, (0.4, 0.59), True, id="just full beside a mean just below half"),
+        pytest.param(0.9, (0.4, 0.6), False, id="a mean of half is no room"),
+        pytest.param(0.899, (0.0, 0.0), False, id="not full"),
+        pytest.param(0.95, (), False, id="alone"),
+    ],
+)
+def test_work_is_badly_spread_from_here_on(
+    full: float, others: tuple[float, ...], told: bool
+) -> None:
+    gpus = [busy("f", full), *(busy(f"o{ratio}", ratio) for ratio in others)]
+
+    opportunities = of(Opportunity, said(recorded(range(12), lambda _: gpus), FOUR_USD))
+
+    assert [saving.kind for one in opportunities for saving in one.savings] == ["rebalance"] * told
+
+
 def test_what_was_worth_telling_and_is_no_more_is_taken_back() -> None:
     def freed(minute: int) -> list[dict[str, Any]]:
         return [busy("a"), idle("b") if minute < 45 else busy("b")]
