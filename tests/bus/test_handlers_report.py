@@ -19,11 +19,11 @@ from schemas.report import (
     TrendsReply,
     WasteReply,
 )
-from schemas.spending import Opportunity
+from schemas.spending import Opportunity, Waste
 from schemas.units import instant
 from tests.support.asking import ask
-from tests.support.fleets import busy
-from tests.support.spending import HOUR_NS, NOW_NS, SETTINGS, record
+from tests.support.fleets import busy, recorded, said
+from tests.support.spending import HOUR_NS, NOW_NS, SETTINGS, fleet, record
 
 pytestmark = pytest.mark.bus
 
@@ -199,6 +199,39 @@ async def test_an_hour_told_twice_counts_once(bus: Bus) -> None:
     after = await report(bus, seconds=2 * 3600.0)
 
     assert after.figures == before.figures
+
+
+async def test_a_whole_hour_counts_before_what_was_told_in_its_middle(bus: Bus) -> None:
+    start_ns = await record(bus, 2)
+    before = await report(bus, node="n1", seconds=2 * 3600.0)
+    (whole,) = [
+        emit.message
+        for emit in said(recorded(range(61), fleet, start_ns=start_ns), SETTINGS)
+        if isinstance(emit.message, Waste) and emit.message.subject() == "analysis.waste.node.n1"
+    ][-1:]
+    middle = [msgspec.structs.replace(hour, minutes=1) for hour in whole.hours]
+    assert middle
+
+    await bus.publish(msgspec.structs.replace(whole, hours=middle), message_id="late")
+    after = await report(bus, node="n1", start=instant(start_ns), end=instant(start_ns + HOUR_NS))
+
+    assert before.steps[0].figures == after.figures
+
+
+async def test_an_opportunity_of_hours_ago_does_not_stand(bus: Bus) -> None:
+    await record(bus, 3, every=1)
+    told = await report(bus, seconds=3600.0)
+
+    later = ask(
+        bus,
+        "api.analysis.report",
+        ReportRequest(seconds=3600.0),
+        settings=SETTINGS,
+        clock=lambda: NOW_NS + 2 * HOUR_NS,
+    )
+
+    assert len(told.savings) == 2
+    assert msgspec.json.decode(await later, type=Report).savings == []
 
 
 async def test_a_foreign_message_among_the_hours_is_passed_over(bus: Bus) -> None:
