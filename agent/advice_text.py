@@ -58,7 +58,7 @@ def story_lines(story: Explanation) -> Iterator[str]:
                 f"{forecast.minute_at:%F %T}Z"
             )
     if story.missing:
-        yield "not found any more"
+        yield "not found"
         yield from (f"  {human.printable(text)}" for text in story.missing)
     yield "in FLEET_RECOMMENDATIONS"
     yield from (f"  {_entry(entry)}" for entry in story.trail)

@@ -1,6 +1,8 @@
 """`api.optimize.explain`: from one recommendation back to the messages behind it."""
 
 import contextlib
+from collections.abc import Awaitable
+from typing import TypeVar
 
 import msgspec
 
@@ -12,6 +14,8 @@ from schemas.metrics import Rollup
 from schemas.protocols import Call, Clock, Delivery, PublishError, RequestError
 from schemas.scaling import Forecast, Recommendation
 from schemas.units import SECOND_NS, instant, to_ns
+
+T = TypeVar("T")
 
 ROLLUPS_NS = 15 * 60 * SECOND_NS
 FORECASTS_NS = 5 * 60 * SECOND_NS
@@ -36,8 +40,10 @@ class Explain:
     async def explain(self, request: ExplainRequest, _call: Call) -> Explanation:
         """The whole story of one recommendation.
 
+        Of sources that could not be read now it goes without, and says so.
+
         Raises:
-            RequestError: 404 no such advice; 503 a stream could not be read now.
+            RequestError: 404 no such advice; 503 what was said about it could not be read now.
         """
         life, trail = await self._log.read(request.recommendation_id)
         now_ns = self._clock()
@@ -52,14 +58,16 @@ class Explain:
         if not request.sources:
             return explanation
         missing: list[str] = []
-        engines = await self._engines(life.advice, missing)
-        rollups = [] if engines else await self._rollups(life.advice, missing)
+        engines = await _or_none(self._engines(life.advice, missing), "METRICS", missing)
+        rollups: list[Rollup] = []
+        if not engines:
+            rollups = await _or_none(self._rollups(life.advice, missing), "ROLLUPS", missing)
         return msgspec.structs.replace(
             explanation,
             engines=engines,
             rollups=rollups,
             read_from="metrics" if engines else "rollups" if rollups else "nothing",
-            forecasts=await self._forecasts(life.advice, missing),
+            forecasts=await _or_none(self._forecasts(life.advice, missing), "EVENTS", missing),
             missing=missing,
         )
 
@@ -138,6 +146,14 @@ class Explain:
         if not last and advice.reason == "forecast":
             missing.append("FLEET_EVENTS has no forecast of the pool shortly before it")
         return [last[signal] for signal in sorted(last)]
+
+
+async def _or_none(found: Awaitable[list[T]], stream: str, missing: list[str]) -> list[T]:
+    try:
+        return await found
+    except RequestError as error:
+        missing.append(f"FLEET_{stream}: {error.text}")
+        return []
 
 
 def _value(metrics: EngineMetrics, signal: str) -> list[float | None]:

@@ -106,5 +106,6 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         list[Forecast], Meta(description="the pool's last of each signal before it")
     ] = []
     missing: Annotated[
-        list[str], Meta(description="what is no longer in the streams, for people")
+        list[str],
+        Meta(description="what is no longer in the streams, or could not be read, for people"),
     ] = []

@@ -1,6 +1,8 @@
 """From one recommendation back to the messages behind it, and what is no longer there."""
 
+import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,9 +12,15 @@ import pytest
 from agent.advice_text import advice_lines, story_lines
 from agent.bus import Bus
 from agent.decisions import explain
-from schemas.decisions import Explanation
+from handlers.advice_log import AdviceLog
+from handlers.explain import Explain
+from handlers.foreign import ForeignMessages
+from handlers.reading import Reading
+from handlers.settings import QuerySettings
+from schemas.decisions import ExplainRequest, Explanation
 from schemas.engines import EngineMetrics
 from schemas.metrics import Rollup, Summary
+from schemas.protocols import Call, Delivery, PublishError
 from schemas.scaling import Evidence, Forecast, ForecastHorizon, Recommendation
 from schemas.units import SECOND_NS, instant
 from tests.support.advice import advice, decision, step, tell
@@ -142,6 +150,37 @@ async def test_what_cannot_be_found_is_told_and_nothing_is_invented(bus: Bus) ->
         assert (story.read_from, story.engines, story.rollups) == ("nothing", [], [])
         assert "FLEET_ROLLUPS has no minute of the pool before it" in story.missing
     assert planned.missing[-1].startswith("FLEET_EVENTS has no forecast")
+
+
+@pytest.mark.parametrize("stream", ["METRICS", "EVENTS"])
+async def test_a_stream_that_cannot_be_read_now_costs_only_what_is_in_it(
+    bus: Bus, stream: str
+) -> None:
+    class Fails:
+        """Everything but one stream."""
+
+        stream_bounds = staticmethod(bus.stream_bounds)
+
+        async def read(self, name: str, **part: Any) -> AsyncIterator[Delivery]:
+            if name == stream:
+                raise PublishError("too slow")
+            async with contextlib.aclosing(bus.read(name, **part)) as deliveries:
+                async for delivery in deliveries:
+                    yield delivery
+
+    one = because(1, await measured(bus, engine("e0", waiting=41)))
+    await tell(bus, one)
+    subscriber: Any = Fails()
+    reading = Reading(subscriber, QuerySettings(), ForeignMessages(Counter(), time.time_ns))
+    explaining = Explain(AdviceLog(reading), reading, time.time_ns)
+
+    story = await explaining.explain(
+        ExplainRequest(recommendation_id=one.recommendation_id), Call("", b"", {})
+    )
+
+    assert f"FLEET_{stream}: the stream could not be read now" in story.missing
+    assert len(story.trail) == 1
+    assert len(story.engines) == (stream != "METRICS")
 
 
 async def test_the_forecast_before_it_is_shown(bus: Bus) -> None:
