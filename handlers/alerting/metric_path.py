@@ -1,13 +1,15 @@
 """Paths into metrics messages, as alert rules write them: `host.memory.utilization_ratio`."""
 
 import functools
+import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from msgspec import inspect
 
 from schemas.alerts import SEVERITIES
 from schemas.engines import CacheMetrics, EngineMetrics
@@ -36,7 +38,8 @@ class MetricPath:
     """A number of a message, or of each element of a list in it.
 
     `place` is the Struct that has it, `field` its name there, and `convert`, where the field is
-    no number, makes one of it: of a severity its rank, of words whether one is there.
+    no number, makes one of it: of a severity its rank, of words whether one is there. `least` and
+    `most` are what the schema allows of it.
 
     Raises:
         ValueError: the path names no field of the message, or none that is a number.
@@ -64,6 +67,7 @@ class MetricPath:
         hint = _hint(path, struct, self.field)
         self.convert = _conversion(path, hint, self.field, words)
         self.is_yes_or_no = self.convert is not None or bool in _alternatives(hint)
+        self.least, self.most = (0.0, 1.0) if words else _bounds(struct, self.field)
 
     @property
     def message_type(self) -> type[Message]:
@@ -126,6 +130,36 @@ def _struct_within(hint: Any) -> tuple[type[msgspec.Struct] | None, bool]:  # no
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             return inner, is_list
     return None, False
+
+
+def _bounds(struct: type[msgspec.Struct], field: str) -> tuple[float, float]:
+    """The least and the most that a field may be, by its schema."""
+    (kinds,) = (list(_kinds(one.type)) for one in _fields(struct) if one.name == field)
+    if any(isinstance(kind, inspect.LiteralType) for kind in kinds):
+        return min(_RANKS.values()), max(_RANKS.values())
+    numbers = [kind for kind in kinds if isinstance(kind, inspect.IntType | inspect.FloatType)]
+    if not numbers:
+        return 0.0, 1.0
+    least = min(-math.inf if kind.ge is None else float(kind.ge) for kind in numbers)
+    return least, max(math.inf if kind.le is None else float(kind.le) for kind in numbers)
+
+
+def _kinds(found: inspect.Type) -> Iterator[inspect.Type]:
+    """Those of a union, whatever is said about them."""
+    if isinstance(found, inspect.Metadata):
+        yield from _kinds(found.type)
+    elif isinstance(found, inspect.UnionType):
+        for one in found.types:
+            yield from _kinds(one)
+    else:
+        yield found
+
+
+@functools.cache
+def _fields(struct: type[msgspec.Struct]) -> Sequence[inspect.Field]:
+    info = inspect.type_info(struct)
+    assert isinstance(info, inspect.StructType)  # noqa: S101 - of a Struct
+    return info.fields
 
 
 def _conversion(

@@ -69,6 +69,24 @@ class Rule:
                 f"alert rule {self.name}: scope {settings.scope} needs an aggregate: "
                 "mean, min, max or sum"
             )
+        if settings.relative_to is None:
+            self._check_reach(self.metric)
+
+    def _check_reach(self, metric: MetricPath) -> None:
+        """A threshold that the metric cannot reach, 95 of a share say, would never be told."""
+        most = math.inf if self.settings.aggregate == "sum" else metric.most
+        bad, good = (most, metric.least) if self.sign > 0 else (metric.least, most)
+        for severity, limit in self.limits.items():
+            if self.sign * limit > self.sign * bad:
+                raise ValueError(
+                    f"alert rule {self.name}: {severity} is {limit:g}, but {metric.text} is "
+                    f"never beyond {bad:g}"
+                )
+            if self.sign * self.clear_threshold(limit) <= self.sign * good < self.sign * limit:
+                raise ValueError(
+                    f"alert rule {self.name}: clear_margin is {self.settings.clear_margin:g}, so "
+                    f"{severity} would never end: {metric.text} is never beyond {good:g}"
+                )
 
     def _check_age(self) -> None:
         given = self.settings

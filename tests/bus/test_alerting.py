@@ -144,6 +144,25 @@ async def test_rules_and_silences_that_cannot_be_are_refused(bus: Bus, tmp_path:
     assert errors == [(True, True, text) for _, _, text in attempts]
 
 
+async def test_rules_and_silences_are_bounded(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with handlers(bus, tmp_path) as client:
+        await client.set_alert_rule("half_full", **RULE)
+        await client.silence(author="ann", seconds=60)
+        count = len((await client.alert_rules()).rules)
+        monkeypatch.setattr("handlers.alerting.configuration.MAX_RULES", count)
+        monkeypatch.setattr("handlers.alerting.configuration.MAX_SILENCES", 1)
+
+        with pytest.raises(RequestError, match=f"400 there are {count} rules: remove one first"):
+            await client.set_alert_rule("quarter_full", **RULE)
+        with pytest.raises(RequestError, match="400 there are 1 silences: take one back first"):
+            await client.silence(author="ann", seconds=60)
+        changed = await client.set_alert_rule("half_full", summary="half full")
+
+    assert changed.rules[0].rule.summary == "half full"
+
+
 async def test_a_rule_of_the_settings_is_changed_removed_and_given_back(
     bus: Bus, tmp_path: Path
 ) -> None:
@@ -228,13 +247,13 @@ async def test_two_who_change_a_rule_at_once_both_succeed_in_turn(bus: Bus, tmp_
     async with handlers(bus, tmp_path, "h1") as client, handlers(bus, tmp_path, "h2"):
         await client.set_alert_rule("half_full", **RULE)
         await asyncio.gather(
-            client.set_alert_rule("half_full", warning=0.1),
+            client.set_alert_rule("half_full", warning=0.2),
             client.set_alert_rule("half_full", summary="half full"),
         )
 
         async def both_are_there() -> bool:
             (state,) = [s for s in (await client.alert_rules()).rules if s.rule.name == "half_full"]
-            return (state.rule.summary, state.rule.warning) == ("half full", 0.1)
+            return (state.rule.summary, state.rule.warning) == ("half full", 0.2)
 
         # Whichever of the two processes answers: it may hear of the other's change a moment later.
         await until_async(both_are_there)

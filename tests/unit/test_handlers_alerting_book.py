@@ -97,6 +97,18 @@ def test_old_policies_are_forgotten() -> None:
             "give it one threshold",
         ),
         ({"relative_to": "host.boot_at"}, "'boot_at' is not a number"),
+        ({"metric": "host.memory.utilization_ratio", "warning": 95}, "never beyond 1"),
+        ({"metric": "gpu.throttle_reasons[a]", "warning": 2}, "never beyond 1"),
+        ({"metric": "gpu.is_reachable", "warning": -1, "comparison": "<="}, "never beyond 0"),
+        ({"metric": "gpu.xid.recent[xid].severity", "warning": 4}, "never beyond 3"),
+        ({"clear_margin": 5}, "clear_margin is 5, so warning would never end"),
+        (
+            {
+                **{"metric": "gpu.utilization_ratio", "comparison": "<="},
+                **{"warning": 0.9, "clear_margin": 0.1},
+            },
+            "gpu.utilization_ratio is never beyond 1",
+        ),
     ],
 )
 def test_a_rule_that_asks_for_what_cannot_be_is_refused(
@@ -129,6 +141,27 @@ def test_a_wrong_field_is_named(fields: dict[str, object], text: str) -> None:
         msgspec.convert({"name": "r", "metric": "host.uptime_seconds", **fields}, AlertRule)
 
     assert text in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"warning": 0.0}, id="always bad is what somebody may want"),
+        pytest.param({"warning": 1.0, "clear_margin": 0.9}, id="only just reached, and left"),
+        pytest.param({"warning": 7.5, "scope": "pool", "aggregate": "sum"}, id="a sum"),
+        pytest.param(
+            {
+                **{"metric": "host.network[interface].sent_bytes_per_second", "warning": 2e15},
+                **{"relative_to": "host.network[interface].speed_bits_per_second"},
+            },
+            id="relative",
+        ),
+    ],
+)
+def test_a_rule_that_can_be_reached_is_taken(fields: dict[str, object]) -> None:
+    rule = {"name": "r", "metric": "gpu.utilization_ratio", **fields}
+
+    assert Rule(msgspec.convert(rule, AlertRule)).name == "r"
 
 
 def test_two_rules_of_one_name_are_refused() -> None:

@@ -307,6 +307,57 @@ def test_members_that_are_silent_leave_the_aggregate_and_an_empty_pool_its_alert
     assert none == []
 
 
+def test_a_member_is_silent_after_the_gap() -> None:
+    rule = AlertRule(
+        name="queue", metric="engine.requests_waiting", scope="pool", aggregate="sum", warning=15.0
+    )
+    one, other = engine("a", waiting=10), engine("b", waiting=10)
+
+    just = played((1, one), (5, other), (60, None), handler=alerts_handler(rule, scope="pool"))
+    late = played((0, one), (5, other), (60, None), handler=alerts_handler(rule, scope="pool"))
+
+    assert (len(just), len(late)) == (1, 0)
+
+
+def test_what_was_said_of_another_metric_does_not_count_for_a_changed_rule() -> None:
+    rule = AlertRule(
+        name="load", metric="engine.requests_waiting", scope="pool", aggregate="sum", warning=15.0
+    )
+    book = AlertBook((rule,))
+    handler = alerts_handler(scope="pool", book=book)
+    played((0, engine(waiting=20, running=1)), handler=handler)
+    changed(book, 1, msgspec.structs.replace(rule, metric="engine.requests_running"))
+
+    alerts = played((5, None), (6, engine(waiting=20, running=1)), (10, None), handler=handler)
+
+    assert alerts == []
+
+
+def test_members_beyond_those_that_are_kept_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.alerting.aggregates.MAX_ENTRIES", 2)
+    rule = AlertRule(
+        name="queue", metric="engine.requests_waiting", scope="pool", aggregate="sum", warning=20.0
+    )
+    members = [(0, engine(name, waiting=10)) for name in "abc"]
+
+    (alert,) = played(*members, (5, None), handler=alerts_handler(rule, scope="pool"))
+
+    assert alert.value == 20.0
+
+
+def test_of_two_silences_the_one_that_ends_last_is_named() -> None:
+    book = AlertBook((MEMORY,))
+    silenced(book, 0, 0, 1000)
+    longer = Silence(
+        silence_id="s0", starts_at=instant(at(0).ns), ends_at=instant(at(2000).ns), author="ann"
+    )
+    book.heard(SILENCE_KEY + "s0", msgspec.json.encode(longer), book.revision + 1, at(0).ns)
+
+    (raised,) = played((5, host(memory=0.95)), handler=alerts_handler(book=book))
+
+    assert raised.silenced_by == "s0"
+
+
 def test_an_alert_on_a_pool_that_is_no_more_is_cleared() -> None:
     rule = AlertRule(
         name="queue", metric="engine.requests_waiting", scope="pool", aggregate="sum", warning=5.0
