@@ -17,13 +17,15 @@ from agent.bus.streams import STREAMS
 from agent.client import ResourceAgent
 from agent.identity import Identity
 from agent.settings import Settings, SettingsError
+from handlers.alerting.book import AlertBook
+from handlers.alerting.configuration import AlertConfiguration
 from handlers.settings import AlertSettings, HandlersSettings
 from handlers.stream_watch import REFUSING, StreamWatch
-from schemas.alerts import AlertRule
+from schemas.alerts import AlertRule, Silence
 from schemas.analysis import Alert
 from schemas.protocols import RequestError
 from schemas.streams import StreamMetrics
-from schemas.units import instant
+from schemas.units import SECOND_NS, instant
 from tests.support.samples import host
 from tests.support.waiting import until, until_async
 
@@ -161,6 +163,21 @@ async def test_rules_and_silences_are_bounded(
         changed = await client.set_alert_rule("half_full", summary="half full")
 
     assert changed.rules[0].rule.summary == "half full"
+
+
+async def test_a_silence_that_ended_a_day_ago_is_forgotten_with_the_next(bus: Bus) -> None:
+    def until(name: str, end_ns: int) -> Silence:
+        return Silence(silence_id=name, starts_at=instant(1), ends_at=instant(end_ns), author="ann")
+
+    day_ns = 86_400 * SECOND_NS
+    name = bus.names.bucket("config")
+    configuration = AlertConfiguration(AlertBook(()), bus.bucket("config"), bus, name)
+    async with configuration:
+        for number, end_ns in enumerate((2 * day_ns, 2 * day_ns + 1000)):
+            await configuration.silence(until(f"s{number}", end_ns), 0)
+        await configuration.silence(until("s2", 9 * day_ns), 3 * day_ns)
+
+    assert [one.silence_id for one in configuration.book.current.silences] == ["s1", "s2"]
 
 
 async def test_a_rule_of_the_settings_is_changed_removed_and_given_back(

@@ -1,6 +1,7 @@
 """What is listed at an instant: order, filters, and silences to the nanosecond."""
 
 from collections import Counter
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,10 @@ from handlers.alerting.defaults import DEFAULT_RULES
 from handlers.alerting.endpoints import AlertEndpoints
 from handlers.foreign import ForeignMessages
 from handlers.settings import QuerySettings
-from schemas.alert_api import AlertFilter
+from schemas.alert_api import AlertFilter, AlertHistoryRequest
 from schemas.alerts import Silence
 from schemas.api import Nothing
-from schemas.protocols import Call
+from schemas.protocols import Call, Delivery, RequestError
 from schemas.units import instant
 from tests.support.alerting import alerts_handler, played
 from tests.support.samples import START_NS, at, gpu, host
@@ -23,17 +24,21 @@ from tests.support.samples import START_NS, at, gpu, host
 CALL = Call("api.alert.list", b"", {})
 
 
-def endpoints(book: AlertBook, now_ns: int) -> AlertEndpoints:
-    """At that instant, with a warning on a disk and a critical on a GPU open."""
+def endpoints(book: AlertBook, now_ns: int, **settings: int) -> AlertEndpoints:
+    """At that instant, with a warning on a disk and then a critical on a GPU open."""
     dead = gpu(is_reachable=False, pool="chat")
     opened = played((0, host(disks={"/": 0.92})), (5, dead), (15, dead), handler=alerts_handler())
+
+    async def read(*_: object, **__: object) -> AsyncIterator[Delivery]:
+        for number, alert in enumerate(opened):
+            yield Delivery(alert.subject(), msgspec.json.encode(alert), {}, number, now_ns)
+
     configuration: Any = SimpleNamespace(book=book)
     open_alerts: Any = SimpleNamespace(all=lambda: opened)
-    no_stream: Any = None
+    stream: Any = SimpleNamespace(read=read)
     foreign = ForeignMessages(Counter(), lambda: now_ns)
-    return AlertEndpoints(
-        configuration, open_alerts, no_stream, QuerySettings(), lambda: now_ns, foreign
-    )
+    queries = QuerySettings(**settings)
+    return AlertEndpoints(configuration, open_alerts, stream, queries, lambda: now_ns, foreign)
 
 
 def silenced(start_ns: int, end_ns: int) -> AlertBook:
@@ -91,3 +96,19 @@ def test_open_alerts_are_filtered_and_the_worst_stand_first(
     assert [alert.rule.split("-")[0] for alert in reply.rows] == shown
     assert reply.total >= len(shown)
     assert bool(reply.text) == (not shown)
+
+
+async def test_of_more_transitions_than_asked_for_the_newest_are_told() -> None:
+    asked = endpoints(AlertBook(DEFAULT_RULES), at(60).ns)
+
+    reply = await asked.history(AlertHistoryRequest(limit=1), CALL)
+
+    assert [alert.rule.split("-")[0] for alert in reply.rows] == ["gpu_unreachable"]
+    assert reply.matched == 2
+
+
+async def test_a_history_that_is_too_much_to_read_is_refused() -> None:
+    asked = endpoints(AlertBook(DEFAULT_RULES), at(60).ns, history_scan_bytes=1000)
+
+    with pytest.raises(RequestError, match="413 this range holds more alerts than 1000 bytes"):
+        await asked.history(AlertHistoryRequest(), CALL)
