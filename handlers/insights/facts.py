@@ -13,7 +13,7 @@ from handlers.insights.names import Names
 from handlers.levels import RANK
 from handlers.settings import AlertSettings
 from handlers.stale import stale_rule
-from schemas.analysis import Alert, Severity, Utilization
+from schemas.analysis import Alert, Bottleneck, Severity, Utilization
 from schemas.message import Message
 from schemas.scaling import Recommendation
 
@@ -98,7 +98,7 @@ def _utilization(use: Utilization, names: Names) -> Iterator[Fact]:
             f"bottleneck.{use.scope}.{use.id}.{one.resource}.{one.resource_id}.{one.severity}",
             one.severity,
             f"Bottleneck in {where} ({one.severity}): {resource}{part} at "
-            f"{figure(one.value_ratio, '_ratio')}, threshold "
+            f"{figure(one.value_ratio, '_ratio')}, {_reached(one)} "
             f"{figure(one.threshold_ratio, '_ratio')}.",
         )
     if len(use.bottlenecks) > MAX_BOTTLENECKS:
@@ -108,6 +108,12 @@ def _utilization(use: Utilization, names: Names) -> Iterator[Fact]:
         states = Counter(sorted(gpu.state or "" for gpu in use.gpus))
         text = ", ".join(f"{count} {_STATES[state]}" for state, count in states.items())
         yield Fact(f"{key}.{text}", "info", f"GPUs of {where}: {text}.")
+
+
+def _reached(bottleneck: Bottleneck) -> str:
+    """It ends a margin below its threshold."""
+    is_below = bottleneck.value_ratio < bottleneck.threshold_ratio
+    return "after it had reached" if is_below else "threshold"
 
 
 def _alert(alert: Alert, names: Names) -> Iterator[Fact]:

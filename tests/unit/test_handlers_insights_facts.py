@@ -58,6 +58,15 @@ def test_only_the_worst_bottlenecks_are_named() -> None:
     assert facts[-1].text == "pool POOL_A has 2 further bottlenecks."
 
 
+def test_a_bottleneck_that_is_ending_does_not_contradict_itself() -> None:
+    judged = use(bottlenecks=("n1-g0",))
+    ending = msgspec.structs.replace(judged.bottlenecks[0], value_ratio=0.95)
+
+    fact, _ = facts_of([msgspec.structs.replace(judged, bottlenecks=[ending])], Names(), 10)
+
+    assert fact.text.endswith("GPU of PART_A at 95.0 %, after it had reached 98.0 %.")
+
+
 def test_gpus_of_a_node_are_counted_by_state() -> None:
     gpus = [
         GpuUse(
