@@ -388,6 +388,25 @@ async def test_rubbish_in_the_stream_stops_nobody(bus: Bus, pools: Pools) -> Non
     assert (await carried_out(bus)).execution.phase == "succeeded"
 
 
+@pytest.mark.parametrize("key", ["a\nb: c", "", " ", "x" * 5000, "é", "a b"])
+async def test_a_key_that_cannot_name_an_execution_holds_up_nobody(
+    bus: Bus, pools: Pools, key: str
+) -> None:
+    one = advice()
+    await tell(bus, one)
+    odd = msgspec.json.encode(step(one, idempotency_key=key))
+    await bus.publish_raw("execution.requested.chat", odd, message_id="odd")
+
+    async def is_refused() -> bool:
+        return [step.phase for step in await told(bus, Execution)][1:] == ["failed"]
+
+    await until_async(is_refused)
+    await tell(bus, decision(one))
+
+    assert (await carried_out(bus)).execution.phase == "succeeded"
+    assert pools.scaled == [ONE]
+
+
 async def test_it_goes_on_after_the_server_came_back(bus: Bus, pools: Pools, nats: Any) -> None:
     nats.kill()
     await until(lambda: not bus.is_connected)
