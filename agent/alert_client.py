@@ -1,11 +1,11 @@
 """The part of `ResourceAgent` that is about alerts: what is open, the rules, silences."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
 
+from agent.connected import Connected
 from schemas.alert_api import (
     AlertFilter,
     AlertHistoryReply,
@@ -27,18 +27,8 @@ ALERT_TIMEOUT_SECONDS = 8.0
 """A change waits until the server has told it back; less than a command has."""
 
 
-class AlertCalls:
+class AlertCalls(Connected):
     """Calls of `api.alert`; each raises `schemas.protocols.RequestError` when it is refused."""
-
-    async def _ask(
-        self,
-        subject: str,
-        body: msgspec.Struct | Mapping[str, Any] | None,
-        reply: type[T],
-        *,
-        timeout_seconds: float = ALERT_TIMEOUT_SECONDS,
-    ) -> T:
-        raise NotImplementedError
 
     async def alerts(
         self,
@@ -89,6 +79,7 @@ class AlertCalls:
 
     async def set_alert_rule(
         self,
+        /,
         name: str,
         *,
         expected_version: int | None = None,

@@ -1,4 +1,4 @@
-"""The typed clients: `ResourceAgent` for metrics, health and LMCache, and `CacheClient`."""
+"""The typed clients for asyncio; `agent.sync_client` has the same without `await`."""
 
 import contextlib
 import secrets
@@ -11,7 +11,6 @@ import msgspec
 from agent import decisions
 from agent.alert_client import AlertCalls
 from agent.cache_client import CacheClient
-from agent.connected import Connected
 from schemas.api import (
     ClearReply,
     Filter,
@@ -47,7 +46,7 @@ RUN_TIMEOUT_SECONDS = 180.0
 """Of its steps three wait for another, each at most `handlers.queries.run_step_seconds`."""
 
 
-class ResourceAgent(Connected, AlertCalls):
+class ResourceAgent(AlertCalls):
     """Asks the fleet. Every call raises `schemas.protocols.RequestError` when it is refused.
 
     With `fresh_from=NODE` that node's agent answers with a sample at most a second old; otherwise
