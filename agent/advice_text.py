@@ -6,6 +6,7 @@ import msgspec
 
 from agent import human
 from agent.executors.policy import outranked_by
+from agent.money_text import cost_line, saving_lines
 from schemas.decisions import EngineSource, Explanation, TrailEntry
 from schemas.metrics import Rollup
 from schemas.precedence import decided_by
@@ -57,6 +58,12 @@ def story_lines(story: Explanation) -> Iterator[str]:
                 f"{horizon.p50:.3g} ({horizon.p10:.3g} to {horizon.p90:.3g}), by the minute of "
                 f"{forecast.minute_at:%F %T}Z"
             )
+    if story.waste is not None or story.opportunity is not None:
+        yield "cost of the pool's GPUs, as told before it"
+    if story.waste is not None:
+        yield f"  {human.printable(cost_line(story.waste))}"
+    if story.opportunity is not None:
+        yield from (f"  {human.printable(line)}" for line in saving_lines(story.opportunity))
     if story.missing:
         yield "not found"
         yield from (f"  {human.printable(text)}" for text in story.missing)

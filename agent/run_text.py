@@ -5,19 +5,20 @@ from typing import Any
 
 from agent import human
 from agent.advice_text import change, money
-from agent.report_tables import percent, usd
+from agent.money_text import cost_line, place, saving_lines
+from agent.report_tables import percent
 from schemas.analysis import Alert, Utilization
 from schemas.insights import Insight
 from schemas.run import RunReply, RunStep
 from schemas.scaling import Recommendation
-from schemas.spending import Opportunity, Trend, Waste
+from schemas.spending import Trend, Waste
 
 MARKS = {"done": "✓", "failed": "✗", "skipped": "-"}
 
 
 def run_lines(run: RunReply) -> Iterator[str]:
     """Its steps, then what they found; of a step that failed nothing more."""
-    yield f"{_place(run.scope, run.id)}, {run.answered_at:%F %T}Z"
+    yield f"{place(run.scope, run.id)}, {run.answered_at:%F %T}Z"
     yield f"run {run.correlation_id}: {run.state} in {human.duration(run.seconds)}"
     yield from (_step(step) for step in run.steps)
     yield from _section("In words", [run.insight] if run.insight else [], _words)
@@ -25,7 +26,7 @@ def run_lines(run: RunReply) -> Iterator[str]:
     yield from _section("Open alerts", run.alerts, _alert)
     yield from _section("Cost", run.waste, _cost)
     yield from _section("Trends", run.trends, _trend)
-    yield from _section("What can be saved", run.opportunities, _savings)
+    yield from _section("What can be saved", run.opportunities, saving_lines)
     yield from _section("Advice", run.recommendations, _advice)
 
 
@@ -47,10 +48,6 @@ def _section(
         yield from ("", title, *shown)
 
 
-def _place(scope: str, name: str) -> str:
-    return "fleet" if scope == "fleet" else f"{scope} {name}"
-
-
 def _words(insight: Insight) -> Iterator[str]:
     if insight.source == "llm":
         yield insight.text
@@ -60,7 +57,7 @@ def _words(insight: Insight) -> Iterator[str]:
 def _use(use: Utilization) -> Iterator[str]:
     means = ", ".join(f"{one.resource} {percent(one.mean_ratio)}" for one in use.resources)
     yield (
-        f"{_place(use.scope, use.id)}: {use.level or 'not measured'}, "
+        f"{place(use.scope, use.id)}: {use.level or 'not measured'}, "
         f"{use.health or 'health unknown'}; {means or 'nothing measured'}"
     )
     for one in use.bottlenecks:
@@ -76,26 +73,13 @@ def _alert(alert: Alert) -> Iterator[str]:
 
 
 def _cost(waste: Waste) -> Iterator[str]:
-    figures = waste.figures
-    yield (
-        f"{_place(waste.scope, waste.id)}: {usd(figures.usd_per_hour)} an hour for "
-        f"{figures.gpus:.1f} GPUs, wasted {usd(figures.waste_usd_per_hour)} an hour, "
-        f"{usd(figures.waste_usd_per_month)} a month ({percent(figures.waste_ratio)})"
-    )
+    yield cost_line(waste)
 
 
 def _trend(trend: Trend) -> Iterator[str]:
     for line in trend.lines:
         if line.direction in ("rising", "falling"):
-            yield f"{_place(trend.scope, trend.id)}: {line.text}"
-
-
-def _savings(opportunity: Opportunity) -> Iterator[str]:
-    for one in opportunity.savings:
-        yield (
-            f"{usd(one.saving_usd_per_month)} a month, effort {one.effort}, "
-            f"{_place(opportunity.scope, opportunity.id)}: {one.text}"
-        )
+            yield f"{place(trend.scope, trend.id)}: {line.text}"
 
 
 def _advice(advice: Recommendation) -> Iterator[str]:

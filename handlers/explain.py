@@ -13,12 +13,16 @@ from schemas.engines import EngineMetrics
 from schemas.metrics import Rollup
 from schemas.protocols import Call, Clock, Delivery, PublishError, RequestError
 from schemas.scaling import Forecast, Recommendation
+from schemas.spending import Opportunity, Waste
 from schemas.units import SECOND_NS, instant, to_ns
-
-T = TypeVar("T")
 
 ROLLUPS_NS = 15 * 60 * SECOND_NS
 FORECASTS_NS = 5 * 60 * SECOND_NS
+MONEY_NS = 15 * 60 * SECOND_NS
+"""Waste is told every minute, opportunities that stay as they are every ten."""
+
+T = TypeVar("T")
+Money = TypeVar("Money", Waste, Opportunity)
 
 _ENGINE = msgspec.json.Decoder(EngineMetrics)
 _ROLLUP = msgspec.json.Decoder(Rollup)
@@ -29,7 +33,7 @@ class Explain:
     """Reads what advice came from.
 
     Engines' metrics by the numbers in its evidence, or the pool's minutes where those are gone,
-    and the forecasts before it.
+    and the forecasts, and what the pool's GPUs cost, before it.
     """
 
     def __init__(self, log: AdviceLog, reading: Reading, clock: Clock) -> None:
@@ -69,6 +73,8 @@ class Explain:
             read_from="metrics" if engines else "rollups" if rollups else "nothing",
             forecasts=await _or_none(self._forecasts(life.advice, missing), "EVENTS", missing),
             missing=missing,
+            waste=await self._last_before(life.advice, Waste),
+            opportunity=await self._last_before(life.advice, Opportunity),
         )
 
     async def _engines(self, advice: Recommendation, missing: list[str]) -> list[EngineSource]:
@@ -146,6 +152,21 @@ class Explain:
         if not last and advice.reason == "forecast":
             missing.append("FLEET_EVENTS has no forecast of the pool shortly before it")
         return [last[signal] for signal in sorted(last)]
+
+    async def _last_before(self, advice: Recommendation, kind: type[Money]) -> Money | None:
+        """What was last told of the pool's GPUs; None where nothing was, or no saving."""
+        decoder = msgspec.json.Decoder(kind)
+        decided_ns = to_ns(advice.decided_at)
+        messages = self._reading.messages(
+            "EVENTS",
+            lambda delivery: decoder.decode(delivery.payload),
+            subject=kind.SUBJECT.format(scope="pool", id=advice.pool),
+            start_ns=decided_ns - MONEY_NS,
+            end_ns=decided_ns,
+        )
+        found = [message async for _, message in messages]
+        last = found[-1] if found else None
+        return None if isinstance(last, Opportunity) and not last.savings else last
 
 
 async def _or_none(found: Awaitable[list[T]], stream: str, missing: list[str]) -> list[T]:

@@ -9,6 +9,7 @@ from schemas.api import Request
 from schemas.life import Life, State
 from schemas.metrics import Rollup
 from schemas.scaling import Execution, Forecast
+from schemas.spending import Opportunity, Waste
 from schemas.units import Count, Instant, Token
 
 Id = Annotated[
@@ -109,3 +110,11 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         list[str],
         Meta(description="what is no longer in the streams, or could not be read, for people"),
     ] = []
+    waste: Annotated[
+        Waste | None,
+        Meta(description="what the pool's GPUs cost and wasted just before it; null: not told"),
+    ] = None
+    opportunity: Annotated[
+        Opportunity | None,
+        Meta(description="what could be saved in the pool just before it; null: not told, or not"),
+    ] = None

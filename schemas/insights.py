@@ -19,7 +19,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Insight(Message, frozen=True, kw_only=True):
-    """An explanation of open alerts, utilization and standing advice; nothing acts on it.
+    """An explanation of alerts, utilization, waste, savings and advice; nothing acts on it.
 
     Published when the evidence has changed, at most every `insights.interval_seconds`, and on
     request. Written by a language model that saw no real names, and only if every number in it
@@ -44,7 +44,7 @@ class Insight(Message, frozen=True, kw_only=True):
         list[str],
         Meta(
             description="`alert_id` with its severity, `recommendation_id`, and what was judged of "
-            "utilization; another list: the evidence has changed"
+            "utilization, waste and savings; another list: the evidence has changed"
         ),
     ]
     evidence_digest: Annotated[

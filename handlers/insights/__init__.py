@@ -1,1 +1,1 @@
-"""Insights: facts from alerts, utilization and advice, explained by a model or a template."""
+"""Insights: facts from alerts, use, waste, savings and advice, told by a model or a template."""

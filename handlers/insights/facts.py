@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from handlers.alerting.defaults import DEFAULT_RULES
@@ -16,8 +16,10 @@ from handlers.stale import stale_rule
 from schemas.analysis import Alert, Bottleneck, Severity, Utilization
 from schemas.message import Message
 from schemas.scaling import Recommendation
+from schemas.spending import Opportunity, Waste
 
 MAX_BOTTLENECKS = 5
+MAX_PARTS = 3
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,40}(?:\.[a-z][a-z0-9_]{0,40})?")
 _BRACKETS = re.compile(r"\[[^]]*\]")
 _SUMMARIES = {
@@ -36,6 +38,13 @@ _STATES = {
     "active": "active",
     "idle": "idle",
     "idle_held": "idle but with memory held",
+}
+
+_SAVINGS = {
+    "release_idle": "release GPUs that are idle",
+    "unload_held": "unload or share GPUs that are idle but with memory held",
+    "pack_under_used": "pack the work of under-used GPUs onto fewer",
+    "rebalance": "spread the work of full GPUs over others that have room",
 }
 
 
@@ -136,6 +145,58 @@ def _alert(alert: Alert, names: Names) -> Iterator[Fact]:
     )
 
 
+def _waste(waste: Waste, names: Names) -> Iterator[Fact]:
+    """The cost, and of GPU-time what is wasted; without prices the latter alone."""
+    figures = waste.figures
+    if not figures.gpu_hours:
+        return
+    money = "they have no price"
+    if figures.usd_per_hour is not None and figures.waste_usd_per_hour is not None:
+        money = (
+            f"they cost {_usd(figures.usd_per_hour)} per hour, of which "
+            f"{_usd(figures.waste_usd_per_hour)} are wasted, "
+            f"{_usd(figures.waste_usd_per_month)} per month at this rate"
+        )
+    shares = ", ".join(
+        f"{figure(gpu_hours / figures.gpu_hours, '_ratio')} {what}"
+        for gpu_hours, what in (
+            (figures.idle_gpu_hours, "idle"),
+            (figures.idle_held_gpu_hours, "idle but with memory held"),
+            (figures.under_used_gpu_hours, "under-used"),
+            (figures.unknown_gpu_hours, "of unknown state"),
+        )
+    )
+    yield Fact(
+        f"waste.{waste.scope}.{waste.id}",
+        "info",
+        f"GPUs of {_place(waste.scope, waste.id, names)}, {_plain(figures.gpus)} on average: "
+        f"{money}; of their time {shares}.",
+    )
+
+
+def _opportunity(opportunity: Opportunity, names: Names) -> Iterator[Fact]:
+    where = _place(opportunity.scope, opportunity.id, names)
+    for one in opportunity.savings:
+        money = "no saving in money is known"
+        if one.saving_usd_per_hour is not None:
+            money = (
+                f"saving {_usd(one.saving_usd_per_hour)} per hour, "
+                f"{_usd(one.saving_usd_per_month)} per month"
+            )
+        parts = [names.of("PART", part) for part in one.parts[:MAX_PARTS]]
+        among = f", {', '.join(parts)} among them" if parts else ""
+        yield Fact(
+            f"opportunity.{opportunity.scope}.{opportunity.id}.{one.kind}",
+            "info",
+            f"Could be done in {where}: {_SAVINGS[one.kind]}; GPUs: {one.gpus}{among}; {money}; "
+            f"effort {one.effort}.",
+        )
+
+
+def _usd(value: float | None) -> str:
+    return "an unknown number of USD" if value is None else f"{_plain(value)} USD"
+
+
 def _recommendation(advice: Recommendation, names: Names) -> Iterator[Fact]:
     change = advice.action.replace("_", " ")
     saving = advice.saving_usd_per_hour
@@ -184,6 +245,6 @@ _OF: Mapping[type[Message], Callable[[Any, Names], Iterable[Fact]]] = {
     Utilization: _utilization,
     Alert: _alert,
     Recommendation: _recommendation,
+    Waste: _waste,
+    Opportunity: _opportunity,
 }
-KINDS: Sequence[type[Message]] = tuple(_OF)
-"""The messages that facts are made of."""

@@ -25,6 +25,7 @@ from schemas.scaling import Evidence, Forecast, ForecastHorizon, Recommendation
 from schemas.units import SECOND_NS, instant
 from tests.support.advice import advice, decision, step, tell
 from tests.support.executing import serving
+from tests.support.insights import opportunity, waste
 from tests.support.samples import engine
 from tests.support.waiting import until_async
 
@@ -200,6 +201,38 @@ async def test_the_forecast_before_it_is_shown(bus: Bus) -> None:
     story = await story_of(bus, advice(decided_at=instant(time.time_ns() + SECOND_NS)))
 
     assert [(one.pool, one.last) for one in story.forecasts] == [("chat", 1.0)]
+
+
+async def test_what_the_pools_gpus_cost_before_it_is_shown(bus: Bus) -> None:
+    now_ns = time.time_ns()
+    told = [
+        waste(usd_per_hour=1.0),
+        waste(),
+        waste(name="other", usd_per_hour=9.0),
+        opportunity(),
+    ]
+    for number, one in enumerate(told):
+        await bus.publish(one, message_id=f"m{number}")
+    later = instant(time.time_ns() + SECOND_NS)
+
+    story = await story_of(bus, advice(decided_at=later))
+    before = await story_of(bus, advice(2, decided_at=instant(now_ns - MINUTE_NS)))
+    settled = msgspec.structs.replace(opportunity(), savings=[])
+    await bus.publish(settled, message_id="settled")
+    nothing_to_save = await story_of(bus, advice(3, decided_at=later))
+
+    assert story.waste is not None
+    assert story.waste.figures.usd_per_hour == pytest.approx(32.0)
+    assert story.opportunity == opportunity()
+    assert (before.waste, before.opportunity) == (None, None)
+    assert nothing_to_save.opportunity is None
+    text = "\n".join(story_lines(story))
+    assert (
+        "cost of the pool's GPUs, as told before it\n"
+        "  pool chat: $32.00 an hour for 8.0 GPUs, wasted $22.00 an hour, $16,060 a month (69 %)\n"
+        "  $5,840 a month, effort low, pool chat: Release 2 GPUs: nothing runs there" in text
+    )
+    assert "cost of the pool" not in "\n".join(story_lines(before))
 
 
 async def test_the_lines_tell_the_whole_story_and_obey_no_terminal_codes(bus: Bus) -> None:

@@ -38,7 +38,9 @@ from tests.support.insights import (
     alert,
     completion,
     explanation,
+    opportunity,
     use,
+    waste,
 )
 from tests.support.program import resource_agent
 from tests.support.s3_double import http
@@ -297,6 +299,31 @@ async def test_cleared_alerts_and_advice_that_is_over_are_no_evidence(
     (insight,) = await written(bus)
     (finding,) = insight.findings
     assert "gpu.temperature_celsius of node still reached" in finding.text
+
+
+async def test_what_it_costs_and_could_save_is_explained(bus: Bus, clock: Clock) -> None:
+    now_ns = clock()
+    await say(bus, waste("fleet", "all", decided_ns=now_ns))
+    await say(bus, waste(decided_ns=now_ns))
+    await say(bus, waste("pool", "old", decided_ns=now_ns - 2 * 86_400 * SECOND_NS))
+    await say(bus, opportunity(decided_ns=now_ns))
+    await say(bus, waste("node", "n9", decided_ns=now_ns))
+    await say(bus, opportunity("node", "n9", decided_ns=now_ns))
+    running = service(bus, clock)
+
+    await running.look()
+    await running.look()
+    of_node = (await running.answer(InsightsRequest(now=True, node="n9"), CALL)).rows[0]
+
+    fleet, pool = (one for one in await written(bus) if one.scope != "node")
+    assert [one.id for one in (fleet, pool)] == ["all", "chat"]
+    assert "they cost 32 USD per hour, of which 22 USD are wasted" in fleet.text
+    assert [finding.text.partition(":")[0] for finding in fleet.findings] == [
+        "GPUs of the fleet, 8 on average",
+        *["Could be done in node n9"] * 3,
+        *["Could be done in pool chat"] * 3,
+    ]
+    assert len(pool.findings) == len(of_node.findings) == 4
 
 
 async def test_an_alert_is_no_evidence_while_it_is_silenced(bus: Bus, clock: Clock) -> None:

@@ -10,10 +10,14 @@ import msgspec
 
 from schemas.analysis import Alert, Bottleneck, ResourceUse, Scope, Severity, Utilization
 from schemas.scaling import Evidence, Recommendation
+from schemas.spending import Opportunity, Waste
 from schemas.units import instant
+from tests.support.program import ROOT
 from tests.support.s3_double import http
 from tests.support.samples import START_NS
 from tests.support.wire import impostor
+
+WIRE = ROOT / "tests/wire"
 
 
 def use(
@@ -103,6 +107,28 @@ def advice(pool: str = "chat", *, decided_ns: int = START_NS) -> Recommendation:
         effective_after_seconds=120.0,
         saving_usd_per_hour=-5.5,
     )
+
+
+def waste(
+    scope: Scope = "pool", name: str = "chat", *, decided_ns: int = START_NS, **figures: Any
+) -> Waste:
+    """Eight GPUs at 4 $ an hour, of which 22 of 32 $ are wasted; `figures` replace some."""
+    said = msgspec.json.decode((WIRE / "waste.json").read_bytes(), type=Waste)
+    return msgspec.structs.replace(
+        said,
+        scope=scope,
+        id=name,
+        decided_at=instant(decided_ns),
+        figures=msgspec.structs.replace(said.figures, **figures),
+    )
+
+
+def opportunity(
+    scope: Scope = "pool", name: str = "chat", *, decided_ns: int = START_NS
+) -> Opportunity:
+    """Three savings: two idle GPUs, two under-used ones, one that is held."""
+    said = msgspec.json.decode((WIRE / "opportunity.json").read_bytes(), type=Opportunity)
+    return msgspec.structs.replace(said, scope=scope, id=name, decided_at=instant(decided_ns))
 
 
 def completion(content: str, *, finish: str = "stop", **fields: Any) -> bytes:
