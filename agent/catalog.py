@@ -265,8 +265,15 @@ def endpoints() -> Iterator[EndpointSpec]:
         ExplainRequest,
         Explanation,
     )
-    for name in ("scale_up", "scale_down", "consolidate"):
-        yield EndpointSpec(f"api.optimize.{name}", "handlers", NOT_BUILT)
+    for name, what in (("scale_up", "more"), ("scale_down", "fewer")):
+        yield EndpointSpec(
+            f"api.optimize.{name}",
+            "handlers",
+            f"of the recommendations that stand those for {what} replicas",
+            Filter,
+            RecommendationsReply,
+        )
+    yield EndpointSpec("api.optimize.consolidate", "handlers", NOT_BUILT)
     yield from _of_alerts()
     yield from _of_cache()
     yield from _of_archive()

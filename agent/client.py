@@ -4,7 +4,7 @@ import contextlib
 import secrets
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -282,10 +282,15 @@ class ResourceAgent(AlertCalls):
         request = LmcacheRequest(namespace=namespace)
         return await self._ask("api.lmcache.clear", request, ClearReply)
 
-    async def get_scaling_recommendations(self, pool: str | None = None) -> RecommendationsReply:
-        """The advice that stands, of one pool or of all, newest first."""
+    async def get_scaling_recommendations(
+        self,
+        pool: str | None = None,
+        *,
+        action: Literal["scale_up", "scale_down"] | None = None,
+    ) -> RecommendationsReply:
+        """The advice that stands, of one pool or of all, newest first; of one action, or of any."""
         return await self._ask(
-            "api.optimize.recommendations", Filter(pool=pool), RecommendationsReply
+            f"api.optimize.{action or 'recommendations'}", Filter(pool=pool), RecommendationsReply
         )
 
     async def approve(

@@ -33,7 +33,7 @@ from schemas.report import (
 from schemas.units import SECOND_NS, instant
 from schemas.views import GPU_VIEWS, SYSTEM_VIEWS, gpu_values, system_values
 
-_NOT_BUILT = ("scale_up", "scale_down", "consolidate")
+_NOT_BUILT = ("consolidate",)
 
 
 def query_endpoints(
@@ -70,6 +70,8 @@ def query_endpoints(
         ("analysis", "waste", WasteReply, standing.waste),
         ("analysis", "trends", TrendsReply, standing.trends),
         ("analysis", "opportunities", OpportunitiesReply, standing.opportunities),
+        ("optimize", "scale_up", RecommendationsReply, standing.scale_up),
+        ("optimize", "scale_down", RecommendationsReply, standing.scale_down),
         ("optimize", "recommendations", RecommendationsReply, standing.recommendations),
     ):
         endpoints.append(

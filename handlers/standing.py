@@ -2,6 +2,8 @@
 
 from typing import TypeVar
 
+import msgspec
+
 from handlers.recorded_usage import recorded_hours
 from handlers.settings import QuerySettings
 from handlers.stream_reader import StreamReader
@@ -11,12 +13,13 @@ from schemas.analysis import Utilization
 from schemas.api import Filter, RecommendationsReply, UtilizationReply
 from schemas.protocols import Call, Clock, RequestError
 from schemas.report import OpportunitiesReply, TrendsReply, WasteReply
-from schemas.scaling import Decision, Execution, Recommendation
+from schemas.scaling import Action, Decision, Execution, Recommendation
 from schemas.spending import Opportunity, Trend, Waste
 from schemas.units import SECOND_NS, instant, to_ns
 
 Judgement = TypeVar("Judgement", Utilization, Waste, Trend, Opportunity)
 
+_EVERY_ROW = 1_000_000
 _MINUTE_NS = 60 * SECOND_NS
 _CLOSING = frozenset({"rejected", "superseded", "expired"})
 # A trend is of whole hours, and told after each of them.
@@ -24,7 +27,7 @@ _TREND_SECONDS = 2 * 3600.0
 
 
 class Standing:
-    """Answers `api.analysis.{utilization,waste,trends,opportunities}`, `optimize.recommendations`.
+    """Answers `api.analysis.*`, and what advice stands.
 
     From the last message of each subject, so every process answers the same, after a restart
     too. A filter by node or pool leaves only the judgement of that node or pool.
@@ -112,6 +115,25 @@ class Standing:
             rows=rows[: request.limit],
             total=len(rows),
             text="" if rows else "no advice stands",
+        )
+
+    async def scale_up(self, request: Filter, call: Call) -> RecommendationsReply:
+        """Of the advice that stands that for more replicas."""
+        return await self._advice("scale_up", request, call)
+
+    async def scale_down(self, request: Filter, call: Call) -> RecommendationsReply:
+        """Of the advice that stands that for fewer replicas."""
+        return await self._advice("scale_down", request, call)
+
+    async def _advice(self, action: Action, request: Filter, call: Call) -> RecommendationsReply:
+        everything = msgspec.structs.replace(request, limit=_EVERY_ROW)
+        reply = await self.recommendations(everything, call)
+        rows = [row for row in reply.rows if row.action == action]
+        return msgspec.structs.replace(
+            reply,
+            rows=rows[: request.limit],
+            total=len(rows),
+            text="" if rows else f"no advice to {action.replace('_', ' ')} stands",
         )
 
     async def _judgements(

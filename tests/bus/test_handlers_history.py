@@ -406,6 +406,25 @@ async def test_only_standing_advice_is_listed(bus: Bus) -> None:
     assert [row.recommendation_id for row in one_pool.rows] == ["f.scale_down.2"]
 
 
+async def test_advice_is_listed_by_what_it_is_to_change(bus: Bus) -> None:
+    up = [advice("scale_up", pool, 1) for pool in ("a", "b", "c")]
+    rejected, down = advice("scale_up", "d", 1), advice("scale_down", "e", 1)
+    await recorded(bus, *up, rejected, down, verdict(rejected, "rejected"))
+
+    async def listed(action: str, **fields: object) -> RecommendationsReply:
+        payload = await ask(bus, f"api.optimize.{action}", fields)
+        return msgspec.json.decode(payload, type=RecommendationsReply)
+
+    more, two = await listed("scale_up"), await listed("scale_up", limit=2)
+    assert {row.pool for row in more.rows} == {"a", "b", "c"}
+    assert (len(two.rows), two.total) == (2, 3)
+    assert [row.pool for row in (await listed("scale_up", pool="b")).rows] == ["b"]
+    assert (await listed("scale_down")).rows == [down]
+    assert (await listed("scale_down", pool="a")).text == "no advice to scale down stands"
+    with pytest.raises(RequestError, match="400 node: "):
+        await listed("scale_down", node="n1")
+
+
 async def test_no_advice_says_so(bus: Bus) -> None:
     payload = await ask(bus, "api.optimize.recommendations")
 

@@ -130,6 +130,8 @@ async def test_a_run_of_the_fleet_gives_what_each_endpoint_would(bus: Bus, tmp_p
         assert [row.recommendation_id for row in run.recommendations.rows] == [
             one.recommendation_id
         ]
+        assert (await client.get_scaling_recommendations(action="scale_up")).rows == [one]
+        assert (await client.get_scaling_recommendations(action="scale_down")).rows == []
         by_name = {step.step: step for step in run.steps}
         assert by_name["insight"].ids == [run.insight.insight_id]
         assert by_name["recommendations"].ids == [one.recommendation_id]
