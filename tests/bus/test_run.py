@@ -21,7 +21,7 @@ from handlers.insights.settings import InsightsSettings
 from handlers.run_steps import Found, Run
 from handlers.settings import HandlersSettings
 from schemas.message import Message
-from schemas.protocols import RequestError
+from schemas.protocols import RequestError, json_endpoint
 from schemas.run import RunReply, RunRequest, RunStep, StepName
 from schemas.units import instant
 from tests.support.insights import ModelEndpoint, advice, alert, use
@@ -162,6 +162,37 @@ async def test_each_step_is_told_as_it_ends_and_kept(bus: Bus, tmp_path: Path) -
     assert run.state == "complete"
 
 
+async def test_who_listens_is_told_the_steps_of_the_own_run_alone(bus: Bus, tmp_path: Path) -> None:
+    heard: dict[str, list[RunStep]] = {"a": [], "b": []}
+    async with handlers(bus, tmp_path) as client:
+        runs = await asyncio.gather(
+            *(
+                client.analyze(insight=False, correlation_id=name, on_step=steps.append)
+                for name, steps in heard.items()
+            )
+        )
+
+    for run in runs:
+        steps = heard[run.correlation_id]
+        assert sorted(steps, key=lambda step: STEPS.index(step.step)) == run.steps
+
+
+async def test_steps_that_were_not_heard_in_time_are_told_from_the_reply(
+    bus: Bus, tmp_path: Path
+) -> None:
+    async with handlers(bus, tmp_path) as client:
+        run = await client.analyze(insight=False)
+    again = json_endpoint("run", "api.analysis.run", RunRequest, lambda _request, _call: run)
+    await bus.serve("svc", [again], description="tells no steps")
+    heard: list[RunStep] = []
+
+    await ResourceAgent(bus).analyze(
+        correlation_id=run.correlation_id, insight=False, on_step=heard.append
+    )
+
+    assert heard == run.steps
+
+
 async def test_a_step_that_fails_leaves_the_others_results(bus: Bus, tmp_path: Path) -> None:
     one = advice(decided_ns=time.time_ns())
     await say(bus, one, alert())
@@ -237,16 +268,19 @@ async def test_the_last_insight_stands_in_where_the_hour_has_no_room_for_another
     bus: Bus, tmp_path: Path
 ) -> None:
     await say(bus, alert())
-    async with handlers(bus, tmp_path, per_hour=1) as client:
+    async with handlers(bus, tmp_path, per_hour=2) as client:
         await measured(bus, client)
         first = (await client.analyze()).insight
+        of_pool = (await client.analyze(pool="chat")).insight
         await say(bus, alert("other"))
         run = await client.analyze()
-        nothing = await client.analyze(pool="chat")
+        nothing = await client.analyze(pool="batch")
 
-    assert run.insight == first
+    assert first is not None
+    assert of_pool is not None
+    assert run.insight == first  # not the pool's, which is newer
     (step,) = (step for step in run.steps if step.step == "insight")
-    assert "not a new one: 1 insights were written in the last hour" in step.text
+    assert "not a new one: 2 insights were written in the last hour" in step.text
     assert states(nothing) == {"insight": "failed"}
 
 
@@ -319,6 +353,8 @@ async def test_what_a_run_that_dies_has_told_stands(
     kept = [step for step in await steps_in_stream(bus) if step.state != "skipped"]
     assert {step.step for step in told} == set(STEPS) - {"insight", "recommendations"}
     assert kept[: len(told)] == told
+    # The second run has the same correlation id, and steps of its own.
+    assert {step.step for step in kept[len(told) :]} == set(STEPS) - {"insight"}
     assert again.recommendations is not None
     assert again.recommendations.rows == [one]
 
