@@ -1,11 +1,12 @@
-"""From eviction to object, and back, against the same S3 client putting the same bytes bare.
+"""From eviction to object and back, against the same S3 client doing the same bytes bare.
 
-`python -m benchmarks.bench_archive --endpoint http://host:port --bucket name`, with credentials in
-the AWS variables: a private nats-server, `resource-agent run archive` as a process of its own.
-Timed is from the first eviction that is put into the stream until the stream is empty, so every one
-is durable, announced and acknowledged.
-Bare is one put per value, as many at once as the archiver may have; random bytes, which do not
-compress. ABBA rounds; MB/s (10^6) or entries/s, and the ratio round by round.
+`python -m benchmarks.bench_archive`: a private nats-server, an S3 server (rclone; `--s3`, or
+`--endpoint` and `--bucket` of one that runs, with credentials in the AWS variables), and
+`resource-agent run archive` as a process of its own. Evictions are timed from the first that is
+put into the stream until the stream is empty, so every one is durable, announced and acknowledged;
+bare is one put per value, 16 at once, as many as the archiver may have. Restores are timed one
+after the other, over the bus and verified; bare is one get per value. Random bytes, which do not
+compress. ABBA rounds; median and quartiles, and the ratio round by round.
 """
 
 import argparse
@@ -13,101 +14,103 @@ import asyncio
 import contextlib
 import os
 import secrets
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
 
+from agent.archive_client import ArchiveClient
 from agent.bus import Bus
+from agent.charts import Axis, Series, line_chart
+from agent.human import size as shown
 from archive.s3 import S3Store
-from archive.settings import S3Settings
+from archive.settings import PriceSettings, S3Settings
+from benchmarks.archive_rates import Rates, Row, evict, evict_many
 from benchmarks.installation import private_bus, service
-from benchmarks.rounds import abba, ratios, spread
-from schemas.cache import (
-    EVICTED_HEADER,
-    INLINE_LIMIT_BYTES,
-    Evicted,
-    encode_header,
-    part_count,
-    part_range,
-)
-from schemas.digest import digest_of
+from benchmarks.report import Report
+from benchmarks.s3 import KINDS, running_s3
 
 KIB, MIB = 1024, 1024 * 1024
-CASES = {"4 KiB": (4 * KIB, 8000, 300), "1 MiB": (MIB, 48, 48), "32 MiB": (32 * MIB, 3, 3)}
-"""Size of a value, and how many of them a slice archives and puts bare."""
-LIFE_SECONDS = 300
-AT_ONCE = 16
-
-
-async def evict(bus: Bus, value: bytes) -> str:
-    """Publish an eviction as the cache does; returns its key."""
-    key = f"bench:{secrets.token_hex(16)}"
-    now = datetime.now(UTC)
-    is_large = len(value) > INLINE_LIMIT_BYTES
-    manifest = Evicted(
-        namespace="default",
-        key=key,
-        version="00000000000-00000001",
-        generation=1,
-        evicted_at=now,
-        size_bytes=len(value),
-        digest=digest_of(value),
-        expires_at=now + timedelta(seconds=LIFE_SECONDS),
-        parts=part_count(len(value)) if is_large else 0,
-        eviction=secrets.token_hex(8) if is_large else None,
-    )
-    for part in range(manifest.parts):
-        first, end = part_range(part, len(value))
-        subject = f"evicted_part.default.{manifest.eviction}.{part}"
-        await bus.publish_raw(subject, value[first:end], {}, message_id=secrets.token_hex(16))
-    headers = {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
-    payload = b"" if is_large else value
-    await bus.publish_raw("evicted.default", payload, headers, message_id=secrets.token_hex(16))
-    return key
-
-
-async def each(count: int, work: Callable[[], Awaitable[object]]) -> None:
-    """Do `work` so many times, `AT_ONCE` at a time."""
-    left: Iterator[int] = iter(range(count))
-
-    async def worker() -> None:
-        for _ in left:
-            await work()
-
-    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
-
-
-async def archived(bus: Bus, value: bytes, count: int) -> float:
-    """Values a second from the stream into the store."""
-    began = time.perf_counter()
-    await each(count, lambda: evict(bus, value))
-    while await bus.depth("EVICTIONS"):
-        await asyncio.sleep(0.01)
-    return count / (time.perf_counter() - began)
-
-
-async def put_bare(store: S3Store, value: bytes, count: int) -> float:
-    """Values a second by one put each."""
-    names = [secrets.token_hex(32) for _ in range(count)]
-    left = iter(names)
-    began = time.perf_counter()
-    await each(count, lambda: store.put(next(left), value))
-    seconds = time.perf_counter() - began
-    left = iter(names)
-    await each(count, lambda: store.delete(next(left)))
-    return count / seconds
+EVICTED = {4 * KIB: (4000, 200), MIB: (48, 48), 8 * MIB: (8, 8), 32 * MIB: (3, 3)}
+"""Size, and how many a slice archives and puts bare."""
+RESTORED = {4 * KIB: 100, MIB: 24, 8 * MIB: 6, 32 * MIB: 3}
+LARGEST = (64 * MIB, 10)
+PARTS = ("evictions", "restores", "memory", "cost")
+ROUNDS = 4
+COST_RATES = (100, 1000)
+"""Evictions a second, at which requests are counted for `COST_SECONDS`."""
+COST_SECONDS = 10.0
+DAY_SECONDS = 86400.0
+MILLION = 1_000_000
+BUCKET = "bench"
 
 
 @contextlib.asynccontextmanager
-async def bare_store(endpoint: str, bucket: str) -> AsyncIterator[S3Store]:
-    """The client that the archive uses, with its settings."""
+async def installed(endpoint: str, bucket: str) -> AsyncIterator[tuple[Bus, S3Store, int]]:
+    """A fresh server and archiver, and the client that the archive uses, with its settings."""
+    settings = {
+        "RESOURCE_AGENT_ARCHIVE__STORE": f"s3://{bucket}/archive-{secrets.token_hex(4)}",
+        "RESOURCE_AGENT_ARCHIVE__S3__ENDPOINT_URL": endpoint,
+        "RESOURCE_AGENT_ARCHIVE__SWEEP_INTERVAL_SECONDS": "20",
+    }
     store = S3Store(bucket, "bare/", S3Settings(endpoint_url=endpoint))
-    await store.open()
-    yield store
-    await store.close()
+    async with private_bus() as bus, service(bus, "archive", **settings) as pid:
+        await store.open()
+        yield bus, store, pid
+        await store.close()
+
+
+def show(report: Report, part: str, row: Row) -> None:
+    """One size: MB/s, below a MiB values/s."""
+    size_bytes = row.size_bytes
+    unit, scale = ("/s", 1.0) if size_bytes < MIB else (" MB/s", size_bytes / 1e6)
+    cells = [shown(size_bytes)]
+    for side in (row.archive, row.bare):
+        p95 = "" if side.p95_seconds is None else f", p95 {side.p95_seconds * 1000:.1f} ms"
+        cells.append(f"{side.rate.times(scale)}{unit}{p95}")
+    cells.append(str(row.ratio))
+    cells += [f"{side.cpu_seconds * 1000:.2f} ms" for side in (row.archive, row.bare)]
+    report.row(part, msgspec.to_builtins(row), *cells)
+
+
+async def evictions(report: Report, rates: Rates, rounds: int) -> list[Row]:
+    """By size."""
+    columns = ("value", "archive", "bare puts", "ratio", "archiver's CPU each", "bare client's")
+    report.table(f"Evictions into the store, {rounds} ABBA rounds", *columns)
+    rows = []
+    for size_bytes, counts in EVICTED.items():
+        rows.append(await rates.evictions(size_bytes, counts, rounds))
+        show(report, "evictions", rows[-1])
+    return rows
+
+
+async def restores(report: Report, rates: Rates, rounds: int) -> list[Row]:
+    """By size."""
+    columns = ("value", "archive", "bare gets", "ratio", "archiver's CPU each", "bare client's")
+    report.table(f"Restores, one after the other, {rounds} ABBA rounds", *columns)
+    rows = []
+    for size_bytes, count in RESTORED.items():
+        rows.append(await rates.restores(size_bytes, count, rounds))
+        show(report, "restores", rows[-1])
+    return rows
+
+
+async def memory(report: Report, endpoint: str, bucket: str) -> None:
+    """Of an archiver that never had anything else to do."""
+    size_bytes, count = LARGEST
+    async with installed(endpoint, bucket) as (bus, _, pid):
+        before = peak_mib(pid)
+        value = os.urandom(size_bytes)
+        began = time.perf_counter()
+        await evict_many(bus, value, count)
+        rate = count * size_bytes / 1e6 / (time.perf_counter() - began)
+        peak = peak_mib(pid)
+    report.table("Memory of the archiver", "values", "before", "peak", "at")
+    values = {"size_bytes": size_bytes, "peak_mib": peak, "mb_per_second": rate}
+    cells = (f"{count} of {shown(size_bytes)}", f"{before:.0f} MiB", f"{peak:.0f} MiB")
+    report.row("memory", values, *cells, f"{rate:.0f} MB/s")
 
 
 def peak_mib(pid: int) -> float:
@@ -117,49 +120,130 @@ def peak_mib(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-async def measure(endpoint: str, bucket: str, rounds: int, cases: list[str]) -> None:
-    """Print a table of rates and ratios."""
-    settings = {
-        "RESOURCE_AGENT_ARCHIVE__STORE": f"s3://{bucket}/archive-{secrets.token_hex(4)}",
-        "RESOURCE_AGENT_ARCHIVE__S3__ENDPOINT_URL": endpoint,
-        "RESOURCE_AGENT_ARCHIVE__SWEEP_INTERVAL_SECONDS": "20",
-    }
-    async with (
-        private_bus() as bus,
-        bare_store(endpoint, bucket) as store,
-        service(bus, "archive", **settings) as pid,
+async def cost(report: Report, bus: Bus) -> None:
+    """What a million evictions of 4 KiB that live for a day cost, by the requests of some."""
+    prices = PriceSettings()
+    report.table(
+        f"A million evictions of 4 KiB for a day, {prices.source}, {prices.as_of}",
+        *("evictions/s", "writes", "requests", "storage", "together", "one object each"),
+    )
+    for wanted in COST_RATES:
+        count, writes, stored_bytes = await billed(bus, wanted)
+        each_usd = MILLION * prices.write_usd_per_1000 / 1000
+        writes_usd = writes / count * each_usd
+        kept_usd = MILLION * stored_bytes / count / 2**30 * 24 / 730 * prices.gib_month_usd
+        report.row(
+            "cost",
+            {
+                "per_second": wanted,
+                "writes": writes,
+                "evictions": count,
+                "usd": writes_usd + kept_usd,
+                "one_each_usd": each_usd + kept_usd,
+            },
+            wanted,
+            f"{writes / count * MILLION:,.0f}",
+            f"${writes_usd:.4f}",
+            f"${kept_usd:.4f}",
+            f"${writes_usd + kept_usd:.4f}",
+            f"${each_usd + kept_usd:.2f}",
+        )
+
+
+async def billed(bus: Bus, wanted: int) -> tuple[int, int, int]:
+    """Evictions at this rate: how many, and the writes and stored bytes that they took."""
+    archive, value = ArchiveClient(bus), os.urandom(4 * KIB)
+    before = await archive.status()
+    began, count = time.perf_counter(), 0
+    async with asyncio.TaskGroup() as group:
+        while (elapsed := time.perf_counter() - began) < COST_SECONDS:
+            while count < elapsed * wanted:
+                group.create_task(evict(bus, value, DAY_SECONDS))
+                count += 1
+            await asyncio.sleep(0.005)
+    await evict_many(bus, value, 1, life_seconds=DAY_SECONDS)
+    after = await archive.status()
+    writes = after.requests["write"] - before.requests["write"]
+    return count + 1, writes, after.stored_bytes - before.stored_bytes
+
+
+def draw(folder: Path, evicted: list[Row], restored: list[Row]) -> None:
+    """One SVG for each way, of what was measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, title, rows in (
+        ("evictions", "From eviction to object", evicted),
+        ("restores", "Restores, one after the other", restored),
     ):
-        for case in cases:
-            size_bytes, count, bare_count = CASES[case]
-            value = os.urandom(size_bytes)
-
-            async def ours(value: bytes = value, count: int = count) -> float:
-                return await archived(bus, value, count)
-
-            async def bare(value: bytes = value, count: int = bare_count) -> float:
-                return await put_bare(store, value, count)
-
-            figures = await abba({"archive": ours, "bare": bare}, rounds)
-            unit, scale = ("/s", 1.0) if size_bytes < MIB else (" MB/s", size_bytes / 1e6)
-            shown = {
-                name: spread([rate * scale for rate in rates]) for name, rates in figures.items()
-            }
-            print(
-                f"{case}: archive {shown['archive']}{unit}, bare {shown['bare']}{unit}, "
-                f"ratio {ratios(figures, 'archive', 'bare')}; "
-                f"archiver's peak {peak_mib(pid):.0f} MiB"
+        sides = {"archive": [r.archive for r in rows], "bare S3 client": [r.bare for r in rows]}
+        series = [
+            Series(
+                side,
+                [
+                    (float(row.size_bytes), one.rate.median * row.size_bytes / 1e6)
+                    for row, one in zip(rows, all_, strict=True)
+                ],
             )
+            for side, all_ in sides.items()
+        ]
+        x = Axis("value", logarithmic=True, text=shown, ticks=[row.size_bytes for row in rows])
+        y = Axis("MB/s", logarithmic=True)
+        if rows:
+            (folder / f"archive_{name}.svg").write_text(line_chart(title, series, x, y) + "\n")
+
+
+async def measure(
+    endpoint: str, bucket: str, rounds: int, parts: tuple[str, ...], report: Report
+) -> tuple[list[Row], list[Row]]:
+    """Measure the chosen parts and print them; evictions and restores by size."""
+    evicted: list[Row] = []
+    restored: list[Row] = []
+    async with installed(endpoint, bucket) as (bus, store, pid):
+        rates = Rates(bus, store, pid)
+        if "evictions" in parts:
+            evicted = await evictions(report, rates, rounds)
+        if "restores" in parts:
+            restored = await restores(report, rates, rounds)
+        if "cost" in parts:
+            await cost(report, bus)
+    if "memory" in parts:
+        await memory(report, endpoint, bucket)
+    return evicted, restored
+
+
+@contextlib.contextmanager
+def chosen(kind: str, endpoint: str, bucket: str) -> Iterator[str]:
+    """The server that was asked for."""
+    if endpoint:
+        yield endpoint
+        return
+    with running_s3(kind, bucket) as url:
+        yield url
 
 
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--endpoint", required=True)
-    parser.add_argument("--bucket", required=True)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--case", action="append", choices=CASES)
+    parser.add_argument("--s3", choices=KINDS, default="rclone", help="server to start")
+    parser.add_argument("--endpoint", default="", help="a server that runs; with --bucket")
+    parser.add_argument("--bucket", default=BUCKET)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated")
+    parser.add_argument("--json", action="store_true", help="rows as JSON on stdout, tables beside")
+    parser.add_argument("--charts", type=Path, help="folder for the charts")
     asked = parser.parse_args()
-    asyncio.run(measure(asked.endpoint, asked.bucket, asked.rounds, asked.case or [*CASES]))
+    report = Report(as_json=asked.json)
+    parts = tuple(asked.only or PARTS)
+    with (
+        contextlib.redirect_stdout(sys.stderr if asked.json else sys.stdout),
+        chosen(asked.s3, asked.endpoint, asked.bucket) as endpoint,
+    ):
+        evicted, restored = asyncio.run(
+            measure(endpoint, asked.bucket, asked.rounds, parts, report)
+        )
+    if asked.charts is not None:
+        draw(asked.charts, evicted, restored)
+    if asked.json:
+        print(msgspec.json.encode(report.rows).decode())
 
 
 if __name__ == "__main__":

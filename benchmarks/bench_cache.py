@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -32,6 +31,7 @@ from benchmarks.peers import (
     our_cache,
     redis,
 )
+from benchmarks.report import Report
 from benchmarks.rounds import ROUNDS
 
 SIZES = (128, 4096, 64 * 1024, 512 * 1024)
@@ -40,27 +40,6 @@ CHARTED_CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
 CHARTED_ENTRIES = (1_000, 10_000, 100_000)
 CHARTED_ROUNDS = 3
 PARTS = ("rates", "concurrency", "entries", "batches", "memory")
-
-
-class Report:
-    """Tables as they come, and every row for `--json`."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self._tables = sys.stderr if as_json else sys.stdout
-
-    def line(self, text: str) -> None:
-        """Print one line."""
-        print(text, file=self._tables, flush=True)
-
-    def table(self, title: str, *columns: str) -> None:
-        """Begin a table."""
-        self.line(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-
-    def row(self, part: str, values: dict[str, Any], *cells: object) -> None:
-        """Keep `values` as a row of `part`, and print the cells."""
-        self.rows.append({"part": part, **values})
-        self.line(f"| {' | '.join(map(str, cells))} |")
 
 
 async def rates(report: Report, peers: list[Peer], rounds: int) -> list[Cell]:

@@ -43,7 +43,8 @@ from archive.store import ObjectStore
 from benchmarks.chaos_check import Check, Counts, patiently, until
 from benchmarks.chaos_ledger import Ledger
 from benchmarks.chaos_load import Acknowledged, Load
-from benchmarks.chaos_parts import Parts, s3_server, use_credentials
+from benchmarks.chaos_parts import Parts
+from benchmarks.s3 import KINDS, s3_server
 
 VICTIMS = ("cache", "archive-1", "archive-2", "server", "s3")
 KILL_WITHIN_SECONDS = 5.0
@@ -244,7 +245,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--s3",
-        choices=("rclone", "radosgw", "moto", "folder"),
+        choices=(*KINDS, "folder"),
         default="rclone",
         help="server to start and kill; folder: none, the store is a folder",
     )
@@ -257,9 +258,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as ^C does
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     console = Console(stderr=asked.json)
-    s3 = None if asked.s3_url else s3_server(asked.s3, asked.rclone, folder / "s3")
-    if s3 is not None:
-        use_credentials()
+    starts = not asked.s3_url and asked.s3 != "folder"
+    s3 = s3_server(asked.s3, folder / "s3", asked.rclone) if starts else None
     parts = Parts(folder, s3, s3_url=asked.s3_url, bucket=asked.bucket)
     result = asyncio.run(run(asked.cycles, asked.seed, parts, console))
     if asked.json:

@@ -70,7 +70,7 @@ class Load:
             dice = self._chance.random()
             if dice < 0.5:
                 await self._poison()
-            elif dice < 0.97:
+            elif dice < 0.94:
                 tag = f"t{self._chance.randrange(TAGS)}"
                 async with self._asked("delete tag", tag=tag):
                     await self._cache.delete_tag(tag, deadline_seconds=CALL_SECONDS)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.nats_server import find_server
-from benchmarks.moto import CREDENTIALS, MotoServer
-from benchmarks.radosgw import RadosGateway, free_port
-from benchmarks.rclone import RcloneServer
+from benchmarks.radosgw import free_port
+from benchmarks.s3 import S3
 from schemas.lifecycle import Role
 
 STOP_SECONDS = 10.0
@@ -31,17 +30,6 @@ class Part(Protocol):
 
     def stop(self) -> None:
         """End it for good, cleanly where it can."""
-
-
-class S3(Part, Protocol):
-    """An S3 server that takes `benchmarks.moto.CREDENTIALS`."""
-
-    @property
-    def url(self) -> str:
-        """Its endpoint; the same after a kill."""
-
-    def make_bucket(self, name: str) -> str:
-        """Make a bucket; returns its name."""
 
 
 class Program:
@@ -139,17 +127,3 @@ class Parts:
         command = [sys.executable, "-m", "agent", "run", role, "--nats-url", self.url]
         command += ["--instance", name, "--state-dir", state]
         return Program(command, self.folder / f"{name}.log", env)
-
-
-def s3_server(kind: str, rclone: str, folder: Path) -> S3 | None:
-    """The server of this kind; None: a folder is enough."""
-    if kind == "rclone":
-        return RcloneServer(folder, rclone)
-    if kind == "moto":
-        return MotoServer(folder)
-    return RadosGateway(folder) if kind == "radosgw" else None
-
-
-def use_credentials() -> None:
-    """Have this process and its children use those of the servers above."""
-    os.environ.update(CREDENTIALS)

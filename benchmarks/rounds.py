@@ -15,6 +15,10 @@ class Spread:
     low: float
     high: float
 
+    def times(self, factor: float) -> "Spread":
+        """In another unit."""
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
+
     def __str__(self) -> str:
         return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
 
