@@ -2,9 +2,14 @@
 
 import dataclasses
 import itertools
+from collections import defaultdict
 
+from archive import segment
 from archive.index_entry import IndexEntry
 from archive.money import Meter
+
+MERGED = 8
+"""So many segments of about the same size are worth one of their length."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -84,6 +89,19 @@ class Ledger:
             )
         ]
         return [name for _, name in sorted(chosen)]
+
+    def small(self, segment_bytes: int) -> list[str]:
+        """Segments to write anew as fewer: of each class, `MERGED` or more of about one size.
+
+        As each is at most four times as long as another one, and none above an eighth of
+        `segment_bytes`, a value is moved a few times at most, however seldom values come.
+        """
+        alike: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
+        for name, use in self.segments.items():
+            if use.live_entries and 0 < use.object_bytes <= segment_bytes // MERGED:
+                size = use.object_bytes.bit_length() // 2
+                alike[segment.class_of(name), size].append(name)
+        return [name for names in alike.values() if len(names) >= MERGED for name in names]
 
     def shadowed_since_ns(self) -> int | None:
         """Tombstones stored from then on are needed; None: no segment needs any."""

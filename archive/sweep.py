@@ -1,4 +1,4 @@
-"""Gives back what is over: forgets entries, removes dead segments, writes mostly dead ones anew."""
+"""Gives back what is over: forgets entries, removes dead segments, writes others anew."""
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator
@@ -63,23 +63,44 @@ class Sweeper:
             self._vault.ledger.forget(name)
 
     async def _write_anew(self, before_ns: int) -> None:
-        """Pack what is needed of wasteful segments into others; then they are dead."""
-        wasteful = self._vault.ledger.wasteful(self._vault.settings.dead_ratio, before_ns)
-        chosen = frozenset(wasteful)
+        """Pack what is needed of wasteful and small segments into others; then they are dead."""
+        turns = self._turns(before_ns)
+        chosen = frozenset(name for names in turns for name in names)
         needed: defaultdict[str, list[IndexEntry]] = defaultdict(list)
-        for index in self._indexes() if wasteful else ():
+        for index in self._indexes() if chosen else ():
             for entry in index.in_segments(chosen):
                 needed[entry.segment].append(entry)
         moved_bytes = 0
-        for name in wasteful:
-            has_bytes = any(entry.object_bytes for entry in needed[name])
-            content = (await self._vault.store.get(name) if has_bytes else None) or b""
-            for entry in needed[name]:
-                moved_bytes += await self._move(entry, content)
+        for names in turns:
+            # All are read before the first is moved: where they are moved to is closed soon.
+            contents = [await self._content(needed[name]) for name in names]
+            for name, content in zip(names, contents, strict=True):
+                for entry in needed[name]:
+                    moved_bytes += await self._move(entry, content)
             if moved_bytes >= self._vault.settings.segment_bytes:
                 await self._remove_dead()
                 moved_bytes = 0
         await self._remove_dead()
+
+    def _turns(self, before_ns: int) -> list[list[str]]:
+        """Segments to write anew: each wasteful one by itself, small ones up to the full size."""
+        ledger, settings = self._vault.ledger, self._vault.settings
+        wasteful = ledger.wasteful(settings.dead_ratio, before_ns)
+        turns = [[name] for name in wasteful]
+        room_bytes = 0
+        for name in set(ledger.small(settings.segment_bytes)).difference(wasteful):
+            room_bytes -= ledger.segments[name].object_bytes
+            if room_bytes < 0:
+                turns.append([])
+                room_bytes = settings.segment_bytes
+            turns[-1].append(name)
+        return turns
+
+    async def _content(self, needed: list[IndexEntry]) -> bytes:
+        """Of the segment that these lie in; empty where it is gone, or nothing of it is needed."""
+        if not any(entry.object_bytes for entry in needed):
+            return b""
+        return await self._vault.store.get(needed[0].segment) or b""
 
     async def _move(self, found: IndexEntry, content: bytes) -> int:
         """Pack `found`, of the segment with this content, into another; returns its bytes."""

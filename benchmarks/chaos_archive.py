@@ -229,6 +229,8 @@ def summary(result: Result) -> Table:
     table.add_row("kills", ", ".join(f"{n} {name}" for name, n in sorted(result.kills.items())))
     for name in COLUMNS:
         table.add_row(name.replace("_", " "), f"{getattr(last, name):,}")
+    read_back = sum(cycle.counts.readable for cycle in result.cycles)
+    table.add_row("read back, all checks", f"{read_back:,}")
     for name, count in sorted(result.requests.items()):
         table.add_row(name, f"{count:,}")
     table.add_row("index from the objects alone", "the same" if result.rebuilt else "DIFFERS")

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from archive.ledger import MERGED
 from archive.settings import ArchiveSettings
 from archive.store import StoreError
 from archive.sweep import Sweeper
@@ -125,6 +126,75 @@ async def test_a_segment_that_is_mostly_dead_is_written_anew_and_others_are_not(
     assert found == {key: None if key in dead else value for key, value in values.items()}
     again = await loaded(store, clock)
     assert {key: await fetch(again, key) for key in values} == found
+
+
+async def keep_apart(vault: Vault, clock: ManualClock, values: dict[str, bytes]) -> None:
+    """Each value into a segment of its own, as where evictions are seldom."""
+    for key, value in values.items():
+        await vault.keep(lives(key, value, 3600, clock), value)
+
+
+async def test_many_small_segments_are_merged_once_and_hold_the_same(
+    store: FailingStore, clock: ManualClock
+) -> None:
+    vault = await loaded(store, clock)
+    values = {f"k{number}": os.urandom(100 + number) for number in range(MERGED + 1)}
+
+    await keep_apart(vault, clock, values)
+    await vault.keep(tombstone("k0"), b"")
+    before = on_disk(store)
+    await swept(vault)
+    merged = on_disk(store)
+    await swept(vault)
+
+    assert len(before) == MERGED + 2
+    assert len(merged) < MERGED / 2
+    assert on_disk(store) == merged
+    for one in (vault, await loaded(store, clock)):
+        found = {key: await fetch(one, key) for key in values}
+        assert found == {**values, "k0": None}
+
+
+@pytest.mark.parametrize(
+    ("count", "size_bytes"),
+    [(MERGED - 1, 100), (MERGED, 10_000)],
+    ids=["few", "large enough"],
+)
+async def test_segments_that_are_few_or_large_are_left_alone(
+    store: FailingStore, clock: ManualClock, count: int, size_bytes: int
+) -> None:
+    settings = msgspec.structs.replace(SETTINGS, segment_bytes=64 * 1024)
+    vault = await loaded(store, clock, settings)
+
+    values = {f"k{number}": os.urandom(size_bytes) for number in range(count)}
+    await keep_apart(vault, clock, values)
+    before = on_disk(store)
+    await swept(vault)
+
+    assert len(before) == count
+    assert on_disk(store) == before
+
+
+async def test_small_segments_stay_while_the_merged_one_cannot_be_written(
+    store: FailingStore, clock: ManualClock
+) -> None:
+    vault = await loaded(store, clock, msgspec.structs.replace(SETTINGS, retry_seconds=0.01))
+    values = {f"k{number}": os.urandom(100) for number in range(MERGED)}
+    await keep_apart(vault, clock, values)
+    before = on_disk(store)
+
+    store.write_errno = 28
+    sweeping = asyncio.create_task(swept(vault))
+    await until(lambda: bool(vault.packer.store_error))
+    while_failing = on_disk(store)
+    crashed = await loaded(store, clock)
+    found = {key: await fetch(crashed, key) for key in values}
+    store.write_errno = None
+    await sweeping
+
+    assert while_failing == before
+    assert found == values
+    assert len(on_disk(store)) == 1
 
 
 async def test_nothing_is_removed_before_what_was_moved_out_of_it_is_stored(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import benchmarks
-from benchmarks.__main__ import ALONE, WITH_DATA, WITH_STORE
+from benchmarks.__main__ import ALONE, WITH_DATA
 from benchmarks.rounds import Spread, spread
 
 
@@ -12,7 +12,7 @@ def test_every_benchmark_is_run_or_said_to_be_left_out() -> None:
 
     there = {path.stem for path in folder.glob("bench_*.py")}
 
-    assert there == {*ALONE, *WITH_DATA, *WITH_STORE}
+    assert there == {*ALONE, *WITH_DATA}
 
 
 def test_one_round_has_no_spread() -> None:
