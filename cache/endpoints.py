@@ -381,7 +381,10 @@ class NamespaceEndpoints:
         )
 
     async def clear(self, _request: Nothing, _call: Call) -> ClearReply:
-        """Empty the namespace, archive included: the new generation is durable before the reply."""
+        """Empty the namespace, archive included.
+
+        The new generation, and what tells it to the archive, are durable before the reply.
+        """
         self._check_owned()
         async with self._clearing:
             try:
@@ -391,7 +394,7 @@ class NamespaceEndpoints:
                 raise RequestError(
                     503, "nothing is cleared: the new generation could not be made durable"
                 ) from error
-            entries = await self._namespace.clear(generation)
+            entries, tombstone = await self._namespace.clear(generation)
         with contextlib.suppress(PublishError):
             await self._publisher.publish(
                 CacheEvent(
@@ -402,6 +405,12 @@ class NamespaceEndpoints:
                     generation=generation,
                     entries=entries,
                 )
+            )
+        if not await self._acknowledged(tombstone):
+            raise RequestError(
+                503,
+                "cleared here, but the archive could not be told durably yet; it is being tried "
+                "again, and until then who asks the archive itself may read what was cleared",
             )
         return ClearReply(entries=entries, generation=generation)
 

@@ -416,19 +416,20 @@ class Namespace:
             entry.retire()
         return {entry.key for entry in entries}
 
-    async def clear(self, generation: int) -> int:
+    async def clear(self, generation: int) -> tuple[int, Item | None]:
         """Begin a generation: empty RAM and outbox, and leave everything archived behind.
 
         That is so at once; what was there is freed in slices.
 
         Returns:
-            How many entries left RAM.
+            How many entries left RAM, and what tells the archive.
         """
         self.generation = generation
         self.archived.forget()
         self.outbox.forget_values()
         self.outbox.forget_tombstones()
         self.restores.cleared()
+        tombstone = self.tombstones.of_all(self._next_version())
         entries, files = len(self.memory), list(self._value_files)
         freeing = self.memory.clear_in_steps()
         next(freeing)
@@ -438,7 +439,7 @@ class Namespace:
             await asyncio.sleep(0)
         for _ in freeing:
             await asyncio.sleep(0)
-        return entries
+        return entries, tombstone
 
     def remove_files(self) -> None:
         """Have every client that has a value open see that it no longer counts: all ends here."""

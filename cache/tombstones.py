@@ -59,6 +59,14 @@ class Tombstones:
         """Those of every key with `tag` are; None where nothing is archived."""
         return self._add("", version, tag) if self._archiving else None
 
+    def of_all(self, version: str) -> Item | None:
+        """A generation began; None where nothing is archived.
+
+        As that of a tag that nothing has: it brings the archive the generation, which it would
+        otherwise hear of with the next eviction, and keeps it there.
+        """
+        return self.of_tag("", version)
+
     def _add(self, key: str, version: str, tag: str | None = None) -> Item:
         tombstone = Item(
             key=key,

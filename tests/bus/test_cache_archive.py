@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent.archive_client import ArchiveClient
 from agent.bus import Bus, ensure_streams
 from cache.archived import key_hash
 from schemas.api import CacheReply
@@ -74,7 +75,7 @@ async def test_an_evicted_entry_reaches_the_stream_with_its_manifest(
     bus: Bus, client: Client, clock: ManualClock
 ) -> None:
     async with running(bus, clock=clock):
-        await client.clear()  # from here on, nothing can be archived: no tombstones
+        await client.begin_unarchived()
         version = await client.put("key é", b"value", Fleet_Class="chat", Fleet_Tags="t")
         await client.get("key é")
         await client.evict_all()
@@ -207,7 +208,7 @@ async def test_stopping_publishes_what_waits_and_on_request_all_of_ram(
     bus: Bus, client: Client
 ) -> None:
     async with running(bus, archive_on_stop=True):
-        await client.clear()
+        await client.begin_unarchived()
         for key in "abc":
             await client.put(key, b"value")
         await client.put("not archived", b"value", Fleet_Ttl_Seconds="0")
@@ -219,7 +220,7 @@ async def test_stopping_publishes_what_waits_and_on_request_all_of_ram(
 async def test_stopping_archives_more_than_the_outbox_holds(bus: Bus, client: Client) -> None:
     large: dict[str, Any] = {"max_memory_mb": 32, "outbox_max_bytes": 16 * 1024 * 1024}
     async with running(bus, **large, archive_on_stop=True, drain_timeout_seconds=20):
-        await client.clear()
+        await client.begin_unarchived()
         for number in range(50):
             await client.put(f"key-{number}", bytes(500_000))
 
@@ -480,6 +481,27 @@ async def test_outdated_data_never_comes_back(
     assert await stream_is_empty(bus)
 
 
+async def test_what_was_cleared_is_gone_from_the_archive_itself_and_stays_so(
+    bus: Bus, client: Client, tmp_path: Path, clock: ManualClock
+) -> None:
+    heard = await Heard.on(bus, "archived.stored.>")
+    direct = ArchiveClient(bus)
+
+    async def is_gone() -> bool:
+        return await direct.get("key") is None
+
+    async with running(bus, clock=clock), archiving(bus, tmp_path / "archive", clock=clock):
+        await archive_key(client, heard)
+        before = await direct.get("key")
+        await client.clear()
+        await until_async(is_gone)
+    async with archiving(bus, tmp_path / "archive", clock=clock):
+        later = await direct.get("key")
+        entries = [entry async for entry in direct.entries()]
+
+    assert (before, later, entries) == (b"old", None, [])
+
+
 @pytest.mark.parametrize("operation", ["put", "delete"])
 async def test_a_write_of_an_archived_key_is_answered_once_its_tombstone_is_durable(
     bus: Bus, client: Client, operation: str
@@ -567,7 +589,7 @@ async def test_evictions_survive_a_server_that_is_killed(
     nats: NatsServer, bus: Bus, client: Client
 ) -> None:
     async with running(bus) as service:
-        await client.clear()
+        await client.begin_unarchived()
         for number in range(4):
             await client.put(f"key-{number}", bytes(400_000))
         nats.kill()

@@ -103,7 +103,7 @@ async def test_a_large_value_goes_in_parts_that_one_manifest_follows(
     bus: Bus, client: Client, cache: CacheClient
 ) -> None:
     async with running(bus, **SMALL) as service:
-        await client.clear()
+        await client.begin_unarchived()
         version = await cache.put("key", LARGE, tags=["t"])
         await client.evict_all()
         manifest = await manifest_in_stream(bus)
@@ -179,7 +179,7 @@ async def test_a_part_that_finds_no_room_is_sent_once_there_is_some(
 ) -> None:
     await limit_parts(bus, 2 * PART_BYTES)
     async with running(bus, **SMALL) as service:
-        await client.clear()
+        await client.begin_unarchived()
         await cache.put("key", LARGE)
         await client.evict_all()
         await until(lambda: component(service, "default.outbox")[0] == "degraded")
@@ -200,7 +200,7 @@ async def test_small_evictions_do_not_wait_for_a_large_one_that_is_stuck(
 ) -> None:
     await limit_parts(bus, 1000)
     async with running(bus, **SMALL, evictions_in_flight=1) as service:
-        await client.clear()
+        await client.begin_unarchived()
         await cache.put("large", LARGE)
         await client.evict_all()
         await until(lambda: component(service, "default.outbox")[0] == "degraded")
@@ -218,7 +218,7 @@ async def test_a_value_that_never_finds_room_is_lost_and_others_go_on(
     monkeypatch.setattr(large_evictions, "PAUSE_SECONDS", 0.02)
     await limit_parts(bus, 2 * PART_BYTES)
     async with running(bus, **SMALL) as service:
-        await client.clear()
+        await client.begin_unarchived()
         await cache.put("key", LARGE)
         await client.evict_all()
         given_up = await manifest_in_stream(bus)
@@ -488,7 +488,7 @@ async def test_acknowledged_large_evictions_survive_a_server_that_is_killed(
     nats: NatsServer, bus: Bus, client: Client, cache: CacheClient, store: FailingStore
 ) -> None:
     async with running(bus, **SMALL) as service:
-        await client.clear()
+        await client.begin_unarchived()
         await cache.put("key", LARGE)
         await client.evict_all()
         await until(lambda: service.counters()["evictions_acknowledged_total"] == 1)

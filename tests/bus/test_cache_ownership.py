@@ -114,7 +114,7 @@ async def test_a_pump_that_ends_ends_the_ownership(
     may_end = asyncio.Event()
     monkeypatch.setattr(Pump, "run", see_the_lease_lost)
     async with running(bus, drain_timeout_seconds=0.05) as service:
-        await client.clear()
+        await client.stats()
         may_end.set()
 
         await until(lambda: not service.is_owner("default"), seconds=5)

@@ -95,6 +95,11 @@ class Client:
     async def meta(self, key: str) -> EntryMeta:
         return await self.reply("meta", EntryMeta, key.encode())
 
+    async def begin_unarchived(self) -> None:
+        """Nothing is archived from here on, so no write needs a tombstone; the stream is empty."""
+        await self.clear()
+        await self._bus.purge("EVICTIONS", f"evicted.{self._namespace}")
+
     async def clear(self) -> ClearReply:
         return await self.reply("clear", ClearReply)
 

@@ -358,10 +358,11 @@ async def test_clear_empties_ram_and_outbox_and_leaves_the_archive_behind(clock:
     evict(space, "evicted")
     tombstone = space.put(entry("evicted"))
 
-    entries = await space.clear(2)
+    entries, told = await space.clear(2)
 
     assert entries == 3
-    assert (len(space.memory), len(space.outbox)) == (0, 0)
+    assert (len(space.memory), len(space.outbox)) == (0, 1)
+    assert await space.outbox.take() is told
     assert tombstone is not None
     assert tombstone.acknowledged
     assert not space.may_restore("evicted")
@@ -380,7 +381,7 @@ async def test_others_go_on_while_much_is_cleared_and_see_nothing_of_it(clock: C
             await asyncio.sleep(0)
 
     looking = asyncio.create_task(look())
-    cleared = await space.clear(2)
+    cleared, _ = await space.clear(2)
     looking.cancel()
 
     assert cleared == 5000
