@@ -84,8 +84,10 @@ class Ledger:
         write.acknowledged, write.over = True, now
         for older in [one for one in self._standing if one.over < write.began]:
             if write.erases(older):
-                older.erased_by = write
-                self._standing.discard(older)
+                older.erased_by = older.erased_by or write
+                if write.kind != "delete tag" or older.kind != "put":
+                    self._standing.discard(older)
+                # Else it is gone, but what it has taken the place of still is, too.
 
     def give_up(self, write: Write, now: float) -> None:
         """It was refused, or not answered: it may have been done, or be done soon."""
@@ -120,11 +122,14 @@ class Ledger:
     def required(self, now: float) -> Iterable[Write]:
         """Puts that must be read: evicted, and nothing asked later can have outdated them."""
         for put in self.evicted & self._standing:
-            if now < put.expires and not any(
-                other is not put and other.over > put.began and other.erases(put)
-                for other in self._standing
-            ):
+            if put.erased_by is None and now < put.expires and not self._is_in_doubt(put):
                 yield put
+
+    def _is_in_doubt(self, put: Write) -> bool:
+        return any(
+            other is not put and other.over > put.began and other.erases(put)
+            for other in self._standing
+        )
 
     def lost(self, put: Write) -> str:
         """The account of a required put that is not there."""

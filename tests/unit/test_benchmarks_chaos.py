@@ -62,6 +62,19 @@ def test_who_asked_before_the_answer_may_read_the_old_value(began: float, is_wro
     assert (ledger.judge("k", b"old", began, "the cache") is not None) == is_wrong
 
 
+def test_what_may_have_been_replaced_is_not_required_once_its_successor_is_deleted() -> None:
+    ledger = Ledger()
+    unanswered = ledger.begin("put", 0, key="k")
+    ledger.holds(unanswered, b"old")
+    ledger.give_up(unanswered, 1)
+    ledger.evict("k", digest_of(b"old"), LATER)
+    put(ledger, b"new", 2, tag="t")
+
+    erase(ledger, "delete tag", 5)
+
+    assert list(ledger.required(50)) == []
+
+
 def test_of_two_puts_at_the_same_time_either_may_be_there_and_none_must() -> None:
     ledger = Ledger()
     put(ledger, b"one", 0)
