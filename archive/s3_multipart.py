@@ -66,15 +66,16 @@ async def _send(
 
 async def _parts(pieces: AsyncIterable[bytes | bytearray]) -> AsyncIterator[bytes]:
     """`pieces` cut anew: each part but the last is exactly `PART_BYTES` long."""
-    part = bytearray()
+    part: list[memoryview] = []
+    missing = PART_BYTES
     async for piece in pieces:
         rest = memoryview(piece)
         while rest:
-            taken = rest[: PART_BYTES - len(part)]
-            part += taken
-            rest = rest[len(taken) :]
-            if len(part) == PART_BYTES:
-                yield bytes(part)
-                part = bytearray()
+            part.append(rest[:missing])
+            rest = rest[missing:]
+            missing -= len(part[-1])
+            if not missing:
+                yield b"".join(part)
+                part, missing = [], PART_BYTES
     if part:
-        yield bytes(part)
+        yield b"".join(part)
