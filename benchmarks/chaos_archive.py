@@ -96,9 +96,11 @@ class Chaos:
     async def begun(self) -> AsyncIterator[None]:
         """Everything serves meanwhile, and evictions are heard."""
         await self._all_serve()
-        async with self._heard.listening():
-            yield
-        await self.load.close()
+        try:
+            async with self._heard.listening():
+                yield
+        finally:
+            await self.load.close()
 
     async def cycle(self, number: int) -> Cycle:
         """Kill under load, wait until all serve again, check."""
@@ -128,6 +130,7 @@ class Chaos:
         """Whether the objects alone give the entries that there are; archivers begin anew."""
         archivers = [part for name, part in self._parts.all.items() if name.startswith("archive")]
         self._parts.all["cache"].kill()  # nothing is evicted meanwhile
+        await self.check.drain()
         before = await patiently(self.check.listing)
         for archiver in archivers:
             archiver.kill()
@@ -263,7 +266,10 @@ def main() -> None:
     starts = not asked.s3_url and asked.s3 != "folder"
     s3 = s3_server(asked.s3, folder / "s3", asked.rclone) if starts else None
     parts = Parts(folder, s3, s3_url=asked.s3_url, bucket=asked.bucket)
-    result = asyncio.run(run(asked.cycles, asked.seed, parts, console))
+    try:
+        result = asyncio.run(run(asked.cycles, asked.seed, parts, console))
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; logs in {folder}")
     if asked.json:
         print(msgspec.json.encode(result).decode())
     else:

@@ -59,7 +59,7 @@ class Check:
 
     async def run(self) -> Counts:
         """Wait until every acknowledged eviction is settled, and look at everything."""
-        await self._drain()
+        await self.drain()
         counts = Counts()
         found = {key: await self._archived(key) for key in KEYS}
         self._judge_evictions(found, counts)
@@ -74,7 +74,9 @@ class Check:
         await self._archive.run("sweep", lambda _job: None)
         return [entry async for entry in self._archive.entries()]
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
+        """Wait until the archive has settled every eviction that the stream has."""
+
         async def is_empty() -> bool:
             return (await self._bus.stream_state("EVICTIONS")).messages == 0
 
