@@ -10,7 +10,7 @@ from agent.money_text import cost_line, saving_lines
 from schemas.decisions import EngineSource, Explanation, TrailEntry
 from schemas.metrics import Rollup
 from schemas.precedence import decided_by
-from schemas.scaling import Decision, Evidence, Execution, Recommendation
+from schemas.scaling import Decision, Evidence, Execution, HeldAdvice, Recommendation
 from schemas.units import to_ns
 
 
@@ -30,6 +30,13 @@ def advice_lines(story: Explanation, others: Sequence[Recommendation]) -> Iterat
     if advice.simulated:
         yield "    from simulated evidence: no executor carries it out"
     yield f"    next: {_next(story)}"
+
+
+def held_line(held: HeldAdvice) -> str:
+    """What is not advised, and why."""
+    change = f"{held.action} {held.pool} {held.replicas_from} → {held.replicas_to}"
+    simulated = " (simulated)" if held.simulated else ""
+    return f"not advised: {change}{simulated}: {human.printable(held.text)}  [{held.reason}]"
 
 
 def story_lines(story: Explanation) -> Iterator[str]:

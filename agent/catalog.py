@@ -96,6 +96,7 @@ EVENTS: tuple[type[Message], ...] = (
     insights.Insight,
     scaling.Forecast,
     scaling.Recommendation,
+    scaling.HeldAdvice,
     scaling.Decision,
     scaling.Execution,
     lifecycle.Registered,

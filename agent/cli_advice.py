@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from agent import decisions
-from agent.advice_text import advice_lines, execution_line, story_lines
+from agent.advice_text import advice_lines, execution_line, held_line, story_lines
 from agent.bus import Bus
 from agent.cli_options import AsJson, Config, NatsUrl, PasswordFile, StateDir
 from agent.cli_output import print_json
@@ -15,6 +15,7 @@ from agent.cli_start import ask, errors, fail
 from agent.client import ResourceAgent
 from schemas.decisions import ExecuteReply, Explanation
 from schemas.protocols import RequestError
+from schemas.scaling import HeldAdvice
 
 WATCH_SECONDS = 2.0
 LIMIT_SECONDS = 60.0
@@ -34,15 +35,18 @@ def advise(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the advice that stands: why, what it saves, its risk, and what to type next."""
+    """List the advice that stands, with what to type next; and what is not advised, and why."""
 
     async def work(bus: Bus) -> None:
         shown = None
         while True:
-            stories = await _standing(bus, pool)
-            news = [(one.state, one.trail) for one in stories]
+            stories, held = await _standing(bus, pool)
+            news = [
+                *((one.state, one.trail) for one in stories),
+                *((one.pool, one.reason, one.replicas_to) for one in held),
+            ]
             if news != shown:
-                _print_standing(stories, as_json=as_json)
+                _print_standing(stories, held, as_json=as_json)
                 shown = news
             if not watch:
                 return
@@ -160,8 +164,8 @@ def explain(
         print(line)
 
 
-async def _standing(bus: Bus, pool: str | None) -> list[Explanation]:
-    """What stands, with what was said about it; what is gone meanwhile is left out."""
+async def _standing(bus: Bus, pool: str | None) -> tuple[list[Explanation], list[HeldAdvice]]:
+    """What stands, with what was said about it, and what is held; what is gone is left out."""
     reply = await ResourceAgent(bus).get_scaling_recommendations(pool)
     stories = []
     for advice in reply.rows:
@@ -170,17 +174,19 @@ async def _standing(bus: Bus, pool: str | None) -> list[Explanation]:
         except RequestError as error:
             if error.code != 404:
                 raise
-    return stories
+    return stories, reply.held
 
 
-def _print_standing(stories: list[Explanation], *, as_json: bool) -> None:
+def _print_standing(stories: list[Explanation], held: list[HeldAdvice], *, as_json: bool) -> None:
     if as_json:
-        print_json({"advice": stories})
+        print_json({"advice": stories, "held": held})
         return
     for story in stories:
         others = [other.life.advice for other in stories]
         for line in advice_lines(story, others):
             print(line)
         print(flush=True)
+    for one in held:
+        print(held_line(one), flush=True)
     if not stories:
         errors.print("no advice stands")

@@ -28,6 +28,7 @@ def default_handlers(
 ) -> tuple[Handler, ...]:
     """A fresh set of every handler, for one slot; without a book the settings' rules alone."""
     book = alert_book(settings) if book is None else book
+    forecast = ForecastHandler(settings.forecast)
     return (
         UtilizationHandler(settings.utilization, "node"),
         UtilizationHandler(settings.utilization, "pool"),
@@ -38,8 +39,8 @@ def default_handlers(
         AlertsHandler(settings.alerts, book, "pool"),
         AlertsHandler(settings.alerts, book, "fleet"),
         StaleNodesHandler(settings.alerts, book),
-        ScalingHandler(settings.scaling),
-        ForecastHandler(settings.forecast),
+        forecast,  # before scaling, which asks it
+        ScalingHandler(settings.scaling, forecast.expected),
         WasteHandler(settings, "node"),
         WasteHandler(settings, "pool"),
         WasteHandler(settings, "fleet"),

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+from handlers.demand import Demand
 from handlers.plan import Planned
 from handlers.replicas import SIGNALS, Signal
+from handlers.scale_down import expectation
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
 from schemas.protocols import Moment
@@ -23,34 +25,45 @@ class Report:
     metrics: EngineMetrics
 
 
-def recommend(
-    settings: ScalingSettings,
-    action: Direction,
-    target: int,
-    signals: Sequence[Signal],
-    reports: Sequence[Report],
-    now: Moment,
-    *,
-    planned: Planned | None = None,
-    stream_from: int,
-    supersedes: str | None,
-) -> Recommendation:
-    """The recommendation to bring the pool of `reports` to `target` replicas.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """What a pool is to be brought to, and the demand that was found.
 
     `planned` is what a forecast asked for; it is the reason where it asked for this target.
     """
+
+    action: Direction
+    target: int
+    demand: Demand
+    planned: Planned | None = None
+
+
+def recommend(
+    settings: ScalingSettings,
+    change: Change,
+    reports: Sequence[Report],
+    now: Moment,
+    *,
+    stream_from: int,
+    supersedes: str | None,
+) -> Recommendation:
+    """The recommendation of a change to the pool of `reports`."""
+    action, target, planned = change.action, change.target, change.planned
+    signals = change.demand.signals
     pool, replicas = reports[0].metrics.pool, len(reports)
     price = settings.usd_per_replica_hour
     advice_id = f"{pool}.{action}.{now.ns}"
     is_up = action == "scale_up"
     reason = _busiest(signals).name if is_up else "spare_capacity"
-    text = _text(settings, action, target, signals, pool, replicas)
-    evidence = _evidence(settings, action, target, signals, reports, stream_from, now)
+    text = _text(settings, change, pool, replicas)
+    evidence = _evidence(settings, change, reports, stream_from, now)
     if planned is not None:
         evidence += _forecast_evidence(settings, planned, reports, stream_from, now)
         if planned.replicas == target or not is_up:
             reason = "forecast"
             text = _forecast_text(settings, action, target, planned, pool, replicas)
+    if not is_up:
+        text += f" {_spare(settings, change)}"
     return Recommendation(
         action=action,
         pool=pool,
@@ -93,19 +106,18 @@ def hold_seconds(settings: ScalingSettings, action: Direction) -> float:
 
 def _evidence(
     settings: ScalingSettings,
-    action: Direction,
-    target: int,
-    signals: Sequence[Signal],
+    change: Change,
     reports: Sequence[Report],
     stream_from: int,
     now: Moment,
 ) -> list[Evidence]:
-    """The mean of each signal now, and before scaling down what it will become."""
-    evidence = []
-    for signal in signals:
+    """The mean of each signal now, and before scaling down what a failure would make of it."""
+    demand, evidence = change.demand, []
+    survivors = max(1, change.target - settings.failures_survived)
+    for signal in demand.signals:
         values = {signal.name: signal.mean}
-        if action == "scale_down" and signal.saturation is not None:
-            values[f"{signal.name}_projected"] = signal.total(signal.saturation) / target
+        if change.action == "scale_down":
+            values[f"{signal.name}_projected"] = demand.total(signal) / survivors
         engines = [
             report.metrics.engine
             for report, value in zip(reports, signal.values, strict=True)
@@ -116,13 +128,21 @@ def _evidence(
                 signal=name,
                 value=value,
                 threshold=signal.target,
-                window_seconds=hold_seconds(settings, action),
+                window_seconds=hold_seconds(settings, change.action),
                 engines=engines,
                 stream_from=stream_from,
                 stream_to=now.sequence,
             )
             for name, value in values.items()
         ]
+    if change.action == "scale_down" and demand.expected is not None:
+        evidence.append(
+            Evidence(
+                signal="requests_in_flight_p90",
+                value=demand.expected.p90,
+                window_seconds=demand.expected.ahead_seconds,
+            )
+        )
     return evidence
 
 
@@ -171,33 +191,29 @@ def _forecast_text(
     )
 
 
-def _text(
-    settings: ScalingSettings,
-    action: Direction,
-    target: int,
-    signals: Sequence[Signal],
-    pool: str,
-    replicas: int,
-) -> str:
+def _text(settings: ScalingSettings, change: Change, pool: str, replicas: int) -> str:
     figures = "; ".join(
         f"{signal.name.replace('_', ' ')} {signal.mean:.2f} per replica (target {signal.target:g})"
-        for signal in signals
+        for signal in change.demand.signals
     )
-    held = f"for {hold_seconds(settings, action):g} s. Now: {figures}."
-    if action == "scale_up":
+    held = f"for {hold_seconds(settings, change.action):g} s. Now: {figures}."
+    if change.action == "scale_up":
         return (
-            f"Scale pool {pool} up from {replicas} to {target} replicas: too much load {held} New "
-            f"replicas are expected to serve after {settings.startup_lead_seconds:g} s."
+            f"Scale pool {pool} up from {replicas} to {change.target} replicas: too much load "
+            f"{held} New replicas are expected to serve after {settings.startup_lead_seconds:g} s."
         )
-    spare = (
-        "One replica carries this load, without a spare."
-        if target == 1
-        else f"{target} replicas carry this load, also with one of them lost."
-    )
     return (
-        f"Scale pool {pool} down from {replicas} to {target} replicas: too little load {held} "
-        f"{spare}"
+        f"Scale pool {pool} down from {replicas} to {change.target} replicas: too little load "
+        f"{held}"
     )
+
+
+def _spare(settings: ScalingSettings, change: Change) -> str:
+    """What is left, and what that survives."""
+    lost = min(settings.failures_survived, change.target - 1)
+    what = f"{change.target} replica{'s carry' if change.target > 1 else ' carries'}"
+    spare = f"also with {lost} of them lost" if lost else "without a spare"
+    return f"{what} {expectation(change.demand)}, {spare}."
 
 
 def _busiest(signals: Sequence[Signal]) -> Signal:

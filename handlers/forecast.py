@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from handlers.demand import Expected
 from handlers.forecasting import Forecaster
+from handlers.forecasting.forecaster import LEAST_MATURED
 from handlers.pool_load import LoadSignal, PoolMinute
 from handlers.settings import ForecastSettings
 from handlers.window import ExpiringDict
@@ -19,6 +21,7 @@ from schemas.units import SECOND_NS, instant
 STEP_SECONDS = 60
 MINUTE_NS = STEP_SECONDS * SECOND_NS
 FORGET_NS = 24 * 60 * MINUTE_NS
+EXPECTED: LoadSignal = "requests_in_flight"
 
 
 class _Stored(msgspec.Struct):
@@ -37,6 +40,8 @@ class _Pool:
     forecasters: dict[LoadSignal, Forecaster]
     fed_ns: int = 0
     minute: PoolMinute | None = None
+    expected: tuple[int, Expected | None] = (0, None)
+    """As of the forecaster's step."""
 
 
 class ForecastHandler:
@@ -73,6 +78,26 @@ class ForecastHandler:
         pools = sorted(self._pools.items(now.ns), key=lambda item: item[0])
         return [emit for name, pool in pools for emit in self._close(name, pool, now)]
 
+    def expected(self, name: str, now_ns: int) -> Expected | None:
+        """The highest p90 of a pool's requests in flight, of all horizons.
+
+        Of those that are calibrated: also of one that does not beat the last value, and is not
+        published. None: of no horizon, or the last minute is not known.
+        """
+        pool = self._pools.get(name, now_ns)
+        forecaster = None if pool is None else pool.forecasters.get(EXPECTED)
+        if pool is None or forecaster is None or now_ns >= pool.fed_ns + MINUTE_NS:
+            return None
+        if pool.expected[0] != forecaster.now:
+            found = [
+                Expected(one.p90, float(one.steps_ahead * STEP_SECONDS))
+                for one in forecaster.estimates()
+                if one.scored >= LEAST_MATURED
+            ]
+            highest = max(found, key=lambda one: one.p90, default=None)
+            pool.expected = (forecaster.now, highest)
+        return pool.expected[1]
+
     def snapshot(self) -> bytes | None:
         """The forecasters of the pools, by name, as far as they fit."""
         if self._snapshot is None:
@@ -97,6 +122,7 @@ class ForecastHandler:
                 forecaster = stored.forecasters.get(signal)
                 if forecaster is not None and self._fits(forecaster):
                     pool.forecasters[signal] = forecaster
+            pool.expected = (0, None)
             pool.fed_ns = stored.fed_ns
         self._pools = ExpiringDict(FORGET_NS)
         for name, (ns, pool) in sorted(pools.items(), key=lambda item: item[1][0]):

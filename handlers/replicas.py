@@ -1,4 +1,4 @@
-"""How many replicas a load needs: the HPA rule, and the load with one replica fewer. Pure."""
+"""How many replicas the HPA rule asks for, by the load signals of a pool. Pure."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
 
-WAITING = "requests_waiting"
+WAITING, KV_CACHE, CAPACITY = "requests_waiting", "kv_cache_usage_ratio", "capacity_usage_ratio"
 SIGNALS = 3
 
 
@@ -41,12 +41,12 @@ def measure(engines: Sequence[EngineMetrics], settings: ScalingSettings) -> list
     ] = (
         (WAITING, settings.waiting_per_replica_target, None, lambda e: e.requests_waiting),
         (
-            "kv_cache_usage_ratio",
+            KV_CACHE,
             settings.kv_cache_target_ratio,
             1.0,
             lambda e: e.kv_cache_usage_ratio,
         ),
-        ("capacity_usage_ratio", settings.capacity_target_ratio, 1.0, _capacity_usage),
+        (CAPACITY, settings.capacity_target_ratio, 1.0, _capacity_usage),
     )
     signals = [
         Signal(name, target, saturation, tuple(read(engine) for engine in engines))
@@ -88,22 +88,11 @@ def desired_replicas(signals: Sequence[Signal], replicas: int, tolerance_ratio: 
     return replicas
 
 
-def can_hold(signals: Sequence[Signal], replicas: int) -> bool:
-    """Whether `replicas` can carry the whole load of today, and survive the loss of one (N-1).
-
-    Spread over all of them every signal stays at or below its target; spread over one fewer
-    it stays below saturation (a single replica has no spare: that is `min_replicas`' choice).
-    A replica that was not measured counts as saturated, in the queue as on target.
-    """
-    for signal in signals:
-        missing = signal.target if signal.saturation is None else signal.saturation
-        total = signal.total(missing)
-        if round(total / replicas, 9) > signal.target:
-            return False
-        if (
-            signal.saturation is not None
-            and replicas > 1
-            and round(total / (replicas - 1), 9) > signal.saturation
-        ):
-            return False
-    return True
+def lacking(signals: Sequence[Signal], tolerance_ratio: float) -> str:
+    """What is not measured, but for which fewer would be desired; empty: nothing."""
+    known = {signal.name for signal in signals}
+    if any(signal.mean / signal.target >= 1 - tolerance_ratio for signal in signals):
+        return ""
+    if WAITING not in known:
+        return WAITING
+    return f"{KV_CACHE} or {CAPACITY}" if len(known) == 1 else ""

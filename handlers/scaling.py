@@ -7,20 +7,24 @@ from typing import Literal
 
 import msgspec
 
-from handlers.advice import Direction, Report, recommend
+from handlers.advice import Change, Report, recommend
+from handlers.demand import Demand, Expect
+from handlers.held import HeldLog
 from handlers.plan import HISTORY_NS, Plan, Planned, PlanState
-from handlers.replicas import Signal, can_hold, desired_replicas, measure
+from handlers.replicas import desired_replicas, lacking, measure
+from handlers.scale_down import Held, scale_down
 from handlers.settings import ScalingSettings
 from handlers.window import ExpiringDict, RollingMax
 from schemas.analysis import Scope
 from schemas.engines import EngineMetrics
 from schemas.message import Message
 from schemas.protocols import Emit, Moment
-from schemas.scaling import Decision, Recommendation
+from schemas.scaling import Decision, HeldAdvice, Recommendation
 from schemas.units import SECOND_NS, instant, to_ns
 
 _MARK_NS = SECOND_NS
 _FORGET_MARGIN_NS = 60 * SECOND_NS
+_HOUR_NS = 3600 * SECOND_NS
 
 
 class _Last(msgspec.Struct):
@@ -30,11 +34,20 @@ class _Last(msgspec.Struct):
     is_standing: bool = True
 
 
+class _Kept(msgspec.Struct):
+    """What outlives the window beside the last advice."""
+
+    downs_ns: list[int] = []
+    """When the pool was found scaled down as advised."""
+    held: HeldLog = msgspec.field(default_factory=HeldLog)
+
+
 class _Snapshot(msgspec.Struct):
     """With the instant of the pool's last metrics each."""
 
     lasts: list[tuple[int, _Last]]
     plans: list[tuple[int, str, PlanState]] = []
+    kept: list[tuple[int, str, _Kept]] = []
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,6 +61,8 @@ class _Pool:
     marks: deque[tuple[int, int]] = dataclasses.field(default_factory=deque)
     last: _Last | None = None
     plan: Plan | None = None  # with the policy `forecast`
+    kept: _Kept = dataclasses.field(default_factory=_Kept)
+    held: HeldAdvice | None = None  # what the last message would have brought
 
 
 class ScalingHandler:
@@ -55,12 +70,13 @@ class ScalingHandler:
 
     Up: when more replicas have been desired for `up_hold_seconds`, to the fewest desired in that
     time. Down: when fewer have been desired for `down_hold_seconds`, to the most desired in that
-    time, or to the next higher count that carries the load with one replica lost. The message
-    that completes a condition brings the advice.
+    time. The message that completes a condition brings the advice.
 
     With the policy `forecast` and a plan (`handlers/plan.py`): up at once to what is planned, or
-    to what the HPA rule asks for where that is more; down to what is planned, or to the next
-    higher count that carries the load of now with one replica lost.
+    to what the HPA rule asks for where that is more; down to what is planned.
+
+    Down only as far as `handlers/scale_down.py` finds safe, by what `expect` tells of the load to
+    come, and worth it. What the load asks for and is not advised is told as HeldAdvice.
 
     One recommendation per decision. While it stands it is not repeated; a higher target (up),
     another target (down) or the other direction supersedes it, in the same direction not before
@@ -72,8 +88,11 @@ class ScalingHandler:
     scope: Scope = "pool"
     consumes: tuple[type[Message], ...] = (EngineMetrics,)
 
-    def __init__(self, settings: ScalingSettings) -> None:
+    def __init__(
+        self, settings: ScalingSettings, expect: Expect = lambda pool, now_ns: None
+    ) -> None:
         self._settings = settings
+        self._expect = expect
         self._ttl_ns = int(settings.engine_ttl_seconds * SECOND_NS)
         self._hold_ns: dict[str, int] = {
             "scale_up": int(settings.up_hold_seconds * SECOND_NS),
@@ -101,7 +120,9 @@ class ScalingHandler:
         reports = [
             report for _, report in sorted(pool.engines.items(now.ns), key=lambda item: item[0])
         ]
-        signals = measure([report.metrics for report in reports], self._settings)
+        engines = [report.metrics for report in reports]
+        signals = measure(engines, self._settings)
+        pool.held = None
         if not signals:
             pool.since_ns = None
             return ()
@@ -109,26 +130,37 @@ class ScalingHandler:
             pool.since_ns = now.ns
         planned = None
         if now.ns - pool.since_ns >= self._ttl_ns:  # by then every engine was heard
-            _fulfil(pool, len(reports))
+            _fulfil(pool, len(reports), now.ns)
             planned = pool.plan.planned if pool.plan else None
-        wanted = self._wanted(pool, pool.since_ns, signals, len(reports), planned, now)
-        if wanted is None or not self._is_news(pool, *wanted, now):
-            return ()
-        return self._advise(pool, signals, reports, *wanted, planned, now)
+        demand = Demand.of(engines, signals, self._expect(message.pool, now.ns))
+        found = self._judge(pool, pool.since_ns, demand, len(reports), planned, now)
+        if isinstance(found, Change):
+            return (
+                self._advise(pool, found, reports, now) if self._is_news(pool, found, now) else ()
+            )
+        if found is not None:
+            pool.held = _held(found, reports, now)
+        return ()
 
     def tick(self, now: Moment) -> Sequence[Emit]:
-        """Expire advice."""
+        """Expire advice; tell what is held."""
         emits = []
-        for _, pool in sorted(self._pools.items(now.ns), key=lambda item: item[0]):
+        for name, pool in sorted(self._pools.items(now.ns), key=lambda item: item[0]):
+            pool.engines.expire(now.ns)
+            news = pool.kept.held.news(pool.held if len(pool.engines) else None, now.ns)
+            if news is not None:
+                emits.append(Emit(news, f"held_advice.{name}.{now.ns}"))
             if pool.last and pool.last.is_standing and to_ns(pool.last.advice.expires_at) <= now.ns:
                 pool.last.is_standing = False
                 emits.append(_decision(pool.last.advice, "expired", "not carried out in time", now))
         return emits
 
     def snapshot(self) -> bytes | None:
-        """The last advice of each pool, and the plans as far as they fit."""
-        lasts = [(ns, pool.last) for ns, _, pool in self._pools.touched() if pool.last]
-        return msgspec.json.encode(_Snapshot(lasts, self._plans_that_fit()))
+        """The last advice of each pool and what else is kept, and the plans as far as they fit."""
+        touched = self._pools.touched()
+        lasts = [(ns, pool.last) for ns, _, pool in touched if pool.last]
+        kept = [(ns, name, pool.kept) for ns, name, pool in touched if pool.kept != _Kept()]
+        return msgspec.json.encode(_Snapshot(lasts, self._plans_that_fit(), kept))
 
     def _plans_that_fit(self) -> list[tuple[int, str, PlanState]]:
         plans, size = [], 0
@@ -141,7 +173,7 @@ class ScalingHandler:
         return plans
 
     def restore(self, snapshot: bytes) -> None:
-        """Take over the last advice of each pool, and the plans that were made by these settings.
+        """Take over what is kept of each pool, and the plans that were made by these settings.
 
         Older versions stored a list of the advice alone.
         """
@@ -150,10 +182,13 @@ class ScalingHandler:
             restored = _Snapshot(restored)
         pools = {name: (ns, pool) for ns, name, pool in self._pools.touched()}
         for _, pool in pools.values():
-            pool.last = None
+            pool.last, pool.kept = None, _Kept()
         for ns, last in restored.lasts:
             _, pool = pools.setdefault(last.advice.pool, (ns, self._new_pool()))
             pool.last = last
+        for ns, name, kept in restored.kept:
+            _, pool = pools.setdefault(name, (ns, self._new_pool()))
+            pool.kept = kept
         for ns, name, state in restored.plans:
             _, pool = pools.setdefault(name, (ns, self._new_pool()))
             if pool.plan is not None:
@@ -177,18 +212,18 @@ class ScalingHandler:
         while len(pool.marks) > 1 and pool.marks[1][0] <= now.ns - self._marks_ns:
             pool.marks.popleft()
 
-    def _wanted(
+    def _judge(
         self,
         pool: _Pool,
         since_ns: int,
-        signals: list[Signal],
+        demand: Demand,
         replicas: int,
         planned: Planned | None,
         now: Moment,
-    ) -> tuple[Direction, int] | None:
-        """Direction and target that the load of the last while, or the plan, asks for, if any."""
+    ) -> Change | Held | None:
+        """What the load of the last while, or the plan, asks for, if anything, or why not."""
         settings = self._settings
-        desired = desired_replicas(signals, replicas, settings.tolerance_ratio)
+        desired = desired_replicas(demand.signals, replicas, settings.tolerance_ratio)
         desired = min(max(desired, settings.min_replicas), settings.max_replicas)
         pool.fewest_desired.add(now.ns, -desired)
         pool.most_desired.add(now.ns, desired)
@@ -198,23 +233,37 @@ class ScalingHandler:
         if planned is not None:
             up = max(up, planned.replicas)
         if up > replicas:
-            return "scale_up", up
-        most = int(pool.most_desired.value(now.ns) or desired)
+            return Change("scale_up", up, demand, planned)
+        asked = int(pool.most_desired.value(now.ns) or desired)
         if planned is not None:
-            most = planned.replicas
+            asked = planned.replicas
         elif known_ns < self._hold_ns["scale_down"]:
-            return None
-        if most >= replicas:
-            return None
-        safe = (count for count in range(most, replicas) if can_hold(signals, count))
-        target = next(safe, None)
-        return None if target is None else ("scale_down", target)
+            asked = replicas
+        if asked < replicas:
+            found = scale_down(settings, replicas, asked, demand, self._downs(pool, now.ns))
+            if isinstance(found, Held):
+                return found
+            return Change("scale_down", found, demand, planned)
+        if desired < replicas and planned is None:
+            text = f"the load must have asked for it for {settings.down_hold_seconds:g} s"
+            return Held(desired, "hold", text)
+        missing = lacking(demand.signals, settings.tolerance_ratio)
+        if missing and replicas > settings.min_replicas:
+            text = f"the load is low, but {missing} is not measured"
+            return Held(replicas - 1, "unknown", text)
+        return None
 
-    def _is_news(self, pool: _Pool, action: Direction, target: int, now: Moment) -> bool:
-        """Whether this target is a new decision, given the last one."""
+    def _downs(self, pool: _Pool, now_ns: int) -> int:
+        """How often the pool was scaled down in the last hour."""
+        kept = pool.kept
+        kept.downs_ns = [ns for ns in kept.downs_ns if now_ns - ns < _HOUR_NS]
+        return len(kept.downs_ns)
+
+    def _is_news(self, pool: _Pool, change: Change, now: Moment) -> bool:
+        """Whether this change is a new decision, given the last one."""
         if pool.last is None:
             return True
-        last = pool.last.advice
+        last, action, target = pool.last.advice, change.action, change.target
         age_ns = now.ns - to_ns(last.decided_at)
         if action != last.action:
             return True
@@ -226,27 +275,17 @@ class ScalingHandler:
         return is_other and age_ns >= self._hold_ns[action]
 
     def _advise(
-        self,
-        pool: _Pool,
-        signals: list[Signal],
-        reports: list[Report],
-        action: Direction,
-        target: int,
-        planned: Planned | None,
-        now: Moment,
+        self, pool: _Pool, change: Change, reports: list[Report], now: Moment
     ) -> list[Emit]:
         old = pool.last.advice if pool.last and pool.last.is_standing else None
         # The hold, and before it the time in which every engine is sure to have been heard.
-        start_ns = now.ns - self._hold_ns[action] - self._ttl_ns
+        start_ns = now.ns - self._hold_ns[change.action] - self._ttl_ns
         earlier = [sequence for ns, sequence in pool.marks if ns <= start_ns]
         new = recommend(
             self._settings,
-            action,
-            target,
-            signals,
+            change,
             reports,
             now,
-            planned=planned,
             stream_from=earlier[-1] if earlier else pool.marks[0][1],
             supersedes=old.recommendation_id if old else None,
         )
@@ -257,9 +296,9 @@ class ScalingHandler:
         return emits
 
 
-def _fulfil(pool: _Pool, replicas: int) -> None:
+def _fulfil(pool: _Pool, replicas: int, now_ns: int) -> None:
     """Advice whose target is reached no longer stands."""
-    if pool.last is None:
+    if pool.last is None or not pool.last.is_standing:
         return
     advice = pool.last.advice
     if advice.action == "scale_up":
@@ -268,6 +307,21 @@ def _fulfil(pool: _Pool, replicas: int) -> None:
         reached = replicas <= advice.replicas_to
     if reached:
         pool.last.is_standing = False
+        if advice.action == "scale_down":
+            pool.kept.downs_ns = [*pool.kept.downs_ns, now_ns]
+
+
+def _held(held: Held, reports: list[Report], now: Moment) -> HeldAdvice:
+    return HeldAdvice(
+        pool=reports[0].metrics.pool,
+        decided_at=instant(now.ns),
+        action="scale_down",
+        replicas_from=len(reports),
+        replicas_to=held.target,
+        reason=held.reason,
+        text=held.text,
+        simulated=any(report.metrics.simulated for report in reports),
+    )
 
 
 def _decision(

@@ -145,6 +145,24 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
     down_hold_seconds: Annotated[
         float, Meta(ge=0, le=86400, description="too little load must have held this long")
     ] = 300.0
+    failures_survived: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100,
+            description="scale down only to what carries the expected load within the targets with "
+            "so many replicas lost",
+        ),
+    ] = 1
+    least_saving_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="no scale-down by less than this share of a pool")
+    ] = 0.05
+    least_saving_usd_per_hour: Annotated[
+        float, Meta(ge=0, description="no scale-down that saves less; without a price: any")
+    ] = 0.10
+    downs_per_hour_max: Annotated[
+        int, Meta(ge=1, le=1000, description="no scale-down after so many within an hour")
+    ] = 6
     startup_lead_seconds: Annotated[
         float,
         Meta(ge=0, le=86400, description="a new replica serves after this long"),

@@ -13,7 +13,7 @@ from schemas.analysis import Utilization
 from schemas.api import Filter, RecommendationsReply, UtilizationReply
 from schemas.protocols import Call, Clock, RequestError
 from schemas.report import OpportunitiesReply, TrendsReply, WasteReply
-from schemas.scaling import Action, Decision, Execution, Recommendation
+from schemas.scaling import Action, Decision, Execution, HeldAdvice, Recommendation
 from schemas.spending import Opportunity, Trend, Waste
 from schemas.units import SECOND_NS, instant, to_ns
 
@@ -21,6 +21,7 @@ Judgement = TypeVar("Judgement", Utilization, Waste, Trend, Opportunity)
 
 _EVERY_ROW = 1_000_000
 _MINUTE_NS = 60 * SECOND_NS
+_HELD_NS = 20 * _MINUTE_NS
 _CLOSING = frozenset({"rejected", "superseded", "expired"})
 # A trend is of whole hours, and told after each of them.
 _TREND_SECONDS = 2 * 3600.0
@@ -115,6 +116,7 @@ class Standing:
             rows=rows[: request.limit],
             total=len(rows),
             text="" if rows else "no advice stands",
+            held=(await self._held(request.pool, now_ns))[: request.limit],
         )
 
     async def scale_up(self, request: Filter, call: Call) -> RecommendationsReply:
@@ -135,6 +137,17 @@ class Standing:
             total=len(rows),
             text="" if rows else f"no advice to {action.replace('_', ' ')} stands",
         )
+
+    async def _held(self, pool: str | None, now_ns: int) -> list[HeldAdvice]:
+        """What is held of late: it is told every ten minutes while it lasts."""
+        rows = [
+            row
+            for row in await self._reader.last("EVENTS", HeldAdvice)
+            if row.reason is not None
+            and to_ns(row.decided_at) >= now_ns - _HELD_NS
+            and pool in {None, row.pool}
+        ]
+        return sorted(rows, key=lambda row: row.pool)
 
     async def _judgements(
         self, kind: type[Judgement], request: Filter, more_seconds: float = 0.0

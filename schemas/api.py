@@ -8,7 +8,7 @@ from msgspec import Meta
 from schemas.analysis import Utilization
 from schemas.cache import MAX_COST_SECONDS, MAX_KEY_BYTES, MAX_PREFIX_TOKENS, ClassStats
 from schemas.lifecycle import ComponentState, InstanceRecord, Role
-from schemas.scaling import Recommendation
+from schemas.scaling import HeldAdvice, Recommendation
 from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
 
 Limit = Annotated[int, Meta(ge=1, le=10_000, description="at most this many rows")]
@@ -134,12 +134,16 @@ class UtilizationReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecommendationsReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Advice that stands: not expired, rejected, superseded or carried out."""
+    """Advice that stands: not expired, rejected, superseded or carried out; and what is held."""
 
     answered_at: Annotated[Instant, Meta(description="when, by the clock of who answers")]
     rows: Annotated[list[Recommendation], Meta(description="newest first; at most `limit`")]
     total: Annotated[Count, Meta(description="how many match, those beyond `limit` included")]
     text: Annotated[str, Meta(description="why there are none; else empty")] = ""
+    held: Annotated[
+        list[HeldAdvice],
+        Meta(description="what loads ask for and is not advised, by pool; at most `limit`"),
+    ] = []
 
 
 class RoleHealth(msgspec.Struct, frozen=True, kw_only=True):

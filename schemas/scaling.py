@@ -9,21 +9,23 @@ from schemas.message import Message, Simulated
 from schemas.units import Count, Instant, Number, Ratio, Seconds, Token
 
 Action = Literal["scale_up", "scale_down", "consolidate", "right_size", "tune_cache"]
+HeldReason = Literal["hold", "unknown", "failure", "saving", "churn"]
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """One measured fact behind advice: the value, its threshold and the messages it came from.
 
     `stream_from` and `stream_to` are sequence numbers in the metrics stream: the messages in
-    between, replayed, give the same advice.
+    between, replayed, give the same advice. `…_projected` is what a signal would be after scaling
+    down, with `failures_survived` replicas lost and the load that is expected.
     """
 
     signal: Annotated[
         str,
         Meta(
             description="a field of EngineMetrics, or `capacity_usage_ratio` (running by "
-            "`requests_running_max`); `…_projected`: after the change; of a forecast "
-            "`requests_in_flight_expected` and `short_risk_ratio`, of what is planned"
+            "`requests_running_max`); `…_projected`: with failures, see there; "
+            "`requests_in_flight_p90`, `…_expected`: of a forecast; `short_risk_ratio`: of a plan"
         ),
     ]
     value: Annotated[
@@ -171,6 +173,36 @@ class Recommendation(Message, frozen=True, kw_only=True):
         str | None,
         Meta(description="`recommendation_id` of the advice that it replaces; null: none stood"),
     ] = None
+    simulated: Simulated = False
+
+
+class HeldAdvice(Message, frozen=True, kw_only=True):
+    """A change that the load of a pool asks for, and why it is not advised.
+
+    Told once it has lasted for 30 s, and again every ten minutes; with `reason` null once nothing
+    has been held for 30 s.
+    """
+
+    SUBJECT: ClassVar[str] = "analysis.held_advice.pool.{pool}"
+    PUBLISHER: ClassVar[str] = "handlers"
+    STREAM: ClassVar[str | None] = "EVENTS"
+
+    pool: Annotated[Token, Meta(description="`pool` of EngineMetrics")]
+    decided_at: Annotated[Instant, Meta(description="when, by the server's clock")]
+    action: Annotated[
+        Literal["scale_up", "scale_down"], Meta(description="what would be advised otherwise")
+    ]
+    replicas_from: Annotated[Count, Meta(description="engines of the pool that report now")]
+    replicas_to: Annotated[Count, Meta(description="how many the load asks for")]
+    reason: Annotated[
+        HeldReason | None,
+        Meta(
+            description="`hold`: not asked for long enough; `unknown`: something is not measured; "
+            "`failure`: what is left would not survive one; `saving`: too little; `churn`: too "
+            "many changes of late; null: nothing is held any more"
+        ),
+    ]
+    text: Annotated[str, Meta(description="why, for people")] = ""
     simulated: Simulated = False
 
 

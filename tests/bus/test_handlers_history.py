@@ -19,7 +19,7 @@ from schemas.api import HistoryReply, HistoryRequest, RecommendationsReply, Util
 from schemas.message import Message
 from schemas.metrics import Rollup, Summary
 from schemas.protocols import Call, Delivery, RequestError
-from schemas.scaling import Decision, Execution, Recommendation
+from schemas.scaling import Decision, Execution, HeldAdvice, Recommendation
 from schemas.units import SECOND_NS, instant
 from tests.support.asking import ask
 from tests.support.samples import gpu, host
@@ -441,6 +441,36 @@ async def test_advice_once_rejected_stays_so_when_others_of_its_pool_are_too(bus
     )
 
     assert reply.rows == []
+
+
+def held(pool: str, *, minutes_ago: float = 0.0, reason: str | None = "failure") -> HeldAdvice:
+    decided_ns = time.time_ns() - round(minutes_ago * MINUTE_NS)
+    return HeldAdvice(
+        pool=pool,
+        decided_at=instant(decided_ns),
+        action="scale_down",
+        replicas_from=4,
+        replicas_to=3,
+        reason=reason,  # type: ignore[arg-type]  # one of the literals
+        text="too few",
+    )
+
+
+async def test_what_is_held_of_late_is_listed_by_pool(bus: Bus) -> None:
+    await recorded(
+        bus, held("b"), held("a", minutes_ago=15), held("gone", minutes_ago=25), held("c")
+    )
+    await recorded(bus, held("c", reason=None))
+
+    everything = msgspec.json.decode(
+        await ask(bus, "api.optimize.recommendations"), type=RecommendationsReply
+    )
+    one_pool = msgspec.json.decode(
+        await ask(bus, "api.optimize.recommendations", {"pool": "b"}), type=RecommendationsReply
+    )
+
+    assert [row.pool for row in everything.held] == ["a", "b"]
+    assert [row.pool for row in one_pool.held] == ["b"]
 
 
 async def test_recommendations_have_no_node(bus: Bus) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.bus import connect
+from schemas.scaling import HeldAdvice
 from tests.support.advice import advice, tell
 from tests.support.program import Up, in_thread, resource_agent, running_up
 
@@ -35,8 +36,18 @@ def up(tmp_path: Path) -> Iterator[Up]:
 async def test_advice_is_listed_approved_carried_out_and_explained(up: Up, tmp_path: Path) -> None:
     one = advice(1, text="40 requests wait", saving_usd_per_hour=-4.0)
     other = advice(2, pool="code", simulated=True)
+    held = HeldAdvice(
+        pool="embed",
+        decided_at=one.decided_at,
+        action="scale_down",
+        replicas_from=4,
+        replicas_to=3,
+        reason="failure",
+        text="3 are too few",
+    )
     async with await connect(up.url, name="test") as bus:
         await tell(bus, one, other)
+        await bus.publish(held, message_id="held")
     name = one.recommendation_id
 
     listed = await in_thread(up.command, "advise")
@@ -53,6 +64,7 @@ async def test_advice_is_listed_approved_carried_out_and_explained(up: Up, tmp_p
     assert "costs 4.00 $/h, low risk, confidence 100%, stands for" in text
     assert f"next: resource-agent approve {name}" in text
     assert "from simulated evidence" in text
+    assert "not advised: scale_down embed 4 → 3: 3 are too few  [failure]" in text
     assert (rehearsed.returncode, untouched) == (0, "2"), rehearsed.stderr
     assert rehearsed.stdout.decode().startswith("dry run succeeded: would run [")
     assert (done.returncode, changed) == (0, "3"), done.stderr

@@ -71,6 +71,59 @@ def test_a_constant_load_has_nothing_to_tell() -> None:
     assert play(ForecastHandler(SETTINGS), [40.0] * 200) == []
 
 
+def test_what_is_expected_is_the_highest_p90_of_calibrated_horizons() -> None:
+    handler = ForecastHandler(SETTINGS)
+    emits = play(handler, service_load(200))
+
+    expected = handler.expected("chat", at(60 * 200).ns)
+
+    last = told(emits)[-1]
+    assert expected is not None
+    assert expected.p90 >= max(horizon.p90 for horizon in last.horizons)
+    assert expected.ahead_seconds in (60.0, 300.0)
+
+
+def test_what_does_not_beat_the_last_value_is_still_expected() -> None:
+    handler = ForecastHandler(SETTINGS)
+    emits = play(handler, [40.0] * 200)
+
+    expected = handler.expected("chat", at(60 * 200).ns)
+
+    assert emits == []
+    assert expected is not None
+    assert expected.p90 == pytest.approx(40.0, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("loads", "second"),
+    [
+        pytest.param([40.0] * 60, 3600, id="not calibrated"),
+        pytest.param([*[40.0] * 200, None, None], 60 * 202, id="silent"),
+        pytest.param([40.0] * 200, 60 * 201, id="the last minute is not known"),
+        pytest.param([], 0, id="no such pool"),
+    ],
+)
+def test_nothing_is_expected_where_it_is_not_known(
+    loads: list[float | None], second: float
+) -> None:
+    handler = ForecastHandler(SETTINGS)
+    play(handler, loads)
+
+    assert handler.expected("chat", at(second).ns) is None
+
+
+def test_what_is_expected_outlives_a_restart() -> None:
+    first, second = ForecastHandler(SETTINGS), ForecastHandler(SETTINGS)
+    play(first, service_load(200))
+    play(second, service_load(200)[198:], first=198)
+
+    second.restore(first.snapshot() or b"")
+
+    expected = [handler.expected("chat", at(60 * 200).ns) for handler in (first, second)]
+    assert expected[0] is not None
+    assert expected[1] == expected[0]
+
+
 def test_a_silent_pool_is_not_forecast_and_goes_on_after_the_gap() -> None:
     handler = ForecastHandler(SETTINGS)
     loads = service_load(200)

@@ -1,6 +1,6 @@
 import pytest
 
-from handlers.replicas import Signal, can_hold, desired_replicas, measure
+from handlers.replicas import Signal, desired_replicas, lacking, measure
 from handlers.settings import ScalingSettings
 from tests.support.samples import engine
 
@@ -55,23 +55,18 @@ def test_the_hpa_rule(signals: list[Signal], replicas: int, desired: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("signals", "replicas", "holds"),
+    ("signals", "missing"),
     [
-        pytest.param([kv(0.5, 0.5, 0.5, 0.5)], 3, True, id="2.0/3 <= 0.85 and 2.0/2 <= 1"),
-        pytest.param([kv(0.6, 0.6, 0.6, 0.6)], 3, False, id="2.4/3 fits, 2.4/2 does not"),
-        pytest.param([kv(0.425, 0.425)], 1, True, id="exactly on target, no spare"),
-        pytest.param([kv(0.43, 0.43)], 1, False, id="0.86 > 0.85"),
-        pytest.param([kv(0.3, None)], 1, False, id="unknown counts as full: 1.3"),
-        pytest.param([capacity(0.4, 0.4)], 1, True, id="capacity exactly on target"),
-        pytest.param([waiting(3, 2), kv(0, 0)], 1, True, id="queue exactly on target"),
-        pytest.param([waiting(3, 3), kv(0, 0)], 1, False, id="queue too long"),
-        pytest.param([waiting(1, None), kv(0, 0)], 1, False, id="unknown queue: 1 + 5"),
+        pytest.param([waiting(0), kv(0.1)], "", id="queue and fullness are known"),
+        pytest.param([waiting(0)], "kv_cache_usage_ratio or capacity_usage_ratio", id="no room"),
+        pytest.param([kv(0.1), capacity(0.1)], "requests_waiting", id="no queue"),
+        pytest.param([kv(0.8)], "", id="the load is not low anyway: 0.8 / 0.85 = 0.94"),
     ],
 )
-def test_fewer_replicas_must_hold_the_load_and_a_loss(
-    signals: list[Signal], replicas: int, holds: bool
+def test_what_is_not_measured_is_named_where_it_keeps_replicas(
+    signals: list[Signal], missing: str
 ) -> None:
-    assert can_hold(signals, replicas) == holds
+    assert lacking(signals, tolerance_ratio=0.10) == missing
 
 
 def test_only_measured_signals_count() -> None:

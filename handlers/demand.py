@@ -1,0 +1,82 @@
+"""What a pool must carry, now and as forecast, and how many replicas that takes. Pure."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import TypeAlias
+
+from handlers.replicas import CAPACITY, Signal
+from schemas.engines import EngineMetrics
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Expected:
+    """Requests in flight of a pool that only one time of ten there will be more of."""
+
+    p90: float
+    ahead_seconds: float
+
+
+Expect: TypeAlias = Callable[[str, int], Expected | None]
+"""What is expected of a pool at an instant, in ns; None: no forecast of it is calibrated."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Demand:
+    """The load of a pool's signals now, and what is expected; None: then that of now counts."""
+
+    signals: Sequence[Signal]
+    in_flight: float
+    """Requests running and waiting now, of the replicas that tell."""
+    running_max: float | None
+    """Requests that one replica runs at once, by those that tell; None: none does."""
+    expected: Expected | None
+
+    @classmethod
+    def of(
+        cls,
+        engines: Sequence[EngineMetrics],
+        signals: Sequence[Signal],
+        expected: Expected | None,
+    ) -> "Demand":
+        """What these replicas carry; `signals` are theirs."""
+        limits = [engine.requests_running_max for engine in engines if engine.requests_running_max]
+        return cls(
+            signals,
+            math.fsum(
+                (engine.requests_running or 0) + (engine.requests_waiting or 0)
+                for engine in engines
+            ),
+            fmean(limits) if limits else None,
+            expected if expected is not None and expected.p90 >= 1.0 else None,
+        )
+
+    @property
+    def is_known(self) -> bool:
+        """Not when load is expected of a pool at rest of which no replica tells what it can run."""
+        return self.expected is None or self.in_flight >= 1.0 or self.running_max is not None
+
+    def total(self, signal: Signal) -> float:
+        """What all replicas together must carry of a signal.
+
+        As much more than now as more requests are expected, and never less: a KV cache used to
+        1.2 replicas by 30 requests, 40 expected → 1.6. A replica that was not measured counts as
+        saturated, in the queue as on target.
+        """
+        total = signal.total(signal.target if signal.saturation is None else signal.saturation)
+        if self.expected is None:
+            return total
+        total *= max(1.0, self.expected.p90 / max(1.0, self.in_flight))
+        if signal.name == CAPACITY and self.running_max is not None:
+            total = max(total, self.expected.p90 / self.running_max)
+        return total
+
+    @property
+    def replicas(self) -> int:
+        """The fewest that carry it with every signal at or below its target; 0: none is needed.
+
+        A KV cache used to 1.6 replicas, target 0.85 → 2; 1.7 → 2; 1.71 → 3.
+        """
+        # Rounded, so that a total exactly on target is not above it by a float's last bit.
+        return max(math.ceil(round(self.total(one) / one.target, 9)) for one in self.signals)

@@ -1,0 +1,80 @@
+"""What a pool must carry, and how many replicas that takes."""
+
+import pytest
+
+from handlers.demand import Demand, Expected
+from handlers.replicas import measure
+from handlers.settings import ScalingSettings
+from schemas.engines import EngineMetrics
+from tests.support.samples import engine
+
+
+def demand(*engines: EngineMetrics, p90: float | None = None) -> Demand:
+    expected = None if p90 is None else Expected(p90, 900.0)
+    return Demand.of(engines, measure(engines, ScalingSettings()), expected)
+
+
+def kv(*values: float | None) -> Demand:
+    return demand(*(engine(f"e{i}", kv=value) for i, value in enumerate(values)))
+
+
+@pytest.mark.parametrize(
+    ("found", "replicas"),
+    [
+        pytest.param(kv(0.425, 0.425), 1, id="0.85 / 0.85: exactly on target"),
+        pytest.param(kv(0.43, 0.43), 2, id="0.86 / 0.85"),
+        pytest.param(kv(0.3, None), 2, id="one not measured counts as full: 1.3 / 0.85"),
+        pytest.param(demand(engine(waiting=5), engine("e1", waiting=5)), 2, id="10 / 5 wait"),
+        pytest.param(demand(engine(waiting=1), engine("e1", kv=0)), 2, id="queue: 1 + 5, target 5"),
+        pytest.param(demand(engine(running=64, running_max=64)), 2, id="1.0 / 0.80"),
+        pytest.param(kv(0, 0), 0, id="nothing to carry"),
+    ],
+)
+def test_the_load_of_now_needs_replicas(found: Demand, replicas: int) -> None:
+    assert found.replicas == replicas
+
+
+@pytest.mark.parametrize(
+    ("engines", "p90", "replicas"),
+    [
+        pytest.param([engine(waiting=0, running=30, kv=0.6)], 90.0, 3, id="0.6 * 3 / 0.85 = 2.1"),
+        pytest.param(
+            [engine(waiting=0, running=30, kv=0.6)], 10.0, 1, id="never below that of now"
+        ),
+        pytest.param(
+            [engine(waiting=20, running=10, running_max=10)], 30.0, 4, id="in the queue too: 20 / 5"
+        ),
+        pytest.param(
+            [engine(waiting=0, running=0, running_max=10)], 24.0, 3, id="at rest: 24 / 10 / 0.8"
+        ),
+        pytest.param(
+            [engine(waiting=0, running=1, running_max=10), engine("e1", kv=0.0)],
+            1.0,
+            2,
+            id="one that does not tell counts as full: 1.1 / 0.8",
+        ),
+        pytest.param(
+            [engine(waiting=0, running=0, running_max=9)], 0.9, 0, id="less than a request: none"
+        ),
+    ],
+)
+def test_the_load_expected_needs_more(
+    engines: list[EngineMetrics], p90: float, replicas: int
+) -> None:
+    assert demand(*engines, p90=p90).replicas == replicas
+
+
+@pytest.mark.parametrize(
+    ("load", "p90", "is_known"),
+    [
+        pytest.param({"running": 0, "waiting": 0, "kv": 0.0}, 5.0, False, id="at rest, no limit"),
+        pytest.param({"running": 0, "waiting": 0, "kv": 0.0}, 0.5, True, id="nothing is expected"),
+        pytest.param({"running": 0, "waiting": 0, "kv": 0.0}, None, True, id="no forecast"),
+        pytest.param({"running": 0, "running_max": 8}, 5.0, True, id="at rest, with a limit"),
+        pytest.param({"running": 1, "kv": 0.1}, 5.0, True, id="what one request takes is seen"),
+    ],
+)
+def test_what_is_expected_of_a_pool_at_rest_may_not_be_known(
+    load: dict[str, float], p90: float | None, is_known: bool
+) -> None:
+    assert demand(engine(**load), p90=p90).is_known == is_known  # type: ignore[arg-type]
