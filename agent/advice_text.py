@@ -103,11 +103,15 @@ def _count(replicas: int | None) -> str:
 
 
 def money(advice: Recommendation) -> str:
-    """What it saves or costs an hour."""
-    saving = advice.saving_usd_per_hour
+    """What it saves or costs an hour, and once."""
+    saving, payback = advice.saving_usd_per_hour, advice.payback_hours
     if saving is None:
-        return "no price is set"
-    return f"saves {saving:.2f} $/h" if saving >= 0 else f"costs {-saving:.2f} $/h"
+        text = "no price is set"
+    else:
+        text = f"saves {saving:.2f} $/h" if saving >= 0 else f"costs {-saving:.2f} $/h"
+    if advice.one_off_cost_usd is not None:
+        text += f", {advice.one_off_cost_usd:.2f} $ once"
+    return text if payback is None else f"{text}, pays back in {human.duration(payback * 3600)}"
 
 
 def _next(story: Explanation) -> str:

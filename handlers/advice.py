@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+from handlers.cache_loss import CacheLoss
 from handlers.demand import Demand
 from handlers.plan import Planned
 from handlers.replicas import SIGNALS, Signal
-from handlers.scale_down import expectation
+from handlers.scale_down import expectation, loss_text, one_off_usd, payback_hours
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
 from schemas.protocols import Moment
@@ -30,12 +31,14 @@ class Change:
     """What a pool is to be brought to, and the demand that was found.
 
     `planned` is what a forecast asked for; it is the reason where it asked for this target.
+    `loss` is what goes with the KV caches of the replicas that do.
     """
 
     action: Direction
     target: int
     demand: Demand
     planned: Planned | None = None
+    loss: CacheLoss | None = None
 
 
 def recommend(
@@ -62,8 +65,12 @@ def recommend(
         if planned.replicas == target or not is_up:
             reason = "forecast"
             text = _forecast_text(settings, action, target, planned, pool, replicas)
-    if not is_up:
-        text += f" {_spare(settings, change)}"
+    one_off = payback = None
+    if change.loss is not None:
+        removed = replicas - target
+        text += f" {_spare(settings, change)} {loss_text(settings, change.loss, removed)}"
+        one_off = one_off_usd(settings, change.loss)
+        payback = payback_hours(change.loss, removed)
     return Recommendation(
         action=action,
         pool=pool,
@@ -80,6 +87,8 @@ def recommend(
         risk=_risk(action, target),
         effective_after_seconds=settings.startup_lead_seconds if is_up else 0.0,
         saving_usd_per_hour=None if price is None else price * (replicas - target),
+        one_off_cost_usd=one_off,
+        payback_hours=payback,
         supersedes=supersedes,
         simulated=any(report.metrics.simulated for report in reports),
     )
@@ -135,7 +144,7 @@ def _evidence(
             )
             for name, value in values.items()
         ]
-    if change.action == "scale_down" and demand.expected is not None:
+    if change.loss is not None and demand.expected is not None:
         evidence.append(
             Evidence(
                 signal="requests_in_flight_p90",
@@ -143,6 +152,8 @@ def _evidence(
                 window_seconds=demand.expected.ahead_seconds,
             )
         )
+    if change.loss is not None and change.loss.tokens is not None:
+        evidence.append(Evidence(signal="kv_cache_tokens_lost", value=change.loss.tokens))
     return evidence
 
 

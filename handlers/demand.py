@@ -26,6 +26,7 @@ Expect: TypeAlias = Callable[[str, int], Expected | None]
 class Demand:
     """The load of a pool's signals now, and what is expected; None: then that of now counts."""
 
+    replicas: int
     signals: Sequence[Signal]
     in_flight: float
     """Requests running and waiting now, of the replicas that tell."""
@@ -43,6 +44,7 @@ class Demand:
         """What these replicas carry; `signals` are theirs."""
         limits = [engine.requests_running_max for engine in engines if engine.requests_running_max]
         return cls(
+            len(engines),
             signals,
             math.fsum(
                 (engine.requests_running or 0) + (engine.requests_waiting or 0)
@@ -73,8 +75,8 @@ class Demand:
         return total
 
     @property
-    def replicas(self) -> int:
-        """The fewest that carry it with every signal at or below its target; 0: none is needed.
+    def needed(self) -> int:
+        """The fewest replicas that carry it with every signal at or below its target; 0: none is.
 
         A KV cache used to 1.6 replicas, target 0.85 → 2; 1.7 → 2; 1.71 → 3.
         """

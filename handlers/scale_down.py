@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from handlers.cache_loss import CacheLoss, Caches
 from handlers.demand import Demand
 from handlers.settings import ScalingSettings
 from schemas.scaling import HeldReason
@@ -17,9 +18,9 @@ class Held:
 
 
 def scale_down(
-    settings: ScalingSettings, replicas: int, asked: int, demand: Demand, downs: int
+    settings: ScalingSettings, demand: Demand, caches: Caches, asked: int, downs: int
 ) -> int | Held:
-    """The target to advise, at least `asked` and below `replicas`, or why there is none.
+    """The target to advise, at least `asked`, which is below what there is; or why there is none.
 
     Simulated are the replicas left with `failures_survived` of them lost: they must carry the
     demand within the targets. Where `asked` would not, the next higher count that does is taken.
@@ -29,15 +30,46 @@ def scale_down(
     if not demand.is_known:
         text = "requests are expected, but nothing runs now and no replica tells how many it can"
         return Held(asked, "unknown", text)
-    needed = demand.replicas
+    needed = demand.needed
     target = max(asked, needed + settings.failures_survived if needed else 1)
-    if target >= replicas:
+    if target >= demand.replicas:
         return Held(asked, "failure", _too_few(settings, asked, needed, demand))
-    if reason := _too_little(settings, replicas - target, replicas):
+    removed = demand.replicas - target
+    if reason := _too_little(settings, removed, demand.replicas):
         return Held(target, "saving", reason)
     if downs >= settings.downs_per_hour_max:
         return Held(target, "churn", f"it was scaled down {downs} times within the last hour")
+    loss = caches.loss(removed)
+    payback = payback_hours(loss, removed)
+    if payback is not None and payback > settings.payback_max_hours:
+        most = f"{settings.payback_max_hours:g} h"
+        text = f"{loss_text(settings, loss, removed)} The most is {most}."
+        return Held(target, "payback", text)
     return target
+
+
+def payback_hours(loss: CacheLoss, removed: int) -> float | None:
+    """Until what is saved makes up for the loss, whatever a replica costs; None: not known."""
+    return None if loss.replica_hours is None else loss.replica_hours / removed
+
+
+def one_off_usd(settings: ScalingSettings, loss: CacheLoss) -> float | None:
+    """The price of the replica-hours that the loss takes; None: they or the price is not known."""
+    price = settings.usd_per_replica_hour
+    return None if price is None or loss.replica_hours is None else price * loss.replica_hours
+
+
+def loss_text(settings: ScalingSettings, loss: CacheLoss, removed: int) -> str:
+    """What has to be computed anew, for people."""
+    if loss.tokens is None or loss.replica_hours is None:
+        return f"What is lost with their KV caches is not known: {loss.unknown} is not measured."
+    usd = one_off_usd(settings, loss)
+    money = "" if usd is None else f" ({usd:.2f} USD)"
+    return (
+        f"At most {loss.tokens:,.0f} tokens of KV cache have to be computed anew: "
+        f"{loss.replica_hours * 3600:.1f} s of one replica{money}, made up for in "
+        f"{loss.replica_hours * 3600 / removed:.1f} s."
+    )
 
 
 def expectation(demand: Demand) -> str:

@@ -3,11 +3,13 @@
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Literal
 
 import msgspec
 
 from handlers.advice import Change, Report, recommend
+from handlers.cache_loss import Caches, Pace
 from handlers.demand import Demand, Expect
 from handlers.held import HeldLog
 from handlers.plan import HISTORY_NS, Plan, Planned, PlanState
@@ -40,6 +42,7 @@ class _Kept(msgspec.Struct):
     downs_ns: list[int] = []
     """When the pool was found scaled down as advised."""
     held: HeldLog = msgspec.field(default_factory=HeldLog)
+    pace: Pace = msgspec.field(default_factory=Pace)
 
 
 class _Snapshot(msgspec.Struct):
@@ -55,6 +58,7 @@ class _Pool:
     """What is remembered of one pool."""
 
     engines: ExpiringDict[tuple[str, str], Report]
+    hits: ExpiringDict[tuple[str, str], float]  # the prefix caches' last hit ratios
     fewest_desired: RollingMax  # of the negated count: its maximum is the minimum
     most_desired: RollingMax
     since_ns: int | None = None  # the load has been known without a break since then
@@ -113,7 +117,11 @@ class ScalingHandler:
         pool = self._pools.refresh(message.pool, self._new_pool, now.ns)
         if not pool.engines.items(now.ns):
             pool.since_ns = None
-        pool.engines.put((message.node, message.engine), Report(now.ns, message), now.ns)
+        engine = (message.node, message.engine)
+        pool.engines.put(engine, Report(now.ns, message), now.ns)
+        if message.prefix_cache_hit_ratio is not None:
+            pool.hits.put(engine, message.prefix_cache_hit_ratio, now.ns)
+            pool.kept.pace.see(message, now.ns)
         self._mark(pool, now)
         if pool.plan is not None:
             pool.plan.add(message, now.ns)
@@ -133,7 +141,7 @@ class ScalingHandler:
             _fulfil(pool, len(reports), now.ns)
             planned = pool.plan.planned if pool.plan else None
         demand = Demand.of(engines, signals, self._expect(message.pool, now.ns))
-        found = self._judge(pool, pool.since_ns, demand, len(reports), planned, now)
+        found = self._judge(pool, pool.since_ns, demand, reports, planned, now)
         if isinstance(found, Change):
             return (
                 self._advise(pool, found, reports, now) if self._is_news(pool, found, now) else ()
@@ -200,6 +208,7 @@ class ScalingHandler:
     def _new_pool(self) -> _Pool:
         return _Pool(
             engines=ExpiringDict(self._ttl_ns),
+            hits=ExpiringDict(self._marks_ns),
             fewest_desired=RollingMax(max(1, self._hold_ns["scale_up"])),
             most_desired=RollingMax(max(1, self._hold_ns["scale_down"])),
             plan=Plan(self._settings) if self._plans else None,
@@ -217,12 +226,12 @@ class ScalingHandler:
         pool: _Pool,
         since_ns: int,
         demand: Demand,
-        replicas: int,
+        reports: list[Report],
         planned: Planned | None,
         now: Moment,
     ) -> Change | Held | None:
         """What the load of the last while, or the plan, asks for, if anything, or why not."""
-        settings = self._settings
+        settings, replicas = self._settings, demand.replicas
         desired = desired_replicas(demand.signals, replicas, settings.tolerance_ratio)
         desired = min(max(desired, settings.min_replicas), settings.max_replicas)
         pool.fewest_desired.add(now.ns, -desired)
@@ -240,10 +249,11 @@ class ScalingHandler:
         elif known_ns < self._hold_ns["scale_down"]:
             asked = replicas
         if asked < replicas:
-            found = scale_down(settings, replicas, asked, demand, self._downs(pool, now.ns))
+            caches = self._caches(pool, reports, now.ns)
+            found = scale_down(settings, demand, caches, asked, self._downs(pool, now.ns))
             if isinstance(found, Held):
                 return found
-            return Change("scale_down", found, demand, planned)
+            return Change("scale_down", found, demand, planned, caches.loss(replicas - found))
         if desired < replicas and planned is None:
             text = f"the load must have asked for it for {settings.down_hold_seconds:g} s"
             return Held(desired, "hold", text)
@@ -252,6 +262,14 @@ class ScalingHandler:
             text = f"the load is low, but {missing} is not measured"
             return Held(replicas - 1, "unknown", text)
         return None
+
+    def _caches(self, pool: _Pool, reports: list[Report], now_ns: int) -> Caches:
+        hits = [ratio for _, ratio in pool.hits.items(now_ns)]
+        return Caches(
+            [report.metrics for report in reports],
+            fmean(hits) if hits else None,
+            pool.kept.pace.tokens_per_second,
+        )
 
     def _downs(self, pool: _Pool, now_ns: int) -> int:
         """How often the pool was scaled down in the last hour."""

@@ -160,6 +160,14 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
     least_saving_usd_per_hour: Annotated[
         float, Meta(ge=0, description="no scale-down that saves less; without a price: any")
     ] = 0.10
+    payback_max_hours: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="no scale-down whose loss of KV cache takes longer to make up for; one "
+            "that is not measured does not count",
+        ),
+    ] = 1.0
     downs_per_hour_max: Annotated[
         int, Meta(ge=1, le=1000, description="no scale-down after so many within an hour")
     ] = 6

@@ -9,7 +9,7 @@ from schemas.message import Message, Simulated
 from schemas.units import Count, Instant, Number, Ratio, Seconds, Token
 
 Action = Literal["scale_up", "scale_down", "consolidate", "right_size", "tune_cache"]
-HeldReason = Literal["hold", "unknown", "failure", "saving", "churn"]
+HeldReason = Literal["hold", "unknown", "failure", "saving", "churn", "payback"]
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +25,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description="a field of EngineMetrics, or `capacity_usage_ratio` (running by "
             "`requests_running_max`); `…_projected`: with failures, see there; "
-            "`requests_in_flight_p90`, `…_expected`: of a forecast; `short_risk_ratio`: of a plan"
+            "`requests_in_flight_p90`, `…_expected`: of a forecast; `short_risk_ratio`: of a plan; "
+            "`kv_cache_tokens_lost`"
         ),
     ]
     value: Annotated[
@@ -164,10 +165,15 @@ class Recommendation(Message, frozen=True, kw_only=True):
         ),
     ] = None
     one_off_cost_usd: Annotated[
-        Number | None, Meta(description="what the change costs once; null: not known, today always")
+        Number | None,
+        Meta(
+            description="what the change costs once; down: KV cache to compute anew, at most; "
+            "null: not measured, no price, or up"
+        ),
     ] = None
     payback_hours: Annotated[
-        Number | None, Meta(description="until that is saved; null: not known, today always")
+        Number | None,
+        Meta(description="until that is saved, with or without a price; null: not measured, or up"),
     ] = None
     supersedes: Annotated[
         str | None,
@@ -199,7 +205,7 @@ class HeldAdvice(Message, frozen=True, kw_only=True):
         Meta(
             description="`hold`: not asked for long enough; `unknown`: something is not measured; "
             "`failure`: what is left would not survive one; `saving`: too little; `churn`: too "
-            "many changes of late; null: nothing is held any more"
+            "many changes of late; `payback`: too much KV cache lost; null: nothing is held now"
         ),
     ]
     text: Annotated[str, Meta(description="why, for people")] = ""

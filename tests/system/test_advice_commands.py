@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,12 @@ def up(tmp_path: Path) -> Iterator[Up]:
 
 async def test_advice_is_listed_approved_carried_out_and_explained(up: Up, tmp_path: Path) -> None:
     one = advice(1, text="40 requests wait", saving_usd_per_hour=-4.0)
-    other = advice(2, pool="code", simulated=True)
+    money: dict[str, Any] = {
+        "saving_usd_per_hour": 4.0,
+        "one_off_cost_usd": 0.01,
+        "payback_hours": 0.0025,
+    }
+    other = advice(2, pool="code", simulated=True, **money)
     held = HeldAdvice(
         pool="embed",
         decided_at=one.decided_at,
@@ -63,6 +69,7 @@ async def test_advice_is_listed_approved_carried_out_and_explained(up: Up, tmp_p
     assert "why: 40 requests wait" in text
     assert "costs 4.00 $/h, low risk, confidence 100%, stands for" in text
     assert f"next: resource-agent approve {name}" in text
+    assert "saves 4.00 $/h, 0.01 $ once, pays back in 9.0 s, low risk" in text
     assert "from simulated evidence" in text
     assert "not advised: scale_down embed 4 → 3: 3 are too few  [failure]" in text
     assert (rehearsed.returncode, untouched) == (0, "2"), rehearsed.stderr

@@ -31,7 +31,7 @@ def kv(*values: float | None) -> Demand:
     ],
 )
 def test_the_load_of_now_needs_replicas(found: Demand, replicas: int) -> None:
-    assert found.replicas == replicas
+    assert found.needed == replicas
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_load_of_now_needs_replicas(found: Demand, replicas: int) -> None:
 def test_the_load_expected_needs_more(
     engines: list[EngineMetrics], p90: float, replicas: int
 ) -> None:
-    assert demand(*engines, p90=p90).replicas == replicas
+    assert demand(*engines, p90=p90).needed == replicas
 
 
 @pytest.mark.parametrize(

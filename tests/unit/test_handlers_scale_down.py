@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from handlers.cache_loss import Caches
 from handlers.demand import Demand, Expected
 from handlers.replicas import measure
 from handlers.scale_down import Held, scale_down
@@ -20,10 +21,13 @@ def pool(replicas: int, p90: float | None = None, **load: Any) -> Demand:
     return Demand.of(engines, measure(engines, ScalingSettings()), expected)
 
 
+NOTHING_KNOWN = Caches([engine(kv=None)], None, None)
+
+
 def judged(
-    demand: Demand, replicas: int, asked: int, *, downs: int = 0, **settings: Any
+    demand: Demand, asked: int, *, downs: int = 0, caches: Caches = NOTHING_KNOWN, **settings: Any
 ) -> int | Held:
-    return scale_down(msgspec.convert(settings, ScalingSettings), replicas, asked, demand, downs)
+    return scale_down(msgspec.convert(settings, ScalingSettings), demand, caches, asked, downs)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +46,7 @@ def test_what_is_left_survives_failures(
 ) -> None:
     demand = pool(replicas, kv=kv, running=0 if kv == 0 else 10)
 
-    assert judged(demand, replicas, 1, failures_survived=failures) == target
+    assert judged(demand, 1, failures_survived=failures) == target
 
 
 @pytest.mark.parametrize(
@@ -56,7 +60,7 @@ def test_what_is_left_survives_failures(
 def test_without_a_survivor_too_many_nothing_is_advised(
     kv: float, replicas: int, failures: int
 ) -> None:
-    held = judged(pool(replicas, kv=kv), replicas, 1, failures_survived=failures)
+    held = judged(pool(replicas, kv=kv), 1, failures_survived=failures)
 
     assert isinstance(held, Held)
     assert (held.reason, held.target) == ("failure", 1)
@@ -66,8 +70,8 @@ def test_without_a_survivor_too_many_nothing_is_advised(
 def test_what_is_expected_counts_not_what_is_there_now() -> None:
     calm, rising = pool(8), pool(8, p90=120.0)
 
-    assert judged(calm, 8, 5) == 6
-    assert judged(rising, 8, 5) == Held(
+    assert judged(calm, 5) == 6
+    assert judged(rising, 5) == Held(
         5,
         "failure",
         "120 requests in flight (p90 of the next 900 s) needs 8 replicas within the targets, and "
@@ -76,7 +80,7 @@ def test_what_is_expected_counts_not_what_is_there_now() -> None:
 
 
 def test_what_a_replica_would_carry_must_be_known() -> None:
-    held = judged(pool(4, p90=20.0, kv=0.0, running=0), 4, 2)
+    held = judged(pool(4, p90=20.0, kv=0.0, running=0), 2)
 
     assert isinstance(held, Held)
     assert held.reason == "unknown"
@@ -94,7 +98,7 @@ def test_what_a_replica_would_carry_must_be_known() -> None:
     ],
 )
 def test_too_small_a_saving_is_held(settings: dict[str, Any], text: str) -> None:
-    assert judged(pool(8), 8, 5, **settings) == Held(6, "saving", text)
+    assert judged(pool(8), 5, **settings) == Held(6, "saving", text)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +110,33 @@ def test_too_small_a_saving_is_held(settings: dict[str, Any], text: str) -> None
     ],
 )
 def test_enough_of_a_saving_is_advised(settings: dict[str, Any]) -> None:
-    assert judged(pool(8), 8, 5, **settings) == 6
+    assert judged(pool(8), 5, **settings) == 6
 
 
 @pytest.mark.parametrize(("downs", "is_held"), [(1, False), (2, True), (3, True)])
 def test_too_many_changes_are_held(downs: int, is_held: bool) -> None:
-    held = judged(pool(8), 8, 5, downs=downs, downs_per_hour_max=2)
+    held = judged(pool(8), 5, downs=downs, downs_per_hour_max=2)
 
     assert (isinstance(held, Held) and held.reason == "churn") == is_held
+
+
+@pytest.mark.parametrize(
+    ("pace", "held"),
+    [
+        # 8 * 100,000 tokens in use, 0.6 found again, of 2 in 8 replicas: 120,000 tokens.
+        pytest.param(120_000 / 3600 / 2, False, id="2 replica-hours of 2 replicas: an hour"),
+        pytest.param(119_000 / 3600 / 2, True, id="more than an hour"),
+        pytest.param(None, False, id="not measured"),
+    ],
+)
+def test_a_cache_that_takes_too_long_to_make_up_for_is_kept(pace: float | None, held: bool) -> None:
+    engines = [engine(kv=0.5, kv_cache_capacity_tokens=200_000)]
+
+    found = judged(pool(8), 5, caches=Caches(engines, 0.6, pace), usd_per_replica_hour=None)
+
+    if held:
+        assert isinstance(found, Held)
+        assert (found.reason, found.target) == ("payback", 6)
+        assert "At most 120,000 tokens of KV cache have to be computed anew" in found.text
+    else:
+        assert found == 6

@@ -24,7 +24,7 @@ def loaded(name: str, load: Mapping[str, Any]) -> EngineMetrics:
 
 
 def trace(
-    start: float, end: float, replicas: int, load: dict[str, float], step: float = 5.0
+    start: float, end: float, replicas: int, load: Mapping[str, Any], step: float = 5.0
 ) -> list[tuple[float, EngineMetrics]]:
     """Every replica reports every `step` seconds in [start, end], one tenth after the other."""
     return [
@@ -258,6 +258,52 @@ def test_a_rise_that_is_expected_keeps_the_replicas() -> None:
     assert advised[0].evidence[-1].signal == "requests_in_flight_p90"
     assert rising.advice == []
     assert "400 requests in flight (p90 of the next 900 s) needs 16 replicas" in held[-1].text
+
+
+CACHED = {
+    "kv_cache_capacity_tokens": 200_000,
+    "prefix_cache_hit_ratio": 0.6,
+    "prompt_tokens_per_second": 20_000.0,
+}
+
+
+def test_scale_down_prices_the_kv_cache_that_is_lost() -> None:
+    settings = ScalingSettings(usd_per_replica_hour=3.6)
+    (advice,) = Player(settings).play(trace(0, 300, 4, IDLE | CACHED)).advice
+
+    # 2 of 4 go, each with 0.1 * 200,000 * 0.6 tokens; a replica computes 20,000 * 0.4 a second.
+    assert advice.one_off_cost_usd == pytest.approx(24_000 / 8_000 * 0.001)
+    assert advice.payback_hours == pytest.approx(24_000 / 8_000 / 3600 / 2)
+    assert advice.evidence[-1].signal == "kv_cache_tokens_lost"
+    assert advice.evidence[-1].value == pytest.approx(24_000.0)
+    assert "24,000 tokens of KV cache have to be computed anew: 3.0 s of one" in advice.text
+
+
+def test_without_a_price_the_payback_of_the_cache_is_known_all_the_same() -> None:
+    (advice,) = Player().play(trace(0, 300, 4, IDLE | CACHED)).advice
+
+    assert (advice.saving_usd_per_hour, advice.one_off_cost_usd) == (None, None)
+    assert advice.payback_hours == pytest.approx(1.5 / 3600)
+
+
+@pytest.mark.parametrize("unmeasured", list(CACHED))
+def test_a_cache_that_is_not_measured_costs_null_and_the_advice_says_so(unmeasured: str) -> None:
+    settings = ScalingSettings(usd_per_replica_hour=3.6)
+    load = IDLE | CACHED | {unmeasured: None}
+
+    (advice,) = Player(settings).play(trace(0, 300, 4, load)).advice
+
+    assert (advice.one_off_cost_usd, advice.payback_hours) == (None, None)
+    assert f"{unmeasured} is not measured" in advice.text
+
+
+def test_the_last_known_hit_ratio_counts_while_no_prompt_comes() -> None:
+    quiet = IDLE | CACHED | {"prefix_cache_hit_ratio": None, "prompt_tokens_per_second": None}
+    steps = trace(0, 150, 4, IDLE | CACHED) + trace(155, 300, 4, quiet)
+
+    (advice,) = Player().play(steps).advice
+
+    assert advice.payback_hours == pytest.approx(1.5 / 3600)
 
 
 def test_a_pool_at_rest_goes_to_one_replica_without_a_spare() -> None:
