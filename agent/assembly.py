@@ -177,6 +177,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     from handlers.alerting.configuration import AlertConfiguration  # noqa: PLC0415
     from handlers.alerting.endpoints import AlertEndpoints  # noqa: PLC0415
     from handlers.alerting.open_alerts import OpenAlerts  # noqa: PLC0415
+    from handlers.decision_book import DecisionReader  # noqa: PLC0415
     from handlers.execution import execution_endpoints  # noqa: PLC0415
     from handlers.foreign import ForeignMessages  # noqa: PLC0415
     from handlers.insights.service import InsightService  # noqa: PLC0415
@@ -204,13 +205,14 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         _instance(bus, "handlers", place) as instance,
         _leases(bus, "handlers", place) as leases,
         AlertConfiguration(book, bus.bucket("config"), bus, config_name) as configuration,
+        DecisionReader(bus, time.time_ns) as decisions,
         HandlersRuntime(
             publisher=bus,
             subscriber=bus,
             history=history,
             state=bus.bucket("state"),
             leases=leases,
-            make_handlers=lambda: default_handlers(settings, book),
+            make_handlers=lambda: default_handlers(settings, book, decisions.book),
             slots=settings.slots,
             members=lambda: max(1, instance.registry.count_live("handlers")),
             admission=Admission(settings.max_nodes, settings.max_pools),

@@ -2,6 +2,7 @@
 
 from handlers.alerting.book import AlertBook
 from handlers.alerts import AlertsHandler
+from handlers.decision_book import DecisionBook
 from handlers.forecast import ForecastHandler
 from handlers.rollup import RollupHandler
 from handlers.scaling import ScalingHandler
@@ -24,9 +25,14 @@ def alert_book(settings: HandlersSettings) -> AlertBook:
 
 
 def default_handlers(
-    settings: HandlersSettings, book: AlertBook | None = None
+    settings: HandlersSettings,
+    book: AlertBook | None = None,
+    decisions: DecisionBook | None = None,
 ) -> tuple[Handler, ...]:
-    """A fresh set of every handler, for one slot; without a book the settings' rules alone."""
+    """A fresh set of every handler, for one slot.
+
+    Without a book of alerts the settings' rules alone; without one of decisions none was made.
+    """
     book = alert_book(settings) if book is None else book
     forecast = ForecastHandler(settings.forecast)
     return (
@@ -40,7 +46,7 @@ def default_handlers(
         AlertsHandler(settings.alerts, book, "fleet"),
         StaleNodesHandler(settings.alerts, book),
         forecast,  # before scaling, which asks it
-        ScalingHandler(settings.scaling, forecast.expected),
+        ScalingHandler(settings.scaling, forecast.expected, decisions),
         WasteHandler(settings, "node"),
         WasteHandler(settings, "pool"),
         WasteHandler(settings, "fleet"),

@@ -2,20 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from handlers.cache_loss import CacheLoss
 from handlers.demand import Demand
 from handlers.plan import Planned
 from handlers.replicas import SIGNALS, Signal
-from handlers.scale_down import expectation, loss_text, one_off_usd, payback_hours
+from handlers.scale_down import Direction, expectation, loss_text, one_off_usd, payback_hours
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
 from schemas.protocols import Moment
 from schemas.scaling import Evidence, Recommendation
 from schemas.units import SECOND_NS, instant
-
-Direction: TypeAlias = Literal["scale_up", "scale_down"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

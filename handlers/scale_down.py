@@ -1,17 +1,22 @@
 """Whether fewer replicas are advised: they must survive a failure, and be worth it. Pure."""
 
 import dataclasses
+from typing import Literal, TypeAlias
 
 from handlers.cache_loss import CacheLoss, Caches
 from handlers.demand import Demand
 from handlers.settings import ScalingSettings
 from schemas.scaling import HeldReason
 
+Direction: TypeAlias = Literal["scale_up", "scale_down"]
+DOWN: Direction = "scale_down"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Held:
-    """The fewer replicas that the load asks for, and why they are not advised."""
+    """A change that the load asks for, and why it is not advised."""
 
+    action: Direction
     target: int
     reason: HeldReason
     text: str
@@ -29,22 +34,22 @@ def scale_down(
     """
     if not demand.is_known:
         text = "requests are expected, but nothing runs now and no replica tells how many it can"
-        return Held(asked, "unknown", text)
+        return Held(DOWN, asked, "unknown", text)
     needed = demand.needed
     target = max(asked, needed + settings.failures_survived if needed else 1)
     if target >= demand.replicas:
-        return Held(asked, "failure", _too_few(settings, asked, needed, demand))
+        return Held(DOWN, asked, "failure", _too_few(settings, asked, needed, demand))
     removed = demand.replicas - target
     if reason := _too_little(settings, removed, demand.replicas):
-        return Held(target, "saving", reason)
+        return Held(DOWN, target, "saving", reason)
     if downs >= settings.downs_per_hour_max:
-        return Held(target, "churn", f"it was scaled down {downs} times within the last hour")
+        return Held(DOWN, target, "churn", f"it was scaled down {downs} times within the last hour")
     loss = caches.loss(removed)
     payback = payback_hours(loss, removed)
     if payback is not None and payback > settings.payback_max_hours:
         most = f"{settings.payback_max_hours:g} h"
         text = f"{loss_text(settings, loss, removed)} The most is {most}."
-        return Held(target, "payback", text)
+        return Held(DOWN, target, "payback", text)
     return target
 
 

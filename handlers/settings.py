@@ -171,6 +171,14 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
     downs_per_hour_max: Annotated[
         int, Meta(ge=1, le=1000, description="no scale-down after so many within an hour")
     ] = 6
+    rejected_hold_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86400,
+            description="what was rejected is not advised again for so long, unless more is needed",
+        ),
+    ] = 3600.0
     startup_lead_seconds: Annotated[
         float,
         Meta(ge=0, le=86400, description="a new replica serves after this long"),

@@ -9,7 +9,9 @@ from schemas.message import Message, Simulated
 from schemas.units import Count, Instant, Number, Ratio, Seconds, Token
 
 Action = Literal["scale_up", "scale_down", "consolidate", "right_size", "tune_cache"]
-HeldReason = Literal["hold", "unknown", "failure", "saving", "churn", "payback"]
+HeldReason = Literal[
+    "hold", "unknown", "failure", "saving", "churn", "payback", "rejected", "settling"
+]
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,9 +205,10 @@ class HeldAdvice(Message, frozen=True, kw_only=True):
     reason: Annotated[
         HeldReason | None,
         Meta(
-            description="`hold`: not asked for long enough; `unknown`: something is not measured; "
-            "`failure`: what is left would not survive one; `saving`: too little; `churn`: too "
-            "many changes of late; `payback`: too much KV cache lost; null: nothing is held now"
+            description="`hold`: not asked for long enough; `unknown`: not all is measured; "
+            "`failure`: would not survive one; `saving`: too little; `churn`: too often; "
+            "`payback`: too much KV cache lost; `rejected`: of late; `settling`: just carried out; "
+            "null: nothing is held now"
         ),
     ]
     text: Annotated[str, Meta(description="why, for people")] = ""

@@ -8,6 +8,7 @@ import msgspec
 from agent.bus import Bus
 from schemas.life import decision_id, step_id
 from schemas.message import Message
+from schemas.protocols import Delivery
 from schemas.scaling import Decision, Execution, Recommendation
 from schemas.units import SECOND_NS, instant
 
@@ -62,6 +63,11 @@ def step(of: Recommendation, phase: str = "requested", **fields: Any) -> Executi
         "dry_run": False,
     }
     return msgspec.convert(values | fields, Execution)
+
+
+def delivered(message: Message, stored_ns: int) -> Delivery:
+    """As the stream gives it to who reads it."""
+    return Delivery(message.subject(), msgspec.json.encode(message), {}, 1, stored_ns)
 
 
 async def tell(bus: Bus, *messages: Message) -> None:

@@ -72,6 +72,7 @@ def test_what_is_expected_counts_not_what_is_there_now() -> None:
 
     assert judged(calm, 5) == 6
     assert judged(rising, 5) == Held(
+        "scale_down",
         5,
         "failure",
         "120 requests in flight (p90 of the next 900 s) needs 8 replicas within the targets, and "
@@ -98,7 +99,7 @@ def test_what_a_replica_would_carry_must_be_known() -> None:
     ],
 )
 def test_too_small_a_saving_is_held(settings: dict[str, Any], text: str) -> None:
-    assert judged(pool(8), 5, **settings) == Held(6, "saving", text)
+    assert judged(pool(8), 5, **settings) == Held("scale_down", 6, "saving", text)
 
 
 @pytest.mark.parametrize(

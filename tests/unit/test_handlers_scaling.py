@@ -1,17 +1,21 @@
 import random
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
+from handlers.decision_book import DecisionBook
 from handlers.demand import Expected
 from handlers.scaling import ScalingHandler
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
+from schemas.message import Message
 from schemas.protocols import Emit, Moment
 from schemas.scaling import Decision, HeldAdvice, Recommendation
 from schemas.units import to_ns
+from tests.support.advice import decision, delivered, step
 from tests.support.samples import START_NS, at, engine
 
 BUSY = {"waiting": 10, "kv": 0.9, "running": 60, "running_max": 64}
@@ -37,9 +41,17 @@ def trace(
 class Player:
     """Plays traces into one handler, with a tick every 5 s before the messages."""
 
-    def __init__(self, settings: ScalingSettings | None = None, p90: float | None = None) -> None:
+    def __init__(
+        self,
+        settings: ScalingSettings | None = None,
+        p90: float | None = None,
+        book: DecisionBook | None = None,
+    ) -> None:
         expected = None if p90 is None else Expected(p90, 900.0)
-        self.handler = ScalingHandler(settings or ScalingSettings(), lambda pool, ns: expected)
+        self.book = book or DecisionBook()
+        self.handler = ScalingHandler(
+            settings or ScalingSettings(), lambda pool, ns: expected, self.book
+        )
         self.sequence = 0
         self.emits: list[tuple[float, Emit]] = []
         self._tick = 0
@@ -50,6 +62,11 @@ class Player:
             self.sequence += 1
             emits = self.handler.handle(message, at(second, self.sequence))
             self.emits += [(second, emit) for emit in emits]
+        return self
+
+    def hear(self, second: float, message: Message) -> "Player":
+        """The book hears what was stored at that second."""
+        self.book.heard(delivered(message, at(second).ns))
         return self
 
     def tick_to(self, second: float) -> None:
@@ -488,6 +505,137 @@ def test_pools_are_apart_and_simulated_is_carried_on() -> None:
         ("a", False, 2),
         ("b", True, 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("load", "replicas", "given", "again"),
+    [
+        pytest.param(BUSY, 2, 30.0, 3640.0, id="up"),
+        pytest.param(IDLE, 4, 300.0, 3910.0, id="down"),
+    ],
+)
+def test_rejected_advice_is_not_repeated_for_a_while_and_says_so(
+    load: dict[str, float], replicas: int, given: float, again: float
+) -> None:
+    player = Player().play(trace(0, given + 5, replicas, load))
+    (rejected,) = player.advice
+    player.hear(given + 10, decision(rejected, "rejected"))
+
+    player.play(trace(given + 10, again, replicas, load, step=10))
+
+    first, second = player.advice
+    assert to_ns(second.decided_at) >= at(given + 10 + 3600).ns
+    assert second.supersedes is None
+    assert player.verdicts == []  # it neither expires nor is it superseded
+    assert {held.reason for held in player.held} >= {"rejected"}
+    held = next(held for held in player.held if held.reason == "rejected")
+    assert (held.action, held.replicas_to) == (first.action, first.replicas_to)
+    assert "was rejected at 2027-01-15 08:" in held.text
+
+
+def test_more_than_was_rejected_is_advised_at_once() -> None:
+    player = Player().play(trace(0, 35, 2, BUSY))
+    player.hear(36, decision(player.advice[0], "rejected"))
+
+    player.play(trace(40, 200, 2, BUSY) + trace(205, 260, 2, BUSY | {"waiting": 20}))
+
+    # 2 → 4 was rejected; with 20 waiting at one, and then at both, it is 2 → 6 and 2 → 8.
+    assert [advice.replicas_to for advice in player.advice] == [4, 6, 8]
+
+
+def test_a_lost_replica_asks_for_more_than_was_rejected() -> None:
+    load = {"waiting": 8, "kv": 0.9, "running": 60, "running_max": 64}
+    player = Player().play(trace(0, 100, 3, load))
+    player.hear(101, decision(player.advice[-1], "rejected"))
+
+    player.play(trace(105, 200, 2, load | {"waiting": 12}))
+
+    # 3 * 8 / 5 → 5 was rejected; then two carry what three did: 2 * 12 / 5.
+    last, rejected = player.advice[-1], player.advice[-2]
+    assert (rejected.replicas_from, rejected.replicas_to) == (3, 5)
+    assert (last.replicas_from, last.replicas_to) == (2, 5)
+
+
+def test_a_rejection_of_one_direction_leaves_the_other() -> None:
+    player = Player().play(trace(0, 301, 4, IDLE))
+    player.hear(302, decision(player.advice[0], "rejected"))
+
+    player.play(trace(305, 340, 4, BUSY))
+
+    assert [advice.action for advice in player.advice] == ["scale_down", "scale_up"]
+    assert player.verdicts == []
+
+
+def test_advice_that_was_carried_out_does_not_expire_and_its_hold_counts_from_then() -> None:
+    player = Player().play(trace(0, 35, 2, BUSY))
+    player.hear(100, step(player.advice[0], "succeeded"))
+
+    player.play(trace(40, 640, 2, BUSY))
+
+    # New replicas may start until 100 + 120; else it would have expired at 30 + 600.
+    assert player.verdicts == []
+    assert [to_ns(advice.decided_at) for advice in player.advice] == [at(30).ns, at(220).ns]
+
+
+def test_after_an_execution_a_pool_settles_before_it_is_scaled_down_further() -> None:
+    less = {"waiting": 0, "kv": 0.05, "running": 1, "running_max": 64}
+    player = Player().play(trace(0, 301, 8, IDLE))
+    player.hear(310, step(player.advice[0], "succeeded"))
+
+    player.play(trace(315, 609.9, 8, less))
+    assert len(player.advice) == 1
+    assert player.held[-1].reason == "settling"
+
+    player.play(trace(610, 615, 8, less))
+    assert [to_ns(advice.decided_at) for advice in player.advice][1] == at(610).ns
+
+
+def test_a_dry_run_or_a_failure_leaves_the_advice_standing() -> None:
+    player = Player().play(trace(0, 35, 2, BUSY))
+    (advice,) = player.advice
+    player.hear(40, step(advice, "failed")).hear(41, step(advice, "succeeded", dry_run=True))
+
+    player.play(trace(45, 700, 2, BUSY))
+
+    assert player.verdicts == [("expired", advice.recommendation_id)]
+
+
+def test_decisions_are_not_acted_on_before_the_instant_at_which_they_were_stored() -> None:
+    live = Player().play(trace(0, 100, 2, BUSY))
+    rejection = decision(live.advice[0], "rejected")
+    executed = step(live.advice[0], "succeeded", idempotency_key="other")
+    live.hear(101, rejection).hear(900, executed).play(trace(105, 4000, 2, BUSY, step=15))
+
+    replayed = Player().hear(101, rejection).hear(900, executed)
+    replayed.play(trace(0, 100, 2, BUSY) + trace(105, 4000, 2, BUSY, step=15))
+
+    assert len(live.advice) == 2
+    assert replayed.emits == live.emits
+
+
+def test_a_rejection_outlives_a_restart() -> None:
+    steps = trace(0, 1500, 2, BUSY, step=15)
+    first = Player().play(steps[:10])
+    first.hear(70, decision(first.advice[0], "rejected")).play(steps[10:100])
+    second = Player(book=first.book).play(steps[50:100])  # the window that is replayed
+    second.emits.clear()
+
+    second.handler.restore(first.handler.snapshot() or b"")
+    second.play(steps[100:])
+
+    assert len(first.advice) == 1
+    assert second.advice == []
+
+
+def test_late_samples_of_an_agent_whose_clock_is_off_are_judged_by_the_streams() -> None:
+    hour = timedelta(hours=1)
+    off = [
+        (second, msgspec.structs.replace(message, observed_at=message.observed_at + shift))
+        for place, (second, message) in enumerate(trace(0, 301, 4, IDLE))
+        for shift in [hour if place % 2 else -hour]
+    ]
+
+    assert Player().play(off).advice == Player().play(trace(0, 301, 4, IDLE)).advice
 
 
 def test_restored_advice_still_stands_and_still_expires() -> None:
