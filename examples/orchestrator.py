@@ -1,117 +1,84 @@
-"""Carry out scaling advice exactly once, also when killed in the middle; nats-py and stdlib only.
+"""Decide on advice by a rule of your own, and have the executor carry it out.
 
-    NATS_URL=... python examples/orchestrator.py [--allow-simulated]    # keeps two files here
+    python examples/orchestrator.py [--for-real]    # with `resource-agent up` and an executor
 
-Advice comes in order, one at a time, and is acknowledged last: what was not finished comes again.
-Nothing is done twice even so: the journal has one line for each advice, written before the act;
-the target is absolute; JetStream drops events it has. Put your `kubectl scale` in place of `act`.
+It keeps nothing: all that was decided and done is in the stream. Kill it at any time, run two of
+them beside each other, decide by hand beside both: the first decision on a recommendation counts,
+and an execution is begun once. Put your own rule in place of `verdict`.
 """
 
+import argparse
 import asyncio
-import json
-import os
 import sys
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Literal
 
-import nats
-from nats.js.api import ConsumerConfig
+from agent.bus import BusError
+from agent.client import ResourceAgent
+from schemas.protocols import PublishError, RequestError
+from schemas.scaling import Recommendation
 
-STATE, JOURNAL = Path("replicas.json"), Path("journal.jsonl")
-
-
-def replicas() -> dict[str, int]:
-    return dict(json.loads(STATE.read_text())) if STATE.exists() else {}
+NAME = "example"
+LOOK_SECONDS, WAIT_SECONDS = 2.0, 120.0
 
 
-def act(pool: str, target: int) -> None:
-    """Set the pool's replicas, here in a file."""
-    new = STATE.with_suffix(".new")
-    new.write_text(json.dumps({**replicas(), pool: target}))
-    new.replace(STATE)
+def verdict(advice: Recommendation) -> tuple[Literal["accepted", "rejected"] | None, str]:
+    """What to say to advice, and why; None: people decide, by `resource-agent approve`."""
+    if advice.simulated or advice.confidence_ratio < 0.5:
+        return None, "the evidence is simulated or thin"
+    if advice.risk == "high":
+        return "rejected", "high risk is nothing for a program"
+    return "accepted", f"{advice.risk} risk, confidence {advice.confidence_ratio:.0%}"
 
 
-def decide(advice: dict[str, Any]) -> dict[str, Any]:
-    """What the journal says of this advice, or else a new decision, written there at once."""
-    for line in JOURNAL.read_text().splitlines() if JOURNAL.exists() else ():
-        if (plan := dict(json.loads(line)))["key"] == advice["idempotency_key"]:
-            return plan
-    refused = ""
-    if advice["simulated"] is not False and "--allow-simulated" not in sys.argv:
-        refused = "the evidence is simulated"
-    elif datetime.now(UTC) >= datetime.fromisoformat(advice["expires_at"]):
-        refused = "expired"
-    before = replicas().get(advice["pool"], advice["replicas_from"])
-    plan = {"key": advice["idempotency_key"], "refused": refused, "before": before}
-    with JOURNAL.open("a") as file:
-        file.write(json.dumps(plan) + "\n")
-    return plan
+async def settle(agent: ResourceAgent, advice: Recommendation, *, dry_run: bool) -> str:
+    """Decide where nobody has, have it carried out where it was accepted; what came of it."""
+    name = advice.recommendation_id
+    story = await agent.explain(name)
+    if story.state == "open":
+        word, reason = verdict(advice)
+        if word is None:
+            return f"left to people: {reason}"
+        decide = agent.approve if word == "accepted" else agent.reject
+        story = await decide(name, reason=reason, by=NAME)
+    if story.state not in ("accepted", "requested", "executing"):
+        return story.closed or story.state
+    reply = await agent.execute_optimization(name, dry_run=dry_run, wait_seconds=WAIT_SECONDS)
+    step = reply.execution
+    return f"{'dry run ' * step.dry_run}{step.phase}: {step.error or step.text}"
 
 
-async def carry_out(stream: nats.js.JetStreamContext, advice: dict[str, Any]) -> None:
-    async def say(subject: str, **fields: object) -> None:
-        copied = {name: advice[name] for name in ("pool", "recommendation_id", "simulated")}
-        by, at = "examples/orchestrator.py", datetime.now(UTC).isoformat()
-        family, _, word = subject.partition(".")
-        if family == "decision":
-            event = {**copied, **fields, "verdict": word, "decided_by": by, "decided_at": at}
-        else:
-            step = {"phase": word, "executed_by": by, "observed_at": at, "dry_run": False}
-            event = {**copied, **fields, **step, "idempotency_key": advice["idempotency_key"]}
-        once = {"Nats-Msg-Id": f"{advice['recommendation_id']}.{subject}"}
-        target = f"fleet.v1.{subject}.{advice['pool']}"
-        await stream.publish(target, json.dumps(event).encode(), headers=once)
-
-    plan = decide(advice)
-    if plan["refused"]:
-        await say("decision.rejected", reason=plan["refused"])
-        return
-    for subject in ("decision.accepted", "execution.requested", "execution.started"):
-        await say(subject)
-    try:
-        act(advice["pool"], advice["replicas_to"])
-    except OSError as error:
-        await say("execution.failed", error=str(error))
-    else:
-        change = {"replicas_before": plan["before"], "replicas_after": advice["replicas_to"]}
-        await say("execution.succeeded", **change)
-
-
-async def complain(error: Exception) -> None:
-    print(f"nats: {error}", file=sys.stderr)
+async def look(agent: ResourceAgent, done: set[str], *, dry_run: bool) -> None:
+    """Settle what stands and is not `done`; what cannot be settled now comes again."""
+    rows = (await agent.get_scaling_recommendations()).rows
+    done &= {advice.recommendation_id for advice in rows}
+    for advice in rows:
+        name = advice.recommendation_id
+        if name not in done:
+            try:
+                print(name, await settle(agent, advice, dry_run=dry_run), flush=True)
+                done.add(name)
+            except (RequestError, PublishError) as error:  # nobody answers, or one was quicker
+                print(f"{name} later: {error}", file=sys.stderr)
 
 
 async def main() -> None:
-    url = os.environ.get("NATS_URL", "")
-    if (user := urlsplit(url).username) is None:
-        sys.exit("NATS_URL has no user: whoever acts on advice must know that it is genuine")
-    client = await nats.connect(
-        url,
-        name="orchestrator",
-        error_cb=complain,
-        max_reconnect_attempts=-1,
-        inbox_prefix=f"_INBOX_{user}",  # nobody else may listen there
-    )
-    stream = client.jetstream()
-    work = await stream.pull_subscribe(
-        "fleet.v1.recommendation.>",
-        durable="orchestrator",
-        config=ConsumerConfig(max_ack_pending=1, ack_wait=30),  # one at a time, in order
-    )
-    while True:
-        try:
-            (message,) = await work.fetch(1, timeout=5)
+    parser = argparse.ArgumentParser(description="decide on advice, and have it carried out")
+    parser.add_argument("--url", help="else NATS_URL, or the running `resource-agent up`")
+    parser.add_argument("--for-real", action="store_true", help="else dry runs")
+    asked = parser.parse_args()
+
+    done: set[str] = set()
+    async with await ResourceAgent.connect(asked.url) as agent:
+        while True:
             try:
-                await carry_out(stream, json.loads(message.data))
-            except (ValueError, KeyError, TypeError, RecursionError, nats.errors.BadSubjectError):
-                await message.term()  # not advice: it would come again for ever
-            else:
-                await message.ack_sync()
-        except nats.errors.TimeoutError:
-            continue  # nothing new; or no answer, and then the advice comes again
+                await look(agent, done, dry_run=not asked.for_real)
+            except RequestError as error:
+                print(f"later: {error}", file=sys.stderr)
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except BusError as error:
+        sys.exit(f"error: {error}")

@@ -1,14 +1,11 @@
-"""The programs in examples/, run as they are, and advice for the orchestrator."""
+"""The programs in examples/, run as they are."""
 
 import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-from schemas.scaling import Evidence, Recommendation
 from tests.support.program import ROOT, environment
 
 
@@ -29,26 +26,3 @@ def example(
     finally:
         process.kill()
         process.communicate()
-
-
-def advice(number: int, **fields: Any) -> Recommendation:
-    """Scale pool `chat` from `number` to `number + 1`."""
-    now = datetime.now(UTC)
-    name = f"chat.scale_up.{number}"
-    values: dict[str, Any] = {
-        "action": "scale_up",
-        "pool": "chat",
-        "recommendation_id": name,
-        "idempotency_key": name,
-        "decided_at": now,
-        "expires_at": now + timedelta(minutes=10),
-        "replicas_from": number,
-        "replicas_to": number + 1,
-        "reason": "requests_waiting",
-        "text": "more",
-        "evidence": [Evidence(signal="requests_waiting", value=40.0, threshold=5.0)],
-        "confidence_ratio": 1.0,
-        "risk": "low",
-        "effective_after_seconds": 120.0,
-    }
-    return Recommendation(**{**values, **fields})

@@ -12,7 +12,9 @@ from agent.executors.service import ExecutorService
 from agent.executors.settings import CommandSettings, ExecutorSettings
 from agent.executors.target import ActionError, Target
 from handlers.execution import execution_endpoints
-from handlers.settings import QuerySettings
+from handlers.latest import LatestStore
+from handlers.queries import query_endpoints
+from handlers.settings import HandlersSettings
 from schemas.scaling import Recommendation
 
 FOR_REAL = ExecutorSettings(kind="command", dry_run=False, command=CommandSettings(scale=("true",)))
@@ -66,10 +68,14 @@ class Pools:
 
 @contextlib.asynccontextmanager
 async def serving(bus: Bus, executors: int = 1) -> AsyncIterator[None]:
-    """`api.optimize.execute` and `explain`, where so many executors are registered."""
+    """`api.optimize.execute`, `explain`, `recommendations`, where so many executors are there."""
+    settings = HandlersSettings()
     endpoints = execution_endpoints(
-        bus, bus, time.time_ns, QuerySettings(), Counter(), lambda: executors
+        bus, bus, time.time_ns, settings.queries, Counter(), lambda: executors
     )
+    store = LatestStore(settings.queries.forget_seconds)
+    queries = query_endpoints(store, bus, time.time_ns, settings, Counter())
+    endpoints += [one for one in queries if one.name == "optimize_recommendations"]
     service = await bus.serve("handlers", endpoints, description="of a test")
     try:
         yield

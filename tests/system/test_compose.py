@@ -1,5 +1,6 @@
 """The services of docker-compose.yml, started as processes on the committed NATS configuration."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ from agent.bus import Bus, connect
 from agent.client import CacheClient
 from benchmarks.moto import MotoServer
 from schemas.lifecycle import ROLES
+from tests.support.advice import advice, tell
 from tests.support.deployment import DeployedServer, Deployment
-from tests.support.examples import advice, example
+from tests.support.examples import example
 from tests.support.nats_command_line import CommandLine
 from tests.support.program import resource_agent
 from tests.support.waiting import until, until_async
@@ -101,23 +103,23 @@ async def test_observer_and_operator_use_the_nats_command_line(deployment: Deplo
         assert [m.error for m in await operator.sub_all("fleet.v1.metrics.host.>") if m.error] == []
 
 
-async def test_the_orchestrator_carries_out_what_handlers_advise(
+async def test_the_orchestrator_decides_on_what_handlers_advise(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    one = advice(1)
+    one, url = advice(1), deployment.server.url_of("orchestrator")
+    heard: list[str] = []
     async with (
         await connect(deployment.server.url_of("handlers"), name="test") as handlers,
         await connect(deployment.server.url_of("observer"), name="test") as observer,
     ):
-        heard: list[str] = []
         await observer.subscribe("decision.>", lambda subject, _: heard.append(subject))
-        await observer.subscribe("execution.>", lambda subject, _: heard.append(subject))
-        with example("orchestrator", deployment.server.url_of("orchestrator"), tmp_path):
-            await handlers.publish(one, message_id=one.recommendation_id)
+        await tell(handlers, one)
+        with example("orchestrator", url, tmp_path, "--for-real") as orchestrator:
+            await until(lambda: heard == ["decision.accepted.chat"])
+            assert orchestrator.stderr is not None
+            said = await asyncio.to_thread(orchestrator.stderr.readline)
 
-            await until(lambda: "execution.succeeded.chat" in heard)
-
-    assert heard[0] == "decision.accepted.chat"
+    assert said.startswith(b"chat.scale_up.1 later: 503 no executor runs")
     assert "orchestrator" not in deployment.server.refused_users()
 
 

@@ -1,29 +1,26 @@
 """The examples run as they are, against real streams; the orchestrator survives kill -9."""
 
 import asyncio
-import contextlib
-import json
 import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from nats.js.api import AckPolicy, ConsumerConfig
-from nats.js.errors import NotFoundError
 
 from agent.bus import Bus
 from schemas.engines import EngineMetrics
-from schemas.scaling import Decision, Execution, Recommendation
+from schemas.scaling import Decision, Execution
+from tests.support.advice import advice, decision, tell, told
 from tests.support.cache_service import running as running_cache
-from tests.support.examples import advice, example
+from tests.support.examples import example
+from tests.support.executing import Pools, executing, serving
+from tests.support.waiting import until, until_async
 
 SECONDS = 20.0
-LOOK_SECONDS = 0.01
-ACK_WAIT_SECONDS = 0.3
-KILLS = 10
+ENDED = ("succeeded", "failed")
+KILLS = 3
 
 
 def with_user(url: str) -> str:
@@ -31,45 +28,16 @@ def with_user(url: str) -> str:
     return url.replace("nats://", "nats://orchestrator:secret@")
 
 
-async def publish(bus: Bus, *advices: Recommendation) -> None:
-    for one in advices:
-        await bus.publish(one, message_id=one.recommendation_id)
+async def ended(bus: Bus, count: int) -> list[Execution]:
+    """The executions that have ended, once there are so many."""
+    found: list[Execution] = []
 
+    async def are_there() -> bool:
+        found[:] = [one for one in await told(bus, Execution) if one.phase in ENDED]
+        return len(found) >= count
 
-async def events(bus: Bus, *kinds: type[Decision] | type[Execution]) -> list[Any]:
-    """What the stream holds of these kinds, in order."""
-    found = []
-    async for delivery in bus.read("RECOMMENDATIONS"):
-        for kind in kinds:
-            if delivery.subject.startswith(kind.SUBJECT.split(".{")[0]):
-                found.append(msgspec.json.decode(delivery.payload, type=kind))
+    await until_async(are_there, seconds=60.0)
     return found
-
-
-async def settled(bus: Bus) -> None:
-    """Return once all advice there is has been acknowledged."""
-    async with asyncio.timeout(SECONDS):
-        while True:
-            with contextlib.suppress(NotFoundError):  # it has not made its consumer yet
-                info = await bus.jetstream.consumer_info("FLEET_RECOMMENDATIONS", "orchestrator")
-                if info.num_pending == 0 and info.num_ack_pending == 0:
-                    return
-            await asyncio.sleep(LOOK_SECONDS)
-
-
-@pytest.fixture
-async def impatient(bus: Bus) -> None:
-    """The orchestrator's consumer, from which unfinished work comes again soon."""
-    await bus.jetstream.add_consumer(
-        "FLEET_RECOMMENDATIONS",
-        config=ConsumerConfig(
-            durable_name="orchestrator",
-            filter_subject="fleet.v1.recommendation.>",
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=ACK_WAIT_SECONDS,
-            max_ack_pending=1,
-        ),
-    )
 
 
 async def test_published_metrics_are_engine_metrics(bus: Bus, tmp_path: Path) -> None:
@@ -99,124 +67,153 @@ async def test_the_cache_client_puts_gets_and_deletes(bus: Bus, tmp_path: Path) 
     assert lines[3].split() == ["get", "None"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"simulated": True}, "the evidence is simulated"),
-        ({"expires_at": datetime(2026, 1, 1, tzinfo=UTC)}, "expired"),
-    ],
-    ids=["simulated", "expired"],
-)
-async def test_the_orchestrator_refuses(
-    bus: Bus, tmp_path: Path, fields: dict[str, Any], reason: str
-) -> None:
-    await publish(bus, advice(1, **fields))
+async def test_the_orchestrator_decides_and_has_it_carried_out(bus: Bus, tmp_path: Path) -> None:
+    pools = Pools(chat=2)
+    await tell(bus, advice())
 
-    with example("orchestrator", with_user(bus.url), tmp_path):
-        await settled(bus)
+    async with serving(bus), executing(bus, pools):
+        with example("orchestrator", with_user(bus.url), tmp_path, "--for-real"):
+            (end,) = await ended(bus, 1)
 
-    (decision,) = await events(bus, Decision, Execution)
-    assert (decision.verdict, decision.reason) == ("rejected", reason)
-    assert decision.simulated == fields.get("simulated", False)
-    assert not (tmp_path / "replicas.json").exists()
+    (decision,) = await told(bus, Decision)
+    assert (decision.verdict, decision.decided_by) == ("accepted", "orchestrator:example")
+    assert (end.phase, end.replicas_before, end.replicas_after) == ("succeeded", 2, 3)
+    assert pools.replicas == {"chat": 3}
 
 
-async def test_the_orchestrator_acts_on_simulated_advice_when_told_to(
+async def test_the_orchestrator_does_a_dry_run_once_unless_told_otherwise(
     bus: Bus, tmp_path: Path
 ) -> None:
-    await publish(bus, advice(1, simulated=True))
+    pools = Pools(chat=2, code=2)
+    await tell(bus, advice())
 
-    with example("orchestrator", with_user(bus.url), tmp_path, "--allow-simulated"):
-        await settled(bus)
+    async with serving(bus), executing(bus, pools):
+        with example("orchestrator", with_user(bus.url), tmp_path):
+            await ended(bus, 1)
+            await tell(bus, advice(2, pool="code"))  # of a later look
+            ends = await ended(bus, 2)
 
-    *_, last = await events(bus, Decision, Execution)
-    assert (last.phase, last.replicas_before, last.replicas_after) == ("succeeded", 1, 2)
-    assert (last.simulated, last.dry_run) == (True, False)
-    assert json.loads((tmp_path / "replicas.json").read_text()) == {"chat": 2}
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"\xff",
-        b"[" * 100_000,
-        b"[]",
-        msgspec.json.encode(advice(1)).replace(b'"chat"', b'"a pool"'),
-    ],
-    ids=["not-text", "nested", "no-object", "no-token"],
-)
-async def test_what_is_no_advice_holds_up_none(bus: Bus, tmp_path: Path, payload: bytes) -> None:
-    await bus.publish_raw("recommendation.scale_up.chat", payload, message_id="poison")
-    await publish(bus, advice(2))
-
-    with example("orchestrator", with_user(bus.url), tmp_path):
-        await settled(bus)
-
-    *_, last = await events(bus, Decision, Execution)
-    assert last.phase == "succeeded"
+    assert [(end.pool, end.dry_run) for end in ends] == [("chat", True), ("code", True)]
+    assert pools.scaled == []
 
 
-async def test_the_orchestrator_reports_what_it_cannot_do(bus: Bus, tmp_path: Path) -> None:
-    (tmp_path / "replicas.new").mkdir()  # where it would write
-    await publish(bus, advice(1))
+async def test_the_orchestrator_leaves_to_people_what_it_is_not_for(
+    bus: Bus, tmp_path: Path
+) -> None:
+    pools = Pools(simulated=2, thin=2, rejected=2, chat=2)
+    thin, risky = advice(2, pool="thin", confidence_ratio=0.4), advice(3, pool="risky", risk="high")
+    theirs = advice(4, pool="rejected")
+    await tell(bus, advice(), advice(1, pool="simulated", simulated=True), thin, risky, theirs)
+    no = decision(theirs, "rejected")
+    await tell(bus, no)
 
-    with example("orchestrator", with_user(bus.url), tmp_path):
-        await settled(bus)
+    async with serving(bus), executing(bus, pools):
+        with example("orchestrator", with_user(bus.url), tmp_path, "--for-real") as orchestrator:
+            assert orchestrator.stdout is not None
+            lines = [await asyncio.to_thread(orchestrator.stdout.readline) for _ in range(4)]
 
-    *_, last = await events(bus, Execution)
-    assert last.phase == "failed"
-    assert "replicas.new" in last.error
+    said = sorted(line.decode() for line in lines)
+    assert said == [
+        "chat.scale_up.1 succeeded: scaled\n",
+        "risky.scale_up.3 orchestrator:example rejected it: high risk is nothing for a program\n",
+        "simulated.scale_up.1 left to people: the evidence is simulated or thin\n",
+        "thin.scale_up.2 left to people: the evidence is simulated or thin\n",
+    ]
+    assert pools.scaled == ["chat.scale_up.1"]
+    assert (await told(bus, Decision))[0] == no
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_an_orchestrator_killed_again_and_again_loses_nothing_and_does_nothing_twice(
+async def test_the_orchestrator_carries_out_what_a_person_accepted_before_it(
+    bus: Bus, tmp_path: Path
+) -> None:
+    pools, one = Pools(chat=2), advice(confidence_ratio=0.1)
+    await tell(bus, one, decision(one))
+
+    async with serving(bus), executing(bus, pools):
+        with example("orchestrator", with_user(bus.url), tmp_path, "--for-real"):
+            await ended(bus, 1)
+
+    assert [found.decided_by for found in await told(bus, Decision)] == ["operator:ann"]
+    assert pools.replicas == {"chat": 3}
+
+
+async def test_the_orchestrator_says_what_failed_and_goes_on_without_an_executor(
+    bus: Bus, tmp_path: Path
+) -> None:
+    pools = Pools(chat=2)
+    pools.error = "no quota"
+    await tell(bus, advice())
+
+    with example("orchestrator", with_user(bus.url), tmp_path, "--for-real") as orchestrator:
+        assert orchestrator.stdout is not None
+        assert orchestrator.stderr is not None
+        async with serving(bus, executors=0):
+            while b"503 no executor runs" not in await asyncio.to_thread(
+                orchestrator.stderr.readline
+            ):
+                pass
+        async with serving(bus), executing(bus, pools):
+            line = await asyncio.to_thread(orchestrator.stdout.readline)
+
+    assert line == b"chat.scale_up.1 failed: no quota\n"
+
+
+async def test_orchestrators_beside_each_other_and_killed_do_everything_once(
     bus: Bus, tmp_path: Path
 ) -> None:
     chance = random.Random(7)  # where the kills fall still depends on the machine
-    done: Counter[str] = Counter()
-    await bus.subscribe("execution.>", lambda subject, _: done.update([subject]))
-    sent = 0
+    names = [f"p{number}" for number in range(3 * KILLS)]
+    pools = Pools(**dict.fromkeys(names, 2))
+    heard: list[str] = []
+    unsubscribe = await bus.subscribe("decision.>", lambda subject, _: heard.append(subject))
+    url = with_user(bus.url)
 
-    for _ in range(KILLS):
-        await publish(bus, *(advice(number) for number in range(sent, sent + 3)))
-        sent += 3
-        before = done.total()
-        with example("orchestrator", with_user(bus.url), tmp_path) as orchestrator:
-            async with asyncio.timeout(SECONDS):
-                while done.total() == before:  # it is in the middle of something
-                    await asyncio.sleep(0)
-            await asyncio.sleep(chance.uniform(0, 0.004))  # and goes on
-            orchestrator.kill()
-    with example("orchestrator", with_user(bus.url), tmp_path):
-        await settled(bus)
+    async with serving(bus), executing(bus, pools):
+        for kill in range(KILLS):
+            before = len(heard)
+            await tell(bus, *(advice(1, pool=name) for name in names[3 * kill : 3 * kill + 3]))
+            with (
+                example("orchestrator", url, tmp_path, "--for-real") as one,
+                example("orchestrator", url, tmp_path, "--for-real") as other,
+            ):
+                await until(lambda before=before: len(heard) > before)  # type: ignore[misc]
+                await asyncio.sleep(chance.uniform(0, 0.02))  # and goes on
+                one.kill()
+                other.kill()
+        with (
+            example("orchestrator", url, tmp_path, "--for-real"),
+            example("orchestrator", url, tmp_path, "--for-real"),
+        ):
+            await ended(bus, len(names))
+    await unsubscribe()
 
-    verdicts = Counter((d.recommendation_id, d.verdict) for d in await events(bus, Decision))
-    phases = Counter((e.recommendation_id, e.phase) for e in await events(bus, Execution))
-    names = [advice(number).recommendation_id for number in range(sent)]
-    journal = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
-    succeeded = [e for e in await events(bus, Execution) if e.phase == "succeeded"]
+    verdicts = Counter((one.pool, one.verdict) for one in await told(bus, Decision))
+    phases = Counter((one.pool, one.phase) for one in await told(bus, Execution))
     assert verdicts == Counter((name, "accepted") for name in names)
     assert phases == Counter(
         (name, phase) for name in names for phase in ("requested", "started", "succeeded")
     )
-    assert [plan["key"] for plan in journal] == names
-    assert [(e.replicas_before, e.replicas_after) for e in succeeded] == [
-        (number, number + 1) for number in range(sent)
-    ]
-    assert json.loads((tmp_path / "replicas.json").read_text()) == {"chat": sent}
+    assert sorted(pools.scaled) == sorted(f"{name}.scale_up.1" for name in names)
+    assert set(pools.replicas.values()) == {3}
 
 
-async def test_the_orchestrator_refuses_to_act_as_nobody(bus: Bus, tmp_path: Path) -> None:
-    with example("orchestrator", bus.url, tmp_path) as orchestrator:
-        _, err = await asyncio.to_thread(orchestrator.communicate, timeout=SECONDS)
+async def test_the_orchestrator_acts_for_nobody_as_nobody(bus: Bus, tmp_path: Path) -> None:
+    pools = Pools(chat=2)
+    await tell(bus, advice())
 
-    assert orchestrator.returncode == 1
-    assert b"NATS_URL has no user" in err
+    async with serving(bus), executing(bus, pools):
+        with example("orchestrator", bus.url, tmp_path, "--for-real"):
+            (end,) = await ended(bus, 1)
+
+    assert end.phase == "failed"
+    assert "nobody:example accepted it, a role that is not in executor.deciders" in str(end.error)
+    assert pools.scaled == []
 
 
-async def test_without_a_server_the_cache_example_says_so(tmp_path: Path) -> None:
-    with example("cache_client", "nats://127.0.0.1:9", tmp_path) as client:
-        _, err = await asyncio.to_thread(client.communicate, timeout=SECONDS)
+@pytest.mark.parametrize("name", ["cache_client", "orchestrator"])
+async def test_without_a_server_an_example_says_so(tmp_path: Path, name: str) -> None:
+    with example(name, "nats://127.0.0.1:9", tmp_path) as program:
+        _, err = await asyncio.to_thread(program.communicate, timeout=SECONDS)
 
-    assert client.returncode == 1
+    assert program.returncode == 1
     assert err.startswith(b"error: no NATS server answers at nats://127.0.0.1:9")
