@@ -122,7 +122,6 @@ class ForecastHandler:
                 forecaster = stored.forecasters.get(signal)
                 if forecaster is not None and self._fits(forecaster):
                     pool.forecasters[signal] = forecaster
-            pool.expected = (0, None)
             pool.fed_ns = stored.fed_ns
         self._pools = ExpiringDict(FORGET_NS)
         for name, (ns, pool) in sorted(pools.items(), key=lambda item: item[1][0]):

@@ -39,7 +39,7 @@ def test_the_load_of_now_needs_replicas(found: Demand, replicas: int) -> None:
     [
         pytest.param([engine(waiting=0, running=30, kv=0.6)], 90.0, 3, id="0.6 * 3 / 0.85 = 2.1"),
         pytest.param(
-            [engine(waiting=0, running=30, kv=0.6)], 10.0, 1, id="never below that of now"
+            [engine(waiting=0, running=30, kv=0.9)], 10.0, 2, id="never below that of now"
         ),
         pytest.param(
             [engine(waiting=20, running=10, running_max=10)], 30.0, 4, id="in the queue too: 20 / 5"

@@ -94,6 +94,19 @@ def test_what_does_not_beat_the_last_value_is_still_expected() -> None:
     assert expected.p90 == pytest.approx(40.0, abs=0.5)
 
 
+def test_what_is_expected_follows_the_load() -> None:
+    handler = ForecastHandler(SETTINGS)
+    play(handler, [40.0] * 100)
+    before = handler.expected("chat", at(60 * 100).ns)
+    play(handler, [80.0] * 30, first=100)
+
+    after = handler.expected("chat", at(60 * 130).ns)
+
+    assert before is not None
+    assert after is not None
+    assert after.p90 >= 75.0 > 45.0 >= before.p90
+
+
 @pytest.mark.parametrize(
     ("loads", "second"),
     [

@@ -124,20 +124,20 @@ def test_too_many_changes_are_held(downs: int, is_held: bool) -> None:
 @pytest.mark.parametrize(
     ("pace", "held"),
     [
-        # 8 * 100,000 tokens in use, 0.6 found again, of 2 in 8 replicas: 120,000 tokens.
-        pytest.param(120_000 / 3600 / 2, False, id="2 replica-hours of 2 replicas: an hour"),
-        pytest.param(119_000 / 3600 / 2, True, id="more than an hour"),
+        # 2 of 8 go, with 14,400 tokens in use each, half of them found again: 14,400 tokens.
+        pytest.param(2.0, False, id="2 replica-hours of 2 replicas: just an hour"),
+        pytest.param(1.999, True, id="more than an hour"),
         pytest.param(None, False, id="not measured"),
     ],
 )
 def test_a_cache_that_takes_too_long_to_make_up_for_is_kept(pace: float | None, held: bool) -> None:
-    engines = [engine(kv=0.5, kv_cache_capacity_tokens=200_000)]
+    engines = [engine(kv=0.5, kv_cache_capacity_tokens=28_800)]
 
-    found = judged(pool(8), 5, caches=Caches(engines, 0.6, pace), usd_per_replica_hour=None)
+    found = judged(pool(8), 5, caches=Caches(engines, 0.5, pace), usd_per_replica_hour=None)
 
     if held:
         assert isinstance(found, Held)
         assert (found.reason, found.target) == ("payback", 6)
-        assert "At most 120,000 tokens of KV cache have to be computed anew" in found.text
+        assert "At most 14,400 tokens of KV cache have to be computed anew" in found.text
     else:
         assert found == 6

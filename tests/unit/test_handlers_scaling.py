@@ -372,7 +372,8 @@ def test_a_pool_is_scaled_down_only_so_often_within_an_hour() -> None:
         "it was scaled down 2 times within the last hour"
     ]
 
-    player.play(trace(4300, 4650, 8, IDLE, step=15))  # an hour after the first
+    player.play(trace(1715, 4300, 2, FINE, step=15))
+    player.play(trace(4315, 4665, 8, IDLE, step=15))  # an hour after the first
 
     assert len(player.advice) == 3
 
@@ -588,6 +589,26 @@ def test_after_an_execution_a_pool_settles_before_it_is_scaled_down_further() ->
 
     player.play(trace(610, 615, 8, less))
     assert [to_ns(advice.decided_at) for advice in player.advice][1] == at(610).ns
+
+
+def test_a_pool_settles_too_when_nobody_said_that_it_was_scaled_down() -> None:
+    less = {"waiting": 0, "kv": 0.0, "running": 0, "running_max": 64}
+    player = Player().play(trace(0, 301, 8, IDLE))
+    player.play(trace(305, 800, player.advice[0].replicas_to, less))
+
+    first, second = player.advice
+    # Two replicas were all that was left 30 s after the other six had last been heard.
+    assert to_ns(second.decided_at) >= at(330 + 300).ns
+    assert (first.replicas_to, second.replicas_to) == (2, 1)
+
+
+def test_carried_out_advice_does_not_expire_when_the_stream_is_silent() -> None:
+    player = Player().play(trace(0, 35, 2, BUSY))
+    player.hear(100, step(player.advice[0], "succeeded"))
+
+    player.tick_to(900)
+
+    assert player.verdicts == []
 
 
 def test_a_dry_run_or_a_failure_leaves_the_advice_standing() -> None:
