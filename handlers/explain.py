@@ -73,8 +73,8 @@ class Explain:
             read_from="metrics" if engines else "rollups" if rollups else "nothing",
             forecasts=await _or_none(self._forecasts(life.advice, missing), "EVENTS", missing),
             missing=missing,
-            waste=await self._last_before(life.advice, Waste),
-            opportunity=await self._last_before(life.advice, Opportunity),
+            waste=await self._last_before(life.advice, Waste, missing),
+            opportunity=await self._last_before(life.advice, Opportunity, missing),
         )
 
     async def _engines(self, advice: Recommendation, missing: list[str]) -> list[EngineSource]:
@@ -153,8 +153,15 @@ class Explain:
             missing.append("FLEET_EVENTS has no forecast of the pool shortly before it")
         return [last[signal] for signal in sorted(last)]
 
-    async def _last_before(self, advice: Recommendation, kind: type[Money]) -> Money | None:
+    async def _last_before(
+        self, advice: Recommendation, kind: type[Money], missing: list[str]
+    ) -> Money | None:
         """What was last told of the pool's GPUs; None where nothing was, or no saving."""
+        found = await _or_none(self._told_before(advice, kind), "EVENTS", missing)
+        last = found[-1] if found else None
+        return None if isinstance(last, Opportunity) and not last.savings else last
+
+    async def _told_before(self, advice: Recommendation, kind: type[Money]) -> list[Money]:
         decoder = msgspec.json.Decoder(kind)
         decided_ns = to_ns(advice.decided_at)
         messages = self._reading.messages(
@@ -164,9 +171,7 @@ class Explain:
             start_ns=decided_ns - MONEY_NS,
             end_ns=decided_ns,
         )
-        found = [message async for _, message in messages]
-        last = found[-1] if found else None
-        return None if isinstance(last, Opportunity) and not last.savings else last
+        return [message async for _, message in messages]
 
 
 async def _or_none(found: Awaitable[list[T]], stream: str, missing: list[str]) -> list[T]:

@@ -131,9 +131,11 @@ class Standing:
         everything = msgspec.structs.replace(request, limit=_EVERY_ROW)
         reply = await self.recommendations(everything, call)
         rows = [row for row in reply.rows if row.action == action]
+        held = [row for row in reply.held if row.action == action]
         return msgspec.structs.replace(
             reply,
             rows=rows[: request.limit],
+            held=held[: request.limit],
             total=len(rows),
             text="" if rows else f"no advice to {action.replace('_', ' ')} stands",
         )
