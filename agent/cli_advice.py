@@ -43,7 +43,7 @@ def advise(
             stories, held = await _standing(bus, pool)
             news = [
                 *((one.state, one.trail) for one in stories),
-                *((one.pool, one.reason, one.replicas_to) for one in held),
+                *((one.pool, one.reason, one.replicas_to) for one in held or ()),
             ]
             if news != shown:
                 _print_standing(stories, held, as_json=as_json)
@@ -164,7 +164,9 @@ def explain(
         print(line)
 
 
-async def _standing(bus: Bus, pool: str | None) -> tuple[list[Explanation], list[HeldAdvice]]:
+async def _standing(
+    bus: Bus, pool: str | None
+) -> tuple[list[Explanation], list[HeldAdvice] | None]:
     """What stands, with what was said about it, and what is held; what is gone is left out."""
     reply = await ResourceAgent(bus).get_scaling_recommendations(pool)
     stories = []
@@ -177,7 +179,9 @@ async def _standing(bus: Bus, pool: str | None) -> tuple[list[Explanation], list
     return stories, reply.held
 
 
-def _print_standing(stories: list[Explanation], held: list[HeldAdvice], *, as_json: bool) -> None:
+def _print_standing(
+    stories: list[Explanation], held: list[HeldAdvice] | None, *, as_json: bool
+) -> None:
     if as_json:
         print_json({"advice": stories, "held": held})
         return
@@ -186,7 +190,9 @@ def _print_standing(stories: list[Explanation], held: list[HeldAdvice], *, as_js
         for line in advice_lines(story, others):
             print(line)
         print(flush=True)
-    for one in held:
+    for one in held or ():
         print(held_line(one), flush=True)
+    if held is None:
+        errors.print("what is not advised, and why, could not be read now")
     if not stories:
         errors.print("no advice stands")

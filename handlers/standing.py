@@ -116,7 +116,7 @@ class Standing:
             rows=rows[: request.limit],
             total=len(rows),
             text="" if rows else "no advice stands",
-            held=(await self._held(request.pool, now_ns))[: request.limit],
+            held=await self._held(request.pool, request.limit, now_ns),
         )
 
     async def scale_up(self, request: Filter, call: Call) -> RecommendationsReply:
@@ -131,25 +131,30 @@ class Standing:
         everything = msgspec.structs.replace(request, limit=_EVERY_ROW)
         reply = await self.recommendations(everything, call)
         rows = [row for row in reply.rows if row.action == action]
-        held = [row for row in reply.held if row.action == action]
         return msgspec.structs.replace(
             reply,
             rows=rows[: request.limit],
-            held=held[: request.limit],
+            held=None
+            if reply.held is None
+            else [row for row in reply.held if row.action == action][: request.limit],
             total=len(rows),
             text="" if rows else f"no advice to {action.replace('_', ' ')} stands",
         )
 
-    async def _held(self, pool: str | None, now_ns: int) -> list[HeldAdvice]:
+    async def _held(self, pool: str | None, limit: int, now_ns: int) -> list[HeldAdvice] | None:
         """What is held of late: it is told every ten minutes while it lasts."""
+        try:
+            told = await self._reader.last("EVENTS", HeldAdvice)
+        except RequestError:
+            return None  # advice stands without it
         rows = [
             row
-            for row in await self._reader.last("EVENTS", HeldAdvice)
+            for row in told
             if row.reason is not None
             and to_ns(row.decided_at) >= now_ns - _HELD_NS
             and pool in {None, row.pool}
         ]
-        return sorted(rows, key=lambda row: row.pool)
+        return sorted(rows, key=lambda row: row.pool)[:limit]
 
     async def _judgements(
         self, kind: type[Judgement], request: Filter, more_seconds: float = 0.0

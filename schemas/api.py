@@ -141,9 +141,12 @@ class RecommendationsReply(msgspec.Struct, frozen=True, kw_only=True):
     total: Annotated[Count, Meta(description="how many match, those beyond `limit` included")]
     text: Annotated[str, Meta(description="why there are none; else empty")] = ""
     held: Annotated[
-        list[HeldAdvice],
-        Meta(description="what loads ask for and is not advised, by pool; at most `limit`"),
-    ] = []
+        list[HeldAdvice] | None,
+        Meta(
+            description="what loads ask for and is not advised, by pool; at most `limit`; "
+            "null: it could not be read now"
+        ),
+    ] = None
 
 
 class RoleHealth(msgspec.Struct, frozen=True, kw_only=True):

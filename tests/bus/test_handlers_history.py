@@ -469,8 +469,8 @@ async def test_what_is_held_of_late_is_listed_by_pool(bus: Bus) -> None:
         await ask(bus, "api.optimize.recommendations", {"pool": "b"}), type=RecommendationsReply
     )
 
-    assert [row.pool for row in everything.held] == ["a", "b"]
-    assert [row.pool for row in one_pool.held] == ["b"]
+    assert [row.pool for row in everything.held or ()] == ["a", "b"]
+    assert [row.pool for row in one_pool.held or ()] == ["b"]
 
 
 async def test_recommendations_have_no_node(bus: Bus) -> None:

@@ -211,6 +211,7 @@ async def test_a_step_that_fails_leaves_the_others_results(bus: Bus, tmp_path: P
     assert run.collected is not None
     assert run.recommendations is not None
     assert [row.recommendation_id for row in run.recommendations.rows] == [one.recommendation_id]
+    assert run.recommendations.held is None
     assert any("✗ waste" in line for line in run_lines(run))
 
 
