@@ -20,11 +20,13 @@ from agent.settings import Settings
 from handlers.insights.settings import InsightsSettings
 from handlers.run_steps import Found, Run
 from handlers.settings import HandlersSettings
+from schemas.analysis import Scope
+from schemas.insights import Insight
 from schemas.message import Message
 from schemas.protocols import RequestError, json_endpoint
 from schemas.run import RunReply, RunRequest, RunStep, StepName
 from schemas.units import instant
-from tests.support.insights import ModelEndpoint, advice, alert, use
+from tests.support.insights import WIRE, ModelEndpoint, advice, alert, use
 from tests.support.program import resource_agent
 from tests.support.samples import engine, gpu, host
 from tests.support.spending import record
@@ -62,13 +64,16 @@ async def say(bus: Bus, *messages: Message) -> None:
         await bus.publish(message, message_id=f"test.{message.subject()}")
 
 
-async def measured(bus: Bus, client: ResourceAgent) -> None:
-    """A node with a GPU and an engine, simulated; of another pool one more."""
+async def measured(bus: Bus, client: ResourceAgent, pool: str = "live") -> None:
+    """A node with a GPU and an engine, simulated; of another pool one more.
+
+    The handlers judge them, and the fleet, whenever they do.
+    """
     now = instant(time.time_ns())
     for one in (
-        host("n1", cpu=0.3, pool="chat", observed_at=now),
-        gpu("g0", "n1", pool="chat", observed_at=now, simulated=True),
-        engine("e0", "n1", pool="chat", observed_at=now),
+        host("n1", cpu=0.3, pool=pool, observed_at=now),
+        gpu("g0", "n1", pool=pool, observed_at=now, simulated=True),
+        engine("e0", "n1", pool=pool, observed_at=now),
         host("n2", cpu=0.3, pool="batch", observed_at=now),
     ):
         await bus.publish(one)
@@ -115,15 +120,17 @@ async def test_a_run_of_the_fleet_gives_what_each_endpoint_would(bus: Bus, tmp_p
         }
         assert not [row for row in run.utilization.rows if row.scope == "node"]
         assert run.alerts is not None
-        assert [row.alert_id for row in run.alerts.rows] == [alert().alert_id]
+        assert alert().alert_id in {row.alert_id for row in run.alerts.rows}
         assert run.waste is not None
-        assert run.waste.rows == [
-            row for row in (await client.get_waste()).rows if row.scope != "node"
-        ]
         assert run.trends is not None
-        assert run.trends.rows == (await client.get_trends()).rows != []
         assert run.opportunities is not None
-        assert run.opportunities.rows == (await client.get_opportunities()).rows != []
+        for replies in (
+            (run.waste, await client.get_waste()),
+            (run.trends, await client.get_trends()),
+            (run.opportunities, await client.get_opportunities()),
+        ):
+            mine, theirs = ([row for row in reply.rows if row.id == "chat"] for reply in replies)
+            assert mine == theirs != []
         assert run.insight is not None
         assert run.insight.scope == "fleet"
         assert run.recommendations is not None
@@ -144,7 +151,7 @@ async def is_open(client: ResourceAgent) -> bool:
 async def test_each_step_is_told_as_it_ends_and_kept(bus: Bus, tmp_path: Path) -> None:
     heard: list[RunStep] = []
     async with handlers(bus, tmp_path) as client:
-        await measured(bus, client)
+        await measured(bus, client, pool="chat")
         run = await client.analyze(
             pool="chat", insight=False, correlation_id="mine.1", on_step=heard.append
         )
@@ -268,21 +275,25 @@ async def test_a_step_that_cannot_be_published_is_told_in_the_reply(bus: Bus) ->
 async def test_the_last_insight_stands_in_where_the_hour_has_no_room_for_another(
     bus: Bus, tmp_path: Path
 ) -> None:
-    await say(bus, alert())
-    async with handlers(bus, tmp_path, per_hour=2) as client:
+    of_fleet, of_pool = insight("fleet", "all"), insight("pool", "chat")
+    await say(bus, alert(), of_fleet, of_pool)
+    async with handlers(bus, tmp_path, per_hour=1) as client:
         await measured(bus, client)
-        first = (await client.analyze()).insight
-        of_pool = (await client.analyze(pool="chat")).insight
-        await say(bus, alert("other"))
         run = await client.analyze()
-        nothing = await client.analyze(pool="batch")
+        nothing = await client.analyze(pool="live")
 
-    assert first is not None
-    assert of_pool is not None
-    assert run.insight == first  # not the pool's, which is newer
+    assert run.insight == of_fleet  # not the pool's, which is newer
     (step,) = (step for step in run.steps if step.step == "insight")
     assert "not a new one: 2 insights were written in the last hour" in step.text
     assert states(nothing) == {"insight": "failed"}
+
+
+def insight(scope: Scope, name: str) -> Insight:
+    """One written now, from other evidence than there is."""
+    said = msgspec.json.decode((WIRE / "insight.json").read_bytes(), type=Insight)
+    return msgspec.structs.replace(
+        said, scope=scope, id=name, decided_at=instant(time.time_ns()), insight_id=f"{scope}.{name}"
+    )
 
 
 async def test_a_node_has_no_advice_and_switched_off_insights_are_no_failure(
@@ -379,7 +390,8 @@ async def test_the_command_shows_steps_and_findings_and_fails_where_one_did(
 ) -> None:
     await record(bus, 1, every=1)
     one = advice(decided_ns=time.time_ns())
-    await say(bus, alert(), one, use(bottlenecks=("n1-g0",), decided_ns=time.time_ns()))
+    hot = use(bottlenecks=("n1-g0",), decided_ns=time.time_ns())
+    await say(bus, alert(), one, hot)
     here = ["--nats-url", bus.url]
     async with handlers(bus, tmp_path) as client:
         await measured(bus, client)
@@ -399,7 +411,7 @@ async def test_the_command_shows_steps_and_findings_and_fails_where_one_did(
         "pool chat: high, healthy; gpu 85 %",
         "critical bottleneck: gpu of n1-g0 at 98 %, from 98 % on",
         "critical: gpu.temperature_celsius of gpu-node-17 is 91",
-        "fleet: $12.00 an hour for 4.0 GPUs, wasted $6.00 an hour, $4,380 a month (50 %)",
+        "pool chat: $8.00 an hour for 2.0 GPUs, wasted $6.00 an hour, $4,380 a month (75 %)",
         "a month, effort low, pool chat: Release 1 GPU",
         f"{one.recommendation_id}  scale_up chat 4 → 6, costs 5.50 $/h, low risk",
     ):
