@@ -15,7 +15,7 @@ MAX_LABELS = 10
 # Whole charts of nothing are no news.
 _LINES = (
     ("utilization_ratio", "Utilization", report_tables.percent),
-    ("tokens_per_second", "Tokens a second", lambda value: f"{value:,.0f}"),
+    ("tokens_per_second", "Tokens a second", report_tables.few_digits),
     ("usd_per_million_tokens", "Dollars per million tokens", report_tables.usd),
     ("joules_per_token", "Joules per token", report_tables.few_digits),
 )
@@ -222,7 +222,7 @@ def _spending(report: Report) -> str:
     for one in report.steps:
         bars.setdefault(one.at.replace(hour=0) if is_daily else one.at, []).append(one)
     every = -(-len(bars) // MAX_LABELS)
-    text = report_tables.usd if unit == "usd" else "{:,.0f}".format
+    text = report_tables.usd if unit == "usd" else report_tables.few_digits
     drawn = []
     for number, (at, steps) in enumerate(sorted(bars.items())):
         label = f"{at:%-d %b}" if is_daily else f"{at:%H:%M}"

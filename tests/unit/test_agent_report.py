@@ -273,6 +273,13 @@ def test_the_bars_of_the_page_are_as_high_as_the_money() -> None:
     assert heights[2] == pytest.approx(2 * heights[0], abs=0.3)
 
 
+def test_without_a_price_the_bars_are_gpu_hours_with_their_fractions() -> None:
+    text = rendered(made(lambda m: [idle("a", name="MI300X")] * (m % 10 == 0)), "html")
+
+    assert "GPU-hours by the hour" in text
+    assert "<title>08:00: idle 0.1</title>" in text
+
+
 def test_hours_that_were_not_measured_leave_a_gap_in_the_bars() -> None:
     def with_gap(minute: int) -> list[dict[str, Any]]:
         return fleet(minute) if minute // 60 != 1 else []
