@@ -77,7 +77,10 @@ def changed(card: Card) -> str:
     """`+12 %`, of a share `+12 points`; empty: not known."""
     if card.change is None:
         return ""
-    return change(card.change).replace("%", "points" if card.is_share else "%")
+    shown = change(card.change)
+    if not card.is_share:
+        return shown
+    return shown.replace("%", "point" if shown[1:] == "1 %" else "points")
 
 
 _TRENDS: dict[TrendMetric, tuple[str, Callable[[float], str]]] = {

@@ -146,6 +146,16 @@ def test_a_share_changes_by_points() -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "shown"),
+    [(0.01, "+1 point"), (-0.011, "-1 point"), (0.11, "+11 points"), (0.001, "±0 points")],
+)
+def test_one_point_is_a_point(change: float, shown: str) -> None:
+    share = report_tables.Card("Share wasted", "61 %", change, None, is_share=True)
+
+    assert report_tables.changed(share) == shown
+
+
+@pytest.mark.parametrize(
     ("kind", "name", "shown"),
     [
         ("release_idle", H100, "$2,920 a month"),
