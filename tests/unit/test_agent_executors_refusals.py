@@ -126,6 +126,12 @@ def test_contradicting_advice_that_is_closed_does_not_stop_it(verdict: str) -> N
     assert refused(one, others=[closed]) == ""
 
 
+def test_contradicting_advice_that_nobody_has_accepted_does_not_stop_it() -> None:
+    one = advice(3, action="scale_down")
+
+    assert refused(one, others=[Life(advice=advice(2))]) == ""
+
+
 def test_a_dry_run_needs_no_approval_but_all_the_rest() -> None:
     dry: dict[str, Any] = {"dry_run": True}
     off = msgspec.structs.replace(SETTINGS, dry_run=True)
