@@ -27,6 +27,7 @@ from schemas.units import SECOND_NS
 log = structlog.get_logger()
 
 RANGE_BYTES = 8 * 1024 * 1024
+"""At most; less would cost more requests."""
 RANGES_IN_FLIGHT = 4
 
 
@@ -272,21 +273,23 @@ class Vault:
         return header.manifest, value
 
     async def _frame(self, entry: IndexEntry) -> bytes | None:
-        """The entry's bytes from the store, a large one's by ranges side by side."""
+        """The entry's bytes from the store, a large one's by equal ranges side by side."""
         end = entry.first + entry.object_bytes
-        firsts = range(entry.first, end, RANGE_BYTES)
-        if len(firsts) == 1:
+        count = -(-entry.object_bytes // RANGE_BYTES)
+        if count == 1:
             return await self.store.get_range(entry.segment, entry.first, end)
+        range_bytes = -(-entry.object_bytes // count)
         slots = asyncio.Semaphore(RANGES_IN_FLIGHT)
 
         async def read(first: int) -> bytes | None:
             async with slots:
                 return await self.store.get_range(
-                    entry.segment, first, min(first + RANGE_BYTES, end)
+                    entry.segment, first, min(first + range_bytes, end)
                 )
 
         try:
             async with asyncio.TaskGroup() as group:
+                firsts = range(entry.first, end, range_bytes)
                 reading = [group.create_task(read(first)) for first in firsts]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None

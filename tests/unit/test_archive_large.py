@@ -87,6 +87,26 @@ async def test_a_large_value_comes_back_from_this_and_the_next_process(
     assert len(list(store.folder.iterdir())) == 2
 
 
+async def test_a_value_just_above_a_range_is_read_in_two_halves(
+    store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault_module, "RANGE_BYTES", len(NOISE))
+    get_range, asked = store.get_range, []
+
+    async def noted(name: str, first: int, end: int) -> bytes | None:
+        asked.append(end - first)
+        return await get_range(name, first, end)
+
+    vault = await loaded(store)
+    await vault.keep(evicted(value=NOISE), NOISE)
+    monkeypatch.setattr(store, "get_range", noted)
+    found = await vault.fetch("default", "k", None)
+
+    assert found is not None
+    assert len(asked) == 2
+    assert max(asked) - min(asked) <= 1
+
+
 async def test_a_large_value_can_be_fetched_while_it_is_written(
     store: FailingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
