@@ -1,6 +1,7 @@
 """What a pool must carry, now and as forecast, and how many replicas that takes. Pure."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -22,37 +23,29 @@ Expect: TypeAlias = Callable[[str, int], Expected | None]
 """What is expected of a pool at an instant, in ns; None: no forecast of it is calibrated."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class Demand:
     """The load of a pool's signals now, and what is expected; None: then that of now counts."""
 
-    replicas: int
-    signals: Sequence[Signal]
-    in_flight: float
-    """Requests running and waiting now, of the replicas that tell."""
-    running_max: float | None
-    """Requests that one replica runs at once, by those that tell; None: none does."""
-    expected: Expected | None
+    def __init__(
+        self, engines: Sequence[EngineMetrics], signals: Sequence[Signal], expected: Expected | None
+    ) -> None:
+        self.signals = signals
+        self.replicas = len(engines)
+        self.expected = expected if expected is not None and expected.p90 >= 1.0 else None
+        self._engines = engines
 
-    @classmethod
-    def of(
-        cls,
-        engines: Sequence[EngineMetrics],
-        signals: Sequence[Signal],
-        expected: Expected | None,
-    ) -> "Demand":
-        """What these replicas carry; `signals` are theirs."""
-        limits = [engine.requests_running_max for engine in engines if engine.requests_running_max]
-        return cls(
-            len(engines),
-            signals,
-            math.fsum(
-                (engine.requests_running or 0) + (engine.requests_waiting or 0)
-                for engine in engines
-            ),
-            fmean(limits) if limits else None,
-            expected if expected is not None and expected.p90 >= 1.0 else None,
+    @functools.cached_property
+    def in_flight(self) -> float:
+        """Requests running and waiting now, of the replicas that tell."""
+        return float(
+            sum((one.requests_running or 0) + (one.requests_waiting or 0) for one in self._engines)
         )
+
+    @functools.cached_property
+    def running_max(self) -> float | None:
+        """Requests that one replica runs at once, by those that tell; None: none does."""
+        limits = [one.requests_running_max for one in self._engines if one.requests_running_max]
+        return fmean(limits) if limits else None
 
     @property
     def is_known(self) -> bool:

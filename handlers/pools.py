@@ -9,10 +9,11 @@ from handlers.advice import Report
 from handlers.cache_loss import Pace
 from handlers.held import HeldLog
 from handlers.plan import HISTORY_NS, Plan, PlanState
+from handlers.scale_down import Held
 from handlers.settings import ScalingSettings
 from handlers.window import ExpiringDict, RollingMax
 from schemas.protocols import Moment
-from schemas.scaling import HeldAdvice, Recommendation
+from schemas.scaling import Recommendation
 from schemas.units import SECOND_NS
 
 HOUR_NS = 3600 * SECOND_NS
@@ -64,7 +65,7 @@ class Pool:
     last: Last | None = None
     plan: Plan | None = None  # with the policy `forecast`
     kept: Kept = dataclasses.field(default_factory=Kept)
-    held: HeldAdvice | None = None  # what the last message would have brought
+    held: Held | None = None  # by the last message
     executed_ns: int = 0  # when advice was last carried out; 0: not of late
 
     def mark(self, now: Moment, keep_ns: int) -> None:

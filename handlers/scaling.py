@@ -91,7 +91,7 @@ class ScalingHandler:
         if now.ns - pool.since_ns >= self._pools.ttl_ns:  # by then every engine was heard
             _fulfil(pool, len(reports), now.ns)
             planned = pool.plan.planned if pool.plan else None
-        demand = Demand.of(engines, signals, self._expect(message.pool, now.ns))
+        demand = Demand(engines, signals, self._expect(message.pool, now.ns))
         found = self._judge(pool, pool.since_ns, demand, reports, planned, now)
         if isinstance(found, Change):
             if not self._is_news(pool, found, now):
@@ -99,8 +99,7 @@ class ScalingHandler:
             found = self._held_after_decision(pool, found, now.ns) or found
         if isinstance(found, Change):
             return self._advise(pool, found, reports, now)
-        if found is not None:
-            pool.held = _held(found, reports, now)
+        pool.held = found
         return ()
 
     def tick(self, now: Moment) -> Sequence[Emit]:
@@ -108,8 +107,7 @@ class ScalingHandler:
         emits = []
         for name, pool in self._pools.items(now.ns):
             self._settle(name, pool, now.ns)
-            pool.engines.expire(now.ns)
-            news = pool.kept.held.news(pool.held if len(pool.engines) else None, now.ns)
+            news = pool.kept.held.news(_held(name, pool, now), now.ns)
             if news is not None:
                 emits.append(Emit(news, f"held_advice.{name}.{now.ns}"))
             if pool.last and pool.last.is_standing and to_ns(pool.last.advice.expires_at) <= now.ns:
@@ -268,16 +266,20 @@ def _fulfil(pool: Pool, replicas: int, now_ns: int) -> None:
             pool.kept.downs_ns = [*pool.kept.downs_ns, now_ns]
 
 
-def _held(held: Held, reports: list[Report], now: Moment) -> HeldAdvice:
+def _held(name: str, pool: Pool, now: Moment) -> HeldAdvice | None:
+    """What is held of a pool of which anything is heard; None: nothing."""
+    held, reports = pool.held, pool.engines.items(now.ns)
+    if held is None or not reports:
+        return None
     return HeldAdvice(
-        pool=reports[0].metrics.pool,
+        pool=name,
         decided_at=instant(now.ns),
         action=held.action,
         replicas_from=len(reports),
         replicas_to=held.target,
         reason=held.reason,
         text=held.text,
-        simulated=any(report.metrics.simulated for report in reports),
+        simulated=any(report.metrics.simulated for _, report in reports),
     )
 
 

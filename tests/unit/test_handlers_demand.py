@@ -11,7 +11,7 @@ from tests.support.samples import engine
 
 def demand(*engines: EngineMetrics, p90: float | None = None) -> Demand:
     expected = None if p90 is None else Expected(p90, 900.0)
-    return Demand.of(engines, measure(engines, ScalingSettings()), expected)
+    return Demand(engines, measure(engines, ScalingSettings()), expected)
 
 
 def kv(*values: float | None) -> Demand:

@@ -18,7 +18,7 @@ def pool(replicas: int, p90: float | None = None, **load: Any) -> Demand:
     load = {"waiting": 0, "kv": 0.5, "running": 10} | load
     engines = [engine(f"e{number}", **load) for number in range(replicas)]
     expected = None if p90 is None else Expected(p90, 900.0)
-    return Demand.of(engines, measure(engines, ScalingSettings()), expected)
+    return Demand(engines, measure(engines, ScalingSettings()), expected)
 
 
 NOTHING_KNOWN = Caches([engine(kv=None)], None, None)
