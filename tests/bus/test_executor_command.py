@@ -108,7 +108,8 @@ async def test_a_child_that_holds_the_output_open_does_not_hold_up_the_end(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("printed", "seen"), [("7", 7), (" 12\\n", 12), ("", None), ("-1", None), ("3 pods", None)]
+    ("printed", "seen"),
+    [("7", 7), (" 12\\n", 12), ("", None), ("-1", None), ("3 pods", None), ("9" * 10, None)],
 )
 async def test_what_is_observed_is_a_number_and_nothing_else(
     printed: str, seen: int | None

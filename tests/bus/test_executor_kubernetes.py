@@ -96,6 +96,19 @@ async def test_what_is_refused_is_told_in_words(
     assert api.replicas.get("chat") in (2, None)
 
 
+async def test_the_token_is_not_taken_to_where_an_answer_points(
+    api: KubernetesDouble, target: KubernetesTarget
+) -> None:
+    elsewhere = KubernetesDouble(chat=9)
+    async with elsewhere.serve():
+        path = "/apis/apps/v1/namespaces/inference/deployments/chat/scale"
+        api.next_answers.append((307, {"Location": f"{elsewhere.url}{path}"}))
+        with pytest.raises(ActionError, match="the API answers 307"):
+            await target.observe("chat")
+
+    assert elsewhere.seen == []
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_what_passes_is_tried_three_times(
     api: KubernetesDouble, target: KubernetesTarget, status: int
