@@ -1,5 +1,6 @@
 """Scaling a Deployment, against a double of the Kubernetes API on a real socket."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -107,6 +108,25 @@ async def test_the_token_is_not_taken_to_where_an_answer_points(
             await target.observe("chat")
 
     assert elsewhere.seen == []
+
+
+async def test_an_answer_without_end_is_not_read(
+    api: KubernetesDouble, target: KubernetesTarget
+) -> None:
+    api.padding_bytes = 300 * 1024
+
+    with pytest.raises(ActionError, match="the API answers more than 262144 bytes"):
+        await target.observe("chat")
+
+
+async def test_it_waits_for_a_busy_api_but_not_for_ever(
+    api: KubernetesDouble, target: KubernetesTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.executors.kubernetes.MAX_WAIT_SECONDS", 0.01)
+    api.next_answers.append((429, {"Retry-After": "3600"}))
+
+    async with asyncio.timeout(30):
+        assert await target.observe("chat") == 2
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

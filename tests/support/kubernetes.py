@@ -19,6 +19,7 @@ class KubernetesDouble:
         self.version = 100
         self.token = "secret-token"
         self.may_patch = True
+        self.padding_bytes = 0
         self.next_answers: deque[tuple[int, dict[str, str]]] = deque()
         self.seen: list[tuple[str, str, str, Any]] = []
         self.on_patch: Callable[[], None] = lambda: None
@@ -51,6 +52,7 @@ class KubernetesDouble:
             {
                 "kind": "Scale",
                 "apiVersion": "autoscaling/v1",
+                "padding": "x" * self.padding_bytes,
                 "metadata": {"name": name, "resourceVersion": str(self.version)},
                 "spec": {"replicas": self.replicas[name]} if self.replicas[name] else {},
                 "status": {"replicas": self.replicas[name], "selector": "app=x"},
