@@ -7,10 +7,10 @@ import msgspec
 from agent import human
 from agent.executors.policy import outranked_by
 from agent.money_text import cost_line, saving_lines
-from schemas.decisions import EngineSource, Explanation, TrailEntry
+from schemas.decisions import EngineSource, Explanation, MetricSource, TrailEntry
 from schemas.metrics import Rollup
 from schemas.precedence import decided_by
-from schemas.scaling import Decision, Evidence, Execution, HeldAdvice, Recommendation
+from schemas.scaling import SCALING, Decision, Evidence, Execution, HeldAdvice, Recommendation
 from schemas.units import to_ns
 
 
@@ -19,6 +19,7 @@ def advice_lines(story: Explanation, others: Sequence[Recommendation]) -> Iterat
     advice = story.life.advice
     yield f"{_name(advice)}  {change(advice)}  [{story.state}]"
     yield f"    why: {human.printable(advice.text or advice.reason)}"
+    yield from (f"    {line}" for line in _moves(advice))
     left = (to_ns(advice.expires_at) - to_ns(story.answered_at)) / 1e9
     until = f"stands for {human.duration(left)}" if left > 0 else "expired"
     sure = f"confidence {advice.confidence_ratio:.0%}"
@@ -44,6 +45,7 @@ def story_lines(story: Explanation) -> Iterator[str]:
     advice = story.life.advice
     yield f"{_name(advice)}  {change(advice)}  [{story.state}]"
     yield f"  {human.printable(advice.text or advice.reason)}"
+    yield from (f"  {line}" for line in _moves(advice))
     if story.closed:
         yield f"  does not stand: {human.printable(story.closed)}"
     yield "evidence"
@@ -56,6 +58,9 @@ def story_lines(story: Explanation) -> Iterator[str]:
     if story.rollups:
         yield "measured, in FLEET_ROLLUPS (means of a minute)"
         yield from (f"  {_minute(one, advice)}" for one in story.rollups)
+    if story.sources:
+        yield "measured"
+        yield from (f"  {_source(one)}" for one in story.sources)
     if story.forecasts:
         yield "forecast"
     for forecast in story.forecasts:
@@ -94,8 +99,24 @@ def _name(advice: Recommendation) -> str:
 
 
 def change(advice: Recommendation) -> str:
-    """What is to be done: `scale_up chat 2 → 3`."""
-    return f"{advice.action} {advice.pool} {advice.replicas_from} → {advice.replicas_to}"
+    """What is to be done: `scale_up chat 2 → 3`, `tune_cache default (thrash)`."""
+    what_on = f"{advice.action} {advice.pool}"
+    if advice.action in SCALING:
+        return f"{what_on} {advice.replicas_from} → {advice.replicas_to}"
+    what: list[str] = [one.cause for one in advice.cache_changes]
+    what += [f"empties {move.node}" for move in advice.moves]
+    what += [f"{one.gpu_from} → {one.gpu_to}" for one in advice.gpu_changes]
+    return f"{what_on} ({human.printable(', '.join(dict.fromkeys(what)))})"
+
+
+def _moves(advice: Recommendation) -> Iterator[str]:
+    for number, move in enumerate(advice.moves, start=1):
+        saving = move.saving_usd_per_hour
+        worth = f", {move.node} is empty then: saves {saving:.2f} $/h" if saving else ""
+        yield (
+            f"{number}. {move.node}/{move.gpu} → {move.to_node}/{move.to_gpu}: "
+            f"{human.size(move.memory_bytes)}, busy up to {move.busy_ratio:.0%}{worth}"
+        )
 
 
 def _count(replicas: int | None) -> str:
@@ -106,7 +127,7 @@ def money(advice: Recommendation) -> str:
     """What it saves or costs an hour, and once."""
     saving, payback = advice.saving_usd_per_hour, advice.payback_hours
     if saving is None:
-        text = "no price is set"
+        text = "no price is set" if advice.action in SCALING else "saving not known"
     else:
         text = f"saves {saving:.2f} $/h" if saving >= 0 else f"costs {-saving:.2f} $/h"
     if advice.one_off_cost_usd is not None:
@@ -116,7 +137,10 @@ def money(advice: Recommendation) -> str:
 
 def _next(story: Explanation) -> str:
     name = _name(story.life.advice)
+    is_executable = story.life.advice.action in SCALING
     match story.state:
+        case "accepted" if not is_executable:
+            return "carry it out: no executor can"
         case "open":
             return f"resource-agent approve {name}   (or: resource-agent reject {name} --reason …)"
         case "accepted":
@@ -154,6 +178,20 @@ def _engine(one: EngineSource) -> str:
     ]
     messages = f"{one.messages} messages, {one.first_sequence} to {one.last_sequence}"
     return f"{one.node}/{one.engine}: {messages}; in the last {', '.join(values)}"
+
+
+def _source(one: MetricSource) -> str:
+    when = f"{one.first_at:%F %T}Z to {one.last_at:%T}Z"
+    values = ", ".join(
+        f"{human.printable(name)} {_figure(value)} → {_figure(one.last.get(name))}"
+        f" (highest {_figure(one.highest.get(name))})"
+        for name, value in one.first.items()
+    )
+    return f"{human.printable(one.subject)}: {one.messages} messages, {when}; {values}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
 
 
 def _entry(entry: TrailEntry) -> str:

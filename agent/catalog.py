@@ -12,6 +12,7 @@ from schemas import (
     analysis,
     archive,
     cache,
+    consolidation,
     engines,
     insights,
     lifecycle,
@@ -63,6 +64,7 @@ from schemas.api import (
     WarmReply,
     WarmRequest,
 )
+from schemas.consolidation import ConsolidationsReply
 from schemas.decisions import ExecuteReply, ExecuteRequest, ExplainRequest, Explanation
 from schemas.insights import InsightsReply, InsightsRequest
 from schemas.lmcache import (
@@ -91,6 +93,7 @@ EVENTS: tuple[type[Message], ...] = (
     spending.Waste,
     spending.Trend,
     spending.Opportunity,
+    consolidation.Consolidation,
     RunStep,
     analysis.Alert,
     insights.Insight,
@@ -160,7 +163,6 @@ class EndpointSpec:
 
 
 _Operation = tuple[str, str, type[msgspec.Struct] | None, type[msgspec.Struct] | None]
-NOT_BUILT = "not built yet: answers 503 and says so"
 HEALTH = ("root", "basic", "detailed", "ready", "live")
 
 
@@ -266,6 +268,13 @@ def endpoints() -> Iterator[EndpointSpec]:
         ExplainRequest,
         Explanation,
     )
+    yield EndpointSpec(
+        "api.optimize.consolidate",
+        "handlers",
+        "how each pool could do with fewer nodes: ordered moves, each with its saving",
+        Filter,
+        ConsolidationsReply,
+    )
     for name, what in (("scale_up", "more"), ("scale_down", "fewer")):
         yield EndpointSpec(
             f"api.optimize.{name}",
@@ -274,7 +283,6 @@ def endpoints() -> Iterator[EndpointSpec]:
             Filter,
             RecommendationsReply,
         )
-    yield EndpointSpec("api.optimize.consolidate", "handlers", NOT_BUILT)
     yield from _of_alerts()
     yield from _of_cache()
     yield from _of_archive()
@@ -420,9 +428,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def _reply_name(spec: EndpointSpec) -> str:
-    if spec.reply is not None:
-        return spec.reply.__name__
-    return "none: 503" if spec.text == NOT_BUILT else "raw"
+    return "raw" if spec.reply is None else spec.reply.__name__
 
 
 def asyncapi(root: str, version: str) -> dict[str, Any]:

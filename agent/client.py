@@ -21,6 +21,7 @@ from schemas.api import (
     RecommendationsReply,
     UtilizationReply,
 )
+from schemas.consolidation import ConsolidationsReply
 from schemas.decisions import ExecuteReply, Explanation
 from schemas.insights import InsightsReply, InsightsRequest
 from schemas.lmcache import (
@@ -292,6 +293,11 @@ class ResourceAgent(AlertCalls):
         return await self._ask(
             f"api.optimize.{action or 'recommendations'}", Filter(pool=pool), RecommendationsReply
         )
+
+    async def get_consolidations(self, pool: str | None = None) -> ConsolidationsReply:
+        """How one pool, or each, could do with fewer nodes, what saves most first."""
+        wanted = Filter(pool=token(pool) if pool else None)
+        return await self._ask("api.optimize.consolidate", wanted, ConsolidationsReply)
 
     async def approve(
         self, recommendation_id: str, *, reason: str = "", by: str | None = None

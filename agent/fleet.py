@@ -11,7 +11,7 @@ from schemas.analysis import Alert, GpuState, Utilization
 from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics
-from schemas.scaling import Recommendation
+from schemas.scaling import SCALING, Recommendation
 from schemas.units import SECOND_NS, to_ns, token
 
 STALE_SECONDS = 30.0
@@ -181,11 +181,16 @@ class Fleet:
         ]
 
     def _standing(self, now_ns: int) -> list[Recommendation]:
-        """Advice that has not expired, the newest first; as heard, a pool's newest alone."""
+        """Advice that has not expired, the newest first; as heard, of a pool's each kind's newest.
+
+        `scale_up` and `scale_down` are one kind.
+        """
         standing = self._told
         if standing is None:
             heard = sorted(self._of(Recommendation, now_ns), key=lambda advice: advice.decided_at)
-            standing = list({advice.pool: advice for advice in heard}.values())
+            standing = list(
+                {(one.pool, one.action in SCALING or one.action): one for one in heard}.values()
+            )
         standing = [advice for advice in standing if to_ns(advice.expires_at) > now_ns]
         return sorted(standing, key=lambda advice: advice.decided_at, reverse=True)
 

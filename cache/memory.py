@@ -68,6 +68,9 @@ class InMemoryKVCacheManager:
         self._hits = 0
         self._misses = 0
         self._evictions = 0
+        self.expired_lookups = 0
+        self.expired_late_ns = 0
+        self.expired_idle_byte_ns = 0
 
     def set(self, key: str, value: bytes, prefix_tokens: int | None = None) -> None:
         """Keep `value`, replacing what `key` had.
@@ -345,6 +348,9 @@ class InMemoryKVCacheManager:
         if entry is None or entry.expired(now_ns):
             with self._lock:
                 self._misses += 1
+                if entry is not None and entry.expires_at_ns is not None:
+                    self.expired_lookups += 1
+                    self.expired_late_ns += now_ns - entry.expires_at_ns
                 self._find_live(key, now_ns)
             return None
         entry.last_accessed_ns = now_ns
@@ -532,6 +538,9 @@ class InMemoryKVCacheManager:
         self._count -= 1
         self._used_bytes -= entry.size_bytes
         self._tokens -= entry.prefix_tokens or 0
+        end_ns = entry.expires_at_ns
+        if end_ns is not None and end_ns <= self._clock():
+            self.expired_idle_byte_ns += entry.size_bytes * max(0, end_ns - entry.last_accessed_ns)
 
     def _evict_next(self, evicted: list[Entry], now_ns: int) -> None:
         """Take out what should leave next, and note it unless it had expired."""

@@ -44,7 +44,7 @@ from schemas.protocols import (
     Requester,
     Subscriber,
 )
-from schemas.units import instant
+from schemas.units import SECOND_NS, instant
 
 log = structlog.get_logger()
 
@@ -361,15 +361,15 @@ class CacheService:
             await asyncio.sleep(self._settings.metrics_interval_seconds)
 
     def _metrics(self, namespace: Namespace, classes: Classes) -> CacheMetrics:
-        counters, outbox = namespace.counters, namespace.outbox
+        counters, outbox, memory = namespace.counters, namespace.outbox, namespace.memory
         return CacheMetrics(
             instance=self._instance,
             namespace=namespace.name,
             observed_at=instant(self._clock()),
             policy=namespace.config.eviction_policy,
-            entries=len(namespace.memory),
-            used_bytes=namespace.memory.used_bytes,
-            limit_bytes=namespace.memory.limit_bytes,
+            entries=len(memory),
+            used_bytes=memory.used_bytes,
+            limit_bytes=memory.limit_bytes,
             hits_total=counters.hits,
             misses_total=counters.misses,
             hit_ratio=counters.hit_ratio,
@@ -384,6 +384,11 @@ class CacheService:
             outbox_entries=len(outbox),
             outbox_bytes=outbox.used_bytes,
             classes=classes.stats(),
+            is_enabled=namespace.config.enabled,
+            evictions_returned_total=namespace.learner.returns,
+            expired_lookups_total=memory.expired_lookups,
+            expired_lookups_late_seconds_total=memory.expired_late_ns / SECOND_NS,
+            expired_idle_byte_seconds_total=memory.expired_idle_byte_ns / SECOND_NS,
         )
 
     def _component(self, name: str, state: ComponentState, text: str) -> Component:

@@ -15,7 +15,7 @@ from typing import Literal
 from agent.bus import BusError
 from agent.client import ResourceAgent
 from schemas.protocols import PublishError, RequestError
-from schemas.scaling import Recommendation
+from schemas.scaling import SCALING, Recommendation
 
 NAME = "example"
 LOOK_SECONDS, WAIT_SECONDS = 2.0, 120.0
@@ -23,6 +23,8 @@ LOOK_SECONDS, WAIT_SECONDS = 2.0, 120.0
 
 def verdict(advice: Recommendation) -> tuple[Literal["accepted", "rejected"] | None, str]:
     """What to say to advice, and why; None: people decide, by `resource-agent approve`."""
+    if advice.action not in SCALING:
+        return None, "no executor can do that"
     if advice.simulated or advice.confidence_ratio < 0.5:
         return None, "the evidence is simulated or thin"
     if advice.risk == "high":

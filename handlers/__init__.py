@@ -4,10 +4,12 @@ from handlers.alerting.book import AlertBook
 from handlers.alerts import AlertsHandler
 from handlers.decision_book import DecisionBook
 from handlers.forecast import ForecastHandler
+from handlers.gpu_advice import GpuAdviceHandler
 from handlers.rollup import RollupHandler
 from handlers.scaling import ScalingHandler
 from handlers.settings import HandlersSettings
 from handlers.stale import StaleNodesHandler, stale_rule
+from handlers.tune_cache import TuneCacheHandler
 from handlers.utilization import UtilizationHandler
 from handlers.waste import WasteHandler
 from schemas.protocols import Handler
@@ -50,4 +52,6 @@ def default_handlers(
         WasteHandler(settings, "node"),
         WasteHandler(settings, "pool"),
         WasteHandler(settings, "fleet"),
+        GpuAdviceHandler(settings),
+        TuneCacheHandler(settings.tune_cache),
     )

@@ -8,6 +8,7 @@ import msgspec
 
 from handlers.advice_log import AdviceLog
 from handlers.reading import Reading
+from handlers.sources import MetricSources
 from schemas.decisions import EngineSource, ExplainRequest, Explanation
 from schemas.engines import EngineMetrics
 from schemas.metrics import Rollup
@@ -33,13 +34,15 @@ class Explain:
     """Reads what advice came from.
 
     Engines' metrics by the numbers in its evidence, or the pool's minutes where those are gone,
-    and the forecasts, and what the pool's GPUs cost, before it.
+    the forecasts, and what the pool's GPUs cost, before it; where the evidence names subjects, the
+    messages of those.
     """
 
     def __init__(self, log: AdviceLog, reading: Reading, clock: Clock) -> None:
         self._log = log
         self._reading = reading
         self._clock = clock
+        self._sources = MetricSources(reading)
 
     async def explain(self, request: ExplainRequest, _call: Call) -> Explanation:
         """The whole story of one recommendation.
@@ -62,6 +65,9 @@ class Explain:
         if not request.sources:
             return explanation
         missing: list[str] = []
+        if any(one.subject is not None for one in life.advice.evidence):
+            sources = await self._sources.read(life.advice.evidence, missing)
+            return msgspec.structs.replace(explanation, sources=sources, missing=missing)
         engines = await _or_none(self._engines(life.advice, missing), "METRICS", missing)
         rollups: list[Rollup] = []
         if not engines:

@@ -21,8 +21,9 @@ from schemas.api import (
     Row,
     UtilizationReply,
 )
+from schemas.consolidation import ConsolidationsReply
 from schemas.metrics import GpuMetrics, HostMetrics
-from schemas.protocols import Answer, Call, Clock, Endpoint, RequestError, Subscriber, json_endpoint
+from schemas.protocols import Call, Clock, Endpoint, RequestError, Subscriber, json_endpoint
 from schemas.report import (
     OpportunitiesReply,
     Report,
@@ -32,8 +33,6 @@ from schemas.report import (
 )
 from schemas.units import SECOND_NS, instant
 from schemas.views import GPU_VIEWS, SYSTEM_VIEWS, gpu_values, system_values
-
-_NOT_BUILT = ("consolidate",)
 
 
 def query_endpoints(
@@ -70,6 +69,7 @@ def query_endpoints(
         ("analysis", "waste", WasteReply, standing.waste),
         ("analysis", "trends", TrendsReply, standing.trends),
         ("analysis", "opportunities", OpportunitiesReply, standing.opportunities),
+        ("optimize", "consolidate", ConsolidationsReply, standing.consolidations),
         ("optimize", "scale_up", RecommendationsReply, standing.scale_up),
         ("optimize", "scale_down", RecommendationsReply, standing.scale_down),
         ("optimize", "recommendations", RecommendationsReply, standing.recommendations),
@@ -88,7 +88,6 @@ def query_endpoints(
             reply_type=Report,
         )
     )
-    endpoints += [_not_built(name) for name in _NOT_BUILT]
     return endpoints
 
 
@@ -147,15 +146,3 @@ def _nothing(group: str, request: Filter) -> str:
         if value is not None
     ]
     return f"no {what} has reported metrics" + (f" of {' and '.join(where)}" if where else "")
-
-
-def _not_built(name: str) -> Endpoint:
-    text = (
-        f"api.optimize.{name} is not built yet; it comes with a later release. Subscribe to "
-        "recommendation.> below the root for what there is."
-    )
-
-    def refuse(_call: Call) -> Answer:
-        raise RequestError(503, text)
-
-    return Endpoint(f"optimize_{name}", f"api.optimize.{name}", refuse)

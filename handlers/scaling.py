@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal
 
 from handlers.advice import Change, Report, recommend
 from handlers.cache_loss import Caches
 from handlers.decision_book import DecisionBook
 from handlers.demand import Demand, Expect
+from handlers.given import closing
 from handlers.plan import Planned
 from handlers.pools import Last, Pool, Pools
 from handlers.replicas import desired_replicas, lacking, measure
@@ -17,7 +17,7 @@ from schemas.analysis import Scope
 from schemas.engines import EngineMetrics
 from schemas.message import Message
 from schemas.protocols import Emit, Moment
-from schemas.scaling import Decision, HeldAdvice, Recommendation
+from schemas.scaling import HeldAdvice
 from schemas.units import SECOND_NS, instant, to_ns
 
 
@@ -112,7 +112,7 @@ class ScalingHandler:
                 emits.append(Emit(news, f"held_advice.{name}.{now.ns}"))
             if pool.last and pool.last.is_standing and to_ns(pool.last.advice.expires_at) <= now.ns:
                 pool.last.is_standing = False
-                emits.append(_decision(pool.last.advice, "expired", "not carried out in time", now))
+                emits.append(closing(pool.last.advice, "expired", "not carried out in time", now))
         return emits
 
     def snapshot(self) -> bytes | None:
@@ -238,7 +238,7 @@ class ScalingHandler:
         pool.last = Last(new)
         emits = [Emit(new, new.recommendation_id)]
         if old is not None:
-            emits.append(_decision(old, "superseded", f"by {new.recommendation_id}", now))
+            emits.append(closing(old, "superseded", f"by {new.recommendation_id}", now))
         return emits
 
 
@@ -281,18 +281,3 @@ def _held(name: str, pool: Pool, now: Moment) -> HeldAdvice | None:
         text=held.text,
         simulated=any(report.metrics.simulated for _, report in reports),
     )
-
-
-def _decision(
-    advice: Recommendation, verdict: Literal["superseded", "expired"], reason: str, now: Moment
-) -> Emit:
-    decision = Decision(
-        verdict=verdict,
-        pool=advice.pool,
-        recommendation_id=advice.recommendation_id,
-        decided_at=instant(now.ns),
-        decided_by="handlers",
-        reason=reason,
-        simulated=advice.simulated,
-    )
-    return Emit(decision, f"{advice.recommendation_id}.{verdict}")

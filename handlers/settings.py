@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from handlers.alerting.defaults import DEFAULT_RULES
+from handlers.gpu_models import GpuModelSettings
 from handlers.pool_load import LoadSignal
 from handlers.prices import PriceSettings
 from schemas.alerts import AlertRule
@@ -259,6 +260,146 @@ class WasteSettings(Table, frozen=True, kw_only=True):
     ] = 256 * 1024
 
 
+class TuneCacheSettings(Table, frozen=True, kw_only=True):
+    """When a cache is worth tuning, ours or a scraped LMCache."""
+
+    window_seconds: Annotated[
+        float, Meta(ge=60, le=86400, description="growth of its counters is judged over this long")
+    ] = 300.0
+    confirm_windows: Annotated[
+        int,
+        Meta(ge=1, le=100, description="so many windows in a row begin a condition, and end it"),
+    ] = 3
+    margin_ratio: Annotated[
+        float,
+        Meta(ge=0, le=0.5, description="it ends this share of the threshold on the other side"),
+    ] = 0.1
+    least_events: Annotated[
+        int, Meta(ge=1, description="fewer lookups, or evictions, in a window tell nothing")
+    ] = 100
+    hit_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="`low_hit_ratio`: hits by lookups below this")
+    ] = 0.5
+    full_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="`nearly_full`: RAM used above this, and evictions")
+    ] = 0.9
+    least_gain_ratio: Annotated[
+        float,
+        Meta(ge=0, le=1, description="`nearly_full`: not where more room gains fewer of lookups"),
+    ] = 0.02
+    thrash_ratio: Annotated[
+        float,
+        Meta(ge=0, description="`thrash`: evicted entries asked for again, by evictions, above"),
+    ] = 0.25
+    ttl_short_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="`ttl_short`: lookups of what has expired above this")
+    ] = 0.05
+    ttl_long_ratio: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="`ttl_long`: share of RAM above this held from last use to expiry, while "
+            "it is nearly full",
+        ),
+    ] = 0.25
+    expires_after_seconds: Annotated[
+        float, Meta(ge=600, le=86400, description="advice is void after this long")
+    ] = 21600.0
+
+
+class RightSizeSettings(Table, frozen=True, kw_only=True):
+    """When a cheaper model of GPU is advised."""
+
+    headroom_ratio: Annotated[
+        float,
+        Meta(ge=0, le=2, description="so much above the p99 must fit, of memory and rates"),
+    ] = 0.15
+    least_saving_usd_per_hour: Annotated[
+        float, Meta(ge=0, description="what saves less is not advised")
+    ] = 0.10
+    least_saving_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="… nor what saves a smaller share of the cost")
+    ] = 0.05
+    expires_after_seconds: Annotated[
+        float, Meta(ge=3600, le=86400, description="advice is void after this long")
+    ] = 86400.0
+
+
+class ConsolidateSettings(Table, frozen=True, kw_only=True):
+    """How the work of a pool may be packed onto fewer nodes."""
+
+    fixed_nodes: Annotated[
+        tuple[str, ...],
+        Meta(description="names of nodes, `*` for any characters, whose work must not move"),
+    ] = ()
+    node_groups: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="names of nodes, `*` for any characters: work moves only among nodes of "
+            "the same pool whose first match is the same, or that have none"
+        ),
+    ] = ()
+    gpu_memory_max_ratio: Annotated[
+        float, Meta(gt=0, le=1, description="GPU memory used at most afterwards")
+    ] = 0.9
+    gpu_busy_max_ratio: Annotated[
+        float, Meta(gt=0, le=1, description="GPU activity at most afterwards")
+    ] = 0.8
+    host_memory_max_ratio: Annotated[
+        float, Meta(gt=0, le=1, description="host memory used at most afterwards")
+    ] = 0.85
+    least_nodes: Annotated[
+        int, Meta(ge=1, description="so many nodes of a pool keep work, in case one is lost")
+    ] = 2
+    moves_max: Annotated[
+        int, Meta(ge=1, le=1000, description="GPUs whose work moves, in one plan")
+    ] = 16
+    least_saving_usd_per_hour: Annotated[
+        float, Meta(ge=0, description="a plan that saves less is not advised")
+    ] = 0.10
+    least_saving_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="… nor one that saves a smaller share of the cost")
+    ] = 0.05
+    better_ratio: Annotated[
+        float,
+        Meta(ge=0, le=10, description="a plan replaces another that still fits if it saves more"),
+    ] = 0.2
+    expires_after_seconds: Annotated[
+        float, Meta(ge=3600, le=86400, description="advice is void after this long")
+    ] = 21600.0
+
+
+class GpuAdviceSettings(Table, frozen=True, kw_only=True):
+    """Advice on the GPUs of pools, from what each needed at most."""
+
+    history_hours: Annotated[
+        int, Meta(ge=1, le=168, description="so long must be known before there is advice")
+    ] = 24
+    confirm_times: Annotated[
+        int,
+        Meta(ge=1, le=100, description="found so often in a row, every ten minutes, it is given"),
+    ] = 3
+    switch_seconds: Annotated[
+        float,
+        Meta(ge=0, le=86400, description="the old and the new GPU are both paid for so long"),
+    ] = 600.0
+    snapshot_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="state of a slot that outlives a restart, 0.7 KB a GPU with 24 hours; "
+            "further ones begin their history anew",
+        ),
+    ] = 256 * 1024
+    right_size: Annotated[RightSizeSettings, Meta(description="a cheaper model")] = (
+        RightSizeSettings()
+    )
+    consolidate: Annotated[ConsolidateSettings, Meta(description="fewer nodes")] = (
+        ConsolidateSettings()
+    )
+
+
 class QuerySettings(Table, frozen=True, kw_only=True):
     """The query endpoints."""
 
@@ -309,4 +450,13 @@ class HandlersSettings(Table, frozen=True, kw_only=True):
     forecast: Annotated[ForecastSettings, Meta(description="forecasts")] = ForecastSettings()
     prices: Annotated[PriceSettings, Meta(description="of GPUs and energy")] = PriceSettings()
     waste: Annotated[WasteSettings, Meta(description="waste and savings")] = WasteSettings()
+    gpu_models: Annotated[GpuModelSettings, Meta(description="what models of GPU can do")] = (
+        GpuModelSettings()
+    )
+    gpu_advice: Annotated[GpuAdviceSettings, Meta(description="advice on the GPUs of pools")] = (
+        GpuAdviceSettings()
+    )
+    tune_cache: Annotated[TuneCacheSettings, Meta(description="advice on caches")] = (
+        TuneCacheSettings()
+    )
     queries: Annotated[QuerySettings, Meta(description="query endpoints")] = QuerySettings()

@@ -11,16 +11,19 @@ from handlers.trend import HISTORY_HOURS, point, trend_lines
 from handlers.usage import HOUR_NS
 from schemas.analysis import Utilization
 from schemas.api import Filter, RecommendationsReply, UtilizationReply
+from schemas.consolidation import Consolidation, ConsolidationsReply
 from schemas.protocols import Call, Clock, RequestError
 from schemas.report import OpportunitiesReply, TrendsReply, WasteReply
 from schemas.scaling import Action, Decision, Execution, HeldAdvice, Recommendation
 from schemas.spending import Opportunity, Trend, Waste
 from schemas.units import SECOND_NS, instant, to_ns
 
-Judgement = TypeVar("Judgement", Utilization, Waste, Trend, Opportunity)
+Judgement = TypeVar("Judgement", Utilization, Waste, Trend, Opportunity, Consolidation)
 
 _EVERY_ROW = 1_000_000
 _MINUTE_NS = 60 * SECOND_NS
+_LONG_NS = 15 * _MINUTE_NS
+_FEW = 20
 _HELD_NS = 20 * _MINUTE_NS
 _CLOSING = frozenset({"rejected", "superseded", "expired"})
 # A trend is of whole hours, and told after each of them.
@@ -28,7 +31,7 @@ _TREND_SECONDS = 2 * 3600.0
 
 
 class Standing:
-    """Answers `api.analysis.*`, and what advice stands.
+    """Answers `api.analysis.*`, what advice stands, and how to do with fewer nodes.
 
     From the last message of each subject, so every process answers the same, after a restart
     too. A filter by node or pool leaves only the judgement of that node or pool.
@@ -83,33 +86,35 @@ class Standing:
             text="" if rows else "nothing is worth changing, or not for long enough yet",
         )
 
+    async def consolidations(self, request: Filter, _call: Call) -> ConsolidationsReply:
+        """How each pool could do with fewer nodes, what saves most first."""
+        if request.node is not None:
+            raise RequestError(400, "node: plans are about pools")
+        rows = await self._judgements(Consolidation, request)
+        rows.sort(key=lambda row: (-(row.saving_usd_per_hour or 0.0), -len(row.moves), row.id))
+        return ConsolidationsReply(
+            answered_at=instant(self._clock()),
+            rows=rows[: request.limit],
+            total=len(rows),
+            text="" if rows else "no pool with GPUs on two nodes and more has been measured",
+        )
+
     async def recommendations(self, request: Filter, _call: Call) -> RecommendationsReply:
         """The advice that stands, newest first."""
         if request.node is not None:
             raise RequestError(400, "node: recommendations are about pools")
         now_ns = self._clock()
         advice = await self._reader.last("RECOMMENDATIONS", Recommendation)
-        closed = {row.supersedes for row in advice}
-        begins = [to_ns(row.decided_at) for row in advice if to_ns(row.expires_at) > now_ns]
-        # All since the oldest that may stand; a minute more, as clocks differ.
-        since = max(1, min(begins, default=now_ns) - _MINUTE_NS), now_ns + _MINUTE_NS
-        for decision in await self._reader.between(
-            "RECOMMENDATIONS", Decision, Decision.pattern(), *since
-        ):
-            if decision.verdict in _CLOSING:
-                closed.add(decision.recommendation_id)
-        for execution in await self._reader.between(
-            "RECOMMENDATIONS", Execution, Execution.pattern(), *since
-        ):
-            if execution.phase == "succeeded" and not execution.dry_run:
-                closed.add(execution.recommendation_id)
+        superseded = {row.supersedes for row in advice}
         rows = [
             row
             for row in advice
-            if row.recommendation_id not in closed
+            if row.recommendation_id not in superseded
             and to_ns(row.expires_at) > now_ns
             and request.pool in {None, row.pool}
         ]
+        closed = await self._closed(rows, now_ns)
+        rows = [row for row in rows if row.recommendation_id not in closed]
         rows.sort(key=lambda row: (row.decided_at, row.recommendation_id), reverse=True)
         return RecommendationsReply(
             answered_at=instant(now_ns),
@@ -118,6 +123,34 @@ class Standing:
             text="" if rows else "no advice stands",
             held=await self._held(request.pool, request.limit, now_ns),
         )
+
+    async def _closed(self, rows: list[Recommendation], now_ns: int) -> set[str]:
+        """Which of these were rejected, ended or carried out, by their ids.
+
+        All that was said since the oldest of them, a minute more as clocks differ; of a few that
+        stand for long only what was said of their pools.
+        """
+        long_ago = now_ns - _LONG_NS
+        are_few = sum(to_ns(row.decided_at) < long_ago for row in rows) <= _FEW
+        spans: dict[str, int] = {}
+        for row in rows:
+            decided_ns = to_ns(row.decided_at)
+            pool = row.pool if are_few and decided_ns < long_ago else "*"
+            spans[pool] = min(decided_ns - _MINUTE_NS, spans.get(pool, decided_ns))
+        closed: set[str] = set()
+        for pool, begin in spans.items():
+            span = max(1, begin), now_ns + _MINUTE_NS
+            for decision in await self._reader.between(
+                "RECOMMENDATIONS", Decision, f"decision.*.{pool}", *span
+            ):
+                if decision.verdict in _CLOSING:
+                    closed.add(decision.recommendation_id)
+            for execution in await self._reader.between(
+                "RECOMMENDATIONS", Execution, f"execution.*.{pool}", *span
+            ):
+                if execution.phase == "succeeded" and not execution.dry_run:
+                    closed.add(execution.recommendation_id)
+        return closed
 
     async def scale_up(self, request: Filter, call: Call) -> RecommendationsReply:
         """Of the advice that stands that for more replicas."""

@@ -82,6 +82,27 @@ class EngineSource(msgspec.Struct, frozen=True, kw_only=True):
     ]
 
 
+class MetricSource(msgspec.Struct, frozen=True, kw_only=True):
+    """The messages of one subject behind a piece of evidence, by the fields that it is from.
+
+    Of a rollup a field is the mean of its minute, of memory the highest sample.
+    """
+
+    subject: Annotated[str, Meta(description="below the root")]
+    messages: Annotated[Count, Meta(description="how many of them are still there")]
+    first_at: Annotated[Instant, Meta(description="when the first was stored")]
+    last_at: Annotated[Instant, Meta(description="when the last was stored")]
+    first: Annotated[
+        dict[str, float | None], Meta(description="its fields; null: not measured in it")
+    ]
+    last: Annotated[
+        dict[str, float | None], Meta(description="those of the last; null: not measured in it")
+    ]
+    highest: Annotated[
+        dict[str, float | None], Meta(description="of all of them; null: not measured in any")
+    ]
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """One recommendation from the messages behind it to what became of it."""
 
@@ -94,7 +115,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     life: Annotated[Life, Meta(description="the advice, what was decided, what was done")]
     trail: Annotated[list[TrailEntry], Meta(description="every message about it, in order")]
     engines: Annotated[
-        list[EngineSource], Meta(description="by node and engine; empty: not asked, or gone")
+        list[EngineSource],
+        Meta(description="by node and engine, of advice from engines; empty: not asked, or gone"),
     ] = []
     read_from: Annotated[
         Literal["metrics", "rollups", "nothing"],
@@ -109,6 +131,10 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     missing: Annotated[
         list[str],
         Meta(description="what is no longer in the streams, or could not be read, for people"),
+    ] = []
+    sources: Annotated[
+        list[MetricSource],
+        Meta(description="behind evidence that names a `subject`, in its order"),
     ] = []
     waste: Annotated[
         Waste | None,

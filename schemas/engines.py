@@ -401,3 +401,29 @@ class CacheMetrics(Message, frozen=True, kw_only=True):
             description="histogram `lmcache:time_to_store`; null: none in the interval; ours: null"
         ),
     ] = None
+    is_enabled: Annotated[
+        bool | None,
+        Meta(description="setting `enabled` of the namespace; LMCache: null"),
+    ] = None
+    evictions_returned_total: Annotated[
+        Count | None,
+        Meta(
+            description="evicted entries that were asked for again, of the last "
+            "`cache.ttl.watched_evictions`; LMCache: null"
+        ),
+    ] = None
+    expired_lookups_total: Annotated[
+        Count | None,
+        Meta(description="lookups of a value in RAM whose own TTL was over; LMCache: null"),
+    ] = None
+    expired_lookups_late_seconds_total: Annotated[
+        Number | None,
+        Meta(description="sum over these of how long it was over; LMCache: null"),
+    ] = None
+    expired_idle_byte_seconds_total: Annotated[
+        Number | None,
+        Meta(
+            description="sum over values that left RAM past their own TTL: size by the time from "
+            "the last use to the end of the TTL; LMCache: null"
+        ),
+    ] = None

@@ -5,10 +5,13 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from schemas.changes import CacheChange, GpuChange, Move
 from schemas.message import Message, Simulated
 from schemas.units import Count, Instant, Number, Ratio, Seconds, Token
 
 Action = Literal["scale_up", "scale_down", "consolidate", "right_size", "tune_cache"]
+SCALING: tuple[Action, ...] = ("scale_up", "scale_down")
+"""What changes the number of replicas, which is all that an executor can do."""
 HeldReason = Literal[
     "hold", "unknown", "failure", "saving", "churn", "payback", "rejected", "settling"
 ]
@@ -28,18 +31,21 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
             description="a field of EngineMetrics, or `capacity_usage_ratio` (running by "
             "`requests_running_max`); `…_projected`: with failures, see there; "
             "`requests_in_flight_p90`, `…_expected`: of a forecast; `short_risk_ratio`: of a plan; "
-            "`kv_cache_tokens_lost`"
+            "`kv_cache_tokens_lost`; with `subject`: worked out from `fields` of those messages"
         ),
     ]
     value: Annotated[
         float,
-        Meta(description="mean over the replicas that were measured, in the unit of `signal`"),
+        Meta(
+            description="in the unit of `signal`; without `subject` the mean over the replicas "
+            "that were measured"
+        ),
     ]
     threshold: Annotated[
         float | None,
         Meta(
-            description="target of the signal, of `handlers.scaling`; of expected requests, how "
-            "many the planned replicas run at once; null: it has none"
+            description="target of the signal, of the settings of the handler; of expected "
+            "requests, how many the planned replicas run at once; null: it has none"
         ),
     ] = None
     window_seconds: Annotated[
@@ -56,6 +62,19 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     stream_to: Annotated[
         Count | None, Meta(description="last one, which brought the advice; null: not told")
+    ] = None
+    subject: Annotated[
+        Annotated[str, Meta(pattern=r"^(metrics|rollup)(\.[A-Za-z0-9_-]+)+$(?!\n)")] | None,
+        Meta(description="of the messages that count, below the root; null: the pool's engines'"),
+    ] = None
+    fields: Annotated[
+        list[str], Meta(description="of these messages, that `value` was worked out from")
+    ] = []
+    measured_from: Annotated[
+        Instant | None, Meta(description="of a rollup: the first minute; null: not of rollups")
+    ] = None
+    measured_to: Annotated[
+        Instant | None, Meta(description="end of the last one; null with `measured_from`")
     ] = None
 
 
@@ -111,7 +130,9 @@ class Recommendation(Message, frozen=True, kw_only=True):
 
     One per decision. `recommendation_id` is `<pool>.<action>.<decision key>`, the same from every
     replica and every replay, and is the idempotency key of the execution. `replicas_to` is a
-    target, not a step: doing it twice changes nothing. Money fields are null without a price.
+    target, not a step: doing it twice changes nothing. Only `scale_up` and `scale_down` change it;
+    what other advice changes is in fields of its own, and people do it. Money fields are null
+    without a price.
     """
 
     SUBJECT: ClassVar[str] = "recommendation.{action}.{pool}"
@@ -119,9 +140,13 @@ class Recommendation(Message, frozen=True, kw_only=True):
     STREAM: ClassVar[str | None] = "RECOMMENDATIONS"
 
     action: Annotated[
-        Action, Meta(description="`scale_up` or `scale_down`; the others are not given yet")
+        Action,
+        Meta(description="what to do"),
     ]
-    pool: Annotated[Token, Meta(description="`pool` of EngineMetrics")]
+    pool: Annotated[
+        Token,
+        Meta(description="`pool` of the metrics; of a cache that has none its `namespace`"),
+    ]
     recommendation_id: Annotated[str, Meta(description="`<pool>.<action>.<decided at, ns>`")]
     idempotency_key: Annotated[
         str, Meta(description="for the execution: the same as `recommendation_id`")
@@ -130,47 +155,69 @@ class Recommendation(Message, frozen=True, kw_only=True):
     expires_at: Annotated[
         Instant,
         Meta(
-            description="from then on it does not stand: "
-            "`handlers.scaling.expires_after_seconds` later"
+            description="from then on it does not stand: `expires_after_seconds` of the "
+            "handler's settings later"
         ),
     ]
-    replicas_from: Annotated[Count, Meta(description="engines of the pool that report now")]
-    replicas_to: Annotated[Count, Meta(description="how many there should be")]
+    replicas_from: Annotated[
+        Count,
+        Meta(
+            description="engines of the pool that report now; `tune_cache`: its caches; "
+            "`right_size`: its GPUs; `consolidate`: its nodes with work"
+        ),
+    ]
+    replicas_to: Annotated[
+        Count, Meta(description="how many there should be; as many where it scales nothing")
+    ]
     reason: Annotated[
         str,
         Meta(
             description="up: the signal furthest above its target; down: `spare_capacity`; "
-            "`forecast`: planned for the load to come; `rollback`: an execution failed"
+            "`forecast`: planned for the load to come; `rollback`: an execution failed; of "
+            "`tune_cache` the cause of its first change; `cheaper_model_fits`; "
+            "`fewer_nodes_hold_it`"
         ),
     ]
     text: Annotated[str, Meta(description="for people: change, reason and figures")]
     evidence: Annotated[list[Evidence], Meta(description="each signal that was measured")]
     confidence_ratio: Annotated[
-        Ratio, Meta(description="share of replicas heard of late by share of signals measured")
+        Ratio,
+        Meta(
+            description="share of replicas heard of late by share of signals measured; of "
+            "`tune_cache` the share of conditions that the cache's counters can tell; of "
+            "`right_size` that of the history that was measured, of the GPU with most gaps; of "
+            "`consolidate` that of the nodes with GPUs whose load is known"
+        ),
     ]
     risk: Annotated[
         Literal["low", "medium", "high"],
-        Meta(description="up: low; down: medium, to a single replica high"),
+        Meta(
+            description="up: low; down: medium, to a single replica high; `tune_cache`: low, "
+            "medium where a TTL is to change; `right_size`: medium, to an older generation high; "
+            "`consolidate`: medium"
+        ),
     ]
     effective_after_seconds: Annotated[
         Seconds,
         Meta(
             description="until the change helps; up: `handlers.scaling.startup_lead_seconds`, "
-            "down: 0"
+            "`right_size`, `consolidate`: `handlers.gpu_advice.switch_seconds`, else 0"
         ),
     ]
     saving_usd_per_hour: Annotated[
         float | None,
         Meta(
-            description="replicas less by price, negative for up; null: no "
-            "`handlers.scaling.usd_per_replica_hour`"
+            description="replicas less by price, negative for up; `right_size`: by the price of "
+            "GPUs; `consolidate`: of the nodes that are emptied; null: no price"
         ),
     ] = None
     one_off_cost_usd: Annotated[
         Number | None,
         Meta(
             description="what the change costs once; down: KV cache to compute anew, at most; "
-            "null: not measured, no price, or up"
+            "`right_size`: the new GPUs beside the old ones for "
+            "`handlers.gpu_advice.switch_seconds`; `consolidate`: the GPUs whose work begins anew, "
+            "for as long; null: not measured, no price, or up"
         ),
     ] = None
     payback_hours: Annotated[
@@ -182,6 +229,15 @@ class Recommendation(Message, frozen=True, kw_only=True):
         Meta(description="`recommendation_id` of the advice that it replaces; null: none stood"),
     ] = None
     simulated: Simulated = False
+    cache_changes: Annotated[
+        list[CacheChange], Meta(description="of `tune_cache`: what to change, the surest first")
+    ] = []
+    gpu_changes: Annotated[
+        list[GpuChange], Meta(description="of `right_size`: which models, by the present one")
+    ] = []
+    moves: Annotated[
+        list[Move], Meta(description="of `consolidate`: what goes where, in this order")
+    ] = []
 
 
 class HeldAdvice(Message, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from agent.executors.settings import ApprovalSettings
 from schemas.life import WANTED, Life
 from schemas.precedence import contradict, decided_by, first
-from schemas.scaling import Decision, Recommendation
+from schemas.scaling import SCALING, Decision, Recommendation
 from schemas.units import instant
 
 POLICY = "policy"
@@ -40,7 +40,9 @@ def outranked_by(advice: Recommendation, others: Iterable[Recommendation]) -> Re
 def _verdict(
     advice: Recommendation, others: list[Recommendation], approval: ApprovalSettings
 ) -> tuple[bool, str] | None:
-    """Whether it is accepted, and why; None: people decide."""
+    """Whether it is accepted, and why; None: people decide, as on all that no executor can do."""
+    if advice.action not in SCALING:
+        return None
     what = {"low": approval.low, "medium": approval.medium, "high": approval.high}[advice.risk]
     if what == "ask":
         return None

@@ -7,9 +7,7 @@ from agent.executors.settings import ExecutorSettings
 from agent.executors.target import Target
 from schemas.life import WANTED, Life
 from schemas.precedence import decided_by
-from schemas.scaling import Execution
-
-ACTIONS = ("scale_up", "scale_down")
+from schemas.scaling import SCALING, Execution
 
 
 def refusal(
@@ -35,7 +33,7 @@ def refusal(
         )
     if advice.simulated or request.simulated:
         return "its evidence is simulated"
-    if advice.action not in ACTIONS:
+    if advice.action not in SCALING:
         return f"an executor cannot {advice.action}: it only changes the number of replicas"
     if reason := life.closed(now_ns) if request.dry_run else life.refusal(now_ns):
         return reason

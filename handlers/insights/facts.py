@@ -15,7 +15,7 @@ from handlers.settings import AlertSettings
 from handlers.stale import stale_rule
 from schemas.analysis import Alert, Bottleneck, Severity, Utilization
 from schemas.message import Message
-from schemas.scaling import Recommendation
+from schemas.scaling import SCALING, Recommendation
 from schemas.spending import Opportunity, Waste
 
 MAX_BOTTLENECKS = 5
@@ -198,7 +198,9 @@ def _usd(value: float | None) -> str:
 
 
 def _recommendation(advice: Recommendation, names: Names) -> Iterator[Fact]:
-    change = advice.action.replace("_", " ")
+    change, replicas = advice.action.replace("_", " "), ""
+    if advice.action in SCALING:
+        replicas = f" from {advice.replicas_from} to {advice.replicas_to} replicas"
     saving = advice.saving_usd_per_hour
     money = "" if saving is None else f", saving {_plain(saving)} USD per hour"
     if saving is not None and saving < 0:
@@ -211,9 +213,9 @@ def _recommendation(advice: Recommendation, names: Names) -> Iterator[Fact]:
     yield Fact(
         advice.recommendation_id,
         "warning" if advice.action == "scale_up" else "info",
-        f"Standing advice: {change} {names.of('POOL', advice.pool)} from {advice.replicas_from} to "
-        f"{advice.replicas_to} replicas, because of {_known(advice.reason, names)}; risk "
-        f"{advice.risk}, confidence {figure(advice.confidence_ratio, '_ratio')}, in effect after "
+        f"Standing advice: {change} {names.of('POOL', advice.pool)}{replicas}, because of "
+        f"{_known(advice.reason, names)}; risk {advice.risk}, confidence "
+        f"{figure(advice.confidence_ratio, '_ratio')}, in effect after "
         f"{advice.effective_after_seconds:g} s{money}. Measured: {signals or 'nothing'}.",
     )
 

@@ -176,7 +176,7 @@ async def test_statistics_and_metrics_count_what_happened(bus: Bus, client: Clie
         stats = await client.stats()
         counters = service.counters()
         metrics = await heard.next(CacheMetrics)
-        while metrics.misses_total == 0:
+        while not metrics.misses_total:
             metrics = await heard.next(CacheMetrics)
 
     assert (stats.cache_hits, stats.cache_misses, stats.puts) == (2, 1, 1)
@@ -185,6 +185,8 @@ async def test_statistics_and_metrics_count_what_happened(bus: Bus, client: Clie
     assert stats.memory_used_mb == 8 / 1024 / 1024
     assert (stats.namespace, stats.instance, stats.policy) == ("default", "c1", "lru")
     assert (metrics.hits_total, metrics.puts_total, metrics.used_bytes) == (2, 1, 8)
+    assert (metrics.is_enabled, metrics.evictions_returned_total) == (True, 0)
+    assert (metrics.expired_lookups_total, metrics.expired_idle_byte_seconds_total) == (0, 0.0)
     assert (counters["hits_total"], counters["entries"]) == (2, 1)
 
 

@@ -92,6 +92,7 @@ async def test_metrics_health_and_history_have_types(fleet: str) -> None:
         health = await agent.health()
         history = await agent.system_history(node="n1", seconds=60)
         gpu_history = await agent.gpu_history(seconds=60)
+        plans = await agent.get_consolidations("chat")
 
     assert all(row.simulated for row in gpus.rows)
     assert memory.rows[0].values["memory"]["total_bytes"] > 0
@@ -100,6 +101,7 @@ async def test_metrics_health_and_history_have_types(fleet: str) -> None:
     assert {one.role for one in health.instances} == set(ROLES)
     assert history.source == "metrics"
     assert history.samples
+    assert (plans.rows, bool(plans.text)) == ([], True)
     assert len({sample.gpu for sample in gpu_history.samples}) == 2
 
 

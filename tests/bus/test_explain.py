@@ -17,10 +17,11 @@ from handlers.explain import Explain
 from handlers.foreign import ForeignMessages
 from handlers.reading import Reading
 from handlers.settings import QuerySettings
+from schemas.changes import CacheChange
 from schemas.decisions import ExplainRequest, Explanation
-from schemas.engines import EngineMetrics
+from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.metrics import Rollup, Summary
-from schemas.protocols import Call, Delivery, PublishError
+from schemas.protocols import Call, Delivery, PublishError, RequestError
 from schemas.scaling import Evidence, Forecast, ForecastHorizon, Recommendation
 from schemas.units import SECOND_NS, instant
 from tests.support.advice import advice, decision, step, tell
@@ -45,12 +46,15 @@ async def measured(bus: Bus, *metrics: EngineMetrics) -> int:
     _, before = await bus.stream_bounds("METRICS")
     for one in metrics:
         await bus.publish(one)
+    await until_stored(bus, before + len(metrics))
+    return before + len(metrics)
 
+
+async def until_stored(bus: Bus, sequence: int) -> None:
     async def is_stored() -> bool:
-        return (await bus.stream_bounds("METRICS"))[1] == before + len(metrics)
+        return (await bus.stream_bounds("METRICS"))[1] == sequence
 
     await until_async(is_stored)
-    return before + len(metrics)
 
 
 def because(begin: int | None, end: int | None, **fields: Any) -> Recommendation:
@@ -270,3 +274,86 @@ async def test_a_story_survives_the_wire(bus: Bus) -> None:
     story = await story_of(bus, advice())
 
     assert msgspec.json.decode(msgspec.json.encode(story), type=Explanation) == story
+
+
+async def test_advice_on_a_cache_leads_back_to_what_its_counters_were(bus: Bus) -> None:
+    for name, hits in (("c1", 5), ("c2", 6), ("c1", 7), ("c1", 90)):
+        await bus.publish(
+            CacheMetrics(
+                instance=name,
+                namespace="default",
+                observed_at=instant(time.time_ns()),
+                hits_total=hits,
+            )
+        )
+    fields = ["hits_total", "misses_total", "is_enabled"]
+    evidence = [
+        Evidence(
+            signal="hit_ratio", value=0.1, stream_from=1, stream_to=3, subject=s, fields=fields
+        )
+        for s in ("metrics.cache.c1", "metrics.cache.c3")
+    ]
+    change = CacheChange(
+        instance="c1",
+        cause="low_hit_ratio",
+        text="look",
+        signal="hit_ratio",
+        now=0.1,
+        expected=None,
+    )
+    await until_stored(bus, 4)
+
+    story = await story_of(
+        bus, advice(action="tune_cache", evidence=evidence, cache_changes=[change])
+    )
+
+    (source,) = story.sources
+    assert (source.subject, source.messages) == ("metrics.cache.c1", 2)
+    assert source.first == {"hits_total": 5.0, "misses_total": None, "is_enabled": None}
+    assert source.last["hits_total"] == 7.0
+    assert story.missing == ["the messages of metrics.cache.c3 behind hit_ratio are gone"]
+    lines = list(story_lines(story))
+    assert lines[0] == "chat.tune_cache.1  tune_cache chat (low_hit_ratio)  [open]"
+    assert any("hits_total 5 → 7 (highest 7), misses_total - → -" in line for line in lines)
+
+
+async def test_a_subject_that_is_none_of_metrics_is_no_evidence(bus: Bus) -> None:
+    one = advice(evidence=[Evidence(signal="x", value=1.0, subject="metrics.cache.>")])
+
+    with pytest.raises(RequestError, match="404"):
+        await story_of(bus, one)
+
+
+async def test_advice_on_gpus_leads_back_to_the_minutes_of_the_one_that_needs_most(
+    bus: Bus,
+) -> None:
+    start_ns = (time.time_ns() // MINUTE_NS - 20) * MINUTE_NS
+    for minute in range(20):
+        used = Summary(min=0.1, mean=0.2, max=0.3 + minute / 100, p95=0.2, count=12)
+        rollup = Rollup(
+            kind="gpu",
+            id="n1-g0",
+            node="n1",
+            minute_at=instant(start_ns + minute * MINUTE_NS),
+            metrics={"memory_utilization_ratio": used, "dram_activity_ratio": used},
+        )
+        await bus.publish(rollup, message_id=f"r{minute}")
+    evidence = Evidence(
+        signal="memory_used_bytes_p99",
+        value=1.0,
+        subject="rollup.gpu.n1-g0",
+        fields=["memory_utilization_ratio", "dram_activity_ratio", "tensor_activity_ratio"],
+        measured_from=instant(start_ns + 5 * MINUTE_NS),
+        # As its minutes would be stored: all of these were stored now.
+        measured_to=instant(start_ns + 15 * MINUTE_NS),
+    )
+
+    story = await story_of(bus, advice(action="right_size", evidence=[evidence]))
+
+    (source,) = story.sources
+    assert (source.subject, source.messages) == ("rollup.gpu.n1-g0", 10)
+    assert source.highest == {
+        "memory_utilization_ratio": 0.44,
+        "dram_activity_ratio": 0.2,
+        "tensor_activity_ratio": None,
+    }

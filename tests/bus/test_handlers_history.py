@@ -16,6 +16,7 @@ from handlers.history import SCANS, History
 from handlers.settings import HandlersSettings, QuerySettings
 from schemas.analysis import Utilization
 from schemas.api import HistoryReply, HistoryRequest, RecommendationsReply, UtilizationReply
+from schemas.consolidation import Consolidation, ConsolidationsReply
 from schemas.message import Message
 from schemas.metrics import Rollup, Summary
 from schemas.protocols import Call, Delivery, RequestError
@@ -406,6 +407,24 @@ async def test_only_standing_advice_is_listed(bus: Bus) -> None:
     assert [row.recommendation_id for row in one_pool.rows] == ["f.scale_down.2"]
 
 
+@pytest.mark.parametrize("number", [2, 25], ids=["a few", "many"])
+async def test_advice_that_stands_for_long_is_closed_by_what_was_said_of_its_pool(
+    bus: Bus, number: int
+) -> None:
+    hour_ago = instant(time.time_ns() - 60 * MINUTE_NS)
+    old = [advice("tune_cache", f"p{n}", 1, decided_at=hour_ago) for n in range(number)]
+    fresh, gone = advice("scale_up", "p0", 1), advice("scale_up", "p1", 1)
+    await recorded(bus, *old, fresh, gone)
+    await recorded(bus, verdict(old[0], "rejected"), verdict(gone, "rejected"))
+
+    reply = msgspec.json.decode(
+        await ask(bus, "api.optimize.recommendations"), type=RecommendationsReply
+    )
+
+    left = {one.recommendation_id for one in old[1:]} | {fresh.recommendation_id}
+    assert {row.recommendation_id for row in reply.rows} == left
+
+
 async def test_advice_is_listed_by_what_it_is_to_change(bus: Bus) -> None:
     up = [advice("scale_up", pool, 1) for pool in ("a", "b", "c")]
     rejected, down = advice("scale_up", "d", 1), advice("scale_down", "e", 1)
@@ -476,6 +495,40 @@ async def test_what_is_held_of_late_is_listed_by_pool(bus: Bus) -> None:
 async def test_recommendations_have_no_node(bus: Bus) -> None:
     with pytest.raises(RequestError, match="400 node: "):
         await ask(bus, "api.optimize.recommendations", {"node": "n1"})
+
+
+def plan(pool: str, usd: float | None, ago_seconds: float = 0.0) -> Consolidation:
+    return Consolidation(
+        id=pool,
+        decided_at=instant(time.time_ns() - round(ago_seconds * SECOND_NS)),
+        history_seconds=86400.0,
+        nodes=3,
+        nodes_after=2,
+        left_out={"idle": 1},
+        moves=[],
+        saving_usd_per_hour=usd,
+    )
+
+
+async def test_plans_for_fewer_nodes_are_listed_by_saving_unless_outdated(bus: Bus) -> None:
+    await recorded(bus, plan("a", 1.0), plan("b", None), plan("c", 3.0), plan("d", 9.0, 3700))
+
+    everything = msgspec.json.decode(
+        await ask(bus, "api.optimize.consolidate"), type=ConsolidationsReply
+    )
+    one_pool = msgspec.json.decode(
+        await ask(bus, "api.optimize.consolidate", {"pool": "b"}), type=ConsolidationsReply
+    )
+    none = msgspec.json.decode(
+        await ask(bus, "api.optimize.consolidate", {"pool": "x"}), type=ConsolidationsReply
+    )
+
+    assert [row.id for row in everything.rows] == ["c", "a", "b"]
+    assert everything.total == 3
+    assert [row.id for row in one_pool.rows] == ["b"]
+    assert none.text == "no pool with GPUs on two nodes and more has been measured"
+    with pytest.raises(RequestError, match="400 node: "):
+        await ask(bus, "api.optimize.consolidate", {"node": "n1"})
 
 
 async def test_scans_wait_for_one_another(bus: Bus) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from agent import catalog
 from agent.bus import Bus, connect
-from agent.catalog import EVENTS, NOT_BUILT, EndpointSpec
+from agent.catalog import EVENTS, EndpointSpec
 from schemas.api import HealthReply
 from schemas.lifecycle import ROLES
 from schemas.message import Message
@@ -37,7 +37,6 @@ def needed(spec: EndpointSpec) -> list[str]:
 
 WITHOUT_DEFAULTS = [spec for spec in JSON_ENDPOINTS if needed(spec)]
 WITH_DEFAULTS = [spec for spec in JSON_ENDPOINTS if not needed(spec)]
-NOT_BUILT_ENDPOINTS = [spec for spec in catalog.endpoints() if spec.text == NOT_BUILT]
 NESTED = b'{"a":' * 2000
 """Deeper than the decoder goes: a RecursionError, unlike all else that does not decode."""
 KEY_OPERATIONS = ("get", "delete", "exists", "meta")
@@ -128,14 +127,6 @@ async def test_an_empty_request_is_answered_and_an_unknown_field_refused_by_name
     assert (unknown.value.code, undecodable.value.code) == (400, 400)
 
 
-@pytest.mark.parametrize("spec", NOT_BUILT_ENDPOINTS, ids=lambda spec: spec.subject)
-async def test_what_is_not_built_yet_says_so(up_bus: Bus, spec: EndpointSpec) -> None:
-    with pytest.raises(RequestError, match="not built yet") as refused:
-        await up_bus.request(spec.subject, timeout_seconds=DEADLINE_SECONDS)
-
-    assert refused.value.code == 503
-
-
 @pytest.mark.parametrize("operation", KEY_OPERATIONS)
 @pytest.mark.parametrize("key", [b"", b"\xff\xfe", b"k" * 10_241], ids=["empty", "utf-8", "long"])
 async def test_a_key_that_is_none_is_refused(up_bus: Bus, operation: str, key: bytes) -> None:
@@ -205,9 +196,7 @@ async def test_whatever_is_asked_of_an_endpoint_is_refused_counted_and_survived(
     up_bus: Bus, spec: EndpointSpec
 ) -> None:
     harmless: set[int | None] = {400}
-    if spec.text == NOT_BUILT:
-        harmless = {503}
-    elif spec.request is None:
+    if spec.request is None:
         # Bytes may well be a key; of uploads and ranges there is none of that name.
         harmless = {400, 404, 409, 413, None}
     before = await counted(up_bus, "bus_bad_messages_total")

@@ -47,6 +47,10 @@ def test_advice_is_decided_by_its_risk(fields: dict[str, Any], found: tuple[str,
     assert decided(one) == {one.recommendation_id: found}
 
 
+def test_what_no_executor_can_do_is_left_to_people() -> None:
+    assert decided(advice(action="tune_cache", risk="low")) == {}
+
+
 def test_by_default_everything_is_left_to_people() -> None:
     given = [advice(number, risk=risk) for number, risk in enumerate(["low", "medium", "high"])]
 

@@ -1,10 +1,13 @@
 """The rows of the live view: latest values, ages, orders, filters; nothing invented."""
 
+import time
+
 import pytest
 
 from agent.fleet import Choice, Fleet
 from schemas.analysis import GpuUse, Utilization
 from schemas.units import SECOND_NS, instant
+from tests.support.advice import advice
 from tests.support.samples import START_NS, engine, gpu, host
 
 NOW_NS = START_NS
@@ -93,3 +96,11 @@ def test_rows_are_chosen_by_node_and_pool() -> None:
     assert (by_node.engines, by_pool.gpus) == ([], [])
     assert [row.node for row in by_pool.nodes] + [row.node for row in by_pool.engines] == ["n2"] * 2
     assert [pool.pool for pool in by_pool.pools] == ["b"]
+
+
+def test_advice_on_the_cache_of_a_pool_does_not_hide_that_on_its_replicas() -> None:
+    fleet = heard(advice(1), advice(2, action="scale_down"), advice(3, action="tune_cache"))
+
+    rows = fleet.rows(Choice(), time.time_ns())
+
+    assert sorted(one.action for one in rows.advice) == ["scale_down", "tune_cache"]

@@ -257,6 +257,26 @@ def test_an_expired_entry_that_makes_room_is_not_given_back() -> None:
     assert manager.get_stats()["evictions"] == 0
 
 
+def test_lookups_past_a_deadline_and_ram_held_until_it_are_counted() -> None:
+    clock = Clock()
+    manager = InMemoryKVCacheManager(1, clock=clock)
+    start_ns = clock.ns
+    for key in ("asked", "pushed out", "replaced"):
+        manager.store(Entry(key=key, value=bytes(100), expires_at_ns=start_ns + 10))
+    clock.ns += 4
+    assert manager.lookup("asked") is not None
+    clock.ns = start_ns + 25
+
+    assert manager.lookup("asked") is None
+    manager.lookup("asked")
+    manager.lookup("never there")
+    manager.store(Entry(key="k" * 1024, value=bytes(MB - 1024)))
+
+    assert (manager.expired_lookups, manager.expired_late_ns) == (1, 15)
+    idle = 105 * (10 - 4) + 110 * 10 + 108 * 10
+    assert manager.expired_idle_byte_ns == idle
+
+
 def test_taking_the_next_gives_what_lives_oldest_first_and_keeps_the_statistics() -> None:
     clock = Clock()
     manager = InMemoryKVCacheManager(1, clock=clock)

@@ -33,6 +33,14 @@ def test_facts_tell_figures_with_units_and_stand_ins_for_names() -> None:
     assert "of g0 in node gpu-node-17 reached 91 °C" in names.restore(facts[1].text)
 
 
+def test_advice_that_scales_nothing_names_no_replicas() -> None:
+    one = msgspec.structs.replace(advice(), action="tune_cache", reason="thrash")
+
+    (fact,) = facts_of([one], Names(), 10)
+
+    assert fact.text.startswith("Standing advice: tune cache POOL_A, because of thrash; risk")
+
+
 def test_keys_change_with_what_is_said_but_not_with_each_figure() -> None:
     before = known("pool", "chat", [use(gpu=0.81), alert(value=91)], 10)
     drifted = known("pool", "chat", [use(gpu=0.82), alert(value=92)], 10)

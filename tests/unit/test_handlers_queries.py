@@ -156,12 +156,6 @@ def test_a_bad_request_names_the_field(body: dict[str, object], field: str) -> N
         ask(endpoints()["api.gpu.power"], body)
 
 
-@pytest.mark.parametrize("subject", ["api.optimize.consolidate"])
-def test_what_is_not_built_says_so(subject: str) -> None:
-    with pytest.raises(RequestError, match=f"503 {subject} is not built yet"):
-        ask(endpoints()[subject])
-
-
 def test_values_are_forgotten_after_an_hour() -> None:
     messages = (host(), gpu())
 

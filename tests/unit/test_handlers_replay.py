@@ -77,6 +77,7 @@ def test_the_trace_reaches_every_kind_of_event(whole: list[Emit]) -> None:
     assert kinds == {
         *("Utilization", "Rollup", "Alert", "Waste"),
         *("Recommendation", "Decision", "HeldAdvice"),
+        "Consolidation",
     }
 
 
