@@ -33,7 +33,7 @@ from benchmarks.report import Report
 from benchmarks.s3 import KINDS, running_s3
 
 KIB, MIB = 1024, 1024 * 1024
-EVICTED = {4 * KIB: (12_000, 200), MIB: (96, 48), 8 * MIB: (16, 8), 32 * MIB: (4, 4)}
+EVICTED = {4 * KIB: (4000, 200), MIB: (48, 48), 8 * MIB: (8, 8), 32 * MIB: (3, 3)}
 """Size, and how many a slice archives and puts bare."""
 RESTORED = {4 * KIB: 100, MIB: 24, 8 * MIB: 6, 32 * MIB: 3}
 LARGEST = (64 * MIB, 10)
