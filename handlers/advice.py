@@ -122,9 +122,10 @@ def _evidence(
     demand, evidence = change.demand, []
     survivors = max(1, change.target - settings.failures_survived)
     for signal in demand.signals:
-        values = {signal.name: signal.mean}
+        values = {signal.name: (signal.mean, signal.target)}
         if change.action == "scale_down":
-            values[f"{signal.name}_projected"] = demand.total(signal) / survivors
+            projected = demand.total(signal) / survivors
+            values[f"{signal.name}_projected"] = (projected, demand.limit(signal))
         engines = [
             report.metrics.engine
             for report, value in zip(reports, signal.values, strict=True)
@@ -134,13 +135,13 @@ def _evidence(
             Evidence(
                 signal=name,
                 value=value,
-                threshold=signal.target,
+                threshold=threshold,
                 window_seconds=hold_seconds(settings, change.action),
                 engines=engines,
                 stream_from=stream_from,
                 stream_to=now.sequence,
             )
-            for name, value in values.items()
+            for name, (value, threshold) in values.items()
         ]
     if change.loss is not None and demand.expected is not None:
         evidence.append(

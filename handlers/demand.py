@@ -24,12 +24,22 @@ Expect: TypeAlias = Callable[[str, int], Expected | None]
 
 
 class Demand:
-    """The load of a pool's signals now, and what is expected; None: then that of now counts."""
+    """The load of a pool's signals now, and what is expected; None: then that of now counts.
+
+    `is_planned`: a plan orders by a risk that it may run replicas to the full, so no headroom is
+    asked for beside it.
+    """
 
     def __init__(
-        self, engines: Sequence[EngineMetrics], signals: Sequence[Signal], expected: Expected | None
+        self,
+        engines: Sequence[EngineMetrics],
+        signals: Sequence[Signal],
+        expected: Expected | None,
+        *,
+        is_planned: bool = False,
     ) -> None:
         self.signals = signals
+        self.is_planned = is_planned
         self.replicas = len(engines)
         self.expected = expected if expected is not None and expected.p90 >= 1.0 else None
         self._engines = engines
@@ -67,11 +77,17 @@ class Demand:
             total = max(total, self.expected.p90 / self.running_max)
         return total
 
+    def limit(self, signal: Signal) -> float:
+        """What one replica may carry of a signal: its target; with a plan, all that it can."""
+        if self.is_planned and signal.saturation is not None:
+            return signal.saturation
+        return signal.target
+
     @property
     def needed(self) -> int:
-        """The fewest replicas that carry it with every signal at or below its target; 0: none is.
+        """The fewest replicas that carry it with every signal at or below its limit; 0: none is.
 
-        A KV cache used to 1.6 replicas, target 0.85 → 2; 1.7 → 2; 1.71 → 3.
+        A KV cache used to 1.6 replicas, target 0.85 → 2; 1.7 → 2; 1.71 → 3; with a plan 2.
         """
-        # Rounded, so that a total exactly on target is not above it by a float's last bit.
-        return max(math.ceil(round(self.total(one) / one.target, 9)) for one in self.signals)
+        # Rounded, so that a total exactly on the limit is not above it by a float's last bit.
+        return max(math.ceil(round(self.total(one) / self.limit(one), 9)) for one in self.signals)

@@ -28,7 +28,7 @@ def scale_down(
     """The target to advise, at least `asked`, which is below what there is; or why there is none.
 
     Simulated are the replicas left with `failures_survived` of them lost: they must carry the
-    demand within the targets. Where `asked` would not, the next higher count that does is taken.
+    demand within the limits. Where `asked` would not, the next higher count that does is taken.
     What needs no replica at all may be left to one without a spare. `downs`: how often the pool
     was scaled down in the last hour.
     """
@@ -86,8 +86,9 @@ def expectation(demand: Demand) -> str:
 
 
 def _too_few(settings: ScalingSettings, asked: int, needed: int, demand: Demand) -> str:
+    limits = "filled to the full" if demand.is_planned else "within the targets"
     return (
-        f"{expectation(demand)} needs {needed} replicas within the targets, and "
+        f"{expectation(demand)} needs {needed} replicas {limits}, and "
         f"{settings.failures_survived} more to survive as many failures: {asked} are too few"
     )
 

@@ -91,7 +91,8 @@ class ScalingHandler:
         if now.ns - pool.since_ns >= self._pools.ttl_ns:  # by then every engine was heard
             _fulfil(pool, len(reports), now.ns)
             planned = pool.plan.planned if pool.plan else None
-        demand = Demand(engines, signals, self._expect(message.pool, now.ns))
+        expected = self._expect(message.pool, now.ns)
+        demand = Demand(engines, signals, expected, is_planned=planned is not None)
         found = self._judge(pool, pool.since_ns, demand, reports, planned, now)
         if isinstance(found, Change):
             if not self._is_news(pool, found, now):

@@ -151,8 +151,8 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=100,
-            description="scale down only to what carries the expected load within the targets with "
-            "so many replicas lost",
+            description="scale down only to what carries the expected load with so many replicas "
+            "lost: within the targets; by a plan of `forecast`, filled to the full",
         ),
     ] = 1
     least_saving_ratio: Annotated[

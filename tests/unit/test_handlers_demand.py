@@ -65,6 +65,20 @@ def test_the_load_expected_needs_more(
 
 
 @pytest.mark.parametrize(
+    ("kv", "waiting", "needed"),
+    [
+        pytest.param(0.95, 0, 2, id="1.9 of KV cache: 2 to the full, 3 at 0.85"),
+        pytest.param(0.1, 8, 4, id="a queue has no other limit: 16 / 5"),
+    ],
+)
+def test_by_a_plan_replicas_may_be_filled_to_the_full(kv: float, waiting: int, needed: int) -> None:
+    engines = [engine(name, kv=kv, waiting=waiting) for name in ("e0", "e1")]
+    signals = measure(engines, ScalingSettings())
+
+    assert Demand(engines, signals, None, is_planned=True).needed == needed
+
+
+@pytest.mark.parametrize(
     ("load", "p90", "is_known"),
     [
         pytest.param({"running": 0, "waiting": 0, "kv": 0.0}, 5.0, False, id="at rest, no limit"),

@@ -116,8 +116,11 @@ def test_after_a_day_a_pool_shrinks_to_what_also_survives_the_loss_of_one(histor
     advice = pool.advice[-1]
 
     assert (advice.action, advice.reason) == ("scale_down", "forecast")
-    # The load of now over the replicas left stays at or below 80 % of what they run.
-    assert 1100.0 / LIMIT / 0.8 <= advice.replicas_to < 20
+    # The load of now fills those that are left with one of them lost, and no more.
+    assert 1100.0 / LIMIT + 1 <= advice.replicas_to < 20
+    (projected,) = [e for e in advice.evidence if e.signal == "capacity_usage_ratio_projected"]
+    assert projected.value == pytest.approx(1100.0 / LIMIT / (advice.replicas_to - 1))
+    assert projected.threshold == 1.0
 
 
 def test_before_every_engine_was_heard_the_plan_asks_for_nothing(history: bytes) -> None:
