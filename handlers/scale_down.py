@@ -69,7 +69,7 @@ def loss_text(settings: ScalingSettings, loss: CacheLoss, removed: int) -> str:
     if loss.tokens is None or loss.replica_hours is None:
         return f"What is lost with their KV caches is not known: {loss.unknown} is not measured."
     usd = one_off_usd(settings, loss)
-    money = "" if usd is None else f" ({usd:.2f} USD)"
+    money = "" if usd is None else f" ({usd:.3f} USD)"
     return (
         f"At most {loss.tokens:,.0f} tokens of KV cache have to be computed anew: "
         f"{loss.replica_hours * 3600:.1f} s of one replica{money}, made up for in "
