@@ -101,6 +101,7 @@ class SyncResourceAgent(_Sync[ResourceAgent]):
     insights = _waiting(ResourceAgent.insights)
 
     get_scaling_recommendations = _waiting(ResourceAgent.get_scaling_recommendations)
+    get_consolidations = _waiting(ResourceAgent.get_consolidations)
     explain = _waiting(ResourceAgent.explain)
     approve = _waiting(ResourceAgent.approve)
     reject = _waiting(ResourceAgent.reject)
