@@ -1,6 +1,7 @@
 """How busy nodes, pools and the fleet are: levels, bottlenecks, health, efficiency."""
 
 import dataclasses
+import functools
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ Evidence: TypeAlias = Literal["gpu_activity", "gpu_power", "requests_running"]
 # A resource, or evidence, of one part; None: the node itself.
 SeriesKey: TypeAlias = tuple[Resource | Evidence, str | None]
 
+_TURNS = TICK_NS // STEP_NS
 RESOURCES: tuple[Resource, ...] = ("cpu", "memory", "gpu", "gpu_memory", "kv_cache")
 
 
@@ -135,7 +137,8 @@ class UtilizationHandler:
     def tick(self, now: Moment) -> Sequence[Emit]:
         """Judge the groups whose turn has come since the tick before."""
         before_ns, self._ticked_ns = self._ticked_ns, now.ns
-        due = [one for one in self._groups.items(now.ns) if _is_due(one[0], before_ns, now.ns)]
+        turns = _turns_between(before_ns, now.ns)
+        due = [one for one in self._groups.items(now.ns) if _turn_of(one[0]) in turns]
         emits = []
         for key, group in sorted(due):
             message = self._judge(key, group, now.ns)
@@ -371,10 +374,16 @@ class UtilizationHandler:
         )
 
 
-def _is_due(key: str, before_ns: int, now_ns: int) -> bool:
-    """Whether the instant of each 5 s that is the group's lies between; the same everywhere."""
-    offset_ns = zlib.crc32(key.encode()) % (TICK_NS // STEP_NS) * STEP_NS
-    return (now_ns - offset_ns) // TICK_NS > (before_ns - offset_ns) // TICK_NS
+@functools.lru_cache(maxsize=1 << 17)
+def _turn_of(key: str) -> int:
+    """Which step of each 5 s is the group's, the same everywhere."""
+    return zlib.crc32(key.encode()) % _TURNS
+
+
+def _turns_between(before_ns: int, now_ns: int) -> set[int]:
+    """The turns that have come since `before_ns`."""
+    last = now_ns // STEP_NS
+    return {step % _TURNS for step in range(max(before_ns // STEP_NS, last - _TURNS) + 1, last + 1)}
 
 
 def _samples(message: Metrics) -> Iterator[tuple[Resource, float | None]]:
