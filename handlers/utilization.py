@@ -107,7 +107,10 @@ class UtilizationHandler:
         self._span_ns = int(settings.window_seconds * SECOND_NS)
         self._publish_ns = int(settings.publish_seconds * SECOND_NS)
         self.window_ns = self._span_ns + self._publish_ns
-        self._groups: ExpiringDict[str, _Group] = ExpiringDict(self.window_ns)
+        # By turn, so that a tick looks at no other groups.
+        self._groups: list[ExpiringDict[str, _Group]] = [
+            ExpiringDict(self.window_ns) for _ in range(_TURNS)
+        ]
         self._ticked_ns = 0
         self._thresholds: dict[str, Thresholds] = {
             "cpu": settings.cpu,
@@ -121,7 +124,7 @@ class UtilizationHandler:
         key = self._group_key(message)
         if key is None:
             return ()
-        group = self._groups.refresh(key, self._new_group, now.ns)
+        group = self._groups[_turn_of(key)].refresh(key, self._new_group, now.ns)
         group.nodes.see(message.node, now.ns)
         if message.simulated:
             group.simulated_ns = now.ns
@@ -138,7 +141,7 @@ class UtilizationHandler:
         """Judge the groups whose turn has come since the tick before."""
         before_ns, self._ticked_ns = self._ticked_ns, now.ns
         turns = _turns_between(before_ns, now.ns)
-        due = [one for one in self._groups.items(now.ns) if _turn_of(one[0]) in turns]
+        due = [one for turn in turns for one in self._groups[turn].items(now.ns)]
         emits = []
         for key, group in sorted(due):
             message = self._judge(key, group, now.ns)
@@ -157,13 +160,14 @@ class UtilizationHandler:
                     group.published,
                     group.published_ns,
                 )
-                for key, group in self._groups.items()
+                for groups in self._groups
+                for key, group in groups.items()
             ]
         )
 
     def restore(self, snapshot: bytes) -> None:
         """Take them over for the groups that the replay has seen; any other is forgotten by now."""
-        groups = dict(self._groups.items())
+        groups = {key: group for some in self._groups for key, group in some.items()}
         for memory in msgspec.json.decode(snapshot, type=list[_Memory]):
             group = groups.get(memory.key)
             if group is not None:
