@@ -1,6 +1,7 @@
 """Waiting for what has no event of its own: a condition, looked at often, under a deadline."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from agent.client import CacheClient
@@ -13,6 +14,15 @@ async def until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(LOOK_SECONDS)
+
+
+def until_in_thread(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
+    """As `until`, where no event loop runs."""
+    ends_at = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > ends_at:
+            raise TimeoutError
+        time.sleep(LOOK_SECONDS)
 
 
 async def until_async(condition: Callable[[], Awaitable[bool]], *, seconds: float = 30.0) -> None:

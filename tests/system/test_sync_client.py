@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from schemas.report import WasteReply
 from schemas.run import RunStep
 from tests.support.program import DEADLINE_SECONDS, ROOT, Up, environment, running_up
 from tests.support.server import NatsServer
+from tests.support.waiting import until_in_thread
 
 pytestmark = pytest.mark.bus
 
@@ -168,8 +168,7 @@ def test_closing_ends_calls_under_way_and_refuses_new_ones(nats: NatsServer) -> 
     try:
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(cache.exists, "key")
-            while not cache._loop._waited_for:
-                time.sleep(0.001)
+            until_in_thread(lambda: bool(cache._loop._waited_for))
             cache.close()
             with pytest.raises(RequestError, match="closed meanwhile") as cut_off:
                 waiting.result(SECONDS)
@@ -242,8 +241,7 @@ def test_the_lines_of_the_documentation_run(
     up: Up, tmp_path: Path, page: str, number: int, last_line: str
 ) -> None:
     with SyncResourceAgent.connect(up.url) as agent:
-        while len(agent.get_gpu_metrics().rows) < 2:
-            time.sleep(0.01)
+        until_in_thread(lambda: len(agent.get_gpu_metrics().rows) >= 2)
 
     done = run_script(tmp_path, code_of(page)[number], NATS_URL=up.url)
 

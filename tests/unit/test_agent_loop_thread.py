@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
@@ -11,6 +10,7 @@ from typing import NoReturn
 import pytest
 
 from agent.loop_thread import LoopClosedError, LoopThread
+from tests.support.waiting import until_in_thread
 
 SECONDS = 20.0
 
@@ -88,8 +88,7 @@ def test_who_is_interrupted_while_waiting_cancels_the_work(loop: LoopThread) -> 
     main = threading.get_ident()
 
     def send() -> None:
-        while not loop._waited_for:  # from then on an interruption finds it
-            time.sleep(0.001)
+        until_in_thread(lambda: bool(loop._waited_for))  # from then on an interruption finds it
         signal.pthread_kill(main, signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, interrupt)
