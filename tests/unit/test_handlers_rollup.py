@@ -44,6 +44,19 @@ def test_a_minute_is_summarised_once_it_is_over() -> None:
     }
 
 
+def test_samples_that_measured_different_things_count_together() -> None:
+    handler = node_handler()
+    handler.handle(host(cpu=0.25, memory=0.5), at(0))
+    handler.handle(host(cpu=0.75), at(5))
+    handler.handle(host(memory=0.7), at(10))
+
+    metrics = rollups(list(handler.tick(at(65))))[0].metrics
+
+    assert metrics["cpu_utilization_ratio"].count == 2
+    assert metrics["cpu_utilization_ratio"].mean == 0.5
+    assert metrics["memory_utilization_ratio"].count == 2
+
+
 @pytest.mark.parametrize(
     ("second", "count"), [pytest.param(64.9, 0, id="in grace"), pytest.param(65, 1, id="over")]
 )
