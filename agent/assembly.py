@@ -177,18 +177,18 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     from handlers.alerting.configuration import AlertConfiguration  # noqa: PLC0415
     from handlers.alerting.endpoints import AlertEndpoints  # noqa: PLC0415
     from handlers.alerting.open_alerts import OpenAlerts  # noqa: PLC0415
-    from handlers.decision_book import DecisionReader  # noqa: PLC0415
-    from handlers.execution import execution_endpoints  # noqa: PLC0415
+    from handlers.decisions.book import DecisionReader  # noqa: PLC0415
+    from handlers.decisions.execution import execution_endpoints  # noqa: PLC0415
     from handlers.foreign import ForeignMessages  # noqa: PLC0415
     from handlers.insights.service import InsightService  # noqa: PLC0415
     from handlers.insights.sources import Sources  # noqa: PLC0415
     from handlers.insights.writer import Writer  # noqa: PLC0415
-    from handlers.latest import LatestStore  # noqa: PLC0415
-    from handlers.queries import query_endpoints  # noqa: PLC0415
-    from handlers.run import Runs  # noqa: PLC0415
+    from handlers.queries.latest import LatestStore  # noqa: PLC0415
+    from handlers.queries.run import Runs  # noqa: PLC0415
+    from handlers.queries.service import query_endpoints  # noqa: PLC0415
+    from handlers.queries.standing import Standing  # noqa: PLC0415
+    from handlers.queries.stream_reader import StreamReader  # noqa: PLC0415
     from handlers.runtime import HandlersRuntime  # noqa: PLC0415
-    from handlers.standing import Standing  # noqa: PLC0415
-    from handlers.stream_reader import StreamReader  # noqa: PLC0415
     from handlers.stream_watch import StreamWatch  # noqa: PLC0415
 
     settings = place.settings.handlers

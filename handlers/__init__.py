@@ -1,17 +1,17 @@
 """The handlers service: metrics in, analysis, alerts and scaling advice out."""
 
 from handlers.alerting.book import AlertBook
-from handlers.alerts import AlertsHandler
-from handlers.decision_book import DecisionBook
-from handlers.forecast import ForecastHandler
-from handlers.gpu_advice import GpuAdviceHandler
+from handlers.alerting.handler import AlertsHandler
+from handlers.alerting.stale import StaleNodesHandler, stale_rule
+from handlers.cache_tuning.handler import TuneCacheHandler
+from handlers.decisions.book import DecisionBook
+from handlers.forecasting.handler import ForecastHandler
+from handlers.rightsizing.handler import GpuAdviceHandler
 from handlers.rollup import RollupHandler
-from handlers.scaling import ScalingHandler
+from handlers.scaling.handler import ScalingHandler
 from handlers.settings import HandlersSettings
-from handlers.stale import StaleNodesHandler, stale_rule
-from handlers.tune_cache import TuneCacheHandler
-from handlers.utilization import UtilizationHandler
-from handlers.waste import WasteHandler
+from handlers.spending.handler import WasteHandler
+from handlers.utilization.handler import UtilizationHandler
 from schemas.protocols import Handler
 
 __all__ = ["alert_book", "default_handlers"]

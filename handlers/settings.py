@@ -6,9 +6,9 @@ import msgspec
 from msgspec import Meta
 
 from handlers.alerting.defaults import DEFAULT_RULES
-from handlers.gpu_models import GpuModelSettings
-from handlers.pool_load import LoadSignal
 from handlers.prices import PriceSettings
+from handlers.rightsizing.gpu_models import GpuModelSettings
+from handlers.scaling.pool_load import LoadSignal
 from schemas.alerts import AlertRule
 
 

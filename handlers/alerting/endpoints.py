@@ -12,8 +12,8 @@ import msgspec
 from handlers.alerting.configuration import AlertConfiguration
 from handlers.alerting.open_alerts import OpenAlerts
 from handlers.foreign import ForeignMessages
-from handlers.levels import RANK
 from handlers.settings import QuerySettings
+from handlers.utilization.levels import RANK
 from schemas.alert_api import (
     AlertFilter,
     AlertHistoryReply,

@@ -10,7 +10,7 @@ from handlers.alerting.book import AlertBook, Policy
 from handlers.alerting.rule import Rule
 from handlers.alerting.subject import Subject
 from handlers.alerting.wording import alert_text, ended_text
-from handlers.levels import RANK
+from handlers.utilization.levels import RANK
 from handlers.window import ExpiringDict
 from schemas.analysis import Alert, Scope, Severity
 from schemas.protocols import Emit, Moment

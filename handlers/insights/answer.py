@@ -10,7 +10,7 @@ from msgspec import Meta
 from handlers.insights.facts import Fact
 from handlers.insights.names import Names, letters, stand_ins
 from handlers.insights.numbers import stray_number
-from handlers.levels import RANK
+from handlers.utilization.levels import RANK
 from schemas.insights import Finding
 
 INSTRUCTIONS = """\

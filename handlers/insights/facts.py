@@ -9,10 +9,10 @@ from typing import Any
 from handlers.alerting.defaults import DEFAULT_RULES
 from handlers.alerting.metric_path import MetricPath
 from handlers.alerting.rule import NODE_AGE
+from handlers.alerting.stale import stale_rule
 from handlers.insights.names import Names
-from handlers.levels import RANK
 from handlers.settings import AlertSettings
-from handlers.stale import stale_rule
+from handlers.utilization.levels import RANK
 from schemas.analysis import Alert, Bottleneck, Severity, Utilization
 from schemas.message import Message
 from schemas.scaling import SCALING, Recommendation

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TypeVar
 
+from handlers.queries.standing import Standing
+from handlers.queries.stream_reader import StreamReader
 from handlers.settings import QuerySettings
-from handlers.standing import Standing
-from handlers.stream_reader import StreamReader
 from schemas.analysis import Alert, Scope, Utilization
 from schemas.api import Filter
 from schemas.insights import Insight

@@ -11,7 +11,7 @@ from agent.assembly import Place, run_handlers
 from agent.bus import Bus, connect
 from agent.identity import Identity
 from agent.settings import Settings
-from handlers.decision_book import DecisionReader
+from handlers.decisions.book import DecisionReader
 from handlers.settings import HandlersSettings, ScalingSettings
 from schemas.message import Message
 from schemas.scaling import Recommendation

@@ -12,10 +12,10 @@ import pytest
 from agent.advice_text import advice_lines, story_lines
 from agent.bus import Bus
 from agent.decisions import explain
-from handlers.advice_log import AdviceLog
-from handlers.explain import Explain
+from handlers.decisions.advice_log import AdviceLog
+from handlers.decisions.explain import Explain
 from handlers.foreign import ForeignMessages
-from handlers.reading import Reading
+from handlers.queries.reading import Reading
 from handlers.settings import QuerySettings
 from schemas.changes import CacheChange
 from schemas.decisions import ExplainRequest, Explanation

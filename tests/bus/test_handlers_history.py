@@ -12,7 +12,7 @@ import structlog
 
 from agent.bus import Bus
 from handlers.foreign import ForeignMessages
-from handlers.history import SCANS, History
+from handlers.queries.history import SCANS, History
 from handlers.settings import HandlersSettings, QuerySettings
 from schemas.analysis import Utilization
 from schemas.api import HistoryReply, HistoryRequest, RecommendationsReply, UtilizationReply

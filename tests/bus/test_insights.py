@@ -24,9 +24,9 @@ from handlers.insights import writer as writer_module
 from handlers.insights.service import InsightService
 from handlers.insights.sources import Sources
 from handlers.insights.writer import Writer
+from handlers.queries.standing import Standing
+from handlers.queries.stream_reader import StreamReader
 from handlers.settings import QuerySettings
-from handlers.standing import Standing
-from handlers.stream_reader import StreamReader
 from schemas.insights import Insight, InsightsReply, InsightsRequest
 from schemas.message import Message
 from schemas.protocols import Call, RequestError

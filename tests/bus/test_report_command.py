@@ -9,8 +9,8 @@ import pytest
 
 from agent.bus import Bus
 from agent.client import ResourceAgent
-from handlers.latest import LatestStore
-from handlers.queries import query_endpoints
+from handlers.queries.latest import LatestStore
+from handlers.queries.service import query_endpoints
 from schemas.protocols import RequestError
 from tests.support.program import resource_agent
 from tests.support.spending import NOW_NS, SETTINGS, record

@@ -18,7 +18,7 @@ from agent.identity import Identity
 from agent.run_text import run_lines
 from agent.settings import Settings
 from handlers.insights.settings import InsightsSettings
-from handlers.run_steps import Found, Run
+from handlers.queries.run_steps import Found, Run
 from handlers.settings import HandlersSettings
 from schemas.analysis import Scope
 from schemas.insights import Insight

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from handlers.alerting.book import AlertBook
 from handlers.alerting.defaults import DEFAULT_RULES
-from handlers.alerts import AlertsHandler
+from handlers.alerting.handler import AlertsHandler
 from handlers.settings import AlertSettings
 from schemas.alerts import AlertRule
 from schemas.analysis import Alert, Scope

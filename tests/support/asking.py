@@ -7,8 +7,8 @@ from collections.abc import Callable
 import msgspec
 
 from agent.bus import Bus
-from handlers.latest import LatestStore
-from handlers.queries import query_endpoints
+from handlers.queries.latest import LatestStore
+from handlers.queries.service import query_endpoints
 from handlers.settings import HandlersSettings
 from schemas.protocols import Answer, Call
 

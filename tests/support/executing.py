@@ -11,9 +11,9 @@ from agent.bus.lease import BucketLeases
 from agent.executors.service import ExecutorService
 from agent.executors.settings import CommandSettings, ExecutorSettings
 from agent.executors.target import ActionError, Target
-from handlers.execution import execution_endpoints
-from handlers.latest import LatestStore
-from handlers.queries import query_endpoints
+from handlers.decisions.execution import execution_endpoints
+from handlers.queries.latest import LatestStore
+from handlers.queries.service import query_endpoints
 from handlers.settings import HandlersSettings
 from schemas.scaling import Recommendation
 

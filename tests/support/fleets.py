@@ -6,7 +6,7 @@ from typing import Any
 from handlers import default_handlers
 from handlers.settings import HandlersSettings
 from handlers.slots import Routed, Slot, Watermark
-from handlers.waste import MINUTE_NS, WasteHandler
+from handlers.spending.handler import MINUTE_NS, WasteHandler
 from schemas.message import Message
 from schemas.protocols import Emit, Handler, Moment
 from schemas.units import SECOND_NS, instant

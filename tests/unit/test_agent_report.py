@@ -13,8 +13,8 @@ from agent import report_tables
 from agent.cli_report import Format, rendered
 from handlers.prices import PriceRule, PriceSettings
 from handlers.settings import HandlersSettings
-from handlers.trend import point, trend_lines
-from handlers.usage import figures
+from handlers.spending.trend import point, trend_lines
+from handlers.spending.usage import figures
 from schemas.report import Report, ReportGroup, ReportModel, ReportSaving, ReportStep
 from schemas.spending import Opportunity, Usage
 from tests.support.fleets import H100, busy, idle, recorded, said

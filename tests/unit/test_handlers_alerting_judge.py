@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from handlers.alerting.book import REMOVED, RULE_KEY, SILENCE_KEY, AlertBook
-from handlers.alerts import AlertsHandler
+from handlers.alerting.handler import AlertsHandler
 from schemas.alerts import AlertRule, Silence
 from schemas.analysis import Alert, Scope
 from schemas.protocols import Emit

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from handlers.cache_loss import HALF_DAY_NS, CacheLoss, Caches, Pace
+from handlers.scaling.cache_loss import HALF_DAY_NS, CacheLoss, Caches, Pace
 from schemas.engines import EngineMetrics
 from tests.support.samples import engine
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from handlers.consolidation import pack
-from handlers.consolidation_advice import saving_of
-from handlers.consolidation_replay import replay
-from handlers.node_loads import Curve, GpuLoad, Measured, NodeLoad, node_loads
-from handlers.peaks import History, Part, packed
 from handlers.prices import PriceList, PriceSettings
+from handlers.rightsizing.consolidation import pack
+from handlers.rightsizing.consolidation_advice import saving_of
+from handlers.rightsizing.consolidation_replay import replay
+from handlers.rightsizing.node_loads import Curve, GpuLoad, Measured, NodeLoad, node_loads
+from handlers.rightsizing.peaks import History, Part, packed
 from handlers.settings import ConsolidateSettings
 from schemas.changes import Move
 from tests.support.fleets import H100

@@ -5,7 +5,7 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from handlers.decision_book import EXECUTIONS_KEPT, DecisionBook
+from handlers.decisions.book import EXECUTIONS_KEPT, DecisionBook
 from schemas.message import Message
 from schemas.protocols import Delivery
 from tests.support.advice import advice, decision, delivered, step

@@ -2,8 +2,8 @@
 
 import pytest
 
-from handlers.demand import Demand, Expected
-from handlers.replicas import measure
+from handlers.scaling.demand import Demand, Expected
+from handlers.scaling.replicas import measure
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
 from tests.support.samples import engine

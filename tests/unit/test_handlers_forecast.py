@@ -2,8 +2,8 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from handlers.forecast import ForecastHandler
-from handlers.pool_load import PoolMinute
+from handlers.forecasting.handler import ForecastHandler
+from handlers.scaling.pool_load import PoolMinute
 from handlers.settings import ForecastSettings
 from schemas.protocols import Emit
 from schemas.scaling import Forecast

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.gpu_advice import GpuAdviceHandler
+from handlers.rightsizing.handler import GpuAdviceHandler
 from handlers.settings import ConsolidateSettings, GpuAdviceSettings, HandlersSettings
 from handlers.slots import Routed, Slot, Watermark
 from schemas.consolidation import Consolidation

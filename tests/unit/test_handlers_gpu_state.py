@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from handlers.gpu_state import GpuEvidence, activity, gpu_state, in_words
 from handlers.settings import UtilizationSettings
+from handlers.utilization.gpu_state import GpuEvidence, activity, gpu_state, in_words
 from tests.support.samples import gpu
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from handlers.levels import (
+from handlers.settings import Thresholds
+from handlers.utilization.levels import (
     balance,
     efficiency,
     health_of,
@@ -8,7 +9,6 @@ from handlers.levels import (
     power_efficiency,
     severity_of,
 )
-from handlers.settings import Thresholds
 from schemas.analysis import Bottleneck, Severity
 
 

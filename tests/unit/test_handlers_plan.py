@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.plan import Plan, PlanState
-from handlers.scaling import ScalingHandler
+from handlers.scaling.handler import ScalingHandler
+from handlers.scaling.plan import Plan, PlanState
 from handlers.settings import ScalingSettings
 from schemas.protocols import Emit
 from schemas.scaling import Recommendation

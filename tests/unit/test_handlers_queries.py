@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import msgspec
 import pytest
 
-from handlers.latest import LatestStore
-from handlers.queries import query_endpoints
+from handlers.queries.latest import LatestStore
+from handlers.queries.service import query_endpoints
 from handlers.settings import HandlersSettings
 from schemas.api import LatestReply
 from schemas.message import Message

@@ -1,6 +1,6 @@
 import pytest
 
-from handlers.replicas import Signal, desired_replicas, lacking, measure
+from handlers.scaling.replicas import Signal, desired_replicas, lacking, measure
 from handlers.settings import ScalingSettings
 from tests.support.samples import engine
 

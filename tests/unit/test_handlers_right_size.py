@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from handlers.gpu_advice import GpuAdviceHandler
-from handlers.gpu_models import BUILT_IN, GpuModel, GpuModels, GpuModelSettings
-from handlers.node_loads import Measured
-from handlers.peaks import STEPS, UNKNOWN, History, Part, Peaks, packed
 from handlers.prices import BUILT_IN as PRICES
 from handlers.prices import PriceList, PriceRule, PriceSettings
-from handlers.right_size import RightSize, right_sizes
+from handlers.rightsizing.gpu_models import BUILT_IN, GpuModel, GpuModels, GpuModelSettings
+from handlers.rightsizing.handler import GpuAdviceHandler
+from handlers.rightsizing.node_loads import Measured
+from handlers.rightsizing.peaks import STEPS, UNKNOWN, History, Part, Peaks, packed
+from handlers.rightsizing.right_size import RightSize, right_sizes
 from handlers.settings import GpuAdviceSettings, HandlersSettings, RightSizeSettings
 from handlers.slots import Routed, Slot, Watermark
 from schemas.protocols import Emit

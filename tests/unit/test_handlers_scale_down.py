@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.cache_loss import Caches
-from handlers.demand import Demand, Expected
-from handlers.replicas import measure
-from handlers.scale_down import Held, scale_down
+from handlers.scaling.cache_loss import Caches
+from handlers.scaling.demand import Demand, Expected
+from handlers.scaling.replicas import measure
+from handlers.scaling.scale_down import Held, scale_down
 from handlers.settings import ScalingSettings
 from tests.support.samples import engine
 

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.decision_book import DecisionBook
-from handlers.demand import Expected
-from handlers.scaling import ScalingHandler
+from handlers.decisions.book import DecisionBook
+from handlers.scaling.demand import Expected
+from handlers.scaling.handler import ScalingHandler
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
 from schemas.message import Message

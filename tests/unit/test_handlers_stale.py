@@ -3,8 +3,8 @@ import pytest
 
 from handlers import alert_book
 from handlers.alerting.book import REMOVED, RULE_KEY, SILENCE_KEY, AlertBook
+from handlers.alerting.stale import StaleNodesHandler
 from handlers.settings import AlertSettings, HandlersSettings
-from handlers.stale import StaleNodesHandler
 from schemas.alerts import AlertRule, Silence
 from schemas.analysis import Alert
 from schemas.protocols import Emit

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from handlers.trend import LEAST_HOURS, theil_sen, trend_line
+from handlers.spending.trend import LEAST_HOURS, theil_sen, trend_line
 
 
 def test_the_slope_is_the_median_of_all_pairs() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from handlers.cache_tuning.handler import TuneCacheHandler
 from handlers.settings import TuneCacheSettings
 from handlers.slots import Routed, Slot, Watermark
-from handlers.tune_cache import TuneCacheHandler
 from schemas.engines import CacheMetrics
 from schemas.protocols import Emit
 from schemas.scaling import Decision, Recommendation

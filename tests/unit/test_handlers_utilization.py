@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handlers.settings import UtilizationSettings
-from handlers.utilization import Metrics, UtilizationHandler
+from handlers.utilization.handler import Metrics, UtilizationHandler
 from schemas.analysis import Scope, Utilization
 from schemas.metrics import GpuMetrics
 from tests.support.samples import at, engine, gpu, host

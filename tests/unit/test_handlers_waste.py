@@ -9,7 +9,7 @@ import pytest
 from handlers.prices import PriceRule, PriceSettings
 from handlers.settings import HandlersSettings
 from handlers.slots import Routed, Slot, Watermark
-from handlers.usage import figures
+from handlers.spending.usage import figures
 from schemas.message import Message
 from schemas.protocols import Emit
 from schemas.spending import Opportunity, Trend, Usage, Waste

@@ -1,0 +1,1 @@
+"""Answers from memory and from the streams."""

@@ -1,0 +1,212 @@
+"""`api.analysis.run`: collect, analyse, explain and advise on one request, step by step."""
+
+import asyncio
+import time
+from typing import TypeVar, get_args
+
+import msgspec
+import structlog
+
+from handlers.alerting.endpoints import AlertEndpoints
+from handlers.insights.service import InsightService
+from handlers.queries.latest import LatestStore
+from handlers.queries.run_steps import Found, Run
+from handlers.queries.standing import Standing
+from schemas.alert_api import AlertFilter, AlertsReply
+from schemas.api import Filter, RecommendationsReply, UtilizationReply
+from schemas.engines import EngineMetrics
+from schemas.insights import Insight, InsightsRequest
+from schemas.metrics import GpuMetrics, HostMetrics
+from schemas.protocols import Call, Clock, Endpoint, Publisher, RequestError, json_endpoint
+from schemas.report import OpportunitiesReply, TrendsReply, WasteReply
+from schemas.run import Collected, RunReply, RunRequest, StepName
+from schemas.units import SECOND_NS, instant
+
+Judged = TypeVar("Judged", UtilizationReply, WasteReply, TrendsReply)
+
+BUSY = 429
+_EVERY_ROW = 1_000_000
+
+
+class Runs:
+    """Answers `api.analysis.run` by what the endpoints of its steps are answered by.
+
+    The five judgements are asked for at the same time, all else is one after the other. Nothing
+    is kept here: a run that dies with its process has told its steps in `FLEET_EVENTS`, its
+    insight in `FLEET_ALERTS`, and advice stands in `FLEET_RECOMMENDATIONS` whoever asks for it.
+
+    `insights` None: they are switched off.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        store: LatestStore,
+        standing: Standing,
+        alerts: AlertEndpoints,
+        insights: InsightService | None,
+        clock: Clock,
+        step_seconds: float,
+    ) -> None:
+        self._publisher = publisher
+        self._store = store
+        self._standing = standing
+        self._alerts = alerts
+        self._insights = insights
+        self._clock = clock
+        self._step_seconds = step_seconds
+
+    def endpoint(self) -> Endpoint:
+        """`api.analysis.run`."""
+        return json_endpoint(
+            "analysis_run", "api.analysis.run", RunRequest, self.answer, reply_type=RunReply
+        )
+
+    async def answer(self, request: RunRequest, call: Call) -> RunReply:
+        """One run."""
+        if request.node is not None and request.pool is not None:
+            raise RequestError(400, "node and pool: give one of them")
+        run = Run(request, self._publisher, self._clock, self._step_seconds)
+        began = time.monotonic()
+        with structlog.contextvars.bound_contextvars(correlation_id=run.correlation_id):
+            collected = await run.step("collect", self._collect(request))
+            utilization, alerts, waste, trends, opportunities = await asyncio.gather(
+                run.step("utilization", self._utilization(request, call)),
+                run.step("alerts", self._open_alerts(request, call)),
+                run.step("waste", self._waste(request, call)),
+                run.step("trends", self._trends(request, call)),
+                run.step("opportunities", self._opportunities(request, call)),
+            )
+            insight = await self._explain(run, request, call)
+            recommendations = await self._advise(run, request, call)
+        steps = [run.steps[name] for name in get_args(StepName)]
+        return RunReply(
+            answered_at=instant(self._clock()),
+            scope=run.scope,
+            id=run.id,
+            correlation_id=run.correlation_id,
+            state="partial" if any(step.state == "failed" for step in steps) else "complete",
+            began_at=instant(run.began_ns),
+            seconds=time.monotonic() - began,
+            steps=steps,
+            collected=collected,
+            utilization=utilization,
+            alerts=alerts,
+            waste=waste,
+            trends=trends,
+            opportunities=opportunities,
+            insight=insight,
+            recommendations=recommendations,
+        )
+
+    async def _collect(self, request: RunRequest) -> Found[Collected]:
+        """From whom metrics have come; they come by themselves, and are no fresher for asking."""
+        now_ns = self._clock()
+        hosts, gpus, engines = (
+            self._store.latest(
+                kind, now_ns, node=request.node, pool=request.pool, limit=_EVERY_ROW
+            )[0]
+            for kind in (HostMetrics, GpuMetrics, EngineMetrics)
+        )
+        last = [*hosts, *gpus, *engines]
+        if not last:
+            raise RequestError(404, "no metrics have come from there of late")
+        ages = [max(0.0, (now_ns - one.stored_ns) / SECOND_NS) for one in last]
+        collected = Collected(
+            nodes=len(hosts),
+            gpus=len(gpus),
+            engines=len(engines),
+            newest_age_seconds=min(ages),
+            oldest_age_seconds=max(ages),
+            simulated=any(one.message.simulated for one in last),
+        )
+        return Found(
+            collected,
+            f"nodes: {len(hosts)}, GPUs: {len(gpus)}, engines: {len(engines)}; "
+            f"last heard {min(ages):.1f} to {max(ages):.1f} s ago",
+        )
+
+    async def _utilization(self, request: RunRequest, call: Call) -> Found[UtilizationReply]:
+        reply = _of_scope(await self._standing.utilization(_all_of(request), call), request)
+        bottlenecks = sum(len(row.bottlenecks) for row in reply.rows)
+        return Found(reply, reply.text or f"judged: {reply.total}, bottlenecks: {bottlenecks}")
+
+    async def _open_alerts(self, request: RunRequest, call: Call) -> Found[AlertsReply]:
+        asked = AlertFilter(pool=request.pool, limit=request.limit)
+        if request.node is not None:
+            asked = AlertFilter(scope="node", id=request.node, limit=request.limit)
+        reply = self._alerts.list_open(asked, call)
+        return Found(reply, f"open: {reply.total}, silenced: {reply.silenced_total}")
+
+    async def _waste(self, request: RunRequest, call: Call) -> Found[WasteReply]:
+        reply = _of_scope(await self._standing.waste(_all_of(request), call), request)
+        return Found(reply, reply.text or f"judged: {reply.total}")
+
+    async def _trends(self, request: RunRequest, call: Call) -> Found[TrendsReply]:
+        reply = _of_scope(await self._standing.trends(_all_of(request), call), request)
+        return Found(reply, reply.text or f"judged: {reply.total}")
+
+    async def _opportunities(self, request: RunRequest, call: Call) -> Found[OpportunitiesReply]:
+        asked = Filter(node=request.node, pool=request.pool, limit=request.limit)
+        reply = await self._standing.opportunities(asked, call)
+        savings = sum(len(row.savings) for row in reply.rows)
+        return Found(reply, reply.text or f"savings: {savings}")
+
+    async def _explain(self, run: Run, request: RunRequest, call: Call) -> Insight | None:
+        if not request.insight:
+            await run.skip("insight", "not asked for")
+            return None
+        if self._insights is None:
+            await run.skip("insight", "insights are switched off (insights.enabled)")
+            return None
+        return await run.step("insight", self._insight(run, request, self._insights, call))
+
+    async def _insight(
+        self, run: Run, request: RunRequest, insights: InsightService, call: Call
+    ) -> Found[Insight]:
+        """One written now; where that is one too many in this hour, the last one."""
+        asked = InsightsRequest(
+            node=request.node, pool=request.pool, now=True, correlation_id=run.correlation_id
+        )
+        why = ""
+        try:
+            rows = (await insights.answer(asked, call)).rows
+        except RequestError as error:
+            if error.code != BUSY:
+                raise
+            last = await insights.answer(msgspec.structs.replace(asked, now=False), call)
+            rows = [row for row in last.rows if (row.scope, row.id) == (run.scope, run.id)]
+            if not rows:
+                raise
+            why = f", not a new one: {error.text}"
+        insight = rows[0]
+        by = insight.model if insight.source == "llm" else "template"
+        return Found(
+            insight, f"written by {by} at {insight.decided_at:%T}Z{why}", [insight.insight_id]
+        )
+
+    async def _advise(
+        self, run: Run, request: RunRequest, call: Call
+    ) -> RecommendationsReply | None:
+        if request.node is not None:
+            await run.skip("recommendations", "advice is about pools: ask for one")
+            return None
+        return await run.step("recommendations", self._recommendations(request, call))
+
+    async def _recommendations(
+        self, request: RunRequest, call: Call
+    ) -> Found[RecommendationsReply]:
+        asked = Filter(pool=request.pool, limit=request.limit)
+        reply = await self._standing.recommendations(asked, call)
+        ids = [row.recommendation_id for row in reply.rows]
+        return Found(reply, reply.text or f"standing: {reply.total}", ids)
+
+
+def _all_of(request: RunRequest) -> Filter:
+    return Filter(node=request.node, pool=request.pool, limit=_EVERY_ROW)
+
+
+def _of_scope(reply: Judged, request: RunRequest) -> Judged:
+    """At most `limit` rows, of the fleet those of its pools but not of its nodes."""
+    rows = [row for row in reply.rows if request.node is not None or row.scope != "node"]
+    return msgspec.structs.replace(reply, rows=rows[: request.limit], total=len(rows))

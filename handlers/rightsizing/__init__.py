@@ -1,0 +1,1 @@
+"""Cheaper GPUs and fewer nodes that still fit what was measured."""

@@ -1,0 +1,159 @@
+"""Finds a cheaper model of GPU that still fits what a pool's GPUs needed. Pure."""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import groupby
+
+from handlers.prices import PriceList
+from handlers.rightsizing.gpu_models import GpuModel, GpuModels
+from handlers.rightsizing.node_loads import Measured
+from handlers.rightsizing.peaks import LEAST_KNOWN, History, Part
+from handlers.settings import RightSizeSettings
+from schemas.changes import GpuChange
+
+SIGNALS = ("memory", "bandwidth", "tensor")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Need:
+    """The p99 of one signal, of the GPU that needs most, in bytes or a second."""
+
+    signal: str
+    p99: float
+    peak: float
+    part: Part
+    history: History
+    threshold: float = 0.0
+    """The p99 from which on the new model would be too small."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RightSize:
+    """A change of model, and what it rests on."""
+
+    change: GpuChange
+    needs: tuple[Need, ...]
+    known_ratio: float
+    is_older: bool
+
+    @property
+    def saving_usd_per_hour(self) -> float:
+        """Of all GPUs."""
+        return self.change.usd_per_hour_from - self.change.usd_per_hour_to
+
+
+def right_sizes(
+    gpus: Sequence[Measured],
+    pool: str,
+    models: GpuModels,
+    prices: PriceList,
+    settings: RightSizeSettings,
+) -> list[RightSize]:
+    """For each model in the pool the cheapest one that fits, where it saves enough.
+
+    None for a model of which one GPU has a gap of more than a tenth in memory, bandwidth or
+    tensor activity, no price, MIG, or figures that are not known.
+    """
+    found = []
+    ordered = sorted(gpus, key=lambda one: one.part.name or "")
+    for _, same in groupby(ordered, key=lambda one: one.part.name or ""):
+        best = _best(list(same), pool, models, prices, settings)
+        if best is not None:
+            found.append(best)
+    return found
+
+
+def _best(
+    gpus: Sequence[Measured],
+    pool: str,
+    models: GpuModels,
+    prices: PriceList,
+    settings: RightSizeSettings,
+) -> RightSize | None:
+    name = gpus[0].part.name
+    now, usd = models.find(name), _usd_per_hour(name, gpus, pool, prices)
+    histories = [{signal: gpu.history(signal) for signal in SIGNALS} for gpu in gpus]
+    known = min(one.known_ratio for history in histories for one in history.values())
+    if name is None or now is None or now.tensor_flops is None or usd is None:
+        return None
+    if known < LEAST_KNOWN or not all(one.part.is_whole and one.part.memory_bytes for one in gpus):
+        return None
+    needs = tuple(_need(signal, gpus, histories, now) for signal in SIGNALS)
+    found = []
+    for model in models:
+        cost = _usd_per_hour(model.name, gpus, pool, prices)
+        if cost is None or not _fits(model, needs, settings.headroom_ratio):
+            continue
+        saving = usd - cost
+        if saving > 0 and (
+            saving >= settings.least_saving_usd_per_hour
+            and saving >= settings.least_saving_ratio * usd
+        ):
+            found.append((cost, model.name, model))
+    if not found:
+        return None
+    cost, _, model = min(found, key=lambda one: one[:2])
+    more = 1 + settings.headroom_ratio
+    rates = _rates(model)
+    price = prices.find(model.name, gpus[0].part.node, pool)
+    return RightSize(
+        change=GpuChange(
+            gpu_from=name,
+            gpu_to=model.name,
+            gpus=len(gpus),
+            memory_needed_bytes=max(needs[0].p99 * more, needs[0].peak),
+            memory_bytes=rates[0],
+            memory_needed_bytes_per_second=needs[1].p99 * more,
+            memory_bytes_per_second=rates[1],
+            tensor_needed_flops=needs[2].p99 * more,
+            tensor_flops=rates[2],
+            usd_per_hour_from=usd,
+            usd_per_hour_to=cost,
+            source=f"{model.source}, {model.as_of or 'not dated'}; price: "
+            + (f"{price.source}, {price.as_of or 'not dated'}" if price else "not known"),
+        ),
+        needs=tuple(
+            dataclasses.replace(need, threshold=rate / more)
+            for need, rate in zip(needs, rates, strict=True)
+        ),
+        known_ratio=known,
+        is_older=model.compute_capability < now.compute_capability,
+    )
+
+
+def _usd_per_hour(
+    name: str | None, gpus: Sequence[Measured], pool: str, prices: PriceList
+) -> float | None:
+    """Of as many GPUs of model `name`, each on its node; None: one has no price."""
+    rules = [prices.find(name, one.part.node, pool) for one in gpus]
+    known = [rule.usd_per_gpu_hour for rule in rules if rule is not None]
+    return sum(known) if len(known) == len(rules) else None
+
+
+def _need(
+    signal: str,
+    gpus: Sequence[Measured],
+    histories: Sequence[dict[str, History]],
+    now: GpuModel,
+) -> Need:
+    """By the driver's own size of the memory, and the data sheet's rates of the present model."""
+    whole = {"bandwidth": now.memory_bytes_per_second, "tensor": now.tensor_flops or 0.0}
+    needs = []
+    for gpu, history in zip(gpus, histories, strict=True):
+        size = whole.get(signal, float(gpu.part.memory_bytes or 0))
+        one = history[signal]
+        needs.append(Need(signal, one.p99 * size, one.peak * size, gpu.part, one))
+    return max(needs, key=lambda need: need.p99)
+
+
+def _rates(model: GpuModel) -> tuple[float, float, float]:
+    return model.memory_bytes, model.memory_bytes_per_second, model.tensor_flops or 0.0
+
+
+def _fits(model: GpuModel, needs: Sequence[Need], headroom_ratio: float) -> bool:
+    """The p99 with headroom fits, and of memory the highest sample too: it would fail there."""
+    memory, rates = needs[0], _rates(model)
+    return (
+        all(n.p99 * (1 + headroom_ratio) <= rate for n, rate in zip(needs, rates, strict=True))
+        and memory.peak <= rates[0]
+    )

@@ -1,0 +1,1 @@
+"""How many replicas a pool needs, and the advice that says so."""

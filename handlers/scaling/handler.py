@@ -1,0 +1,284 @@
+"""Scaling advice for each pool of engines, with evidence, expiry and idempotency key."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from handlers.decisions.book import DecisionBook
+from handlers.given import closing
+from handlers.scaling.advice import Change, Report, recommend
+from handlers.scaling.cache_loss import Caches
+from handlers.scaling.demand import Demand, Expect
+from handlers.scaling.plan import Planned
+from handlers.scaling.pools import Last, Pool, Pools
+from handlers.scaling.replicas import desired_replicas, lacking, measure
+from handlers.scaling.scale_down import Held, scale_down
+from handlers.settings import ScalingSettings
+from schemas.analysis import Scope
+from schemas.engines import EngineMetrics
+from schemas.message import Message
+from schemas.protocols import Emit, Moment
+from schemas.scaling import HeldAdvice
+from schemas.units import SECOND_NS, instant, to_ns
+
+
+class ScalingHandler:
+    """Advises on every pool by the HPA rule (`handlers/scaling/replicas.py`), or by a plan.
+
+    Up: when more replicas have been desired for `up_hold_seconds`, to the fewest desired in that
+    time. Down: when fewer have been desired for `down_hold_seconds`, to the most desired in that
+    time. The message that completes a condition brings the advice.
+
+    With the policy `forecast` and a plan (`handlers/scaling/plan.py`): up at once to what is planned, or
+    to what the HPA rule asks for where that is more; down to what is planned.
+
+    Down only as far as `handlers/scaling/scale_down.py` finds safe, by what `expect` tells of the load to
+    come, and worth it. What the load asks for and is not advised is told as HeldAdvice.
+
+    One recommendation per decision. While it stands it is not repeated; a higher target (up),
+    another target (down) or the other direction supersedes it, in the same direction not before
+    the hold has passed again. It ends when the pool has reached its target, when it expires, or
+    when `book` says that it was rejected or carried out. Up advice is not given again for the
+    same target before new replicas can have started. What was rejected is not advised again for
+    `rejected_hold_seconds`, unless more replicas are asked for; after advice was carried out,
+    none is given before the hold has passed.
+    """
+
+    name = "scaling"
+    scope: Scope = "pool"
+    consumes: tuple[type[Message], ...] = (EngineMetrics,)
+
+    def __init__(
+        self,
+        settings: ScalingSettings,
+        expect: Expect = lambda pool, now_ns: None,
+        book: DecisionBook | None = None,
+    ) -> None:
+        self._settings = settings
+        self._expect = expect
+        self._book = book or DecisionBook()
+        self._lead_ns = int(settings.startup_lead_seconds * SECOND_NS)
+        self._rejected_ns = int(settings.rejected_hold_seconds * SECOND_NS)
+        self._pools = Pools(settings)
+        self._hold_ns = self._pools.hold_ns
+        self.window_ns = self._pools.window_ns
+
+    def handle(self, message: EngineMetrics, now: Moment) -> Sequence[Emit]:
+        """Judge the pool of this engine anew."""
+        pool = self._pools.refresh(message.pool, now.ns)
+        self._settle(message.pool, pool, now.ns)
+        if not pool.engines.items(now.ns):
+            pool.since_ns = None
+        engine = (message.node, message.engine)
+        pool.engines.put(engine, Report(now.ns, message), now.ns)
+        if message.prefix_cache_hit_ratio is not None:
+            pool.hits.put(engine, message.prefix_cache_hit_ratio, now.ns)
+            pool.kept.pace.see(message, now.ns)
+        pool.mark(now, self._pools.marks_ns)
+        if pool.plan is not None:
+            pool.plan.add(message, now.ns)
+        reports = [
+            report for _, report in sorted(pool.engines.items(now.ns), key=lambda item: item[0])
+        ]
+        engines = [report.metrics for report in reports]
+        signals = measure(engines, self._settings)
+        pool.held = None
+        if not signals:
+            pool.since_ns = None
+            return ()
+        if pool.since_ns is None:
+            pool.since_ns = now.ns
+        planned = None
+        if now.ns - pool.since_ns >= self._pools.ttl_ns:  # by then every engine was heard
+            _fulfil(pool, len(reports), now.ns)
+            planned = pool.plan.planned if pool.plan else None
+        expected = self._expect(message.pool, now.ns)
+        demand = Demand(engines, signals, expected, is_planned=planned is not None)
+        found = self._judge(pool, pool.since_ns, demand, reports, planned, now)
+        if isinstance(found, Change):
+            if not self._is_news(pool, found, now):
+                return ()
+            found = self._held_after_decision(pool, found, now.ns) or found
+        if isinstance(found, Change):
+            return self._advise(pool, found, reports, now)
+        pool.held = found
+        return ()
+
+    def tick(self, now: Moment) -> Sequence[Emit]:
+        """Expire advice; tell what is held."""
+        emits = []
+        for name, pool in self._pools.items(now.ns):
+            self._settle(name, pool, now.ns)
+            news = pool.kept.held.news(_held(name, pool, now), now.ns)
+            if news is not None:
+                emits.append(Emit(news, f"held_advice.{name}.{now.ns}"))
+            if pool.last and pool.last.is_standing and to_ns(pool.last.advice.expires_at) <= now.ns:
+                pool.last.is_standing = False
+                emits.append(closing(pool.last.advice, "expired", "not carried out in time", now))
+        return emits
+
+    def snapshot(self) -> bytes | None:
+        """What is kept of the pools."""
+        return self._pools.snapshot()
+
+    def restore(self, snapshot: bytes) -> None:
+        """Take it over."""
+        self._pools.restore(snapshot)
+
+    def _settle(self, name: str, pool: Pool, now_ns: int) -> None:
+        """Hear what became of the last advice: rejected or carried out it does not stand."""
+        executed_ns, executed = self._book.executed(name, now_ns) or (0, "")
+        pool.executed_ns = executed_ns
+        if pool.last is None or not pool.last.is_standing:
+            return
+        advice = pool.last.advice
+        rejected_ns = self._book.rejected_ns(advice.recommendation_id, now_ns)
+        if executed == advice.recommendation_id:
+            pool.last.is_standing = False
+            if advice.action == "scale_down":
+                pool.kept.downs_ns = [*pool.kept.downs_ns, executed_ns]
+        elif rejected_ns is not None:
+            pool.last.is_standing = False
+            size = abs(advice.replicas_to - advice.replicas_from)
+            pool.kept.rejected = pool.kept.rejected | {advice.action: (rejected_ns, size)}
+
+    def _judge(
+        self,
+        pool: Pool,
+        since_ns: int,
+        demand: Demand,
+        reports: list[Report],
+        planned: Planned | None,
+        now: Moment,
+    ) -> Change | Held | None:
+        """What the load of the last while, or the plan, asks for, if anything, or why not."""
+        settings, replicas = self._settings, demand.replicas
+        desired = desired_replicas(demand.signals, replicas, settings.tolerance_ratio)
+        desired = min(max(desired, settings.min_replicas), settings.max_replicas)
+        pool.fewest_desired.add(now.ns, -desired)
+        pool.most_desired.add(now.ns, desired)
+        known_ns = now.ns - since_ns
+        fewest = -int(pool.fewest_desired.value(now.ns) or -desired)
+        up = fewest if known_ns >= self._hold_ns["scale_up"] else replicas
+        if planned is not None:
+            up = max(up, planned.replicas)
+        if up > replicas:
+            return Change("scale_up", up, demand, planned)
+        asked = int(pool.most_desired.value(now.ns) or desired)
+        if planned is not None:
+            asked = planned.replicas
+        elif known_ns < self._hold_ns["scale_down"]:
+            asked = replicas
+        if asked < replicas:
+            caches = _caches(pool, reports, now.ns)
+            found = scale_down(settings, demand, caches, asked, pool.kept.downs(now.ns))
+            if isinstance(found, Held):
+                return found
+            return Change("scale_down", found, demand, planned, caches.loss(replicas - found))
+        if desired < replicas and planned is None:
+            text = f"the load must have asked for it for {settings.down_hold_seconds:g} s"
+            return Held("scale_down", desired, "hold", text)
+        missing = lacking(demand.signals, settings.tolerance_ratio)
+        if missing and replicas > settings.min_replicas:
+            text = f"the load is low, but {missing} is not measured"
+            return Held("scale_down", replicas - 1, "unknown", text)
+        return None
+
+    def _is_news(self, pool: Pool, change: Change, now: Moment) -> bool:
+        """Whether this change is a new decision, given the last one."""
+        if pool.last is None:
+            return True
+        last, action, target = pool.last.advice, change.action, change.target
+        age_ns = now.ns - to_ns(last.decided_at)
+        if action != last.action:
+            return True
+        if action == "scale_up" and target <= last.replicas_to:
+            starting_ns = now.ns - max(to_ns(last.decided_at), pool.executed_ns)
+            if starting_ns < self._lead_ns:
+                return False
+        if not pool.last.is_standing:
+            return True
+        is_other = target > last.replicas_to if action == "scale_up" else target != last.replicas_to
+        return is_other and age_ns >= self._hold_ns[action]
+
+    def _held_after_decision(self, pool: Pool, change: Change, now_ns: int) -> Held | None:
+        """Why not, by what was decided on such advice before, and carried out."""
+        action, target = change.action, change.target
+        rejected_ns, size = pool.kept.rejected.get(action, (0, 0))
+        until_ns = rejected_ns + self._rejected_ns
+        if rejected_ns and now_ns < until_ns and abs(target - change.demand.replicas) <= size:
+            text = (
+                f"advice on as many replicas was rejected at {instant(rejected_ns):%F %T}Z, and "
+                f"is not given again before {instant(until_ns):%F %T}Z"
+            )
+            return Held(action, target, "rejected", text)
+        changed_ns = pool.executed_ns
+        if action == "scale_down":
+            changed_ns = max([changed_ns, *pool.kept.downs_ns])
+        hold_ns = self._hold_ns[action]
+        if changed_ns and now_ns < changed_ns + hold_ns:
+            text = (
+                f"the pool was changed at {instant(changed_ns):%F %T}Z; the load must have asked "
+                f"for it for {hold_ns / SECOND_NS:g} s since"
+            )
+            return Held(action, target, "settling", text)
+        return None
+
+    def _advise(self, pool: Pool, change: Change, reports: list[Report], now: Moment) -> list[Emit]:
+        old = pool.last.advice if pool.last and pool.last.is_standing else None
+        # The hold, and before it the time in which every engine is sure to have been heard.
+        start_ns = now.ns - self._hold_ns[change.action] - self._pools.ttl_ns
+        earlier = [sequence for ns, sequence in pool.marks if ns <= start_ns]
+        new = recommend(
+            self._settings,
+            change,
+            reports,
+            now,
+            stream_from=earlier[-1] if earlier else pool.marks[0][1],
+            supersedes=old.recommendation_id if old else None,
+        )
+        pool.last = Last(new)
+        emits = [Emit(new, new.recommendation_id)]
+        if old is not None:
+            emits.append(closing(old, "superseded", f"by {new.recommendation_id}", now))
+        return emits
+
+
+def _caches(pool: Pool, reports: list[Report], now_ns: int) -> Caches:
+    hits = [ratio for _, ratio in pool.hits.items(now_ns)]
+    return Caches(
+        [report.metrics for report in reports],
+        fmean(hits) if hits else None,
+        pool.kept.pace.tokens_per_second,
+    )
+
+
+def _fulfil(pool: Pool, replicas: int, now_ns: int) -> None:
+    """Advice whose target is reached no longer stands."""
+    if pool.last is None or not pool.last.is_standing:
+        return
+    advice = pool.last.advice
+    if advice.action == "scale_up":
+        reached = replicas >= advice.replicas_to
+    else:
+        reached = replicas <= advice.replicas_to
+    if reached:
+        pool.last.is_standing = False
+        if advice.action == "scale_down":
+            pool.kept.downs_ns = [*pool.kept.downs_ns, now_ns]
+
+
+def _held(name: str, pool: Pool, now: Moment) -> HeldAdvice | None:
+    """What is held of a pool of which anything is heard; None: nothing."""
+    held, reports = pool.held, pool.engines.items(now.ns)
+    if held is None or not reports:
+        return None
+    return HeldAdvice(
+        pool=name,
+        decided_at=instant(now.ns),
+        action=held.action,
+        replicas_from=len(reports),
+        replicas_to=held.target,
+        reason=held.reason,
+        text=held.text,
+        simulated=any(report.metrics.simulated for _, report in reports),
+    )

@@ -1,0 +1,154 @@
+"""What scaling remembers of pools, and what of it outlives a restart."""
+
+import dataclasses
+from collections import deque
+
+import msgspec
+
+from handlers.scaling.advice import Report
+from handlers.scaling.cache_loss import Pace
+from handlers.scaling.held import HeldLog
+from handlers.scaling.plan import HISTORY_NS, Plan, PlanState
+from handlers.scaling.scale_down import Held
+from handlers.settings import ScalingSettings
+from handlers.window import ExpiringDict, RollingMax
+from schemas.protocols import Moment
+from schemas.scaling import Recommendation
+from schemas.units import SECOND_NS
+
+HOUR_NS = 3600 * SECOND_NS
+_MARK_NS = SECOND_NS
+_FORGET_MARGIN_NS = 60 * SECOND_NS
+
+
+class Last(msgspec.Struct):
+    """The last advice for a pool; it stands until it is settled, superseded or expired."""
+
+    advice: Recommendation
+    is_standing: bool = True
+
+
+class Kept(msgspec.Struct):
+    """What outlives the window beside the last advice."""
+
+    downs_ns: list[int] = []
+    """When the pool was scaled down as advised."""
+    rejected: dict[str, tuple[int, int]] = {}
+    """By action: when advice was last rejected, and by how many replicas it went."""
+    held: HeldLog = msgspec.field(default_factory=HeldLog)
+    pace: Pace = msgspec.field(default_factory=Pace)
+
+    def downs(self, now_ns: int) -> int:
+        """How often the pool was scaled down in the last hour."""
+        self.downs_ns = [ns for ns in self.downs_ns if now_ns - ns < HOUR_NS]
+        return len(self.downs_ns)
+
+
+class _Snapshot(msgspec.Struct):
+    """With the instant of the pool's last metrics each."""
+
+    lasts: list[tuple[int, Last]]
+    plans: list[tuple[int, str, PlanState]] = []
+    kept: list[tuple[int, str, Kept]] = []
+
+
+@dataclasses.dataclass(slots=True)
+class Pool:
+    """What is remembered of one pool."""
+
+    engines: ExpiringDict[tuple[str, str], Report]
+    hits: ExpiringDict[tuple[str, str], float]  # the prefix caches' last hit ratios
+    fewest_desired: RollingMax  # of the negated count: its maximum is the minimum
+    most_desired: RollingMax
+    since_ns: int | None = None  # the load has been known without a break since then
+    marks: deque[tuple[int, int]] = dataclasses.field(default_factory=deque)
+    last: Last | None = None
+    plan: Plan | None = None  # with the policy `forecast`
+    kept: Kept = dataclasses.field(default_factory=Kept)
+    held: Held | None = None  # by the last message
+    executed_ns: int = 0  # when advice was last carried out; 0: not of late
+
+    def mark(self, now: Moment, keep_ns: int) -> None:
+        """Remember about once a second where in the stream we are, for the evidence."""
+        if not self.marks or now.ns - self.marks[-1][0] >= _MARK_NS:
+            self.marks.append((now.ns, now.sequence))
+        while len(self.marks) > 1 and self.marks[1][0] <= now.ns - keep_ns:
+            self.marks.popleft()
+
+
+class Pools:
+    """The pools of a slot. `window_ns` is how long a message counts, `hold_ns` by action."""
+
+    def __init__(self, settings: ScalingSettings) -> None:
+        self._settings = settings
+        self.ttl_ns = int(settings.engine_ttl_seconds * SECOND_NS)
+        self.hold_ns: dict[str, int] = {
+            "scale_up": int(settings.up_hold_seconds * SECOND_NS),
+            "scale_down": int(settings.down_hold_seconds * SECOND_NS),
+        }
+        self.marks_ns = max(self.hold_ns.values()) + self.ttl_ns
+        self.window_ns = _FORGET_MARGIN_NS + max(
+            self.marks_ns, int(settings.expires_after_seconds * SECOND_NS)
+        )
+        self._plans = settings.policy == "forecast"
+        self._forget_ns = max(self.window_ns, HISTORY_NS) if self._plans else self.window_ns
+        self._pools: ExpiringDict[str, Pool] = ExpiringDict(self._forget_ns)
+
+    def refresh(self, name: str, now_ns: int) -> Pool:
+        """The pool of this name, made anew where nothing is remembered of it."""
+        return self._pools.refresh(name, self._new, now_ns)
+
+    def items(self, now_ns: int) -> list[tuple[str, Pool]]:
+        """Those remembered, by name."""
+        return sorted(self._pools.items(now_ns), key=lambda item: item[0])
+
+    def snapshot(self) -> bytes:
+        """The last advice of each pool and what else is kept, and the plans as far as they fit."""
+        touched = self._pools.touched()
+        lasts = [(ns, pool.last) for ns, _, pool in touched if pool.last]
+        kept = [(ns, name, pool.kept) for ns, name, pool in touched if pool.kept != Kept()]
+        return msgspec.json.encode(_Snapshot(lasts, self._plans_that_fit(), kept))
+
+    def _plans_that_fit(self) -> list[tuple[int, str, PlanState]]:
+        plans, size = [], 0
+        for ns, name, pool in sorted(self._pools.touched(), key=lambda one: one[1]):
+            if pool.plan is not None:
+                size += len(msgspec.json.encode(pool.plan.state))
+                if size > self._settings.plan_snapshot_bytes:
+                    break
+                plans.append((ns, name, pool.plan.state))
+        return plans
+
+    def restore(self, snapshot: bytes) -> None:
+        """Take over what is kept of each pool, and the plans that were made by these settings.
+
+        Older versions stored a list of the advice alone.
+        """
+        restored = msgspec.json.decode(snapshot, type=_Snapshot | list[tuple[int, Last]])
+        if isinstance(restored, list):
+            restored = _Snapshot(restored)
+        pools = {name: (ns, pool) for ns, name, pool in self._pools.touched()}
+        for _, pool in pools.values():
+            pool.last, pool.kept = None, Kept()
+        for ns, last in restored.lasts:
+            _, pool = pools.setdefault(last.advice.pool, (ns, self._new()))
+            pool.last = last
+        for ns, name, kept in restored.kept:
+            _, pool = pools.setdefault(name, (ns, self._new()))
+            pool.kept = kept
+        for ns, name, state in restored.plans:
+            _, pool = pools.setdefault(name, (ns, self._new()))
+            if pool.plan is not None:
+                pool.plan.take_over(state)
+        self._pools = ExpiringDict(self._forget_ns)
+        for name, (ns, pool) in sorted(pools.items(), key=lambda item: item[1][0]):
+            self._pools.put(name, pool, ns)
+
+    def _new(self) -> Pool:
+        return Pool(
+            engines=ExpiringDict(self.ttl_ns),
+            hits=ExpiringDict(self.marks_ns),
+            fewest_desired=RollingMax(max(1, self.hold_ns["scale_up"])),
+            most_desired=RollingMax(max(1, self.hold_ns["scale_down"])),
+            plan=Plan(self._settings) if self._plans else None,
+        )

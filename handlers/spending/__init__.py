@@ -1,0 +1,1 @@
+"""What GPUs cost, what of it is wasted, and what could be saved."""

@@ -1,0 +1,220 @@
+"""One minute of a group's GPUs and engines: what each did, drew and gave. Pure."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+
+from handlers.settings import UtilizationSettings
+from handlers.utilization.gpu_state import (
+    GpuEvidence,
+    GpuSample,
+    PartKey,
+    activity,
+    gpu_sample,
+    gpu_state,
+)
+from schemas.analysis import GpuState
+from schemas.engines import EngineMetrics
+from schemas.metrics import GpuMetrics
+
+MINUTE_SECONDS = 60.0
+# More than any GPU draws, or engine does: such a growth is another counter, not work.
+MOST_WATTS = 10_000.0
+MOST_TOKENS_PER_SECOND = 1e7
+MAX_SAMPLES = 1024
+"""Of one GPU or engine in a minute; further ones are not taken."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GpuMinute:
+    """A GPU in a minute, by the means of its samples. None: not measured."""
+
+    key: PartKey
+    name: str | None
+    pool: str | None
+    simulated: bool
+    state: GpuState | None
+    utilization_ratio: float | None
+    power_ratio: float | None
+    energy_joules: float | None
+
+
+@dataclasses.dataclass(slots=True)
+class _Engine:
+    """An engine's samples of the minute."""
+
+    latest: EngineMetrics
+    prompt: list[float | None] = dataclasses.field(default_factory=list)
+    prompt_rates: list[float | None] = dataclasses.field(default_factory=list)
+    generation: list[float | None] = dataclasses.field(default_factory=list)
+    generation_rates: list[float | None] = dataclasses.field(default_factory=list)
+    running: list[float | None] = dataclasses.field(default_factory=list)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _last(values: Sequence[float | None]) -> float | None:
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def _grown(
+    totals: Sequence[float | None],
+    rates: Sequence[float | None],
+    before: float | None,
+    most_per_second: float,
+) -> float | None:
+    """How much a counter rose in the minute; where that is not known, its rate times the minute.
+
+    From `before`, the last value of the minute before, to the last of this one. A counter that
+    fell was reset, or a sample came late; one that began in this minute tells of a part of it.
+    """
+    known = [value for value in (before, *totals) if value is not None]
+    if before is not None and len(known) > 1:
+        grown = known[-1] - known[0]
+        has_fallen = any(later < earlier for earlier, later in itertools.pairwise(known))
+        # A growth of up to two minutes: the value before may be that old.
+        if not has_fallen and grown <= most_per_second * 2 * MINUTE_SECONDS:
+            return grown
+    rate = _mean(rates)
+    return None if rate is None else rate * MINUTE_SECONDS
+
+
+class GpuMinutes:
+    """The open minute of one group; `close` gives it out and begins the next.
+
+    O(1) a sample. A GPU with MIG counts itself, by the busiest of its instances where its own
+    activity is not measured; its instances do not count.
+    """
+
+    def __init__(self) -> None:
+        self._gpus: dict[PartKey, list[GpuSample]] = {}
+        self._engines: dict[PartKey, _Engine] = {}
+        self._instances: dict[PartKey, dict[str, list[float | None]]] = {}
+        self._joules_before: dict[PartKey, float | None] = {}
+        self._tokens_before: dict[PartKey, tuple[float | None, float | None]] = {}
+
+    def add_gpu(self, message: GpuMetrics) -> None:
+        """Take a sample of a GPU, or of a MIG instance."""
+        if message.parent is not None:
+            instances = self._instances.setdefault((message.node, message.parent), {})
+            ratios = instances.setdefault(message.gpu, [])
+            if len(ratios) < MAX_SAMPLES:
+                ratios.append(activity(message)[0])
+            return
+        sample = gpu_sample(message)
+        samples = self._gpus.get(sample.key)
+        if samples is None:
+            self._gpus[sample.key] = [sample]
+        elif len(samples) < MAX_SAMPLES:
+            samples.append(sample)
+
+    def add_engine(self, message: EngineMetrics) -> None:
+        """Take a sample of an engine."""
+        key = (message.node, message.engine)
+        engine = self._engines.get(key)
+        if engine is None:
+            engine = self._engines[key] = _Engine(message)
+        if len(engine.running) < MAX_SAMPLES:
+            engine.latest = message
+            engine.prompt.append(message.prompt_tokens_total)
+            engine.prompt_rates.append(message.prompt_tokens_per_second)
+            engine.generation.append(message.generation_tokens_total)
+            engine.generation_rates.append(message.generation_tokens_per_second)
+            engine.running.append(message.requests_running)
+
+    def close(
+        self, settings: UtilizationSettings
+    ) -> tuple[list[GpuMinute], dict[bool, tuple[float | None, float | None]]]:
+        """The GPUs of the minute, by name; and the tokens read and written, by `simulated`.
+
+        Tokens are None where no engine told.
+        """
+        running = self._running()
+        minutes = [
+            self._judge(self._gpus[key], running.get(key[0]), settings)
+            for key in sorted(self._gpus)
+        ]
+        given: dict[bool, list[tuple[float | None, float | None]]] = {}
+        for key in sorted(self._engines):
+            engine = self._engines[key]
+            given.setdefault(engine.latest.simulated, []).append(self._tokens(key, engine))
+        tokens = {
+            simulated: (_total([one[0] for one in of]), _total([one[1] for one in of]))
+            for simulated, of in given.items()
+        }
+        self._joules_before = {
+            key: _last([sample.joules_total for sample in samples])
+            for key, samples in self._gpus.items()
+        }
+        self._tokens_before = {
+            key: (_last(engine.prompt), _last(engine.generation))
+            for key, engine in self._engines.items()
+        }
+        self._gpus, self._engines, self._instances = {}, {}, {}
+        return minutes, tokens
+
+    @property
+    def pool(self) -> str | None:
+        """Of any of its GPUs, else engines; for a node, whose parts are in one as a rule."""
+        for samples in self._gpus.values():
+            if samples[-1].pool is not None:
+                return samples[-1].pool
+        return next((engine.latest.pool for engine in self._engines.values()), None)
+
+    def _running(self) -> dict[str, float]:
+        """Requests running by node, where an engine told."""
+        running: dict[str, float] = {}
+        for (node, _), engine in self._engines.items():
+            mean = _mean(engine.running)
+            if mean is not None:
+                running[node] = running.get(node, 0.0) + mean
+        return running
+
+    def _judge(
+        self, samples: list[GpuSample], running: float | None, settings: UtilizationSettings
+    ) -> GpuMinute:
+        last = samples[-1]
+        power = _mean([sample.power_ratio for sample in samples])
+        ratio, source = _mean([sample.activity_ratio for sample in samples]), last.activity_source
+        if ratio is None and last.key in self._instances:
+            means = [_mean(ratios) for ratios in self._instances[last.key].values()]
+            ratio, source = max((mean for mean in means if mean is not None), default=None), "mig"
+        evidence = GpuEvidence(
+            activity_ratio=ratio,
+            activity_source=source,
+            memory_ratio=_mean([sample.memory_ratio for sample in samples]),
+            power_ratio=power,
+            requests_running=running,
+        )
+        return GpuMinute(
+            key=last.key,
+            name=last.name,
+            pool=last.pool,
+            simulated=last.simulated,
+            state=gpu_state(settings, evidence)[0],
+            utilization_ratio=_mean([sample.utilization_ratio for sample in samples]),
+            power_ratio=power,
+            energy_joules=_grown(
+                [sample.joules_total for sample in samples],
+                [sample.watts for sample in samples],
+                self._joules_before.get(last.key),
+                MOST_WATTS,
+            ),
+        )
+
+    def _tokens(self, key: PartKey, engine: _Engine) -> tuple[float | None, float | None]:
+        """Read and written in the minute."""
+        prompt, generation = self._tokens_before.get(key, (None, None))
+        most = MOST_TOKENS_PER_SECOND
+        return (
+            _grown(engine.prompt, engine.prompt_rates, prompt, most),
+            _grown(engine.generation, engine.generation_rates, generation, most),
+        )
+
+
+def _total(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,1 @@
+"""How busy, how well used and how well balanced GPUs, nodes, pools and the fleet are."""
