@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line; Ctrl-C at any moment, imports included, ends without a traceback."""
     try:
-        from agent.cli import main as run_command  # noqa: PLC0415 - so that Ctrl-C finds the try
+        from agent.cli.app import main as run_command  # noqa: PLC0415 - so that Ctrl-C finds the try
 
         run_command()
     except KeyboardInterrupt:

@@ -7,9 +7,9 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from agent.charts import Axis, Series, line_chart
-from agent.page import page, table
 from agent.series_file import SeriesFile
+from agent.views.charts import Axis, Series, line_chart
+from agent.views.page import page, table
 from handlers.backtest import Outcome, backtest
 from handlers.backtest.fleet import start_replicas
 from handlers.backtest.run import DAY_SECONDS, POLICIES, Load, Policy, cheapest, every_target

@@ -14,7 +14,7 @@ from agent.bus import Bus, BusError, connect
 from agent.bus.bus import StreamState
 from agent.bus.streams import STREAMS, storage_limit
 from agent.discovery import Found
-from agent.nats_server import find_server, server_version
+from agent.nats_server.binary import find_server, server_version
 from agent.settings import Settings
 from schemas.api import HealthReply
 from schemas.protocols import PublishError, RequestError

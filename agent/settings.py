@@ -13,7 +13,7 @@ from msgspec import Meta
 from agent.collectors.filesystems import FilesystemsSettings
 from agent.engine_settings import EnginesSettings
 from agent.executors.settings import ExecutorSettings
-from agent.nats_config import ServerSettings
+from agent.nats_server.config import ServerSettings
 from archive.settings import ArchiveSettings
 from cache.settings import CacheSettings
 from handlers.insights.settings import InsightsSettings

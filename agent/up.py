@@ -18,12 +18,12 @@ from agent.bus import connect
 from agent.bus.connection import safe_url
 from agent.human import reason
 from agent.identity import load_identity
-from agent.live import LiveView
-from agent.nats_server import fetch_server, find_server
-from agent.private_server import PrivateServer
+from agent.nats_server.binary import fetch_server, find_server
+from agent.nats_server.private import PrivateServer
 from agent.runner import StopRequest, running, signals, until_stopped
 from agent.settings import Settings
 from agent.state_folder import StateFolderError, write_private_json
+from agent.views.live import LiveView
 from schemas.lifecycle import ALL_ROLES, ROLES, Role
 from schemas.units import token
 

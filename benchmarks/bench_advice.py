@@ -16,8 +16,8 @@ import msgspec
 
 from agent.bus import Bus, connect, ensure_streams
 from agent.bus.lease import BucketLeases
-from agent.nats_server import find_server, server_version
-from agent.private_server import PrivateServer
+from agent.nats_server.binary import find_server, server_version
+from agent.nats_server.private import PrivateServer
 from handlers import default_handlers
 from handlers.admission import Admission
 from handlers.runtime import HandlersRuntime

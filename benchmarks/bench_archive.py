@@ -23,8 +23,8 @@ import msgspec
 
 from agent.archive_client import ArchiveClient
 from agent.bus import Bus
-from agent.charts import Axis, Series, line_chart
 from agent.human import size as shown
+from agent.views.charts import Axis, Series, line_chart
 from archive.s3 import S3Store
 from archive.settings import PriceSettings, S3Settings
 from benchmarks.archive_rates import Rates, Row, evict, evict_many

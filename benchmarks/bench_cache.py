@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from agent.bus import Bus
-from agent.charts import Axis, Series, line_chart
 from agent.client import CacheClient
 from agent.human import size as shown
+from agent.views.charts import Axis, Series, line_chart
 from benchmarks import cache_memory, cache_rates
 from benchmarks.cache_rates import Cell
 from benchmarks.installation import private_bus, server_pid

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.charts import Axis, Series, line_chart
+from agent.views.charts import Axis, Series, line_chart
 from cache.memory import MB, InMemoryKVCacheManager
 from cache.policies import POLICIES
 

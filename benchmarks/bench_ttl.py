@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from agent.charts import Axis, Series, line_chart
+from agent.views.charts import Axis, Series, line_chart
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry
 from cache.entry import Entry

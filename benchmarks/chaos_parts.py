@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from agent.nats_server import find_server
+from agent.nats_server.binary import find_server
 from benchmarks.radosgw import free_port
 from benchmarks.s3 import S3
 from schemas.lifecycle import Role

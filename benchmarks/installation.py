@@ -13,8 +13,8 @@ import msgspec
 import psutil
 
 from agent.bus import Bus, connect, ensure_streams
-from agent.nats_server import find_server, server_version
-from agent.private_server import PrivateServer
+from agent.nats_server.binary import find_server, server_version
+from agent.nats_server.private import PrivateServer
 from schemas.api import HealthReply
 from schemas.lifecycle import Role
 

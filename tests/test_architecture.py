@@ -33,15 +33,13 @@ EXTRA = {
     "agent/collectors/engines/fetch.py": {"aiohttp"},
     "agent/collectors/host.py": {"psutil"},
     "agent/collectors/nvml/binding.py": {"pynvml"},
-    "agent/backtest": {"handlers"},
-    "agent/backtest_view.py": {"rich"},
+    "agent/backtest.py": {"handlers"},
     "agent/cli": {"typer", "rich"},
-    "agent/cli_backtest.py": {"handlers"},
-    "agent/commands.py": {"rich"},
-    "agent/demo.py": {"rich"},
+    "agent/cli/backtest.py": {"handlers"},
+    "agent/demo/run.py": {"rich"},
     "agent/executors/kubernetes.py": {"aiohttp"},
-    "agent/live": {"rich"},
-    "agent/replay_view.py": {"rich"},
+    "agent/views/": {"rich"},
+    "agent/views/backtest_view.py": {"handlers"},
 }
 
 

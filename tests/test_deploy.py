@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from agent.bus.names import Names
-from agent.nats_rights import deployed_rights
+from agent.nats_server.rights import deployed_rights
 from agent.settings import Loaded, Settings, describe
 from schemas.lifecycle import ROLES
 from tests.support.deployment import compose, dockerfile, image_environment, make_secrets

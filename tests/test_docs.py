@@ -11,7 +11,7 @@ from typing import get_type_hints
 import pytest
 import typer
 
-from agent.cli import app
+from agent.cli.app import app
 from agent.collectors.engines.inference import EngineMap
 from agent.collectors.engines.sglang import SGLANG
 from agent.collectors.engines.vllm import VLLM

@@ -22,7 +22,7 @@ from agent.collectors.engines import dcgm, lmcache  # noqa: E402
 from agent.collectors.engines.inference import EngineMap  # noqa: E402
 from agent.collectors.engines.sglang import SGLANG  # noqa: E402
 from agent.collectors.engines.vllm import VLLM  # noqa: E402
-from agent.nats_config import deployed_config_text  # noqa: E402
+from agent.nats_server.config import deployed_config_text  # noqa: E402
 from agent.settings import Loaded, Settings, describe  # noqa: E402
 from handlers import alert_book  # noqa: E402
 from handlers.settings import HandlersSettings  # noqa: E402

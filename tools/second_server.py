@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from agent.nats_server import ServerNotFoundError, find_server, server_version  # noqa: E402
+from agent.nats_server.binary import ServerNotFoundError, find_server, server_version  # noqa: E402
 
 WHAT_TO_TYPE = (
     "Give another nats-server than the first with NATS_SERVER_SECOND=/path/to/nats-server\n"

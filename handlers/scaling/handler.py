@@ -22,17 +22,17 @@ from schemas.units import SECOND_NS, instant, to_ns
 
 
 class ScalingHandler:
-    """Advises on every pool by the HPA rule (`handlers/scaling/replicas.py`), or by a plan.
+    """Advises on every pool by the HPA rule (`replicas.py`), or by a plan.
 
     Up: when more replicas have been desired for `up_hold_seconds`, to the fewest desired in that
     time. Down: when fewer have been desired for `down_hold_seconds`, to the most desired in that
     time. The message that completes a condition brings the advice.
 
-    With the policy `forecast` and a plan (`handlers/scaling/plan.py`): up at once to what is planned, or
-    to what the HPA rule asks for where that is more; down to what is planned.
+    With the policy `forecast` and a plan (`plan.py`): up at once to what is planned, or to what
+    the HPA rule asks for where that is more; down to what is planned.
 
-    Down only as far as `handlers/scaling/scale_down.py` finds safe, by what `expect` tells of the load to
-    come, and worth it. What the load asks for and is not advised is told as HeldAdvice.
+    Down only as far as `scale_down.py` finds safe, by what `expect` tells of the load to come,
+    and worth it. What the load asks for and is not advised is told as HeldAdvice.
 
     One recommendation per decision. While it stands it is not repeated; a higher target (up),
     another target (down) or the other direction supersedes it, in the same direction not before

@@ -8,7 +8,7 @@ from nats.aio.client import Client
 from agent import catalog
 from agent.bus import BusError, connect
 from agent.bus.names import Names
-from agent.nats_rights import deployed_rights
+from agent.nats_server.rights import deployed_rights
 from schemas.lifecycle import ALL_ROLES
 from tests.support.deployment import DeployedServer
 

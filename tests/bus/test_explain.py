@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.advice_text import advice_lines, story_lines
 from agent.bus import Bus
 from agent.decisions import explain
+from agent.views.advice_text import advice_lines, story_lines
 from handlers.decisions.advice_log import AdviceLog
 from handlers.decisions.explain import Explain
 from handlers.foreign import ForeignMessages

@@ -11,10 +11,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from agent.bus import BusError, connect
-from agent.nats_config import ServerSettings
-from agent.nats_rights import EVENTS_FOR_ALL
-from agent.nats_server import find_server
-from agent.private_server import PrivateServer
+from agent.nats_server.binary import find_server
+from agent.nats_server.config import ServerSettings
+from agent.nats_server.private import PrivateServer
+from agent.nats_server.rights import EVENTS_FOR_ALL
 from schemas.protocols import Answer, Endpoint
 from tests.support.nats_version import guests_hear_the_whole_root
 

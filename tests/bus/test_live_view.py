@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from agent.bus import Bus
-from agent.live import LiveView
-from agent.terminal_keys import Keys
+from agent.views.live import LiveView
+from agent.views.terminal_keys import Keys
 from schemas.alert_api import AlertsReply
 from schemas.api import RecommendationsReply
 from schemas.protocols import Answer, PublishError, RequestError

@@ -19,11 +19,11 @@ import pytest
 from nats.js.api import StreamConfig
 from structlog.testing import capture_logs
 
-from agent import private_server, server_process
-from agent.nats_config import ServerSettings
-from agent.nats_server import find_server
-from agent.private_server import PrivateServer
-from agent.server_process import ServerStartError
+from agent.nats_server import private, process
+from agent.nats_server.binary import find_server
+from agent.nats_server.config import ServerSettings
+from agent.nats_server.private import PrivateServer
+from agent.nats_server.process import ServerStartError
 from agent.state_folder import StateFolderBusyError, StateFolderError
 from tests.support.small_disk import small_disk
 
@@ -33,7 +33,7 @@ DEADLINE_SECONDS = 20.0
 UP = """
 import asyncio, signal, sys
 from pathlib import Path
-from agent.private_server import PrivateServer
+from agent.nats_server.private import PrivateServer
 
 async def main():
     say = lambda: print("interrupted", flush=True)
@@ -91,11 +91,11 @@ def free_port() -> int:
 @pytest.fixture
 def guard_of_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard as it works where the kernel does not kill the server of a dead guard."""
-    source = server_process.GUARD.read_text()
+    source = process.GUARD.read_text()
     assert 'sys.platform == "linux"' in source
     changed = tmp_path / "guard.py"
     changed.write_text(source.replace('sys.platform == "linux"', "False"))
-    monkeypatch.setattr(server_process, "GUARD", changed)
+    monkeypatch.setattr(process, "GUARD", changed)
 
 
 class Restarts:
@@ -200,7 +200,7 @@ async def test_takes_another_port_where_the_preferred_is_in_use(binary: Path, st
 async def test_tries_again_when_the_port_is_taken_between_look_and_use(
     binary: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really_free = private_server._is_free
+    really_free = private._is_free
     looks: list[int] = []
 
     def blind_at_first(port: int) -> bool:
@@ -211,7 +211,7 @@ async def test_tries_again_when_the_port_is_taken_between_look_and_use(
         writer.write(b'INFO {"server_name":"stranger"}\r\n')
         writer.close()
 
-    monkeypatch.setattr(private_server, "_is_free", blind_at_first)
+    monkeypatch.setattr(private, "_is_free", blind_at_first)
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as stranger:
         settings = ServerSettings(preferred_port=stranger.sockets[0].getsockname()[1])
 
@@ -222,7 +222,7 @@ async def test_tries_again_when_the_port_is_taken_between_look_and_use(
 async def test_refuses_a_second_server_on_one_folder(
     binary: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(private_server, "OWNER_SECONDS", 0.1)
+    monkeypatch.setattr(private, "OWNER_SECONDS", 0.1)
     async with PrivateServer(state, binary=binary) as first:
         with pytest.raises(StateFolderBusyError, match=f"{state} is in use by .* {os.getpid()}"):
             await PrivateServer(state, binary=binary).start()
@@ -291,8 +291,8 @@ async def test_shows_the_log_of_a_server_that_does_not_start(binary: Path, state
 async def test_gives_a_server_up_that_never_gets_ready(
     binary: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_process, "READY_SECONDS", 0.3)
-    monkeypatch.setattr(server_process.ServerProcess, "_greets", never)
+    monkeypatch.setattr(process, "READY_SECONDS", 0.3)
+    monkeypatch.setattr(process.ServerProcess, "_greets", never)
     server = PrivateServer(state, binary=binary)
 
     with pytest.raises(ServerStartError, match="was not ready after"):
@@ -353,7 +353,7 @@ async def test_the_server_of_a_killed_guard_is_killed_before_another_starts(
 async def test_a_server_that_nobody_guards_keeps_its_folder_locked(
     binary: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_process, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(process, "LOCK_SECONDS", 0.1)
     orphan = PrivateServer(state, binary=binary)
     await orphan.start()
     orphan_pid = orphan.server_pid
@@ -365,7 +365,7 @@ async def test_a_server_that_nobody_guards_keeps_its_folder_locked(
         await PrivateServer(state, binary=binary).start()
 
     os.kill(orphan_pid, signal.SIGKILL)
-    monkeypatch.setattr(server_process, "LOCK_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr(process, "LOCK_SECONDS", DEADLINE_SECONDS)
     async with PrivateServer(state, binary=binary):
         pass
 
@@ -374,7 +374,7 @@ async def test_comes_back_when_its_port_is_free_again(
     binary: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restarts = Restarts()
-    monkeypatch.setattr(server_process, "GREETING_SECONDS", 0.05)
+    monkeypatch.setattr(process, "GREETING_SECONDS", 0.05)
     # A server of another test may want the usual port while ours is down.
     settings = ServerSettings(preferred_port=free_port())
     async with PrivateServer(
@@ -404,7 +404,7 @@ def take(port: int) -> socket.socket:
 async def test_stops_a_server_that_hangs(
     binary: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_process, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(process, "STOP_SECONDS", 0.2)
     async with PrivateServer(state, binary=binary) as server:
         os.kill(server.server_pid, signal.SIGSTOP)
 
@@ -415,7 +415,7 @@ async def test_a_server_that_hangs_is_killed_and_comes_back(
     binary: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seconds in (("LOOK_SECONDS", 0.05), ("HANG_SECONDS", 0.2), ("GREETING_SECONDS", 0.2)):
-        monkeypatch.setattr(server_process, name, seconds)
+        monkeypatch.setattr(process, name, seconds)
     restarts = Restarts()
     async with PrivateServer(state, binary=binary, on_restart=restarts.seen.put_nowait) as server:
         await store_one(server)
@@ -431,7 +431,7 @@ async def test_a_server_that_hangs_is_killed_and_comes_back(
 async def test_a_server_whose_disk_was_full_is_started_anew_when_there_is_room(
     binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_process, "STOP_SECONDS", 0.5)  # 2.9 hangs by now
+    monkeypatch.setattr(process, "STOP_SECONDS", 0.5)  # 2.9 hangs by now
     restarts = Restarts()
     with small_disk(tmp_path / "disk", mib=96) as disk, capture_logs() as logged:
         async with PrivateServer(

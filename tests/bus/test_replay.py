@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from agent.bus import Bus
-from agent.replay import Replay, ReplayOptions
-from agent.replay_figures import ALL
-from agent.replay_report import summarize, write_csv, write_html
-from agent.replay_trace import Trace, TraceRequest
+from agent.replay.figures import ALL
+from agent.replay.report import summarize, write_csv, write_html
+from agent.replay.run import Replay, ReplayOptions
+from agent.replay.trace import Trace, TraceRequest
 from schemas.protocols import RequestError
 from tests.support import cache_service
 

@@ -15,8 +15,8 @@ from agent.assembly import Place, run_handlers
 from agent.bus import Bus, connect, serving
 from agent.client import ResourceAgent
 from agent.identity import Identity
-from agent.run_text import run_lines
 from agent.settings import Settings
+from agent.views.run_text import run_lines
 from handlers.insights.settings import InsightsSettings
 from handlers.queries.run_steps import Found, Run
 from handlers.settings import HandlersSettings

@@ -1,7 +1,7 @@
 """What the nats-server of the tests can do."""
 
-from agent.nats_rights import DENIES_RELIABLY_SINCE
-from agent.nats_server import find_server, server_version
+from agent.nats_server.binary import find_server, server_version
+from agent.nats_server.rights import DENIES_RELIABLY_SINCE
 
 
 def guests_hear_the_whole_root() -> bool:

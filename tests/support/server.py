@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from agent.nats_server import find_server
+from agent.nats_server.binary import find_server
 
 DEADLINE_SECONDS = 10.0
 

@@ -228,7 +228,7 @@ def test_a_setting_that_cannot_be_stops_the_start(tmp_path: Path) -> None:
 
 def test_a_folder_archive_imports_nothing_of_s3() -> None:
     program = (
-        "import sys, agent.cli, agent.assembly, archive.service, archive.stores\n"
+        "import sys, agent.cli.app, agent.assembly, archive.service, archive.stores\n"
         "print([name for name in sys.modules if name.startswith(('aio', 'boto'))])\n"
     )
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agent.demo_story import STEPS
+from agent.demo.story import STEPS
 from tests.support.program import ROOT, environment
 from tests.support.waiting import until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.bus import Bus, connect
-from agent.demo_parts import expecting
+from agent.demo.parts import expecting
 from schemas.metrics import GpuMetrics
 from tests.support.nvml import NvmlStub
 from tests.support.program import in_thread, running_up

@@ -34,7 +34,7 @@ NOBODY = 65534
 HITS_A_ROUND = 5
 DEADLINE_SECONDS = 60.0
 
-RUN = "from agent.cli import app; app()"
+RUN = "from agent.cli.app import app; app()"
 WRITES_IN_PLACE = f"""
 import itertools, os
 from cache.files import Files

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from agent.charts import WIDTH, Axis, Series, line_chart
+from agent.views.charts import WIDTH, Axis, Series, line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 

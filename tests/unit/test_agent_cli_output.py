@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from agent.cli_output import print_fields
+from agent.cli.output import print_fields
 
 
 class Entry(msgspec.Struct):

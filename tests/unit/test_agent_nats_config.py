@@ -1,6 +1,6 @@
 import pytest
 
-from agent.nats_config import ServerSettings, ServerTooOldError, config_text
+from agent.nats_server.config import ServerSettings, ServerTooOldError, config_text
 
 
 def text_for(settings: ServerSettings, version: tuple[int, int, int] = (2, 9, 10)) -> str:

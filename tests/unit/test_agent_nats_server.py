@@ -11,8 +11,8 @@ from threading import Thread
 
 import pytest
 
-from agent import nats_server
-from agent.nats_server import (
+from agent.nats_server import binary
+from agent.nats_server.binary import (
     ChecksumError,
     ServerNotFoundError,
     cache_folder,
@@ -31,7 +31,7 @@ def _bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NATS_SERVER_BIN", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    monkeypatch.setattr(nats_server, "SYSTEM_FOLDER", str(tmp_path / "sbin"))
+    monkeypatch.setattr(binary, "SYSTEM_FOLDER", str(tmp_path / "sbin"))
 
 
 @pytest.fixture
@@ -152,10 +152,10 @@ def test_installs_a_release_whose_digest_is_right(serve: Serve) -> None:
 
 
 def test_refuses_a_wrong_digest_and_installs_nothing(serve: Serve) -> None:
-    pinned = set(nats_server.PINNED_SHA256.values())
+    pinned = set(binary.PINNED_SHA256.values())
 
     with pytest.raises(ChecksumError) as refused:
-        nats_server.fetch_server(print, releases_url=serve(RELEASE))
+        binary.fetch_server(print, releases_url=serve(RELEASE))
 
     assert hashlib.sha256(RELEASE).hexdigest() in str(refused.value)
     assert any(digest in str(refused.value) for digest in pinned)
@@ -191,7 +191,7 @@ def test_tells_a_failed_download_from_a_wrong_one(
 
 
 def test_gives_a_silent_server_up_after_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nats_server, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(binary, "SILENCE_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
 
@@ -220,7 +220,7 @@ def test_says_what_to_type_where_nothing_can_be_fetched(
         port = unused.getsockname()[1]
 
     with pytest.raises(ServerNotFoundError, match=remedy):
-        nats_server.fetch_server(print, releases_url=f"http://127.0.0.1:{port}")
+        binary.fetch_server(print, releases_url=f"http://127.0.0.1:{port}")
 
 
 def test_prints_the_path_and_nothing_else_on_stdout(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.replay_trace import TraceError, TraceRequest, read_trace, synthetic_sessions
+from agent.replay.trace import TraceError, TraceRequest, read_trace, synthetic_sessions
 
 GOOD = {"timestamp": 1500, "input_length": 9, "output_length": 3, "hash_ids": [7, 8]}
 

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from agent import report_tables
-from agent.cli_report import Format, rendered
+from agent.cli.report import Format, rendered
+from agent.views import report_tables
 from handlers.prices import PriceRule, PriceSettings
 from handlers.settings import HandlersSettings
 from handlers.spending.trend import point, trend_lines

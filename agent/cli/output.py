@@ -1,0 +1,130 @@
+"""What commands print: bars, values, JSON, fields, keys."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.markup import escape
+
+from agent import human
+from agent.cli.start import errors
+from agent.transfer import OnProgress
+
+MAX_SHOWN_KEY = 80
+
+
+@contextlib.contextmanager
+def transferring(text: str) -> Iterator[OnProgress | None]:
+    """On a terminal a bar of bytes, seen as soon as a first part has come."""
+    if not errors.is_terminal:
+        yield None
+        return
+    from rich.progress import (  # noqa: PLC0415 - the light commands must start fast
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (TextColumn(text), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(text, visible=False)
+        yield lambda done, whole: progress.update(task, completed=done, total=whole, visible=True)
+
+
+@contextlib.contextmanager
+def counted(total: int | None, text: str) -> Iterator[Callable[..., None]]:
+    """On a terminal a bar; call what it gives with how many are done, and of how many."""
+    if not errors.is_terminal:
+        yield lambda _done, _total=None: None
+        return
+    from rich.progress import (  # noqa: PLC0415 - the light commands must start fast
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda done, of=total: progress.update(task, completed=done, total=of)
+
+
+def write_value(
+    key: str, namespace: str, value: bytes | None, output: Path | None, *, as_json: bool
+) -> None:
+    """Give a value out on stdout, or as a file; exit code 1 where there is none."""
+    if value is None:
+        if as_json:
+            print_json({"key": key, "found": False})
+        errors.print(f"no value for {quoted(key)} in namespace {escape(namespace)}")
+        raise SystemExit(1)
+    if output is not None:
+        output.write_bytes(value)
+        if as_json:
+            print_json({"key": key, "found": True, "size_bytes": len(value), "file": str(output)})
+        else:
+            errors.print(f"wrote {human.size(len(value))} to {escape(str(output))}")
+        return
+    sys.stdout.buffer.write(value)
+    if sys.stdout.isatty():
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()
+
+
+def print_json(reply: Any) -> None:  # noqa: ANN401 - whatever msgspec encodes
+    """One line of JSON on stdout."""
+    print(msgspec.json.encode(reply).decode())
+
+
+def print_fields(reply: msgspec.Struct | dict[str, Any], indent: str = "") -> None:
+    """One line a field: bytes and seconds as people read them, what is not known as `-`.
+
+    Structs in it are indented; of a list of them each is one line.
+    """
+    fields = _fields(reply)
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        match value:
+            case msgspec.Struct() | dict() if value:
+                print(f"{indent}{name}")
+                print_fields(value, f"{indent}  ")
+            case [msgspec.Struct() | dict(), *_]:
+                print(f"{indent}{name}")
+                for one in value:
+                    shown = (
+                        f"{field} {_shown(field, part)}" for field, part in _fields(one).items()
+                    )
+                    print(f"{indent}  {'  '.join(shown)}")
+            case _:
+                print(f"{indent}{name:{width}}  {_shown(name, value)}")
+
+
+def _fields(reply: msgspec.Struct | dict[str, Any]) -> dict[str, Any]:
+    return msgspec.structs.asdict(reply) if isinstance(reply, msgspec.Struct) else reply
+
+
+def _shown(name: str, value: Any) -> str:  # noqa: ANN401 - any field's
+    if value is None or value in ([], {}):
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if name.endswith("_bytes"):
+        return human.size(value)
+    if name.endswith("_seconds"):
+        return human.duration(value)
+    if isinstance(value, float):
+        return f"{value:.6f}" if name.endswith("_usd") else f"{value:.6g}"
+    return human.printable(str(value))
+
+
+def quoted(key: str) -> str:
+    """`key` for a message; a long one only by its beginning."""
+    shown = key if len(key) <= MAX_SHOWN_KEY else f"{key[:MAX_SHOWN_KEY]}…"
+    return escape(repr(shown))

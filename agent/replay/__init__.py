@@ -1,0 +1,1 @@
+"""KV traces played against a live cache, and what came of it."""
