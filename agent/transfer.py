@@ -65,7 +65,7 @@ class Transfer:
     async def get(self, key: bytes, *, restore: bool) -> bytes | None:
         """The value, or None."""
         whole = _InOrder()
-        found = await self._in_time(self._get(key, restore, whole.begin, whole.take, OpenFile.read))
+        found = await self._get(key, restore, whole.begin, whole.take, OpenFile.read)
         return whole.value() if isinstance(found, Found) else found
 
     async def get_into(self, key: bytes, buffer: memoryview, *, restore: bool) -> int | None:
@@ -83,8 +83,7 @@ class Transfer:
             start = part * PART_BYTES
             buffer[start : start + len(payload)] = payload
 
-        work = self._get(key, restore, check_room, take, lambda file: file.read_into(buffer))
-        found = await self._in_time(work)
+        found = await self._get(key, restore, check_room, take, lambda file: file.read_into(buffer))
         if isinstance(found, int):
             return found
         if isinstance(found, bytes):
@@ -102,7 +101,7 @@ class Transfer:
 
     async def find(self, key: bytes, *, restore: bool) -> Found | bytes | None:
         """A small value, where a large one is, or None."""
-        found = await self._in_time(self._find(key, restore, None))
+        found = await self._find(key, restore, None)
         assert not isinstance(found, OpenFile)  # noqa: S101 - none was asked for
         return found
 
@@ -175,7 +174,7 @@ class Transfer:
             files = None  # one that could not be read is not tried again
             if isinstance(found, OpenFile):
                 with contextlib.suppress(OSError):
-                    value = await read_file(found)
+                    value = await self._in_time(read_file(found))
                     self._note(found.size_bytes, found.size_bytes)
                     return value
                 continue
@@ -183,7 +182,7 @@ class Transfer:
                 return found
             make_room(found.size_bytes)
             try:
-                await self._read_all(found, take)
+                await self._in_time(self._read_all(found, take))
             except RequestError as error:
                 if error.code not in (_CHANGED, _GONE) or not tries_left:
                     raise

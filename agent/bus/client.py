@@ -19,11 +19,13 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import PERMISSIONS_ERR
 
+from agent.bus.parser import MessageParser
 from schemas.protocols import Answer
 
 FLUSH_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 _NO_ANSWER = nats.errors.TimeoutError()
+_VERSION_LINE = len(b"NATS/1.0\r\n")
 _NO_SUBJECT = re.compile(r"\s|^$")
 
 
@@ -108,6 +110,7 @@ class BusClient(Client):
 
     def __init__(self, on_bad_message: Callable[[str, Exception], None]) -> None:
         super().__init__()
+        self._ps = MessageParser(self)
         self._on_bad_message = on_bad_message
         self._inbox = ""
         self._inbox_bytes = b"\0"
@@ -211,7 +214,24 @@ class BusClient(Client):
                 await self.subscribe(inbox + "*", cb=nothing)
                 self._inbox = inbox
 
-    def _take_answer(self, number: str, data: bytes, headers: dict[str, str]) -> None:
+    def take_at_once(self, subject: bytes, payload: bytes, header: bytes) -> bool:
+        """Take an answer to `ask`, unless it has a status line."""
+        if not subject.startswith(self._inbox_bytes) or header.startswith(b"NATS/1.0 "):
+            return False
+        try:
+            self._count(payload)
+            headers = self._parse_header_lines(header[_VERSION_LINE:]) if header else {}
+            self._take_answer(subject, payload, headers)
+        except Exception as error:
+            self._on_bad_message(subject.decode(errors="replace"), error)
+        return True
+
+    def _count(self, payload: bytes) -> None:
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(payload)
+
+    def _take_answer(self, subject: bytes, data: bytes, headers: dict[str, str]) -> None:
+        number = subject[len(self._inbox_bytes) :].decode()
         answered = self._asked.get(number)
         if answered is None or answered.done():
             return
@@ -271,11 +291,11 @@ class BusClient(Client):
     ) -> None:
         # Subjects, reply addresses and headers are whatever the sender wrote: not UTF-8, cut short.
         try:
+            if self.take_at_once(subject, data, headers or b""):
+                return
             if subject.startswith(self._inbox_bytes):
-                self.stats["in_msgs"] += 1
-                self.stats["in_bytes"] += len(data)
-                found = await self._process_headers(headers) if headers else None
-                self._take_answer(subject[len(self._inbox_bytes) :].decode(), data, found or {})
+                self._count(data)
+                self._take_answer(subject, data, await self._process_headers(headers) or {})
             else:
                 await super()._process_msg(sid, subject, reply, data, headers)
         except Exception as error:
