@@ -97,15 +97,21 @@ def _signal_name(number: int) -> str:
 
 async def run(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
     """Run a program to its end; returns its exit code and the first 4 KiB that it printed."""
-    reader = asyncio.StreamReader()
+    loop, head, said_all = asyncio.get_running_loop(), bytearray(), asyncio.Event()
     read_end, write_end = os.pipe()
-    with contextlib.ExitStack() as opened:
-        pipe = opened.enter_context(os.fdopen(read_end, "rb", buffering=0))
+
+    def read() -> None:
+        with contextlib.suppress(BlockingIOError):
+            chunk = os.read(read_end, 65536)
+            head.extend(chunk[: OUTPUT_BYTES - len(head)])
+            if not chunk:
+                loop.remove_reader(read_end)
+                said_all.set()
+
+    os.set_blocking(read_end, False)
+    loop.add_reader(read_end, read)
+    try:
         try:
-            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-                lambda: asyncio.StreamReaderProtocol(reader), pipe
-            )
-            opened.callback(transport.close)
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -117,8 +123,6 @@ async def run(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str
             )
         finally:
             os.close(write_end)
-        head = bytearray()
-        reading = asyncio.create_task(_read_head(reader, head))
         try:
             code = await process.wait()
         finally:
@@ -126,12 +130,9 @@ async def run(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
             # Who has left the group may hold the pipe for ever.
-            await asyncio.wait([reading], timeout=_LAST_WORDS_SECONDS)
-            reading.cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(said_all.wait(), _LAST_WORDS_SECONDS)
+    finally:
+        loop.remove_reader(read_end)
+        os.close(read_end)
     return code, printable(head.decode(errors="replace").strip())
-
-
-async def _read_head(reader: asyncio.StreamReader, head: bytearray) -> None:
-    """Read to the end, keep the beginning."""
-    while chunk := await reader.read(65536):
-        head += chunk[: OUTPUT_BYTES - len(head)]
