@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from cache.outbox import Target
 
@@ -28,7 +28,8 @@ class ArchivedKeys:
     brought the archive's own list. A key counts as archived from the moment its eviction is
     queued, so it is never taken for absent while it is on its way.
 
-    Until the archive confirms a tombstone, `allows` refuses older versions of that key.
+    Until the archive confirms a tombstone, `allows` refuses older versions of that key; after that
+    `on_settled` is told of it: what the archive was asked before may still be such a version.
 
     A sync is `begin_sync`, then waiting until the archive has worked off what was in the eviction
     stream at that moment, then `finish_sync` with the archive's list. It is repeated when the
@@ -38,7 +39,13 @@ class ArchivedKeys:
     there are no more than the eviction stream and the outbox hold.
     """
 
-    def __init__(self, *, known: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        known: bool = False,
+        on_settled: Callable[[Target, str], None] = lambda _target, _version: None,
+    ) -> None:
+        self._on_settled = on_settled
         self.known = known
         self.caught_up = known
         self._hashes: set[int] = set()
@@ -79,11 +86,14 @@ class ArchivedKeys:
         floor = self._floors.get(target)
         if floor is None or version < floor.version:
             return
-        del self._floors[target]
+        self._settle(target)
         if isinstance(target, tuple):
             return  # which keys had it is not known: those stay noted until the next sync
         if tombstone and version == floor.version and not floor.evicted_since:
             self._hashes.discard(key_hash(target))
+
+    def _settle(self, target: Target) -> None:
+        self._on_settled(target, self._floors.pop(target).version)
 
     def allows(self, key: str, version: str, tags: Iterable[str] = ()) -> bool:
         """Whether this `version` is not older than the newest tombstone of its key and tags."""
@@ -107,7 +117,7 @@ class ArchivedKeys:
         for target, version in self._settled.items():
             floor = self._floors.get(target)
             if floor is not None and floor.version == version:
-                del self._floors[target]
+                self._settle(target)
         self._settled = {}
         self._hashes = {*listed, *self._since_sync}
         self._synced_size = len(self._hashes)

@@ -85,8 +85,8 @@ class Namespace:
         self.learner = ReuseLearner(settings.ttl.watched_evictions)
         self.archive_mode = settings.archive_mode
         self.archiving = self.archive_mode == "on"
-        self.archived = ArchivedKeys(known=not self.archiving)
         self.restores = Restores()
+        self.archived = ArchivedKeys(known=not self.archiving, on_settled=self.restores.settled)
         self.tombstones = Tombstones(
             self.archived, self.outbox, message_ids, clock, archiving=self.archiving
         )
@@ -493,8 +493,7 @@ class Namespace:
             restore.answer = found[0]
         elif entry is not None:
             if (
-                restore.stale
-                or not restore.deleted_tags.isdisjoint(entry.tags)
+                not restore.allows(entry)
                 or not self.archived.allows(key, entry.version, entry.tags)
                 or entry.expired(self._clock())
             ):

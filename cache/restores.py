@@ -3,23 +3,35 @@
 import asyncio
 
 from cache.entry import Entry
+from cache.outbox import Target
 
 
 class Restore:
     """One question to the archive, shared by all who miss the key meanwhile.
 
     `stale` once the key was written or the namespace cleared, `deleted_tags` since it was asked;
+    `floors`, tombstones that the archive has confirmed since then: what it gives may be older.
     `answer`, `failed` (the archive did not answer) and `evicted_bytes` count once `finished`.
     """
 
     def __init__(self) -> None:
         self.stale = False
         self.deleted_tags: set[str] = set()
+        self.floors: dict[Target, str] = {}
         self.may_evict_bytes: int | None = None
         self.answer: Entry | None = None
         self.failed = False
         self.evicted_bytes = 0
         self.finished = asyncio.Event()
+
+    def allows(self, entry: Entry) -> bool:
+        """Whether what the archive gave is not outdated by what happened meanwhile."""
+        targets: list[Target] = [entry.key, *((tag,) for tag in entry.tags)]
+        return (
+            not self.stale
+            and self.deleted_tags.isdisjoint(entry.tags)
+            and all(entry.version >= self.floors.get(target, "") for target in targets)
+        )
 
 
 class Restores:
@@ -56,6 +68,13 @@ class Restores:
         """What the archive has with `tag` is outdated."""
         for restore in self._by_key.values():
             restore.deleted_tags.add(tag)
+
+    def settled(self, target: Target, version: str) -> None:
+        """The archive knows by now that below `version` nothing of that key or tag counts."""
+        asked = self._by_key.values() if isinstance(target, tuple) else (self._by_key.get(target),)
+        for restore in asked:
+            if restore is not None:
+                restore.floors[target] = version
 
     def cleared(self) -> None:
         """All that the archive has is outdated."""

@@ -319,6 +319,32 @@ def test_a_restore_below_an_unconfirmed_tombstone_is_refused(clock: Clock) -> No
     assert answer is None
 
 
+@pytest.mark.parametrize("told", ["by event", "by sync"])
+@pytest.mark.parametrize("deleted", ["key", "tag"])
+async def test_a_restore_below_a_tombstone_confirmed_since_it_was_asked_is_refused(
+    clock: Clock, deleted: str, told: str
+) -> None:
+    space = namespace(clock)
+    evicted = evict(space, "key", tags=("t",))
+    deletion = space.delete("key")[2] if deleted == "key" else (await space.delete_tag("t"))[2]
+    assert deletion is not None
+
+    # The archive reads the old value, then the tombstone; what it says arrives the other way round.
+    restore = space.restores.begin("key")
+    if told == "by event":
+        space.archived.confirm(deletion.target, deletion.version, tombstone=True)
+    else:
+        space.archived.begin_sync((), ())
+        space.archived.finish_sync(())
+    old = restored("key", evicted.version, tags=("t",))
+    answer = space.finish_restore("key", restore, old)
+    new = restored("key", "f", tags=("t",))
+    later = space.finish_restore("key", space.restores.begin("key"), new)
+
+    assert answer is None
+    assert later is not None
+
+
 def test_an_expired_restore_is_refused_at_its_instant(clock: Clock) -> None:
     space = namespace(clock)
 
