@@ -176,6 +176,10 @@ class RegistryView:
                 del self._records[key]
         return self._records
 
+    def names(self, role: str) -> list[str]:
+        """The instances of `role` that were heard of in the last 90 s, dead ones included."""
+        return [record.instance for record in self.records().values() if record.role == role]
+
     def count_live(self, role: str) -> int:
         """How many instances of `role` are there and not stale."""
         now_ns = self._clock()

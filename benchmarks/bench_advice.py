@@ -87,7 +87,8 @@ async def measure(pools: int, runs: int) -> None:
                 leases=leases,
                 make_handlers=lambda: default_handlers(SETTINGS),
                 slots=SETTINGS.slots,
-                members=lambda: 1,
+                name="bench",
+                registered=tuple,
                 admission=Admission(SETTINGS.max_nodes, SETTINGS.max_pools),
             ) as runtime:
                 await runtime.started.wait()

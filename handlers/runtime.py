@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from handlers.admission import Admission
+from handlers.members import Members
 from handlers.outgoing import Outgoing
 from handlers.slots import Routed, Slot, Watermark, slot_of
 from schemas.engines import CacheMetrics, EngineMetrics
@@ -107,6 +108,9 @@ class HandlersRuntime:
     the repeats duplicates. Bounded by `MAX_UNPUBLISHED`: a slot that cannot publish is given up
     and rebuilt from its watermark.
 
+    The slots are shared with those of the `registered` processes that are alive; `name` is this
+    one's among them.
+
     `history` reads what is recorded, best on a connection of its own: megabytes of it on the one
     of `subscriber` hold up renewals of leases and acknowledgements until they are worked off.
 
@@ -126,7 +130,8 @@ class HandlersRuntime:
         leases: Leases,
         make_handlers: Callable[[], Sequence[Handler]],
         slots: int,
-        members: Callable[[], int],
+        name: str,
+        registered: Callable[[], Iterable[str]],
         admission: Admission,
         observe: Callable[[Message, int], None] = lambda message, stored_ns: None,
         clock: Callable[[], int] = time.time_ns,
@@ -139,7 +144,7 @@ class HandlersRuntime:
         self._leases = leases
         self._make_handlers = make_handlers
         self._slots = slots
-        self._members = members
+        self._members = Members(leases, name, registered)
         self._admission = admission
         self._observe = observe
         self._clock = clock
@@ -249,11 +254,10 @@ class HandlersRuntime:
                 if made_anew or not owned.lease.held or owned.unpublished > MAX_UNPUBLISHED:
                     self.counters["slots_lost_total"] += 1
                     await self._give_up(owned)
-            share = math.ceil(self._slots / max(1, self._members()))
-            surplus = list(self._owned.values())[share:]
-            for owned in surplus:
-                await self._hand_over(owned)
             try:
+                share = math.ceil(self._slots / await self._members.count())
+                for owned in list(self._owned.values())[share:]:
+                    await self._hand_over(owned)
                 await self._acquire(share - len(self._owned))
             except Exception as error:
                 # Whatever it was: without this loop nobody handles anything any more.

@@ -387,6 +387,9 @@ class Leases(Protocol):
     async def release(self, lease: Lease) -> None:
         """Give it back, so that others need not wait."""
 
+    async def is_held(self, name: str) -> bool:
+        """Whether anybody has the lease; raises PublishError where that is not known."""
+
 
 class Moment(msgspec.Struct, frozen=True, gc=False):
     """Stream time: the timestamp of a message (or of a tick) and the last sequence seen."""

@@ -84,6 +84,10 @@ class BucketLeases:
         self._renewals[lease] = asyncio.create_task(self._renew(lease))
         return lease
 
+    async def is_held(self, name: str) -> bool:
+        """Whether anybody has the lease; see Leases."""
+        return await self._bucket.get(name) is not None
+
     def _holds(self, name: str) -> bool:
         return any(lease.name == name and lease.held for lease in self._renewals)
 

@@ -87,7 +87,7 @@ def make_handlers() -> Sequence[Handler]:
 async def runtime(
     bus: Bus,
     owner: str,
-    members: Callable[[], int] = lambda: 1,
+    registered: Sequence[str] = (),
     slots: int = 4,
     make_handlers: Callable[[], Sequence[Handler]] = make_handlers,
     clock: Callable[[], int] = time.time_ns,
@@ -103,7 +103,8 @@ async def runtime(
         leases=leases,
         make_handlers=make_handlers,
         slots=slots,
-        members=members,
+        name=owner,
+        registered=lambda: registered,
         admission=admission or Admission(1000, 1000),
         clock=clock,
     ) as running:
@@ -217,33 +218,35 @@ async def test_two_processes_and_a_kill_lose_nothing_and_double_nothing(
 ) -> None:
     nodes = [f"n{number}" for number in range(8)]
     other = await connect(nats_url, name="other")
+    both = ["victim", "survivor"]
+    leases = BucketLeases(other.bucket("lease"), "victim")
     victim = HandlersRuntime(
         publisher=other,
         subscriber=other,
         state=other.bucket("state"),
-        leases=BucketLeases(other.bucket("lease"), "victim"),
+        leases=leases,
         make_handlers=make_handlers,
         slots=4,
-        members=lambda: 2,
+        name="victim",
+        registered=lambda: both,
         admission=Admission(1000, 1000),
     )
     await victim.__aenter__()
     async with asyncio.timeout(10):
         await victim.started.wait()
 
-    async with runtime(bus, "survivor", members=lambda: 2) as survivor:
+    async with runtime(bus, "survivor", both) as survivor:
+        await until(lambda: len(survivor._attached) == 2)
         for _ in range(15):
             for node in nodes:
                 await bus.publish(engine(node, 1))
         await wait_published(bus, len(nodes))
-        assert len(survivor._owned) == 2
         # The process is gone at once: nothing saved, nothing given back.
         for task in victim._tasks:
             task.cancel()
-        for renewal in victim._leases._renewals.values():  # type: ignore[attr-defined]
+        for renewal in leases._renewals.values():
             renewal.cancel()
         await other._client.close()
-        survivor._members = lambda: 1
         for _ in range(15):
             for node in nodes:
                 await bus.publish(engine(node, 1))
@@ -255,14 +258,13 @@ async def test_two_processes_and_a_kill_lose_nothing_and_double_nothing(
 
 
 async def test_a_joining_process_takes_its_share(bus: Bus, nats_url: str) -> None:
-    members = 1
+    both = ["first", "second"]
     async with (
         await connect(nats_url, name="second") as second_bus,
-        runtime(bus, "first", members=lambda: members) as first,
+        runtime(bus, "first", both) as first,
     ):
         await until(lambda: len(first._attached) >= 4)
-        members = 2
-        async with runtime(second_bus, "second", members=lambda: members) as second:
+        async with runtime(second_bus, "second", both) as second:
             await until(lambda: len(second._attached) >= 2)
 
             assert set(first._owned) & set(second._owned) == set()
@@ -323,7 +325,8 @@ async def test_a_message_between_catching_up_and_joining_is_not_missed(bus: Bus)
         leases=BucketLeases(bus.bucket("lease"), "a"),
         make_handlers=make_handlers,
         slots=1,
-        members=lambda: 1,
+        name="a",
+        registered=tuple,
         admission=Admission(1000, 1000),
     )
     async with running:
@@ -475,7 +478,8 @@ async def test_a_handler_that_fails_stops_no_other(bus: Bus) -> None:
         leases=leases,
         make_handlers=with_failing,
         slots=1,
-        members=lambda: 1,
+        name="a",
+        registered=tuple,
         admission=Admission(1000, 1000),
     ) as running:
         await running.started.wait()
@@ -507,7 +511,8 @@ def with_faults(bus: Bus, faulty: Any, **changed: Any) -> HandlersRuntime:
         "leases": BucketLeases(bus.bucket("lease"), "a"),
         "make_handlers": make_handlers,
         "slots": 2,
-        "members": lambda: 1,
+        "name": "a",
+        "registered": tuple,
         "admission": Admission(1000, 1000),
     }
     return HandlersRuntime(**(arguments | changed))
