@@ -11,6 +11,7 @@ ALONE = (
     "bench_queries",
     "bench_handlers",
     "bench_load",
+    "bench_takeover",
     "bench_memory",
     "bench_codec",
     "bench_cache",

@@ -60,7 +60,8 @@ async def python(*arguments: str, **settings: str) -> AsyncIterator[asyncio.subp
     try:
         yield running
     finally:
-        running.terminate()  # whoever runs us in the background may ignore SIGINT
+        with contextlib.suppress(ProcessLookupError):  # a benchmark may have killed it
+            running.terminate()  # whoever runs us in the background may ignore SIGINT
         await running.wait()
 
 
