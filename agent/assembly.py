@@ -265,6 +265,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             None if table.enabled == "off" else insights,
             time.time_ns,
             settings.queries.run_step_seconds,
+            instance.service_id,
         )
         drain = await instance.serve(
             [*queries, *alerts.endpoints(), *execution, insights.endpoint(), runs.endpoint()]

@@ -1,16 +1,14 @@
 """The typed clients for asyncio; `agent.sync_client` has the same without `await`."""
 
-import contextlib
 import secrets
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
-import msgspec
-
 from agent import decisions
 from agent.alert_client import AlertCalls
 from agent.cache_client import CacheClient
+from agent.whole_run import RUN_SECONDS, whole_run
 from schemas.api import (
     ClearReply,
     Filter,
@@ -43,8 +41,6 @@ T = TypeVar("T")
 WORK_TIMEOUT_SECONDS = 30.0
 INSIGHT_TIMEOUT_SECONDS = 90.0
 """One that is written may wait for another, and each for a model up to its deadline."""
-RUN_TIMEOUT_SECONDS = 180.0
-"""Of its steps three wait for another, each at most `handlers.queries.run_step_seconds`."""
 
 
 class ResourceAgent(AlertCalls):
@@ -204,13 +200,13 @@ class ResourceAgent(AlertCalls):
         insight: bool = True,
         limit: int = 50,
         correlation_id: str | None = None,
-        on_step: Callable[[RunStep], None] | None = None,
-        timeout_seconds: float = RUN_TIMEOUT_SECONDS,
+        on_step: Callable[[RunStep], None] = lambda _: None,
+        timeout_seconds: float = RUN_SECONDS,
     ) -> RunReply:
         """All of it at once: figures, judgements, alerts, an insight, the advice that stands.
 
         Of the fleet, a pool or a node. A step that fails is told in `steps`, and its field is
-        None. `on_step` is called with each step as it ends.
+        None. `on_step` is called with each step as it ends. 503: who ran it died meanwhile.
         """
         request = RunRequest(
             node=token(node) if node else None,
@@ -219,28 +215,7 @@ class ResourceAgent(AlertCalls):
             limit=limit,
             correlation_id=correlation_id or secrets.token_hex(8),
         )
-        async with contextlib.AsyncExitStack() as stack:
-            told: set[str] = set()
-
-            def tell(step: RunStep) -> None:
-                if step.correlation_id == request.correlation_id and step.step not in told:
-                    told.add(step.step)
-                    if on_step is not None:
-                        on_step(step)
-
-            if on_step is not None:
-                decode = msgspec.json.Decoder(RunStep).decode
-                stack.push_async_callback(
-                    await self._bus.subscribe(
-                        RunStep.pattern(), lambda _, payload: tell(decode(payload))
-                    )
-                )
-            reply = await self._ask(
-                "api.analysis.run", request, RunReply, timeout_seconds=timeout_seconds
-            )
-            for step in reply.steps:  # the last ones may have come behind the reply
-                tell(step)
-        return reply
+        return await whole_run(self._bus, request, on_step, timeout_seconds=timeout_seconds)
 
     async def health(self, name: str = "detailed") -> HealthReply:
         """`name`: root, basic, detailed, ready or live; for the whole installation."""

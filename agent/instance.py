@@ -138,6 +138,12 @@ class Instance:
         self._heart = asyncio.create_task(self._beat_for_ever())
         return self
 
+    @property
+    def service_id(self) -> str:
+        """Of this process alone: `$SRV.PING.fleet-<role>.<id>` is answered by nobody after it."""
+        assert self._service is not None  # noqa: S101 - entered before
+        return self._service.id
+
     async def serve(self, endpoints: Sequence[Endpoint]) -> Callable[[], Awaitable[None]]:
         """Serve more endpoints; returns a function that drains just these."""
         assert self._service is not None  # noqa: S101 - entered before

@@ -50,6 +50,12 @@ class RunStep(Message, frozen=True, kw_only=True):
         list[str],
         Meta(description="`insight_id`, or each `recommendation_id`; of other steps empty"),
     ] = []
+    service_id: Annotated[
+        str | None,
+        Meta(
+            description="of the process that runs it, as `nats micro ping` shows it; null: unknown"
+        ),
+    ] = None
 
 
 class RunRequest(Request, frozen=True, kw_only=True):

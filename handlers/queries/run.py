@@ -35,7 +35,7 @@ class Runs:
     is kept here: a run that dies with its process has told its steps in `FLEET_EVENTS`, its
     insight in `FLEET_ALERTS`, and advice stands in `FLEET_RECOMMENDATIONS` whoever asks for it.
 
-    `insights` None: they are switched off.
+    `insights` None: they are switched off. `service_id`: of this process on the bus.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Runs:
         insights: InsightService | None,
         clock: Clock,
         step_seconds: float,
+        service_id: str,
     ) -> None:
         self._publisher = publisher
         self._store = store
@@ -55,6 +56,7 @@ class Runs:
         self._insights = insights
         self._clock = clock
         self._step_seconds = step_seconds
+        self._service_id = service_id
 
     def endpoint(self) -> Endpoint:
         """`api.analysis.run`."""
@@ -66,7 +68,7 @@ class Runs:
         """One run."""
         if request.node is not None and request.pool is not None:
             raise RequestError(400, "node and pool: give one of them")
-        run = Run(request, self._publisher, self._clock, self._step_seconds)
+        run = Run(request, self._publisher, self._clock, self._step_seconds, self._service_id)
         began = time.monotonic()
         with structlog.contextvars.bound_contextvars(correlation_id=run.correlation_id):
             collected = await run.step("collect", self._collect(request))

@@ -37,7 +37,12 @@ class Run:
     """
 
     def __init__(
-        self, request: RunRequest, publisher: Publisher, clock: Clock, step_seconds: float
+        self,
+        request: RunRequest,
+        publisher: Publisher,
+        clock: Clock,
+        step_seconds: float,
+        service_id: str | None = None,
     ) -> None:
         self.scope: Scope = "node" if request.node else "pool" if request.pool else "fleet"
         self.id = request.node or request.pool or "all"
@@ -47,6 +52,7 @@ class Run:
         self._publisher = publisher
         self._clock = clock
         self._step_seconds = step_seconds
+        self._service_id = service_id
 
     async def step(self, name: StepName, work: Awaitable[Found[T]]) -> T | None:
         """The result of `work`."""
@@ -93,6 +99,7 @@ class Run:
             began_at=instant(began_ns),
             seconds=seconds,
             ids=list(ids),
+            service_id=self._service_id,
         )
         try:
             await self._publisher.publish(

@@ -10,7 +10,9 @@ from typing import Any, get_args
 import msgspec
 import pytest
 import structlog
+from nats.aio.msg import Msg
 
+from agent import whole_run
 from agent.assembly import Place, run_handlers
 from agent.bus import Bus, connect, serving
 from agent.client import ResourceAgent
@@ -23,7 +25,7 @@ from handlers.settings import HandlersSettings
 from schemas.analysis import Scope
 from schemas.insights import Insight
 from schemas.message import Message
-from schemas.protocols import RequestError, json_endpoint
+from schemas.protocols import Call, RequestError, json_endpoint
 from schemas.run import RunReply, RunRequest, RunStep, StepName
 from schemas.units import instant
 from tests.support.insights import WIRE, ModelEndpoint, advice, alert, use
@@ -200,6 +202,15 @@ async def test_steps_that_were_not_heard_in_time_are_told_from_the_reply(
     assert heard == run.steps
 
 
+async def test_what_on_step_raises_ends_the_call(bus: Bus, tmp_path: Path) -> None:
+    def fail(step: RunStep) -> None:
+        raise ZeroDivisionError(step.step)
+
+    async with handlers(bus, tmp_path) as client:
+        with pytest.raises(ZeroDivisionError, match="collect"):
+            await client.analyze(insight=False, on_step=fail)
+
+
 async def test_a_step_that_fails_leaves_the_others_results(bus: Bus, tmp_path: Path) -> None:
     one = advice(decided_ns=time.time_ns())
     await say(bus, one, alert())
@@ -339,6 +350,7 @@ async def test_what_a_run_that_dies_has_told_stands(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(whole_run, "LOOK_SECONDS", 0.1)
     one = advice(decided_ns=time.time_ns())
     await say(bus, one)
     told: list[RunStep] = []
@@ -357,18 +369,54 @@ async def test_what_a_run_that_dies_has_told_stands(
         run = asyncio.create_task(client.analyze(correlation_id="cut", on_step=told.append))
         await until(lambda: len(told) == len(STEPS) - 2)
         await own.abandon()
-    run.cancel()
-    await asyncio.gather(run, return_exceptions=True)
+        with pytest.raises(RequestError, match="died; steps that had ended: collect, ") as died:
+            async with asyncio.timeout(20):
+                await run
     async with handlers(bus, tmp_path, enabled="off") as anew:
         again = await anew.analyze(correlation_id="cut")
 
     kept = [step for step in await steps_in_stream(bus) if step.state != "skipped"]
+    assert died.value.code == 503
     assert {step.step for step in told} == set(STEPS) - {"insight", "recommendations"}
     assert kept[: len(told)] == told
     # The second run has the same correlation id, and steps of its own.
     assert {step.step for step in kept[len(told) :]} == set(STEPS) - {"insight"}
     assert again.recommendations is not None
     assert again.recommendations.rows == [one]
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["answers", "busy"])
+async def test_who_runs_it_is_given_time_while_it_is_there(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_busy: bool
+) -> None:
+    monkeypatch.setattr(whole_run, "LOOK_SECONDS", 0.02)
+    async with handlers(bus, tmp_path) as client:
+        run = await client.analyze(insight=False, correlation_id="slow")
+    step = msgspec.structs.replace(run.steps[0], service_id="me")
+    looked = asyncio.Semaphore(0)
+
+    async def ping(message: Msg) -> None:
+        looked.release()
+        if not is_busy:
+            await message.respond(b"{}")
+
+    async def answer(_request: RunRequest, _call: Call) -> RunReply:
+        await bus.publish(step, message_id="step")
+        for _ in range(2 * whole_run.MISSES):
+            await looked.acquire()
+        return run
+
+    await bus._client.subscribe("$SRV.PING.fleet-handlers.me", cb=ping)
+    await bus.serve(
+        "svc",
+        [json_endpoint("run", "api.analysis.run", RunRequest, answer)],
+        description="takes its time",
+    )
+
+    async with asyncio.timeout(20):
+        again = await ResourceAgent(bus).analyze(correlation_id="slow", insight=False)
+
+    assert again == run
 
 
 async def test_an_insight_written_for_a_run_carries_its_correlation_id(
