@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.analysis import Alert, GpuState, Utilization
+from schemas.analysis import GpuState, Utilization
 from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics
@@ -199,8 +199,6 @@ def _name(message: Message) -> str:
     match message:
         case CacheMetrics():
             return f"{message.instance} {message.namespace}"
-        case Alert():
-            return f"{message.scope} {message.id} {message.rule}"
         case Recommendation():
             return f"{message.pool} {message.action}"
     return message.subject()

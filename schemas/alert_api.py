@@ -37,6 +37,9 @@ class AlertsReply(msgspec.Struct, frozen=True, kw_only=True):
     silenced: Annotated[list[Alert], Meta(description="silenced now, in the same order")]
     silenced_total: Annotated[Count, Meta(description="how many of them match")]
     text: Annotated[str, Meta(description="why there are none; else empty")] = ""
+    by_severity: Annotated[
+        dict[Severity, Count], Meta(description="what `total` counts, by severity; without zeros")
+    ] = {}
 
 
 class AlertHistoryRequest(AlertFilter, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from agent.bus import Bus
 from agent.fleet import SORTS, Choice, Fleet, FleetRows
 from agent.views.live_tables import Picture, draw
 from agent.views.terminal_keys import Keys
-from schemas.alert_api import AlertsReply
+from schemas.alert_api import AlertFilter, AlertsReply
 from schemas.analysis import Alert, Utilization
 from schemas.api import ArchiveStatus, HealthReply, RecommendationsReply
 from schemas.engines import CacheMetrics, EngineMetrics
@@ -25,7 +25,7 @@ from schemas.message import UNDECODABLE, Message
 from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import PublishError, RequestError
 from schemas.scaling import Decision, Execution, Recommendation
-from schemas.units import SECOND_NS
+from schemas.units import SECOND_NS, token
 
 T = TypeVar("T")
 
@@ -56,7 +56,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     health: str | None
     fleet: FleetRows
     alerts: list[Alert] | None
-    """null: nobody answered."""
+    """The 1,000 worst; null: nobody answered."""
+    open_alerts: int | None
     silenced_alerts: int | None
     is_advice_told: bool
     """Whether the handlers said what stands; else it is what was heard of."""
@@ -186,7 +187,7 @@ class LiveView:
         """Ask for what is not published: health, open alerts, standing advice, the archive."""
         health, alerts, advice, archive = await asyncio.gather(
             self._ask("api.health.basic", HealthReply),
-            self._ask("api.alert.list", AlertsReply),
+            self._ask("api.alert.list", AlertsReply, self._alert_filter()),
             self._ask("api.optimize.recommendations", RecommendationsReply),
             self._ask("api.archive.status.default", ArchiveStatus),
         )
@@ -198,9 +199,20 @@ class LiveView:
             self._fleet.tell_standing(advice.rows)
         self._changed.set()
 
-    async def _ask(self, subject: str, kind: type[T]) -> T | None:
+    def _alert_filter(self) -> AlertFilter:
+        node, pool = self._choice.node, self._choice.pool
+        return AlertFilter(
+            scope=None if node is None else "node",
+            id=None if node is None else token(node),
+            pool=None if pool is None else token(pool),
+        )
+
+    async def _ask(
+        self, subject: str, kind: type[T], asked: msgspec.Struct | None = None
+    ) -> T | None:
+        payload = b"" if asked is None else msgspec.json.encode(asked)
         try:
-            answer = await self._bus.request(subject, timeout_seconds=ASK_TIMEOUT_SECONDS)
+            answer = await self._bus.request(subject, payload, timeout_seconds=ASK_TIMEOUT_SECONDS)
             return msgspec.json.decode(answer.payload, type=kind)
         except (RequestError, *UNDECODABLE):
             return None
@@ -218,7 +230,8 @@ class LiveView:
             at_ns=now_ns,
             health=self._health.status if self._health else None,
             fleet=self._fleet.rows(self._choice, now_ns),
-            alerts=self._shown_alerts(),
+            alerts=self._alerts.rows if self._alerts else None,
+            open_alerts=self._alerts.total if self._alerts else None,
             silenced_alerts=self._alerts.silenced_total if self._alerts else None,
             is_advice_told=self._is_advice_told,
         )
@@ -229,8 +242,7 @@ class LiveView:
         rows = self._fleet.rows(self._choice, time.time_ns())
         picture = Picture(
             rows=rows,
-            alerts=self._shown_alerts(),
-            silenced=self._alerts.silenced_total if self._alerts else 0,
+            alerts=self._alerts,
             is_advice_told=self._is_advice_told,
             health=self._health.status if self._health else None,
             archive=self._archive,
@@ -240,17 +252,6 @@ class LiveView:
             top=self._top,
         )
         return draw(picture, width or console.width, height or console.height)
-
-    def _shown_alerts(self) -> list[Alert] | None:
-        if self._alerts is None:
-            return None
-        node, pool = self._choice.node, self._choice.pool
-        return [
-            alert
-            for alert in self._alerts.rows
-            if (node is None or (alert.scope, alert.id) == ("node", node))
-            and (pool is None or pool in {alert.pool, alert.id})
-        ]
 
     def _keys_text(self) -> str:
         if not self._choice.sort and not self._choice.reverse:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from agent import human
 from agent.fleet import EngineRow, FleetRows, GpuRow, NodeRow, PoolRow, Row, mean, total
+from schemas.alert_api import AlertsReply
 from schemas.analysis import Alert, Severity
 from schemas.api import ArchiveStatus
 from schemas.engines import CacheMetrics
@@ -38,9 +39,8 @@ class Picture:
     """Everything that is drawn."""
 
     rows: FleetRows
-    alerts: Sequence[Alert] | None
+    alerts: AlertsReply | None
     """None: nobody answered."""
-    silenced: int
     is_advice_told: bool
     health: str | None
     archive: ArchiveStatus | None
@@ -81,6 +81,8 @@ class _Section:
     cells: Callable[[Any], Sequence[Text]]
     """Of one row: thousands are there, and few are drawn."""
     if_empty: str = ""
+    beyond: int = 0
+    """Further rows that were not asked for."""
 
 
 def _shares(wanted: dict[str, int], room: int) -> dict[str, int]:
@@ -122,8 +124,9 @@ def _table(section: _Section, most: int, first: int, *, is_wide: bool) -> Render
     for row in rows[: most - 1 if is_cut else most]:
         is_stale = isinstance(row, Row) and row.is_stale
         table.add_row(*section.cells(row), style="dim" if is_stale else "")
-    if is_cut:
-        more = Text(f"… {len(rows) - most + 1} more", style="dim")
+    more_rows = section.beyond + (len(rows) - most + 1 if is_cut else 0)
+    if more_rows:
+        more = Text(f"… {more_rows} more", style="dim")
         table.add_row(more, *[Text()] * (len(section.columns) - 1))
     return table
 
@@ -157,12 +160,13 @@ def _summary(picture: Picture) -> Text:
         waiting = total(engine.waiting for engine in rows.engines if not engine.is_stale)
         parts.append(f"{_count(running)} running, {_count(waiting)} waiting")
     text = Text(no_wrap=True, overflow="ellipsis")
+    alerts = picture.alerts
     for severity, colour in SEVERITY_COLOURS.items():
-        count = sum(alert.severity == severity for alert in picture.alerts or ())
+        count = alerts.by_severity.get(severity) if alerts else None
         if count:
             text.append(f"{count} {severity}", style=f"bold {colour}").append(" · ")
-    if picture.silenced:
-        text.append(f"{picture.silenced} silenced · ", style="dim")
+    if alerts and alerts.silenced_total:
+        text.append(f"{alerts.silenced_total} silenced · ", style="dim")
     return text.append(" · ".join(parts))
 
 
@@ -294,9 +298,11 @@ def _alerts(picture: Picture, _width: int) -> _Section:
         return [severity, _plain(_short(open_seconds)), _said(alert.text, alert.simulated)]
 
     columns = [("ALERT", "left"), ("open", "right"), ("", "text")]
-    is_known = picture.alerts is not None
-    if_empty = "no alert is open" if is_known else f"what is open {NOT_KNOWN}"
-    return _Section(columns, picture.alerts or (), cells, if_empty)
+    alerts = picture.alerts
+    if alerts is None:
+        return _Section(columns, (), cells, f"what is open {NOT_KNOWN}")
+    beyond = alerts.total - len(alerts.rows)
+    return _Section(columns, alerts.rows, cells, "no alert is open", beyond)
 
 
 def _advice(picture: Picture, _width: int) -> _Section:

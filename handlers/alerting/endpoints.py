@@ -100,6 +100,7 @@ class AlertEndpoints:
             silenced=silenced[: request.limit],
             silenced_total=len(silenced),
             text="" if judged else "no alert is open",
+            by_severity=dict(Counter(alert.severity for alert in rows)),
         )
 
     async def history(self, request: AlertHistoryRequest, _call: Call) -> AlertHistoryReply:

@@ -11,14 +11,16 @@ import pytest
 from rich.console import Console
 
 from agent.bus import Bus
+from agent.fleet import Choice
 from agent.views.live import LiveView
 from agent.views.terminal_keys import Keys
-from schemas.alert_api import AlertsReply
+from schemas.alert_api import AlertFilter, AlertsReply
 from schemas.api import RecommendationsReply
 from schemas.protocols import Answer, PublishError, RequestError
 from schemas.units import instant, token
 from tests.support import samples
 from tests.support.advice import advice
+from tests.support.insights import alert
 from tests.support.waiting import until
 
 
@@ -137,9 +139,11 @@ class Handlers:
 
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
+        self.asked: dict[str, bytes] = {}
 
-    async def request(self, subject: str, **_: object) -> Answer:
+    async def request(self, subject: str, payload: bytes = b"", **_: object) -> Answer:
         name = subject.rsplit(".", 1)[-1]
+        self.asked[name] = payload
         if name not in self.answers:
             raise RequestError(503, "nobody is there")
         return Answer(payload=msgspec.json.encode(self.answers[name]), headers={})
@@ -162,8 +166,40 @@ async def test_what_nobody_answered_is_not_known_and_what_was_answered_is() -> N
     assert "no alert is open" not in unknown_text
     assert "no advice stands" not in unknown_text
     assert (known.alerts, known.silenced_alerts, known.is_advice_told) == ([], 2, True)
+    assert (unknown.open_alerts, known.open_alerts) == (None, 0)
     assert "no alert is open" in known_text
     assert "no advice stands" in known_text
+
+
+@pytest.mark.parametrize(
+    ("choice", "asked"),
+    [
+        pytest.param(Choice(), AlertFilter(), id="all"),
+        pytest.param(Choice(node="n1"), AlertFilter(scope="node", id="n1"), id="node"),
+        pytest.param(Choice(pool="m/x"), AlertFilter(pool=token("m/x")), id="pool"),
+    ],
+)
+async def test_alerts_are_those_of_the_choice_and_all_of_them_count(
+    choice: Choice, asked: AlertFilter
+) -> None:
+    row = alert()
+    reply = AlertsReply(
+        answered_at=row.decided_at,
+        rows=[row],
+        total=4321,
+        silenced=[],
+        silenced_total=0,
+        by_severity={"critical": 4000, "warning": 321},
+    )
+    handlers = Handlers(list=reply)
+    view = LiveView(handlers, console=Console(file=io.StringIO()), choice=choice)  # type: ignore[arg-type]
+
+    await view.refresh()
+
+    assert msgspec.json.decode(handlers.asked["list"], type=AlertFilter) == asked
+    assert "4000 critical · 321 warning" in drawn(view)
+    assert "… 4320 more" in drawn(view)
+    assert (view.snapshot().open_alerts, view.snapshot().alerts) == (4321, [row])
 
 
 async def test_advice_that_was_heard_stands_no_more_once_the_handlers_say_so() -> None:
