@@ -234,7 +234,7 @@ async def run_handlers(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         insights = InsightService(
             bus,
             leases,
-            Sources(reader, standing, settings.queries, time.time_ns),
+            Sources(reader, standing, open_alerts.all, time.time_ns),
             Writer(model, table, no_model),
             table,
             time.time_ns,

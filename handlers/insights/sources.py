@@ -1,12 +1,10 @@
 """What insights are made from, and those that were written, read from the streams."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
 
 from handlers.queries.standing import Standing
 from handlers.queries.stream_reader import StreamReader
-from handlers.settings import QuerySettings
 from schemas.analysis import Alert, Scope, Utilization
 from schemas.api import Filter
 from schemas.insights import Insight
@@ -14,12 +12,10 @@ from schemas.message import Message
 from schemas.protocols import Call, Clock
 from schemas.scaling import Recommendation
 from schemas.spending import Opportunity, Waste
-from schemas.units import SECOND_NS, to_ns
+from schemas.units import SECOND_NS
 
 HOUR_NS = 3600 * SECOND_NS
 _EVERY_ROW = 10_000
-
-Judgement = TypeVar("Judgement", Utilization, Waste)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,47 +60,36 @@ class Evidence:
 
 
 class Sources:
-    """Reads alerts, utilization, waste, savings, advice, and the insights of all processes.
+    """Reads utilization, waste, savings, advice, and the insights of all processes.
 
-    Raises RequestError (503) where a stream cannot be read now.
+    `open_alerts` gives those that are open now. Raises RequestError (503) where a stream cannot
+    be read now.
     """
 
     def __init__(
-        self, reader: StreamReader, standing: Standing, settings: QuerySettings, clock: Clock
+        self,
+        reader: StreamReader,
+        standing: Standing,
+        open_alerts: Callable[[], Iterable[Alert]],
+        clock: Clock,
     ) -> None:
         self._reader = reader
         self._standing = standing
-        self._forget_ns = int(settings.forget_seconds * SECOND_NS)
+        self._open_alerts = open_alerts
         self._clock = clock
 
     async def evidence(self, node: str | None = None) -> Evidence:
         """What is known now; of single nodes only `node` is read."""
-        utilization = await self._judgements(Utilization, node)
-        waste = await self._judgements(Waste, node)
-        alerts: dict[tuple[str, str, str], Alert] = {}
-        # In the order of the stream, so that the last transition of each is the one that counts.
-        for alert in await self._reader.last("ALERTS", Alert):
-            key = (alert.scope, alert.id, alert.rule)
-            alerts.pop(key, None)
-            if alert.transition != "cleared" and alert.silenced_by is None:
-                alerts[key] = alert
+        places = [("fleet", "all"), ("pool", "*")]
+        if node is not None:
+            places.append(("node", node))
+        utilization = await self._standing.judgements(Utilization, places)
+        waste = await self._standing.judgements(Waste, places)
+        alerts = [alert for alert in self._open_alerts() if alert.silenced_by is None]
         everything, call = Filter(limit=_EVERY_ROW), Call("", b"", {})
         advice = await self._standing.recommendations(everything, call)
         savings = await self._standing.opportunities(everything, call)
-        return Evidence(utilization, waste, savings.rows, list(alerts.values()), advice.rows)
-
-    async def _judgements(self, kind: type[Judgement], node: str | None) -> list[Judgement]:
-        """The last ones of the fleet, its pools, and `node`, that are not outdated."""
-        places = [("fleet", "*"), ("pool", "*"), *([] if node is None else [("node", node)])]
-        oldest_ns = self._clock() - self._forget_ns
-        return [
-            one
-            for scope, name in places
-            for one in await self._reader.last(
-                "EVENTS", kind, kind.SUBJECT.format(scope=scope, id=name)
-            )
-            if to_ns(one.decided_at) >= oldest_ns
-        ]
+        return Evidence(utilization, waste, savings.rows, alerts, advice.rows)
 
     async def last(self) -> dict[tuple[Scope, str], Insight]:
         """The last insight of each node, pool and the fleet."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from typing import TypeVar, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 import msgspec
 import structlog
@@ -11,7 +12,7 @@ from handlers.alerting.endpoints import AlertEndpoints
 from handlers.insights.service import InsightService
 from handlers.queries.latest import LatestStore
 from handlers.queries.run_steps import Found, Run
-from handlers.queries.standing import Standing
+from handlers.queries.standing import Place, Standing
 from schemas.alert_api import AlertFilter, AlertsReply
 from schemas.api import Filter, RecommendationsReply, UtilizationReply
 from schemas.engines import EngineMetrics
@@ -21,8 +22,6 @@ from schemas.protocols import Call, Clock, Endpoint, Publisher, RequestError, js
 from schemas.report import OpportunitiesReply, TrendsReply, WasteReply
 from schemas.run import Collected, RunReply, RunRequest, StepName
 from schemas.units import SECOND_NS, instant
-
-Judged = TypeVar("Judged", UtilizationReply, WasteReply, TrendsReply)
 
 BUSY = 429
 _EVERY_ROW = 1_000_000
@@ -129,7 +128,7 @@ class Runs:
         )
 
     async def _utilization(self, request: RunRequest, call: Call) -> Found[UtilizationReply]:
-        reply = _of_scope(await self._standing.utilization(_all_of(request), call), request)
+        reply = await self._standing.utilization(_filter(request), call, _places(request))
         bottlenecks = sum(len(row.bottlenecks) for row in reply.rows)
         return Found(reply, reply.text or f"judged: {reply.total}, bottlenecks: {bottlenecks}")
 
@@ -141,16 +140,15 @@ class Runs:
         return Found(reply, f"open: {reply.total}, silenced: {reply.silenced_total}")
 
     async def _waste(self, request: RunRequest, call: Call) -> Found[WasteReply]:
-        reply = _of_scope(await self._standing.waste(_all_of(request), call), request)
+        reply = await self._standing.waste(_filter(request), call, _places(request))
         return Found(reply, reply.text or f"judged: {reply.total}")
 
     async def _trends(self, request: RunRequest, call: Call) -> Found[TrendsReply]:
-        reply = _of_scope(await self._standing.trends(_all_of(request), call), request)
+        reply = await self._standing.trends(_filter(request), call)
         return Found(reply, reply.text or f"judged: {reply.total}")
 
     async def _opportunities(self, request: RunRequest, call: Call) -> Found[OpportunitiesReply]:
-        asked = Filter(node=request.node, pool=request.pool, limit=request.limit)
-        reply = await self._standing.opportunities(asked, call)
+        reply = await self._standing.opportunities(_filter(request), call)
         savings = sum(len(row.savings) for row in reply.rows)
         return Found(reply, reply.text or f"savings: {savings}")
 
@@ -198,17 +196,15 @@ class Runs:
     async def _recommendations(
         self, request: RunRequest, call: Call
     ) -> Found[RecommendationsReply]:
-        asked = Filter(pool=request.pool, limit=request.limit)
-        reply = await self._standing.recommendations(asked, call)
+        reply = await self._standing.recommendations(_filter(request), call)
         ids = [row.recommendation_id for row in reply.rows]
         return Found(reply, reply.text or f"standing: {reply.total}", ids)
 
 
-def _all_of(request: RunRequest) -> Filter:
-    return Filter(node=request.node, pool=request.pool, limit=_EVERY_ROW)
+def _filter(request: RunRequest) -> Filter:
+    return Filter(node=request.node, pool=request.pool, limit=request.limit)
 
 
-def _of_scope(reply: Judged, request: RunRequest) -> Judged:
-    """At most `limit` rows, of the fleet those of its pools but not of its nodes."""
-    rows = [row for row in reply.rows if request.node is not None or row.scope != "node"]
-    return msgspec.structs.replace(reply, rows=rows[: request.limit], total=len(rows))
+def _places(request: RunRequest) -> Sequence[Place]:
+    """Of the fleet its pools, too, but not its nodes: they may be thousands."""
+    return [] if request.node or request.pool else [("fleet", "all"), ("pool", "*")]

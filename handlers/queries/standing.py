@@ -1,5 +1,6 @@
 """What the handlers last concluded, read back from the streams, so that every process says it."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -20,6 +21,9 @@ from schemas.units import SECOND_NS, instant, to_ns
 
 Judgement = TypeVar("Judgement", Utilization, Waste, Trend, Opportunity, Consolidation)
 
+Place = tuple[str, str]
+"""Scope and id; `*` stands for any."""
+
 _EVERY_ROW = 1_000_000
 _MINUTE_NS = 60 * SECOND_NS
 _LONG_NS = 15 * _MINUTE_NS
@@ -34,7 +38,8 @@ class Standing:
     """Answers `api.analysis.*`, what advice stands, and how to do with fewer nodes.
 
     From the last message of each subject, so every process answers the same, after a restart
-    too. A filter by node or pool leaves only the judgement of that node or pool.
+    too. A filter by node or pool leaves only the judgement of that node or pool; `places`, where
+    given, stands instead of it.
     """
 
     def __init__(self, reader: StreamReader, settings: QuerySettings, clock: Clock) -> None:
@@ -42,9 +47,11 @@ class Standing:
         self._settings = settings
         self._clock = clock
 
-    async def utilization(self, request: Filter, _call: Call) -> UtilizationReply:
+    async def utilization(
+        self, request: Filter, _call: Call, places: Sequence[Place] = ()
+    ) -> UtilizationReply:
         """The last judgement of each node, pool and the fleet that is not outdated."""
-        rows = await self._judgements(Utilization, request)
+        rows = await self.judgements(Utilization, places or _places(request))
         return UtilizationReply(
             answered_at=instant(self._clock()),
             rows=rows[: request.limit],
@@ -52,9 +59,9 @@ class Standing:
             text="" if rows else "no utilization has been judged yet",
         )
 
-    async def waste(self, request: Filter, _call: Call) -> WasteReply:
+    async def waste(self, request: Filter, _call: Call, places: Sequence[Place] = ()) -> WasteReply:
         """What each node, pool and the fleet costs and wastes."""
-        rows = await self._judgements(Waste, request)
+        rows = await self.judgements(Waste, places or _places(request))
         return WasteReply(
             answered_at=instant(self._clock()),
             rows=rows[: request.limit],
@@ -67,7 +74,7 @@ class Standing:
         if request.node is not None:
             rows = await self._trend_of_node(request.node)
         else:
-            rows = await self._judgements(Trend, request, _TREND_SECONDS)
+            rows = await self.judgements(Trend, _places(request), _TREND_SECONDS)
         return TrendsReply(
             answered_at=instant(self._clock()),
             rows=rows[: request.limit],
@@ -77,7 +84,8 @@ class Standing:
 
     async def opportunities(self, request: Filter, _call: Call) -> OpportunitiesReply:
         """What can be saved, the best first."""
-        rows = [row for row in await self._judgements(Opportunity, request) if row.savings]
+        found = await self.judgements(Opportunity, _places(request))
+        rows = [row for row in found if row.savings]
         rows.sort(key=lambda row: (-(row.savings[0].score or 0.0), row.scope, row.id))
         return OpportunitiesReply(
             answered_at=instant(self._clock()),
@@ -90,7 +98,7 @@ class Standing:
         """How each pool could do with fewer nodes, what saves most first."""
         if request.node is not None:
             raise RequestError(400, "node: plans are about pools")
-        rows = await self._judgements(Consolidation, request)
+        rows = await self.judgements(Consolidation, _places(request))
         rows.sort(key=lambda row: (-(row.saving_usd_per_hour or 0.0), -len(row.moves), row.id))
         return ConsolidationsReply(
             answered_at=instant(self._clock()),
@@ -189,19 +197,19 @@ class Standing:
         ]
         return sorted(rows, key=lambda row: row.pool)[:limit]
 
-    async def _judgements(
-        self, kind: type[Judgement], request: Filter, more_seconds: float = 0.0
+    async def judgements(
+        self, kind: type[Judgement], places: Sequence[Place], more_seconds: float = 0.0
     ) -> list[Judgement]:
-        """The last one of each scope and id that is not outdated."""
+        """The last one of each scope and id among `places` that is not outdated."""
         keep_seconds = self._settings.forget_seconds + more_seconds
         oldest_ns = self._clock() - int(keep_seconds * SECOND_NS)
-        wanted = {("node", request.node), ("pool", request.pool)}
-        is_filtered = request.node is not None or request.pool is not None
         rows = [
             row
-            for row in await self._reader.last("EVENTS", kind)
+            for scope, name in places
+            for row in await self._reader.last(
+                "EVENTS", kind, kind.SUBJECT.format(scope=scope, id=name)
+            )
             if to_ns(row.decided_at) >= oldest_ns
-            and (not is_filtered or (row.scope, row.id) in wanted)
         ]
         return sorted(rows, key=lambda row: (row.scope, row.id))
 
@@ -223,3 +231,8 @@ class Standing:
                 simulated=hours[-1].simulated,
             )
         ]
+
+
+def _places(request: Filter) -> Sequence[Place]:
+    named = (("node", request.node), ("pool", request.pool))
+    return [(scope, name) for scope, name in named if name is not None] or [("*", "*")]

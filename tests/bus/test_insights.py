@@ -27,6 +27,7 @@ from handlers.insights.writer import Writer
 from handlers.queries.standing import Standing
 from handlers.queries.stream_reader import StreamReader
 from handlers.settings import QuerySettings
+from schemas.analysis import Alert
 from schemas.insights import Insight, InsightsReply, InsightsRequest
 from schemas.message import Message
 from schemas.protocols import Call, RequestError
@@ -53,6 +54,8 @@ GOOD = completion(explanation("The fleet is hot.", ("NODE_A is at 91 °C.", ["A"
 
 
 NUMBERS = itertools.count()
+OPEN: dict[tuple[str, str, str], Alert] = {}
+"""The alerts that are open, as handlers hear it."""
 
 
 class Clock:
@@ -77,7 +80,7 @@ def service(bus: Bus, clock: Clock, owner: str = "h", **fields: Any) -> InsightS
     return InsightService(
         bus,
         BucketLeases(bus.bucket("lease"), owner),
-        Sources(reader, Standing(reader, queries, clock), queries, clock),
+        Sources(reader, Standing(reader, queries, clock), OPEN.values, clock),
         Writer(model, settings.insights, no_model),
         settings.insights,
         clock,
@@ -107,6 +110,11 @@ async def written(bus: Bus) -> list[Insight]:
 
 async def say(bus: Bus, message: Message) -> None:
     """Publish what handlers would."""
+    if isinstance(message, Alert):
+        key = (message.scope, message.id, message.rule)
+        OPEN.pop(key, None)
+        if message.transition != "cleared":
+            OPEN[key] = message
     await bus.publish(message, message_id=f"test.{next(NUMBERS)}")
 
 
@@ -118,6 +126,7 @@ async def hot(bus: Bus, clock: Clock) -> None:
 
 @pytest.fixture
 def clock() -> Clock:
+    OPEN.clear()
     return Clock()
 
 
@@ -503,7 +512,7 @@ async def test_many_at_once_ask_the_model_once(bus: Bus, clock: Clock) -> None:
 
 async def test_a_foreign_message_among_the_evidence_is_passed_over(bus: Bus, clock: Clock) -> None:
     await hot(bus, clock)
-    await bus.publish_raw("alert.raised.critical.node.x.y", b'{"hello": 1}', message_id="foreign")
+    await bus.publish_raw("analysis.waste.pool.x", b'{"hello": 1}', message_id="foreign")
 
     await service(bus, clock).look()
 
