@@ -1,14 +1,13 @@
 """Decides on advice and has it carried out, as operator or orchestrator."""
 
 import asyncio
-import getpass
-import os
 import time
 from typing import Literal
 
 import msgspec
 
 from agent.bus import Bus
+from agent.identity import user_name
 from schemas.decisions import ExecuteReply, ExecuteRequest, ExplainRequest, Explanation
 from schemas.life import decision_id
 from schemas.protocols import RequestError
@@ -24,12 +23,7 @@ def decider(bus: Bus, name: str | None = None) -> str:
 
     The server lets only some users publish decisions; the name is what a person gives itself.
     """
-    if name is None:
-        try:
-            name = getpass.getuser()
-        except (KeyError, OSError):
-            name = str(os.getuid())
-    return f"{bus.user or 'nobody'}:{name}"
+    return f"{bus.user or 'nobody'}:{user_name() if name is None else name}"
 
 
 async def explain(bus: Bus, recommendation_id: str, *, sources: bool = True) -> Explanation:

@@ -1,5 +1,6 @@
 """Who this process is: machine, state folder, boot."""
 
+import getpass
 import hashlib
 import os
 import platform
@@ -21,6 +22,14 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     boot: str
     pid: int
+
+
+def user_name() -> str:
+    """This machine's user; a number where it has no name, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def machine_name() -> str:

@@ -1,7 +1,6 @@
 """`resource-agent alerts` and `silence`: what is open, what happened, the rules, silences."""
 
 import asyncio
-import getpass
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
@@ -18,6 +17,7 @@ from agent.cli.options import AsJson, Config, NatsUrl, PasswordFile, StateDir
 from agent.cli.output import print_json
 from agent.cli.start import Where, ask, fail
 from agent.client import ResourceAgent
+from agent.identity import user_name
 from schemas.alert_api import AlertsReply, RulesReply, RuleState, SilencesReply, SilenceState
 from schemas.alerts import AlertRule
 from schemas.analysis import Alert, Scope, Severity
@@ -229,7 +229,7 @@ def add(
 
     async def work(agent: ResourceAgent) -> SilenceState:
         return await agent.silence(
-            author=author or getpass.getuser(),
+            author=author or user_name(),
             rule=rule,
             scope=scope,
             id=id_,

@@ -5,6 +5,7 @@ import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import msgspec
@@ -199,8 +200,12 @@ class AlertEndpoints:
         if (request.ends_at is None) == (request.seconds is None):
             raise RequestError(400, "give either ends_at or seconds")
         starts_at = request.starts_at or instant(now_ns)
-        seconds = request.seconds or 0.0
-        ends_at = request.ends_at or instant(to_ns(starts_at) + int(seconds * SECOND_NS))
+        try:
+            ends_at = request.ends_at or starts_at + timedelta(seconds=request.seconds or 0.0)
+        except OverflowError as error:
+            raise RequestError(
+                400, "starts_at: the silence would end after the year 9999"
+            ) from error
         if to_ns(ends_at) <= now_ns:
             raise RequestError(400, "ends_at: the silence would be over already")
         try:

@@ -123,6 +123,7 @@ async def test_a_wrong_rule_is_refused_by_name_and_changes_nothing(
 
 async def test_rules_and_silences_that_cannot_be_are_refused(bus: Bus, tmp_path: Path) -> None:
     now = instant(time.time_ns())
+    last = now.replace(year=9999, month=12, day=28)
     async with handlers(bus, tmp_path) as client:
         attempts = [
             (client.delete_alert_rule("gpu_temprature"), 404, "near it: gpu_temperature"),
@@ -134,6 +135,7 @@ async def test_rules_and_silences_that_cannot_be_are_refused(bus: Bus, tmp_path:
             (client.silence(author="ann"), 400, "either ends_at or seconds"),
             (client.silence(author="", seconds=5), 400, "$.author"),
             (client.silence(author="ann", ends_at=now - timedelta(days=1)), 400, "over already"),
+            (client.silence(author="ann", starts_at=last, seconds=1e7), 400, "year 9999"),
             (client.alert_history(start=now, seconds=5), 400, "either start or seconds"),
             (client.alert_history(start=now + timedelta(days=1)), 400, "before end"),
         ]
