@@ -15,6 +15,7 @@ from agent.bus.lease import BucketLeases
 from handlers import runtime as runtime_module
 from handlers import slots as slots_module
 from handlers.admission import Admission
+from handlers.members import Members
 from handlers.runtime import HandlersRuntime, decode
 from handlers.slots import STEP_NS, TICK_NS, Routed, Slot, Watermark, replay, slot_of
 from schemas.archive import Expired
@@ -269,6 +270,33 @@ async def test_a_joining_process_takes_its_share(bus: Bus, nats_url: str) -> Non
 
             assert set(first._owned) & set(second._owned) == set()
             assert len(first._owned) == 2
+
+
+async def test_who_holds_a_lease_of_its_own_is_alive_and_nobody_dies_of_a_silent_server(
+    bus: Bus,
+) -> None:
+    bucket, is_silent = bus.bucket("lease"), False
+    names = ["a", "b", "dead"]
+
+    async def get(key: str) -> tuple[bytes, int] | None:
+        if is_silent:
+            raise PublishError("no answer")
+        return await bucket.get(key)
+
+    ours = BucketLeases(Faulty(bucket, get=get), "a")
+    theirs = BucketLeases(bucket, "b")
+    members = Members(ours, "a", lambda: names)
+    counts = [await members.count()]
+    await Members(theirs, "b", lambda: names).count()
+    counts.append(await members.count())
+    is_silent = True
+    counts.append(await members.count())
+    is_silent = False
+    await theirs.close()
+    counts.append(await members.count())
+
+    assert counts == [1, 2, 2, 1]
+    await ours.close()
 
 
 async def test_of_what_only_scaling_looks_back_to_the_engines_alone_are_read(bus: Bus) -> None:
