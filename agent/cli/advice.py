@@ -91,6 +91,10 @@ def approve(
             story = await decisions.decide(
                 bus, recommendation_id, "accepted", by=signed, reason=reason
             )
+        decision = story.life.decision
+        assert decision is not None  # noqa: S101 - it was just made, or found
+        if not as_json:  # before anything else can fail: this stands
+            errors.print(f"accepted by {escape(decision.decided_by)}")
         if not execute:
             return story, None
         reply = await decisions.execute(
@@ -107,12 +111,8 @@ def approve(
     story, reply = ask(where, work, quiet=as_json, limit_seconds=2 * LIMIT_SECONDS)
     if as_json:
         print_json({"decision": story.life.decision, "execution": reply and reply.execution})
-    else:
-        decision = story.life.decision
-        assert decision is not None  # noqa: S101 - it was just made, or found
-        errors.print(f"accepted by {escape(decision.decided_by)}")
-        if reply is not None:
-            print(execution_line(reply.execution))
+    elif reply is not None:
+        print(execution_line(reply.execution))
     raise SystemExit(1 if reply is not None and reply.execution.phase != "succeeded" else 0)
 
 

@@ -141,7 +141,10 @@ def rm(
     if as_json:
         print_json({"removed": keys})
     else:
-        errors.print(f"removed {len(keys)} from archive and RAM of namespace {escape(namespace)}")
+        errors.print(
+            f"nothing is left of {len(keys)} keys in archive and RAM of namespace "
+            f"{escape(namespace)}"
+        )
 
 
 @app.command()

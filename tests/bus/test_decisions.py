@@ -14,6 +14,7 @@ from schemas.protocols import Answer, RequestError
 from schemas.scaling import Decision
 from tests.support.advice import advice, decision, tell, told
 from tests.support.executing import serving
+from tests.support.program import resource_agent
 from tests.support.server import NatsServer
 from tests.support.waiting import until
 
@@ -177,3 +178,17 @@ async def test_without_handlers_nothing_is_decided(bus: Bus) -> None:
 
 async def test_who_is_not_logged_in_signs_as_nobody(bus: Bus) -> None:
     assert decider(bus, "ann") == "nobody:ann"
+
+
+async def test_an_approval_is_told_also_where_nobody_can_carry_it_out(bus: Bus) -> None:
+    one = advice()
+    await tell(bus, one)
+    command = ("approve", one.recommendation_id, "--execute", "--by", "ann", "--nats-url", bus.url)
+
+    async with serving(bus, executors=0):
+        done = await asyncio.to_thread(resource_agent, *command)
+
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"accepted by nobody:ann\n" in done.stderr
+    assert b"error: no executor runs" in done.stderr
+    assert [found.verdict for found in await told(bus, Decision)] == ["accepted"]
