@@ -82,5 +82,7 @@ async def main() -> None:
 if __name__ == "__main__":
     try:
         asyncio.run(main())
+    except KeyboardInterrupt:
+        print("stopped")
     except BusError as error:
         sys.exit(f"error: {error}")

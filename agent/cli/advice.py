@@ -112,6 +112,8 @@ def approve(
     if as_json:
         print_json({"decision": story.life.decision, "execution": reply and reply.execution})
     elif reply is not None:
+        if not reply.is_new:
+            errors.print("nothing was begun now: it was carried out before; --key NAME tries again")
         print(execution_line(reply.execution))
     raise SystemExit(1 if reply is not None and reply.execution.phase != "succeeded" else 0)
 

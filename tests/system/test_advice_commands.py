@@ -61,6 +61,7 @@ async def test_advice_is_listed_approved_carried_out_and_explained(up: Up, tmp_p
     untouched = (tmp_path / "replicas").read_text()
     done = await in_thread(up.command, "approve", name, "--execute", "--for-real", "--json")
     changed = (tmp_path / "replicas").read_text()
+    again = await in_thread(up.command, "approve", name, "--execute", "--for-real")
     late = await in_thread(up.command, "reject", name, "--reason", "toy")
     explained = await in_thread(up.command, "explain", name)
 
@@ -77,6 +78,8 @@ async def test_advice_is_listed_approved_carried_out_and_explained(up: Up, tmp_p
     assert (done.returncode, changed) == (0, "3"), done.stderr
     execution = json.loads(done.stdout)["execution"]
     assert (execution["replicas_before"], execution["replicas_after"]) == (2, 3)
+    assert (again.returncode, b"nothing was begun now" in again.stderr) == (0, True)
+    assert b"nothing was begun now" not in rehearsed.stderr
     assert (late.returncode, b"local:ann accepted it at" in late.stderr) == (1, True)
     story = explained.stdout.decode()
     assert f"{name}  scale_up chat 2 → 3  [executed]" in story
