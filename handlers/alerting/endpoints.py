@@ -5,7 +5,7 @@ import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import msgspec
@@ -88,10 +88,7 @@ class AlertEndpoints:
         now_ns = self._clock()
         found = sorted(_matching(self._open.all(), request), key=_urgency, reverse=True)
         policy = self._configuration.book.current
-        judged = [
-            msgspec.structs.replace(alert, silenced_by=policy.silence_of(alert, now_ns))
-            for alert in found
-        ]
+        judged = [_silenced_by(alert, policy.silence_of(alert, now_ns)) for alert in found]
         rows = [alert for alert in judged if alert.silenced_by is None]
         silenced = [alert for alert in judged if alert.silenced_by is not None]
         return AlertsReply(
@@ -263,5 +260,12 @@ def _matching(alerts: Iterable[Alert], request: AlertFilter) -> Iterable[Alert]:
             yield alert
 
 
-def _urgency(alert: Alert) -> tuple[int, int, str]:
-    return RANK[alert.severity], to_ns(alert.raised_at), alert.alert_id
+def _silenced_by(alert: Alert, silence_id: str | None) -> Alert:
+    """As it is now; nearly always as it was recorded."""
+    if alert.silenced_by == silence_id:
+        return alert
+    return msgspec.structs.replace(alert, silenced_by=silence_id)
+
+
+def _urgency(alert: Alert) -> tuple[int, datetime, str]:
+    return RANK[alert.severity], alert.raised_at, alert.alert_id

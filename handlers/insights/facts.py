@@ -1,18 +1,19 @@
 """What is known, as sentences with stand-ins for names: one function for each kind of message."""
 
 import dataclasses
+import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from handlers.alerting.defaults import DEFAULT_RULES
 from handlers.alerting.metric_path import MetricPath
-from handlers.alerting.rule import NODE_AGE
 from handlers.alerting.stale import stale_rule
 from handlers.insights.names import Names
 from handlers.settings import AlertSettings
 from handlers.utilization.levels import RANK
+from schemas.alerts import SEVERITIES
 from schemas.analysis import Alert, Bottleneck, Severity, Utilization
 from schemas.message import Message
 from schemas.scaling import SCALING, Recommendation
@@ -57,16 +58,30 @@ class Fact:
     text: str
 
 
-def facts_of(messages: Iterable[Message], names: Names, limit: int) -> list[Fact]:
+def facts_of(messages: Sequence[Message], names: Names, limit: int) -> list[Fact]:
     """What `messages` say, the worst first; beyond `limit` only how many more there are."""
-    facts = [fact for message in messages for fact in _OF[type(message)](message, names)]
-    facts.sort(key=lambda fact: -RANK[fact.severity])
-    if len(facts) <= limit:
+    alerts = [message for message in messages if isinstance(message, Alert)]
+    alerts.sort(key=_urgency)
+    # There may be thousands; those behind so many worse ones are counted, not put into words.
+    counted = {id(alert): alert.severity for alert in alerts[limit:]}
+    facts = [
+        fact
+        for message in messages
+        if id(message) not in counted
+        for fact in _OF[type(message)](message, names)
+    ]
+    facts.sort(key=_urgency)
+    if len(facts) + len(counted) <= limit:
         return facts
-    left_out = Counter(fact.severity for fact in facts[limit - 1 :])
-    counts = ", ".join(f"{count} {severity}" for severity, count in left_out.items())
+    left_out = Counter(counted.values())
+    left_out.update(fact.severity for fact in facts[limit - 1 :])
+    counts = ", ".join(f"{left_out[one]} {one}" for one in reversed(SEVERITIES) if left_out[one])
     rest = Fact(f"more.{counts}", "info", f"Left out here for length: {counts} facts.")
     return [*facts[: limit - 1], rest]
+
+
+def _urgency(one: Fact | Alert) -> int:
+    return -RANK[one.severity]
 
 
 def figure(value: float | None, name: str) -> str:
@@ -226,16 +241,21 @@ def _place(scope: str, name: str, names: Names) -> str:
 
 def _metric(path: str, names: Names) -> str:
     """A path without what stands in brackets, which anybody may have written."""
-    try:
-        MetricPath(path)
-    except ValueError:
-        return _known(path, names)
-    return _BRACKETS.sub("", path)
+    return _known(path, names) if _path(path) is None else _BRACKETS.sub("", path)
 
 
 def _is_converted(path: str) -> bool:
     """Whether a metric of the rules that are there from the start is no number by itself."""
-    return path != NODE_AGE and MetricPath(path).is_yes_or_no
+    found = _path(path)
+    return found is not None and found.is_yes_or_no
+
+
+@functools.lru_cache(maxsize=1024)
+def _path(path: str) -> MetricPath | None:
+    try:
+        return MetricPath(path)
+    except ValueError:
+        return None
 
 
 def _known(word: str, names: Names) -> str:

@@ -1,6 +1,7 @@
 """Stand-ins for names that a language model must not see: NODE_A for a machine, and back."""
 
 import re
+from collections import Counter
 from string import ascii_uppercase
 
 _STAND_IN = re.compile(r"\b[A-Z]+_[A-Z]+\b")
@@ -22,13 +23,14 @@ class Names:
     def __init__(self) -> None:
         self._stand_ins: dict[tuple[str, str], str] = {}
         self._names: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
 
     def of(self, kind: str, name: str) -> str:
         """The stand-in of `name`, like `NODE_A`; the same every time."""
         found = self._stand_ins.get((kind, name))
         if found is None:
-            count = sum(known == kind for known, _ in self._stand_ins)
-            found = self._stand_ins[kind, name] = f"{kind}_{letters(count)}"
+            found = self._stand_ins[kind, name] = f"{kind}_{letters(self._counts[kind])}"
+            self._counts[kind] += 1
             self._names[found] = name
         return found
 

@@ -146,6 +146,7 @@ class InsightService:
             if len(last_hour) >= self._settings.per_hour:
                 return
             for scope, name in wanted:
+                await asyncio.sleep(0)  # there may be thousands
                 found = self._known(evidence, scope, name)
                 if self._is_due(found, last.get((scope, name)), last_hour):
                     await self._write(found, last_hour)

@@ -1,9 +1,9 @@
 """What insights are made from, and those that were written, read from the streams."""
 
-import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from handlers.queries.standing import Standing
+from handlers.queries.standing import Place, Standing
 from handlers.queries.stream_reader import StreamReader
 from schemas.analysis import Alert, Scope, Utilization
 from schemas.api import Filter
@@ -14,49 +14,52 @@ from schemas.scaling import Recommendation
 from schemas.spending import Opportunity, Waste
 from schemas.units import SECOND_NS
 
+FLEET: Place = ("fleet", "all")
 HOUR_NS = 3600 * SECOND_NS
 _EVERY_ROW = 10_000
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class Evidence:
     """What is known now of the fleet and its pools, and of one node where it was asked for."""
 
-    utilization: Sequence[Utilization]
-    waste: Sequence[Waste]
-    opportunities: Sequence[Opportunity]
-    alerts: Sequence[Alert]
-    advice: Sequence[Recommendation]
+    def __init__(self, messages: Iterable[Message]) -> None:
+        self._about: dict[Place, list[Message]] = defaultdict(list)
+        for message in messages:
+            for place in _places(message):
+                self._about[place].append(message)
 
     def pools(self) -> list[str]:
         """The pools of which there is more to say than how much they are used, and cost."""
-        told = {alert.pool for alert in self.alerts if alert.pool is not None}
-        told |= {alert.id for alert in self.alerts if alert.scope == "pool"}
-        told |= {advice.pool for advice in self.advice}
-        told |= {one.id for one in self.utilization if one.scope == "pool" and one.bottlenecks}
-        told |= {one.id for one in self.opportunities if one.scope == "pool"}
-        return sorted(told)
+        return sorted(
+            name
+            for (scope, name), messages in self._about.items()
+            if scope == "pool" and any(map(_is_more, messages))
+        )
 
-    def of(self, scope: Scope, name: str) -> list[Message]:
+    def of(self, scope: Scope, name: str) -> Sequence[Message]:
         """What is about a node, a pool, or, of all of them, the fleet."""
-        use = [one for one in self.utilization if (one.scope, one.id) == (scope, name)]
-        waste = [one for one in self.waste if (one.scope, one.id) == (scope, name)]
-        savings = [
-            one
-            for one in self.opportunities
-            if scope == "fleet" or (one.scope, one.id) == (scope, name)
-        ]
-        alerts = [
-            one
-            for one in self.alerts
-            if scope == "fleet"
-            or (one.scope, one.id) == (scope, name)
-            or (scope == "pool" and one.pool == name)
-        ]
-        advice = [
-            one for one in self.advice if scope == "fleet" or (scope, name) == ("pool", one.pool)
-        ]
-        return [*use, *waste, *alerts, *advice, *savings]
+        return self._about.get((scope, name), ())
+
+
+def _places(message: Message) -> set[Place]:
+    """Whom it is about: what is to be done or wrong somewhere is of the fleet, too."""
+    match message:
+        case Recommendation():
+            return {("pool", message.pool), FLEET}
+        case Alert():
+            pools = set() if message.pool is None else {("pool", message.pool)}
+            return {(message.scope, message.id), FLEET, *pools}
+        case Opportunity():
+            return {(message.scope, message.id), FLEET}
+        case Utilization() | Waste():
+            return {(message.scope, message.id)}
+    return set()
+
+
+def _is_more(message: Message) -> bool:
+    if isinstance(message, Utilization):
+        return bool(message.bottlenecks)
+    return not isinstance(message, Waste)
 
 
 class Sources:
@@ -80,7 +83,7 @@ class Sources:
 
     async def evidence(self, node: str | None = None) -> Evidence:
         """What is known now; of single nodes only `node` is read."""
-        places = [("fleet", "all"), ("pool", "*")]
+        places = [FLEET, ("pool", "*")]
         if node is not None:
             places.append(("node", node))
         utilization = await self._standing.judgements(Utilization, places)
@@ -89,7 +92,7 @@ class Sources:
         everything, call = Filter(limit=_EVERY_ROW), Call("", b"", {})
         advice = await self._standing.recommendations(everything, call)
         savings = await self._standing.opportunities(everything, call)
-        return Evidence(utilization, waste, savings.rows, alerts, advice.rows)
+        return Evidence([*utilization, *waste, *alerts, *advice.rows, *savings.rows])
 
     async def last(self) -> dict[tuple[Scope, str], Insight]:
         """The last insight of each node, pool and the fleet."""

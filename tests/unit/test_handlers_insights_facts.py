@@ -60,6 +60,18 @@ def test_beyond_the_limit_only_how_many_more_there_are_is_told() -> None:
     assert facts[-1].text == "Left out here for length: 17 warning, 1 info facts."
 
 
+def test_of_thousands_of_alerts_only_those_that_are_told_are_put_into_words() -> None:
+    names = Names()
+    mild = [alert(f"n{i}", severity="warning") for i in range(2000)]
+    bad = [alert(f"bad{i}") for i in range(10)]
+
+    facts = facts_of([use(), *mild, *bad], names, 5)
+
+    assert [fact.severity for fact in facts] == ["critical"] * 4 + ["info"]
+    assert facts[-1].text == "Left out here for length: 6 critical, 2000 warning, 1 info facts."
+    assert names.of("NODE", "next") == "NODE_F"
+
+
 def test_only_the_worst_bottlenecks_are_named() -> None:
     facts = facts_of([use(bottlenecks=tuple(f"n{i}" for i in range(7)))], Names(), 50)
 
