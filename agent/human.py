@@ -16,6 +16,14 @@ def size(count_bytes: float) -> str:
     return f"{count_bytes:.0f} bytes" if unit == 0 else f"{count_bytes:.1f} {_UNITS[unit]}"
 
 
+def amount(value: float, digits: int = 4) -> str:
+    """`0.8125`, `24000`, `1.5 M`, `46 G`, `113.7 T`: units of 1000 from a million on."""
+    for step, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= step:
+            return f"{value / step:.{digits}g} {unit}"
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
 def duration(seconds: float) -> str:
     """`0 s`, `0.8 ms`, `340 ms`, `4.2 s`, `3.5 min`, `2.1 h`, `5.0 d`."""
     if not seconds:

@@ -12,9 +12,10 @@ _RISKS = ("low", "medium", "high")
 
 
 def contradict(one: Recommendation, other: Recommendation) -> bool:
-    """Whether carrying out both makes no sense: both change the replicas, or the cache, of a pool.
+    """Whether carrying out both makes no sense.
 
-    A `scale_up` and a `scale_down` of one pool contradict; a `scale_up` and a `tune_cache` do not.
+    As both change a pool's replicas, GPUs or places, or both tune its cache: a `scale_up` and a
+    `scale_down` of one pool contradict; a `scale_up` and a `tune_cache` do not.
     """
     is_cache = (one.action == "tune_cache", other.action == "tune_cache")
     return one.pool == other.pool and is_cache[0] == is_cache[1]

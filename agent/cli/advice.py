@@ -1,6 +1,7 @@
 """`resource-agent advise`, `approve`, `reject` and `explain`."""
 
 import asyncio
+import sys
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from rich.markup import escape
 from agent import decisions
 from agent.bus import Bus
 from agent.cli.options import AsJson, Config, NatsUrl, PasswordFile, StateDir
-from agent.cli.output import print_json
+from agent.cli.output import print_json, print_lines
 from agent.cli.start import ask, errors, fail
 from agent.client import ResourceAgent
 from agent.views.advice_text import advice_lines, execution_line, held_line, story_lines
@@ -162,8 +163,7 @@ def explain(
     if as_json:
         print_json(story)
         return
-    for line in story_lines(story):
-        print(line)
+    print_lines(story_lines(story))
 
 
 async def _standing(
@@ -189,11 +189,9 @@ def _print_standing(
         return
     for story in stories:
         others = [other.life.advice for other in stories]
-        for line in advice_lines(story, others):
-            print(line)
-        print(flush=True)
-    for one in held or ():
-        print(held_line(one), flush=True)
+        print_lines((*advice_lines(story, others), ""))
+    print_lines(held_line(one) for one in held or ())
+    sys.stdout.flush()
     if held is None:
         errors.print("what is not advised, and why, could not be read now")
     if not stories:

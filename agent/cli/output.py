@@ -1,8 +1,10 @@
 """What commands print: bars, values, JSON, fields, keys."""
 
 import contextlib
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from agent.cli.start import errors
 from agent.transfer import OnProgress
 
 MAX_SHOWN_KEY = 80
+LEAST_COLUMNS = 20
 
 
 @contextlib.contextmanager
@@ -81,6 +84,28 @@ def write_value(
 def print_json(reply: Any) -> None:  # noqa: ANN401 - whatever msgspec encodes
     """One line of JSON on stdout."""
     print(msgspec.json.encode(reply).decode())
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """On a terminal folded between words, the rest below indented; elsewhere a line stays one.
+
+    So does what comes `next`: a command that is to be copied.
+    """
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in lines:
+        text = line.lstrip()
+        if not columns or len(line) <= columns or text.startswith("next: "):
+            print(line)
+            continue
+        print(
+            textwrap.fill(
+                line,
+                max(columns, LEAST_COLUMNS),
+                subsequent_indent=" " * (len(line) - len(text) + 4),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
 
 
 def print_fields(reply: msgspec.Struct | dict[str, Any], indent: str = "") -> None:

@@ -17,14 +17,21 @@ def policy_decisions(
     """Decisions on the advice that is open at `now_ns`, in the order in which it goes first.
 
     Of advice that contradicts, only what comes first is accepted; the rest is rejected where its
-    risk is not left to people. Simulated evidence is never accepted.
+    risk is not left to people. What no executor can do counts once a person has accepted it: it
+    may stand for a day, and must not keep pools from being scaled meanwhile. Simulated evidence is
+    never accepted.
     """
     standing = [life for life in lives if life.state(now_ns) in WANTED]
+    rivals = [
+        life.advice
+        for life in standing
+        if life.advice.action in SCALING or life.decision is not None
+    ]
     decisions = []
     for life in standing:
         if life.decision is not None:
             continue
-        verdict = _verdict(life.advice, [other.advice for other in standing], approval)
+        verdict = _verdict(life.advice, rivals, approval)
         if verdict is not None:
             decisions.append(_decision(life.advice, *verdict, now_ns))
     return decisions

@@ -154,14 +154,14 @@ def _next(story: Explanation) -> str:
 
 
 def _evidence(one: Evidence) -> str:
-    text = f"{human.printable(one.signal)} {one.value:.4g}"
+    text = f"{human.printable(one.signal)} {human.amount(one.value)}"
     if one.threshold is not None:
-        text += f", against {one.threshold:.4g}"
+        text += f", against {human.amount(one.threshold)}"
     if one.window_seconds:
         text += f", over {human.duration(one.window_seconds)}"
     if one.stream_from is not None and one.stream_to is not None:
         text += f", messages {one.stream_from} to {one.stream_to}"
-    return text
+    return f"{text}, of {one.subject}" if one.subject is not None else text
 
 
 def _minute(rollup: Rollup, advice: Recommendation) -> str:
@@ -191,7 +191,7 @@ def _source(one: MetricSource) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
+    return "-" if value is None else human.amount(value, digits=6)
 
 
 def _entry(entry: TrailEntry) -> str:

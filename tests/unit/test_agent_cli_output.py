@@ -1,11 +1,13 @@
 """Fields as commands print them."""
 
+import contextlib
+import io
 from datetime import UTC, datetime
 
 import msgspec
 import pytest
 
-from agent.cli.output import print_fields
+from agent.cli.output import print_fields, print_lines
 
 
 class Entry(msgspec.Struct):
@@ -55,3 +57,43 @@ def test_what_is_in_a_field_is_indented_and_each_of_a_list_a_line(
         "prices",
         "  put  0.005",
     ]
+
+
+LINES = (
+    "chat.scale_up.1763748000000000000  scale_up chat 2 → 3  [open]",
+    "    why: too much load for 30 s; requests waiting 10.00 per replica",
+    "    next: resource-agent approve chat.scale_up.1763748000000000000",
+    "",
+    "short",
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_lines_are_folded_between_words_on_a_terminal_but_what_is_to_be_copied_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+
+    with contextlib.redirect_stdout(Terminal()) as terminal:
+        print_lines(LINES)
+
+    assert terminal.getvalue().splitlines() == [
+        "chat.scale_up.1763748000000000000",
+        "    scale_up chat 2 → 3  [open]",
+        "    why: too much load for 30 s;",
+        "        requests waiting 10.00 per",
+        "        replica",
+        "    next: resource-agent approve chat.scale_up.1763748000000000000",
+        "",
+        "short",
+    ]
+
+
+def test_lines_that_no_terminal_shows_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    print_lines(LINES)
+
+    assert capsys.readouterr().out.splitlines() == list(LINES)

@@ -75,6 +75,22 @@ def test_other_pools_do_not_contradict() -> None:
     assert [verdict for verdict, _ in found.values()] == ["accepted", "accepted"]
 
 
+def test_what_no_executor_can_do_rules_nothing_out_until_a_person_accepts_it() -> None:
+    down = Life(advice=advice(1, action="scale_down", risk="medium", saving_usd_per_hour=1.0))
+    size = Life(advice=advice(2, action="right_size", risk="high", saving_usd_per_hour=9.0))
+    now_ns = to_ns(down.advice.decided_at)
+
+    meanwhile = decided_of([down, size], AUTO, now_ns)
+    size.add(decision(size.advice))
+    accepted = decided_of([down, size], AUTO, now_ns)
+
+    assert meanwhile == {"chat.scale_down.1": ("accepted", "medium risk is accepted by itself")}
+    assert accepted["chat.scale_down.1"] == (
+        "rejected",
+        "contradicts chat.right_size.2, which goes first by saving",
+    )
+
+
 def test_what_a_person_accepted_outranks_the_rest() -> None:
     up, down = Life(advice=advice(1)), Life(advice=advice(2, action="scale_down", risk="medium"))
     up.add(decision(up.advice))

@@ -24,6 +24,22 @@ def test_a_size_has_the_unit_that_suits_it(count_bytes: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.8125, "0.8125"),
+        (9999.0, "9999"),
+        (24_000.0, "24000"),
+        (-1.5e6, "-1.5 M"),
+        (46e9, "46 G"),
+        (113.735e12, "113.7 T"),
+    ],
+)
+def test_an_amount_has_the_unit_that_suits_it(value: float, text: str) -> None:
+    assert human.amount(value) == text
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"),
     [
         (0.0008, "0.8 ms"),
