@@ -102,7 +102,14 @@ class GpuAdviceHandler:
             return [emit for given in self._given for emit in given.forget(name, now)]
         end_ns = self._peaks.end_ns(name)
         gpus = [one for one in parts if one.part.gpu]
-        found = right_sizes(gpus, name, self._models, self._prices, self._settings.right_size)
+        found = right_sizes(
+            gpus,
+            name,
+            self._models,
+            self._prices,
+            self._settings.right_size,
+            active_ratio=self._states.gpu_active_ratio,
+        )
         new = right_size(name, found, self._settings, end_ns, now) if found else None
         return [*self._right_size.propose(name, new, now), *self._plan(name, parts, end_ns, now)]
 

@@ -50,6 +50,8 @@ class Measured:
 
     part: Part
     history: Callable[[str], History]
+    is_silent: bool = False
+    """Not heard of in the last ten minutes: still there, perhaps, and nobody knows what it does."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,8 +119,9 @@ def node_loads(
                 reason = reason or load
             else:
                 loads.append(load)
-        memory = host.history("memory") if host is not None else None
-        if host is None or memory is None or memory.known_ratio < LEAST_KNOWN:
+        is_known = host is not None and not host.is_silent and host.part.memory_bytes
+        memory = host.history("memory") if host is not None and is_known else None
+        if memory is None or memory.known_ratio < LEAST_KNOWN:
             reason = reason or "host memory not measured for long enough"
         elif not any(load.has_work for load in loads):
             reason = reason or IDLE
@@ -137,6 +140,8 @@ def _gpu_load(
     """Or why it is not known."""
     part = gpu.part
     memory, busy = gpu.history("memory"), gpu.history("busy")
+    if gpu.is_silent:
+        return "a GPU that fell silent"
     if not part.is_whole:
         return "a GPU with MIG"
     if part.name is None or not part.memory_bytes:

@@ -113,10 +113,10 @@ class PoolPeaks:
         return self._pools[pool].window * WINDOW_NS + self._pools[pool].phase_ns
 
     def measured(self, pool: str) -> list[Measured]:
-        """The GPUs and hosts heard of in the last ten minutes, of real GPUs alone if there are any.
+        """The GPUs and hosts heard of in the last two hours, of real GPUs alone if there are any.
 
-        By node and GPU. What was silent for two hours is forgotten; a pool that has nothing else
-        is, too.
+        By node and GPU. What was silent for longer is forgotten; a pool that has nothing else is,
+        too.
         """
         parts, last = self._pools[pool].parts, self._pools[pool].window - 1
         for key in [k for k, e in parts.items() if e.heard_window < last - FORGET_WINDOWS]:
@@ -124,9 +124,12 @@ class PoolPeaks:
         if not parts:
             del self._pools[pool]
         found = [
-            Measured(entry.part, functools.partial(entry.peaks.history, last_window=last))
+            Measured(
+                entry.part,
+                functools.partial(entry.peaks.history, last_window=last),
+                is_silent=entry.heard_window < last,
+            )
             for _, entry in sorted(parts.items(), key=lambda item: item[0])
-            if entry.heard_window >= last
         ]
         has_real = any(one.part.gpu and not one.part.simulated for one in found)
         return [one for one in found if not (has_real and one.part.simulated)]

@@ -16,11 +16,12 @@ SIGNALS = ("memory", "bandwidth", "tensor")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Need:
-    """The p99 of one signal, of the GPU that needs most, in bytes or a second."""
+    """What one signal needs, of the GPU that needs most, in bytes or a second."""
 
     signal: str
     p99: float
-    peak: float
+    needed: float
+    """With headroom; of memory at least the highest sample, as it would fail there."""
     part: Part
     history: History
     threshold: float = 0.0
@@ -48,16 +49,22 @@ def right_sizes(
     models: GpuModels,
     prices: PriceList,
     settings: RightSizeSettings,
+    *,
+    active_ratio: float,
 ) -> list[RightSize]:
     """For each model in the pool the cheapest one that fits, where it saves enough.
 
     None for a model of which one GPU has a gap of more than a tenth in memory, bandwidth or
-    tensor activity, no price, MIG, or figures that are not known.
+    tensor activity, no price, MIG, or figures that are not known, or is silent; nor where none
+    was as active as `active_ratio`: what is idle is to be released, not replaced.
     """
     found = []
     ordered = sorted(gpus, key=lambda one: one.part.name or "")
     for _, same in groupby(ordered, key=lambda one: one.part.name or ""):
-        best = _best(list(same), pool, models, prices, settings)
+        of_model = list(same)
+        if all(_is_idle(gpu, active_ratio) for gpu in of_model):
+            continue
+        best = _best(of_model, pool, models, prices, settings)
         if best is not None:
             found.append(best)
     return found
@@ -78,11 +85,14 @@ def _best(
         return None
     if known < LEAST_KNOWN or not all(one.part.is_whole and one.part.memory_bytes for one in gpus):
         return None
-    needs = tuple(_need(signal, gpus, histories, now) for signal in SIGNALS)
+    if any(one.is_silent for one in gpus):
+        return None
+    more = 1 + settings.headroom_ratio
+    needs = tuple(_need(signal, gpus, histories, now, more) for signal in SIGNALS)
     found = []
     for model in models:
         cost = _usd_per_hour(model.name, gpus, pool, prices)
-        if cost is None or not _fits(model, needs, settings.headroom_ratio):
+        if cost is None or not _fits(model, needs):
             continue
         saving = usd - cost
         if saving > 0 and (
@@ -93,7 +103,6 @@ def _best(
     if not found:
         return None
     cost, _, model = min(found, key=lambda one: one[:2])
-    more = 1 + settings.headroom_ratio
     rates = _rates(model)
     price = prices.find(model.name, gpus[0].part.node, pool)
     return RightSize(
@@ -101,11 +110,11 @@ def _best(
             gpu_from=name,
             gpu_to=model.name,
             gpus=len(gpus),
-            memory_needed_bytes=max(needs[0].p99 * more, needs[0].peak),
+            memory_needed_bytes=needs[0].needed,
             memory_bytes=rates[0],
-            memory_needed_bytes_per_second=needs[1].p99 * more,
+            memory_needed_bytes_per_second=needs[1].needed,
             memory_bytes_per_second=rates[1],
-            tensor_needed_flops=needs[2].p99 * more,
+            tensor_needed_flops=needs[2].needed,
             tensor_flops=rates[2],
             usd_per_hour_from=usd,
             usd_per_hour_to=cost,
@@ -119,6 +128,11 @@ def _best(
         known_ratio=known,
         is_older=model.compute_capability < now.compute_capability,
     )
+
+
+def _is_idle(gpu: Measured, active_ratio: float) -> bool:
+    busy = gpu.history("busy")
+    return busy.known_ratio >= LEAST_KNOWN and busy.peak < active_ratio
 
 
 def _usd_per_hour(
@@ -135,6 +149,7 @@ def _need(
     gpus: Sequence[Measured],
     histories: Sequence[dict[str, History]],
     now: GpuModel,
+    more: float,
 ) -> Need:
     """By the driver's own size of the memory, and the data sheet's rates of the present model."""
     whole = {"bandwidth": now.memory_bytes_per_second, "tensor": now.tensor_flops or 0.0}
@@ -142,18 +157,18 @@ def _need(
     for gpu, history in zip(gpus, histories, strict=True):
         size = whole.get(signal, float(gpu.part.memory_bytes or 0))
         one = history[signal]
-        needs.append(Need(signal, one.p99 * size, one.peak * size, gpu.part, one))
-    return max(needs, key=lambda need: need.p99)
+        highest = one.peak * size if signal == "memory" else 0.0
+        needed = max(one.p99 * size * more, highest)
+        needs.append(Need(signal, one.p99 * size, needed, gpu.part, one))
+    return max(needs, key=lambda need: need.needed)
 
 
 def _rates(model: GpuModel) -> tuple[float, float, float]:
     return model.memory_bytes, model.memory_bytes_per_second, model.tensor_flops or 0.0
 
 
-def _fits(model: GpuModel, needs: Sequence[Need], headroom_ratio: float) -> bool:
-    """The p99 with headroom fits, and of memory the highest sample too: it would fail there."""
-    memory, rates = needs[0], _rates(model)
-    return (
-        all(n.p99 * (1 + headroom_ratio) <= rate for n, rate in zip(needs, rates, strict=True))
-        and memory.peak <= rates[0]
+def _fits(model: GpuModel, needs: Sequence[Need]) -> bool:
+    """Never a model whose rate is not known."""
+    return model.tensor_flops is not None and all(
+        need.needed <= rate for need, rate in zip(needs, _rates(model), strict=True)
     )

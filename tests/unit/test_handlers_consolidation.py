@@ -303,14 +303,20 @@ def test_whatever_is_packed_the_replay_proves_and_no_node_is_both_emptied_and_fi
 
 
 def part(
-    node_name: str, gpu: str, memory: Sequence[float | None], busy: float = 0.5, **fields: Any
+    node_name: str,
+    gpu: str,
+    memory: Sequence[float | None],
+    busy: float = 0.5,
+    *,
+    is_silent: bool = False,
+    **fields: Any,
 ) -> Measured:
     signals = {
         "memory": History(bytes(packed(ratio) for ratio in memory)),
         "busy": History(bytes([packed(busy)] * len(memory))),
     }
     values = {"name": H100 if gpu else None, "memory_bytes": 80 * 10**9, **fields}
-    return Measured(Part(node_name, gpu, **values), lambda signal: signals[signal])
+    return Measured(Part(node_name, gpu, **values), lambda signal: signals[signal], is_silent)
 
 
 def judged(*parts: Measured) -> tuple[list[str], dict[str, int]]:
@@ -329,6 +335,21 @@ HALF = [0.5] * 20
         pytest.param([part("n", "g", HALF)], "host memory not measured", id="no host"),
         pytest.param(
             [part("n", "g", HALF), part("n", "", [None] * 20)], "host memory not measured", id="gap"
+        ),
+        pytest.param(
+            [part("n", "g", HALF), part("n", "", HALF, is_silent=True)],
+            "host memory not measured",
+            id="silent host",
+        ),
+        pytest.param(
+            [part("n", "g", HALF), part("n", "", HALF, memory_bytes=None)],
+            "host memory not measured",
+            id="host without size",
+        ),
+        pytest.param(
+            [part("n", "g", HALF, is_silent=True), part("n", "", HALF)],
+            "a GPU that fell silent",
+            id="silent GPU",
         ),
         pytest.param(
             [part("n", "g", [*[None] * 3, *HALF[3:]])], "a GPU not measured", id="short history"
