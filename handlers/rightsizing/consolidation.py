@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
+import msgspec
+
 from handlers.rightsizing.node_loads import Curve, GpuLoad, NodeLoad
 from handlers.settings import ConsolidateSettings
 from schemas.changes import Move
@@ -151,6 +153,22 @@ def _moves(
             busy_ratio=work.busy.peak,
             saving_usd_per_hour=donor.usd_per_hour if number == len(placed) else 0.0,
         )
+
+
+def with_figures_of(nodes: Sequence[NodeLoad], moves: Sequence[Move]) -> list[Move]:
+    """The same moves, all of which can still be made, with what their GPUs hold and cost now."""
+    gpus = {(node.node, gpu.gpu): gpu for node in nodes for gpu in node.gpus}
+    usd = {node.node: node.usd_per_hour for node in nodes}
+    last = {move.node: number for number, move in enumerate(moves)}
+    return [
+        msgspec.structs.replace(
+            move,
+            memory_bytes=gpus[move.node, move.gpu].memory.peak,
+            busy_ratio=gpus[move.node, move.gpu].busy.peak,
+            saving_usd_per_hour=usd[move.node] if number == last[move.node] else 0.0,
+        )
+        for number, move in enumerate(moves)
+    ]
 
 
 def is_fixed(node: str, settings: ConsolidateSettings) -> bool:

@@ -47,12 +47,17 @@ def plan_message(
             f"Empty {', '.join(replayed.emptied)} of pool {pool} in {number}: {len(nodes)} → "
             f"{after} nodes, {worth}. Replayed over {settings.history_hours} h, where work goes it "
             f"comes to {peaks['memory']:.0%} of a GPU's memory, {peaks['busy']:.0%} activity and "
-            f"{peaks['host']:.0%} host memory at most."
+            f"{peaks['host']:.0%} host memory at most"
         )
     else:
         text = f"No node of pool {pool} can be emptied: {len(nodes)} could be judged"
-        reasons = [f"{count} left out ({reason})" for reason, count in sorted(left_out.items())]
-        text += f", {', '.join(reasons)}." if reasons else "."
+        least = settings.consolidate.least_nodes
+        if 0 < len(nodes) <= least:
+            text += f", and {least} keep work (least_nodes)"
+    reasons = [f"{count} left out ({reason})" for reason, count in sorted(left_out.items())]
+    text = f"{', '.join([text, *reasons])}."
+    if moves:
+        text += " Requests under way are not moved: drain each engine first."
     return Consolidation(
         id=pool,
         decided_at=instant(now.ns),

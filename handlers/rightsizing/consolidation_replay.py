@@ -31,11 +31,8 @@ class Replay:
     emptied: tuple[str, ...]
     peaks: tuple[Peak, ...]
     """Of memory and activity of the GPUs, and memory of the hosts, that took work."""
-
-    @property
-    def fits(self) -> bool:
-        """Nothing is above its limit."""
-        return all(round(peak.ratio, 9) <= peak.limit for peak in self.peaks)
+    fits: bool = True
+    """Nothing is above its limit, which is not the same for all."""
 
 
 def replay(
@@ -100,6 +97,7 @@ def replay(
         )
         if moves
         else (),
+        fits=all(round(peak.ratio, 9) <= peak.limit for peak in candidates),
     )
 
 

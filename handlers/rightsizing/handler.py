@@ -6,7 +6,7 @@ import msgspec
 
 from handlers.given import GivenAdvice, GivenState
 from handlers.prices import PriceList
-from handlers.rightsizing.consolidation import pack
+from handlers.rightsizing.consolidation import pack, with_figures_of
 from handlers.rightsizing.consolidation_advice import plan_message, saving_of
 from handlers.rightsizing.consolidation_advice import recommend as consolidate
 from handlers.rightsizing.consolidation_replay import Replay, replay
@@ -128,11 +128,13 @@ class GpuAdviceHandler:
         moves = pack(nodes, limits)
         before = self._plans.get(name, [])
         replayed = replay(nodes, before, limits) if before else None
+        still_fits = replayed is not None and replayed.fits
+        before = with_figures_of(nodes, before) if still_fits else []
         is_better = (saving_of(moves) or 0.0) > (1 + limits.better_ratio) * (
             saving_of(before) or 0.0
         )
         # A plan that still holds stays, though another day would find another: people act on it.
-        if replayed is not None and replayed.fits and not is_better:
+        if before and not is_better:
             moves = before
         else:
             replayed = replay(nodes, moves, limits)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handlers.prices import PriceList, PriceSettings
-from handlers.rightsizing.consolidation import pack
+from handlers.rightsizing.consolidation import pack, with_figures_of
 from handlers.rightsizing.consolidation_advice import saving_of
 from handlers.rightsizing.consolidation_replay import replay
 from handlers.rightsizing.node_loads import Curve, GpuLoad, Measured, NodeLoad, node_loads
@@ -263,6 +263,41 @@ def test_the_replay_finds_what_does_not_fit() -> None:
 
     assert proof is not None
     assert not proof.fits
+
+
+def test_the_replay_holds_what_is_shared_to_its_limit_beside_what_fills_a_gpu_alone() -> None:
+    nodes = [
+        node("n1", load("a", 76)),
+        node("n2", load("a", 34)),
+        node("n3", load("a"), load("b", 40)),
+    ]
+    moves = [
+        Move(
+            node=name, gpu="a", to_node="n3", to_gpu=to,
+            memory_bytes=1.0, busy_ratio=0.1, saving_usd_per_hour=4.0,
+        )
+        for name, to in (("n1", "a"), ("n2", "b"))
+    ]  # fmt: skip
+
+    proof = replay(nodes, moves, ConsolidateSettings(least_nodes=1))
+
+    assert proof is not None
+    assert not proof.fits  # 74 of 72 GB on `b`, though 76 of 80 on `a` are more, and fine
+
+
+def test_moves_that_still_hold_have_the_figures_of_now() -> None:
+    before = [node("n1", load("a", 10), load("b", 10)), node("n2", load("a", 20), load("b", 20))]
+    now = [
+        node("n1", load("a", 12, 0.1, usd=1.0), load("b", 14, 0.2, usd=1.0)),
+        node("n2", load("a", 20), load("b", 20)),
+    ]
+    moves = packed_onto(*before)
+
+    fresh = with_figures_of(now, moves)
+
+    assert told(fresh) == told(moves)
+    assert [(one.memory_bytes, one.busy_ratio) for one in fresh] == [(12 * GB, 0.1), (14 * GB, 0.2)]
+    assert [one.saving_usd_per_hour for one in fresh] == [0.0, 2.0]
 
 
 @pytest.mark.parametrize("seed", range(20))

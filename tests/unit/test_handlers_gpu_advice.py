@@ -191,6 +191,7 @@ def test_a_plan_that_still_fits_is_kept_though_another_day_finds_another() -> No
         (),
         ("n1",),
     }
+    assert of(Consolidation, emits)[-1].moves[0].memory_bytes == 36 * GB
 
 
 def test_a_plan_that_does_not_fit_any_more_is_withdrawn() -> None:
@@ -203,6 +204,28 @@ def test_a_plan_that_does_not_fit_any_more_is_withdrawn() -> None:
     (end,) = of(Decision, emits)
     assert (end.verdict, end.reason) == ("expired", "nothing of it holds any more")
     assert of(Consolidation, emits)[-1].moves == []
+
+
+def test_a_node_that_fell_silent_is_left_out_and_takes_nothing() -> None:
+    before = stream([*TWO, work("n3", 0.1, 0.1)], range(60))
+    after = stream(TWO, range(60, 100), hosts=("n1", "n2"))
+
+    plan = of(Consolidation, said(_one_after_the_other(before, after)))[-1]
+
+    assert plan.left_out == {"a GPU that fell silent": 1}
+    assert [(move.node, move.to_node) for move in plan.moves] == [("n1", "n2")]
+    assert plan.text.endswith(
+        "50% host memory at most, 1 left out (a GPU that fell silent). Requests under way are not "
+        "moved: drain each engine first."
+    )
+
+
+def test_the_plan_says_how_many_nodes_keep_work_where_there_are_no_more() -> None:
+    emits = said(stream(TWO), HandlersSettings(gpu_advice=GpuAdviceSettings(history_hours=1)))
+
+    assert of(Consolidation, emits)[-1].text == (
+        "No node of pool chat can be emptied: 2 could be judged, and 2 keep work (least_nodes)."
+    )
 
 
 def test_a_better_plan_supersedes() -> None:
