@@ -13,7 +13,7 @@ Action = Literal["scale_up", "scale_down", "consolidate", "right_size", "tune_ca
 SCALING: tuple[Action, ...] = ("scale_up", "scale_down")
 """What changes the number of replicas, which is all that an executor can do."""
 HeldReason = Literal[
-    "hold", "unknown", "failure", "saving", "churn", "payback", "rejected", "settling"
+    "hold", "unknown", "failure", "saving", "churn", "payback", "rejected", "settling", "limit"
 ]
 
 
@@ -264,7 +264,7 @@ class HeldAdvice(Message, frozen=True, kw_only=True):
             description="`hold`: not asked for long enough; `unknown`: not all is measured; "
             "`failure`: would not survive one; `saving`: too little; `churn`: too often; "
             "`payback`: too much KV cache lost; `rejected`: of late; `settling`: just carried out; "
-            "null: nothing is held now"
+            "`limit`: `max_replicas` is reached; null: nothing is held now"
         ),
     ]
     text: Annotated[str, Meta(description="why, for people")] = ""

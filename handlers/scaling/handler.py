@@ -153,7 +153,7 @@ class ScalingHandler:
         """What the load of the last while, or the plan, asks for, if anything, or why not."""
         settings, replicas = self._settings, demand.replicas
         desired = desired_replicas(demand.signals, replicas, settings.tolerance_ratio)
-        desired = min(max(desired, settings.min_replicas), settings.max_replicas)
+        desired = max(desired, settings.min_replicas)
         pool.fewest_desired.add(now.ns, -desired)
         pool.most_desired.add(now.ns, desired)
         known_ns = now.ns - since_ns
@@ -161,11 +161,15 @@ class ScalingHandler:
         up = fewest if known_ns >= self._hold_ns["scale_up"] else replicas
         if planned is not None:
             up = max(up, planned.replicas)
+        # A pool that is larger than advice may make it is not to shrink for that.
+        most = max(settings.max_replicas, replicas)
+        if min(up, most) > replicas:
+            return Change("scale_up", min(up, most), demand, planned)
         if up > replicas:
-            return Change("scale_up", up, demand, planned)
+            return Held("scale_up", up, "limit", f"max_replicas is {settings.max_replicas}")
         asked = int(pool.most_desired.value(now.ns) or desired)
         if planned is not None:
-            asked = planned.replicas
+            asked = planned.replicas if planned.replicas < settings.max_replicas else replicas
         elif known_ns < self._hold_ns["scale_down"]:
             asked = replicas
         if asked < replicas:

@@ -460,6 +460,24 @@ def test_limits_hold_whatever_the_load() -> None:
     assert ([a.replicas_to for a in up], [a.replicas_to for a in down]) == ([3], [2])
 
 
+def test_a_pool_at_its_limit_is_told_that_more_is_asked_for() -> None:
+    settings = ScalingSettings(max_replicas=3)
+    player = Player(settings).play(trace(0, 90, 3, BUSY))
+
+    assert player.advice == []
+    (held,) = player.held
+    assert (held.action, held.replicas_to, held.reason) == ("scale_up", 6, "limit")
+    assert held.text == "max_replicas is 3"
+
+
+@pytest.mark.parametrize("load", [BUSY, FINE], ids=["busy", "fine"])
+def test_a_pool_above_the_limit_is_not_advised_to_shrink_for_it(load: Mapping[str, Any]) -> None:
+    player = Player(ScalingSettings(max_replicas=10)).play(trace(0, 330, 20, load))
+
+    assert [held.action for held in player.held if held.action != "scale_up"] == []
+    assert player.advice == []
+
+
 def test_below_the_minimum_is_brought_up() -> None:
     (advice,) = Player(ScalingSettings(min_replicas=2)).play(trace(0, 31, 1, IDLE)).advice
 
