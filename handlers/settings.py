@@ -143,6 +143,13 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
     up_hold_seconds: Annotated[
         float, Meta(ge=0, le=3600, description="too much load must have held this long")
     ] = 30.0
+    panic_ratio: Annotated[
+        float,
+        Meta(ge=1, description="load above so many times the target need not have held …"),
+    ] = 2.0
+    panic_hold_seconds: Annotated[
+        float, Meta(ge=0, le=3600, description="… for `up_hold_seconds`, but only for this long")
+    ] = 6.0
     down_hold_seconds: Annotated[
         float, Meta(ge=0, le=86400, description="too little load must have held this long")
     ] = 300.0

@@ -35,7 +35,8 @@ class Change:
     """What a pool is to be brought to, and the demand that was found.
 
     `planned` is what a forecast asked for; it is the reason where it asked for this target.
-    `loss` is what goes with the KV caches of the replicas that do.
+    `loss` is what goes with the KV caches of the replicas that do. `is_panic`: the load is so high
+    that it was not waited for the whole hold.
     """
 
     action: Direction
@@ -43,6 +44,7 @@ class Change:
     demand: Demand
     planned: Planned | None = None
     loss: CacheLoss | None = None
+    is_panic: bool = False
 
 
 def recommend(
@@ -112,9 +114,11 @@ def confidence(
     return fresh / len(reports) * measured / (SIGNALS * len(reports))
 
 
-def hold_seconds(settings: ScalingSettings, action: Direction) -> float:
-    """How long a condition must have held for `action`."""
-    return settings.up_hold_seconds if action == "scale_up" else settings.down_hold_seconds
+def hold_seconds(settings: ScalingSettings, change: Change) -> float:
+    """How long a condition must have held for `change`."""
+    if change.is_panic:
+        return settings.panic_hold_seconds
+    return settings.up_hold_seconds if change.action == "scale_up" else settings.down_hold_seconds
 
 
 def _evidence(
@@ -142,7 +146,7 @@ def _evidence(
                 signal=name,
                 value=value,
                 threshold=threshold,
-                window_seconds=hold_seconds(settings, change.action),
+                window_seconds=hold_seconds(settings, change),
                 engines=engines,
                 stream_from=stream_from,
                 stream_to=now.sequence,
@@ -212,7 +216,7 @@ def _text(settings: ScalingSettings, change: Change, pool: str, replicas: int) -
         f"{signal.name.replace('_', ' ')} {signal.mean:.2f} per replica (target {signal.target:g})"
         for signal in change.demand.signals
     )
-    held = f"for {hold_seconds(settings, change.action):g} s. Now: {figures}."
+    held = f"for {hold_seconds(settings, change):g} s. Now: {figures}."
     if change.action == "scale_up":
         return (
             f"Scale pool {pool} up from {replicas} to {change.target} replicas: too much load "

@@ -25,7 +25,7 @@ class ScalingHandler:
     """Advises on every pool by the HPA rule (`replicas.py`), or by a plan.
 
     Up: when more replicas have been desired for `up_hold_seconds`, to the fewest desired in that
-    time. Down: when fewer have been desired for `down_hold_seconds`, to the most desired in that
+    time; when more than `panic_ratio` times as many have been, for `panic_hold_seconds`. Down: when fewer have been desired for `down_hold_seconds`, to the most desired in that
     time. The message that completes a condition brings the advice.
 
     With the policy `forecast` and a plan (`plan.py`): up at once to what is planned, or to what
@@ -155,16 +155,25 @@ class ScalingHandler:
         desired = desired_replicas(demand.signals, replicas, settings.tolerance_ratio)
         desired = max(desired, settings.min_replicas)
         pool.fewest_desired.add(now.ns, -desired)
+        pool.fewest_in_panic.add(now.ns, -desired)
         pool.most_desired.add(now.ns, desired)
         known_ns = now.ns - since_ns
         fewest = -int(pool.fewest_desired.value(now.ns) or -desired)
         up = fewest if known_ns >= self._hold_ns["scale_up"] else replicas
+        fewest = -int(pool.fewest_in_panic.value(now.ns) or -desired)
+        is_panic = (
+            known_ns >= self._pools.ttl_ns
+            and fewest > up
+            and fewest > settings.panic_ratio * replicas
+        )
+        if is_panic:
+            up = fewest
         if planned is not None:
             up = max(up, planned.replicas)
         # A pool that is larger than advice may make it is not to shrink for that.
         most = max(settings.max_replicas, replicas)
         if min(up, most) > replicas:
-            return Change("scale_up", min(up, most), demand, planned)
+            return Change("scale_up", min(up, most), demand, planned, is_panic=is_panic)
         if up > replicas:
             return Held("scale_up", up, "limit", f"max_replicas is {settings.max_replicas}")
         asked = int(pool.most_desired.value(now.ns) or desired)

@@ -59,6 +59,7 @@ class Pool:
     engines: ExpiringDict[tuple[str, str], Report]
     hits: ExpiringDict[tuple[str, str], float]  # the prefix caches' last hit ratios
     fewest_desired: RollingMax  # of the negated count: its maximum is the minimum
+    fewest_in_panic: RollingMax  # the same, over a shorter hold
     most_desired: RollingMax
     since_ns: int | None = None  # the load has been known without a break since then
     marks: deque[tuple[int, int]] = dataclasses.field(default_factory=deque)
@@ -149,6 +150,7 @@ class Pools:
             engines=ExpiringDict(self.ttl_ns),
             hits=ExpiringDict(self.marks_ns),
             fewest_desired=RollingMax(max(1, self.hold_ns["scale_up"])),
+            fewest_in_panic=RollingMax(max(1, int(self._settings.panic_hold_seconds * SECOND_NS))),
             most_desired=RollingMax(max(1, self.hold_ns["scale_down"])),
             plan=Plan(self._settings) if self._plans else None,
         )

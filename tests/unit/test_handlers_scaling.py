@@ -14,7 +14,7 @@ from schemas.engines import EngineMetrics
 from schemas.message import Message
 from schemas.protocols import Emit, Moment
 from schemas.scaling import Decision, HeldAdvice, Recommendation
-from schemas.units import to_ns
+from schemas.units import instant, to_ns
 from tests.support.advice import decision, delivered, step
 from tests.support.samples import START_NS, at, engine
 
@@ -149,6 +149,45 @@ def test_the_messages_of_the_evidence_replayed_give_the_same_advice() -> None:
     ]
 
     assert [emit.message for emit in emits] == [advice]
+
+
+FLOOD = BUSY | {"waiting": 25}
+
+
+def test_a_flood_is_not_waited_for_the_whole_hold() -> None:
+    calm, flood = trace(0, 60, 1, FINE, 1.0), trace(61, 80, 1, FLOOD, 1.0)
+
+    (advice,) = Player().play([*calm, *flood]).advice
+
+    assert advice.decided_at == instant(at(66).ns)  # the last calm sample is 6 s old
+    assert (advice.replicas_from, advice.replicas_to) == (1, 5)  # ceil(25 / 5)
+    assert "too much load for 6 s" in advice.text
+    assert {one.window_seconds for one in advice.evidence} == {6.0}
+
+
+def test_a_flood_is_waited_for_until_every_engine_was_heard() -> None:
+    (advice,) = Player().play(trace(0, 60, 2, FLOOD)).advice
+
+    assert advice.decided_at == instant(at(30).ns)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        pytest.param(trace(61, 65, 1, FLOOD, 1.0), id="5 s of it"),
+        pytest.param(trace(61, 85, 1, BUSY, 1.0), id="twice the target"),
+        pytest.param(
+            [
+                *trace(61, 64, 1, FLOOD, 1.0),
+                *trace(65, 65, 1, FINE, 1.0),
+                *trace(66, 70, 1, FLOOD, 1.0),
+            ],
+            id="a break",
+        ),
+    ],
+)
+def test_less_than_a_flood_waits(flood: list[tuple[float, EngineMetrics]]) -> None:
+    assert Player().play([*trace(0, 60, 1, FINE, 1.0), *flood]).advice == []
 
 
 def test_fine_load_gives_no_advice() -> None:
@@ -564,7 +603,7 @@ def test_more_than_was_rejected_is_advised_at_once() -> None:
 
 def test_a_lost_replica_asks_for_more_than_was_rejected() -> None:
     load = {"waiting": 8, "kv": 0.9, "running": 60, "running_max": 64}
-    player = Player().play(trace(0, 100, 3, load))
+    player = Player(ScalingSettings(panic_ratio=3.0)).play(trace(0, 100, 3, load))
     player.hear(101, decision(player.advice[-1], "rejected"))
 
     player.play(trace(105, 200, 2, load | {"waiting": 12}))
