@@ -137,6 +137,14 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
     capacity_target_ratio: Annotated[
         float, Meta(gt=0, le=1, description="aim at this share of the requests that can run")
     ] = 0.80
+    ttft_target_seconds: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="aim at this p95 to the first token; null: it does not count"),
+    ] = None
+    itl_target_seconds: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="aim at this p95 between tokens; null: it does not count"),
+    ] = None
     tolerance_ratio: Annotated[
         float, Meta(ge=0, le=1, description="no advice within this distance of the target")
     ] = 0.10

@@ -105,12 +105,14 @@ def confidence(
 ) -> float:
     """Share of fresh replicas times share of measured values.
 
-    Fresh: heard within half of `ttl_seconds`. Measured: of three signals for each replica. All
-    fresh and measured: 1; one of four silent: 0.75; no replica tells its capacity: 2/3; both:
-    0.5.
+    Fresh: heard within half of `ttl_seconds`. Measured: of three signals for each replica; a
+    latency is null where there was no request, which is no gap. All fresh and measured: 1; one of
+    four silent: 0.75; no replica tells its capacity: 2/3; both: 0.5.
     """
     fresh = sum(2 * (now_ns - report.ns) <= ttl_seconds * SECOND_NS for report in reports)
-    measured = sum(value is not None for signal in signals for value in signal.values)
+    measured = sum(
+        value is not None for signal in signals if not signal.is_latency for value in signal.values
+    )
     return fresh / len(reports) * measured / (SIGNALS * len(reports))
 
 

@@ -24,9 +24,10 @@ from schemas.units import SECOND_NS, instant, to_ns
 class ScalingHandler:
     """Advises on every pool by the HPA rule (`replicas.py`), or by a plan.
 
-    Up: when more replicas have been desired for `up_hold_seconds`, to the fewest desired in that
-    time; when more than `panic_ratio` times as many have been, for `panic_hold_seconds`. Down: when fewer have been desired for `down_hold_seconds`, to the most desired in that
-    time. The message that completes a condition brings the advice.
+    Up: when more replicas have been desired for `up_hold_seconds`, or more than `panic_ratio` times
+    as many for `panic_hold_seconds`, to the fewest desired in that time. Down: when fewer have been
+    desired for `down_hold_seconds`, to the most desired in that time. The message that completes a
+    condition brings the advice.
 
     With the policy `forecast` and a plan (`plan.py`): up at once to what is planned, or to what
     the HPA rule asks for where that is more; down to what is planned.
@@ -154,20 +155,9 @@ class ScalingHandler:
         settings, replicas = self._settings, demand.replicas
         desired = desired_replicas(demand.signals, replicas, settings.tolerance_ratio)
         desired = max(desired, settings.min_replicas)
-        pool.fewest_desired.add(now.ns, -desired)
-        pool.fewest_in_panic.add(now.ns, -desired)
         pool.most_desired.add(now.ns, desired)
         known_ns = now.ns - since_ns
-        fewest = -int(pool.fewest_desired.value(now.ns) or -desired)
-        up = fewest if known_ns >= self._hold_ns["scale_up"] else replicas
-        fewest = -int(pool.fewest_in_panic.value(now.ns) or -desired)
-        is_panic = (
-            known_ns >= self._pools.ttl_ns
-            and fewest > up
-            and fewest > settings.panic_ratio * replicas
-        )
-        if is_panic:
-            up = fewest
+        up, is_panic = self._asked_up(pool, replicas, desired, known_ns, now.ns)
         if planned is not None:
             up = max(up, planned.replicas)
         # A pool that is larger than advice may make it is not to shrink for that.
@@ -195,6 +185,20 @@ class ScalingHandler:
             text = f"the load is low, but {missing} is not measured"
             return Held("scale_down", replicas - 1, "unknown", text)
         return None
+
+    def _asked_up(
+        self, pool: Pool, replicas: int, desired: int, known_ns: int, now_ns: int
+    ) -> tuple[int, bool]:
+        """The fewest replicas desired in the hold; or in the shorter one of panic, and if so."""
+        pool.fewest_desired.add(now_ns, -desired)
+        pool.fewest_in_panic.add(now_ns, -desired)
+        held = -int(pool.fewest_desired.value(now_ns) or -desired)
+        up = held if known_ns >= self._hold_ns["scale_up"] else replicas
+        fewest = -int(pool.fewest_in_panic.value(now_ns) or -desired)
+        is_flood = fewest > max(up, self._settings.panic_ratio * replicas)
+        if is_flood and known_ns >= self._pools.ttl_ns:  # by then every engine was heard
+            return fewest, True
+        return up, False
 
     def _is_news(self, pool: Pool, change: Change, now: Moment) -> bool:
         """Whether this change is a new decision, given the last one."""

@@ -9,6 +9,9 @@ from schemas.engines import EngineMetrics
 
 WAITING, KV_CACHE, CAPACITY = "requests_waiting", "kv_cache_usage_ratio", "capacity_usage_ratio"
 SIGNALS = 3
+TTFT, ITL = "ttft_p95_seconds", "itl_p95_seconds"
+LATENCY_MOST = 2.0
+"""Latency grows faster than load: for it at most twice as many replicas, HPA's default limit."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -16,6 +19,7 @@ class Signal:
     """One load signal: a value per replica (None = not measured), at least one of them known.
 
     `saturation` is the value at which a replica can take no more; None where there is no limit.
+    A latency is none that replicas share: one without requests has none, and tells nothing.
     """
 
     name: str
@@ -24,20 +28,27 @@ class Signal:
     values: tuple[float | None, ...]
 
     @property
+    def is_latency(self) -> bool:
+        """Whether it is how long requests take."""
+        return self.name in (TTFT, ITL)
+
+    @property
     def mean(self) -> float:
         """The mean of the replicas that were measured."""
         known = [value for value in self.values if value is not None]
         return math.fsum(known) / len(known)
 
     def total(self, missing: float) -> float:
-        """The sum over all replicas, each unknown one counted as `missing`."""
+        """The sum over all replicas, an unknown one counted as `missing`, a latency as the mean."""
+        if self.is_latency:
+            missing = self.mean
         return math.fsum(missing if value is None else value for value in self.values)
 
 
 def measure(engines: Sequence[EngineMetrics], settings: ScalingSettings) -> list[Signal]:
     """The signals that at least one replica measured."""
     candidates: tuple[
-        tuple[str, float, float | None, Callable[[EngineMetrics], float | None]], ...
+        tuple[str, float | None, float | None, Callable[[EngineMetrics], float | None]], ...
     ] = (
         (WAITING, settings.waiting_per_replica_target, None, lambda e: e.requests_waiting),
         (
@@ -47,10 +58,13 @@ def measure(engines: Sequence[EngineMetrics], settings: ScalingSettings) -> list
             lambda e: e.kv_cache_usage_ratio,
         ),
         (CAPACITY, settings.capacity_target_ratio, 1.0, _capacity_usage),
+        (TTFT, settings.ttft_target_seconds, None, lambda e: e.ttft_p95_seconds),
+        (ITL, settings.itl_target_seconds, None, lambda e: e.itl_p95_seconds),
     )
     signals = [
         Signal(name, target, saturation, tuple(read(engine) for engine in engines))
         for name, target, saturation, read in candidates
+        if target is not None
     ]
     return [signal for signal in signals if any(value is not None for value in signal.values)]
 
@@ -74,13 +88,13 @@ def desired_replicas(signals: Sequence[Signal], replicas: int, tolerance_ratio: 
 
     def ratio(signal: Signal, missing: float) -> float:
         # Rounded, so that a value exactly on an edge is not past it by a float's last bit.
-        return round(signal.total(missing) / replicas / signal.target, 9)
+        found = round(signal.total(missing) / replicas / signal.target, 9)
+        return min(found, LATENCY_MOST) if signal.is_latency else found
 
     up = max(ratio(signal, 0.0) for signal in signals)
     if up > 1 + tolerance_ratio:
         return math.ceil(round(replicas * up, 9))
-    known = {signal.name for signal in signals}
-    if WAITING not in known or len(known) == 1:
+    if _missing(signals):
         return replicas
     down = max(ratio(signal, signal.target) for signal in signals)
     if down < 1 - tolerance_ratio:
@@ -90,9 +104,14 @@ def desired_replicas(signals: Sequence[Signal], replicas: int, tolerance_ratio: 
 
 def lacking(signals: Sequence[Signal], tolerance_ratio: float) -> str:
     """What is not measured, but for which fewer would be desired; empty: nothing."""
-    known = {signal.name for signal in signals}
     if any(signal.mean / signal.target >= 1 - tolerance_ratio for signal in signals):
         return ""
+    return _missing(signals)
+
+
+def _missing(signals: Sequence[Signal]) -> str:
+    """The queue, or a measure of fullness, where it is not measured; empty: both are."""
+    known = {signal.name for signal in signals}
     if WAITING not in known:
         return WAITING
-    return f"{KV_CACHE} or {CAPACITY}" if len(known) == 1 else ""
+    return "" if known & {KV_CACHE, CAPACITY} else f"{KV_CACHE} or {CAPACITY}"

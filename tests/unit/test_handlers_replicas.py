@@ -17,6 +17,10 @@ def capacity(*values: float | None) -> Signal:
     return Signal("capacity_usage_ratio", 0.80, 1.0, values)
 
 
+def ttft(*values: float | None) -> Signal:
+    return Signal("ttft_p95_seconds", 2.0, None, values)
+
+
 @pytest.mark.parametrize(
     ("signals", "replicas", "desired"),
     [
@@ -48,6 +52,17 @@ def capacity(*values: float | None) -> Signal:
         pytest.param(
             [waiting(0, 0, 0, 0), capacity(0.8, 0.8, 0.8, 0)], 4, 3, id="2.4/0.80 = 3, not 3.0…1"
         ),
+        pytest.param([waiting(0, 0), kv(0.4, 0.4), ttft(3, 3)], 2, 3, id="2 * 3/2"),
+        pytest.param([ttft(30, 30)], 2, 4, id="latency at most doubles"),
+        pytest.param([ttft(3, None)], 2, 3, id="up: one without requests has no latency"),
+        pytest.param(
+            [waiting(0, 0, 0, 0), kv(0, 0, 0, 0), ttft(1, None, None, None)],
+            4,
+            2,
+            id="down: 4 * 1/2, nor has it then",
+        ),
+        pytest.param([waiting(0, 0), ttft(0.1, 0.1)], 2, 2, id="latency proves no spare room"),
+        pytest.param([kv(0.1, 0.1), ttft(0.1, 0.1)], 2, 2, id="nor an empty queue"),
     ],
 )
 def test_the_hpa_rule(signals: list[Signal], replicas: int, desired: int) -> None:
@@ -59,6 +74,9 @@ def test_the_hpa_rule(signals: list[Signal], replicas: int, desired: int) -> Non
     [
         pytest.param([waiting(0), kv(0.1)], "", id="queue and fullness are known"),
         pytest.param([waiting(0)], "kv_cache_usage_ratio or capacity_usage_ratio", id="no room"),
+        pytest.param(
+            [waiting(0), ttft(0.1)], "kv_cache_usage_ratio or capacity_usage_ratio", id="latency"
+        ),
         pytest.param([kv(0.1), capacity(0.1)], "requests_waiting", id="no queue"),
         pytest.param([kv(0.8)], "", id="the load is not low anyway: 0.8 / 0.85 = 0.94"),
     ],
@@ -75,6 +93,19 @@ def test_only_measured_signals_count() -> None:
     signals = measure(engines, ScalingSettings())
 
     assert [(signal.name, signal.values) for signal in signals] == [("requests_waiting", (3, None))]
+
+
+def test_latency_counts_where_it_has_a_target() -> None:
+    engines = [engine("a", ttft_p95_seconds=1.5, itl_p95_seconds=0.02), engine("b")]
+    settings = ScalingSettings(ttft_target_seconds=2.0)
+
+    signals = measure(engines, settings)
+
+    assert measure(engines, ScalingSettings()) == []
+    assert [(one.name, one.target, one.values) for one in signals] == [
+        ("ttft_p95_seconds", 2.0, (1.5, None))
+    ]
+    assert signals[0].total(0.0) == 3.0
 
 
 def test_capacity_is_running_against_the_most_that_can_run() -> None:

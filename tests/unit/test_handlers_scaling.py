@@ -151,6 +151,29 @@ def test_the_messages_of_the_evidence_replayed_give_the_same_advice() -> None:
     assert [emit.message for emit in emits] == [advice]
 
 
+def test_latency_above_its_target_brings_advice_that_says_so() -> None:
+    slow = FINE | {"ttft_p95_seconds": 3.0}
+    settings = ScalingSettings(ttft_target_seconds=2.0)
+
+    (advice,) = Player(settings).play(trace(0, 30, 2, slow)).advice
+
+    assert (advice.replicas_to, advice.reason) == (3, "ttft_p95_seconds")  # 2 * 3/2
+    evidence = next(one for one in advice.evidence if one.signal == "ttft_p95_seconds")
+    assert (evidence.value, evidence.threshold) == (3.0, 2.0)
+    assert "ttft p95 seconds 3.00 per replica (target 2)" in advice.text
+    assert advice.confidence_ratio == 1.0
+
+
+def test_latency_near_its_target_keeps_the_replicas() -> None:
+    settings = ScalingSettings(ttft_target_seconds=2.0)
+    slow, quick = (IDLE | {"ttft_p95_seconds": seconds} for seconds in (1.9, 0.5))
+
+    assert Player(settings).play(trace(0, 330, 4, slow)).advice == []
+    # 4 * 0.5 / 2 = 1 carries that latency, and one to lose.
+    (advice,) = Player(settings).play(trace(0, 330, 4, quick)).advice
+    assert advice.replicas_to == 2
+
+
 FLOOD = BUSY | {"waiting": 25}
 
 
