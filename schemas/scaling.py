@@ -12,6 +12,8 @@ from schemas.units import Count, Instant, Number, Ratio, Seconds, Token
 Action = Literal["scale_up", "scale_down", "consolidate", "right_size", "tune_cache"]
 SCALING: tuple[Action, ...] = ("scale_up", "scale_down")
 """What changes the number of replicas, which is all that an executor can do."""
+ROLLBACK = "rollback"
+"""`reason` of advice to go back after an execution that failed, given by the executor."""
 HeldReason = Literal[
     "hold", "unknown", "failure", "saving", "churn", "payback", "rejected", "settling", "limit"
 ]

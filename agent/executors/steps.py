@@ -4,10 +4,8 @@ import dataclasses
 
 import msgspec
 
-from schemas.scaling import Evidence, Execution, Recommendation
+from schemas.scaling import ROLLBACK, Evidence, Execution, Recommendation
 from schemas.units import instant
-
-ROLLBACK = "rollback"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

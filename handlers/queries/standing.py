@@ -15,7 +15,7 @@ from schemas.api import Filter, RecommendationsReply, UtilizationReply
 from schemas.consolidation import Consolidation, ConsolidationsReply
 from schemas.protocols import Call, Clock, RequestError
 from schemas.report import OpportunitiesReply, TrendsReply, WasteReply
-from schemas.scaling import Action, Decision, Execution, HeldAdvice, Recommendation
+from schemas.scaling import ROLLBACK, Action, Decision, Execution, HeldAdvice, Recommendation
 from schemas.spending import Opportunity, Trend, Waste
 from schemas.units import SECOND_NS, instant, to_ns
 
@@ -29,6 +29,8 @@ _MINUTE_NS = 60 * SECOND_NS
 _LONG_NS = 15 * _MINUTE_NS
 _FEW = 20
 _HELD_NS = 20 * _MINUTE_NS
+_STANDS_NS = 24 * 60 * _MINUTE_NS
+"""Longer stands no advice."""
 _CLOSING = frozenset({"rejected", "superseded", "expired"})
 # A trend is of whole hours, and told after each of them.
 _TREND_SECONDS = 2 * 3600.0
@@ -113,6 +115,8 @@ class Standing:
             raise RequestError(400, "node: recommendations are about pools")
         now_ns = self._clock()
         advice = await self._reader.last("RECOMMENDATIONS", Recommendation)
+        advice += await self._beside_rollbacks(advice, now_ns)
+        advice = list({one.recommendation_id: one for one in advice}.values())
         superseded = {row.supersedes for row in advice}
         rows = [
             row
@@ -131,6 +135,38 @@ class Standing:
             text="" if rows else "no advice stands",
             held=await self._held(request.pool, request.limit, now_ns),
         )
+
+    async def _beside_rollbacks(
+        self, advice: list[Recommendation], now_ns: int
+    ) -> list[Recommendation]:
+        """What advice to go back hides, and what hides it: both are on the subject of their action.
+
+        Of a rollback that is the last of its subject, the advice before it; of a failed execution
+        the rollback that it names, where newer advice is the last.
+        """
+        last = {one.recommendation_id for one in advice}
+        found: list[Recommendation] = []
+        for one in advice:
+            if one.reason == ROLLBACK and to_ns(one.expires_at) > now_ns:
+                span = now_ns - _STANDS_NS, to_ns(one.decided_at) + _MINUTE_NS
+                before = await self._between(one.pool, one.action, span)
+                found += [other for other in before if other.reason != ROLLBACK][-1:]
+        span = now_ns - _STANDS_NS, now_ns + _MINUTE_NS
+        failed = await self._reader.between(
+            "RECOMMENDATIONS", Execution, "execution.failed.*", *span
+        )
+        for step in failed:
+            if step.rollback is not None and step.rollback not in last:
+                told_ns = to_ns(step.observed_at)
+                told = await self._between(
+                    step.pool, "*", (told_ns - _MINUTE_NS, told_ns + _MINUTE_NS)
+                )
+                found += [one for one in told if one.recommendation_id == step.rollback]
+        return found
+
+    async def _between(self, pool: str, action: str, span: tuple[int, int]) -> list[Recommendation]:
+        subject = f"recommendation.{action}.{pool}"
+        return await self._reader.between("RECOMMENDATIONS", Recommendation, subject, *span)
 
     async def _closed(self, rows: list[Recommendation], now_ns: int) -> set[str]:
         """Which of these were rejected, ended or carried out, by their ids.

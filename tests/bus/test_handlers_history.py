@@ -407,6 +407,30 @@ async def test_only_standing_advice_is_listed(bus: Bus) -> None:
     assert [row.recommendation_id for row in one_pool.rows] == ["f.scale_down.2"]
 
 
+@pytest.mark.parametrize("is_last", [True, False], ids=["back last", "newer last"])
+async def test_advice_to_go_back_and_other_advice_on_its_subject_stand_both(
+    bus: Bus, is_last: bool
+) -> None:
+    up, down = advice("scale_up", "p", 1), advice("scale_down", "p", 2)
+    back = advice("scale_down", "p", 1, recommendation_id=f"{up.recommendation_id}.rollback",
+                  reason="rollback")  # fmt: skip
+    failed = msgspec.structs.replace(
+        succeeded(up, dry_run=False), phase="failed", rollback=back.recommendation_id
+    )
+    older = advice("scale_down", "p", 0)
+    await recorded(bus, older, *([down, back] if is_last else [back, down]), failed)
+    await recorded(bus, verdict(older, "superseded"))
+
+    payload = await ask(bus, "api.optimize.scale_down", {"pool": "p"})
+    reply = msgspec.json.decode(payload, type=RecommendationsReply)
+    await recorded(bus, verdict(down, "expired"), verdict(back, "rejected"))
+    after = await ask(bus, "api.optimize.scale_down", {"pool": "p"})
+
+    listed = {row.recommendation_id for row in reply.rows}
+    assert listed == {back.recommendation_id, down.recommendation_id}
+    assert msgspec.json.decode(after, type=RecommendationsReply).rows == []
+
+
 @pytest.mark.parametrize("number", [2, 25], ids=["a few", "many"])
 async def test_advice_that_stands_for_long_is_closed_by_what_was_said_of_its_pool(
     bus: Bus, number: int
