@@ -11,6 +11,7 @@ from schemas.changes import CacheCause, CacheChange
 from schemas.engines import CacheMetrics
 from schemas.units import SECOND_NS, to_ns
 
+OURS = "resource-agent"
 COUNTERS = (
     "hits_total",
     "misses_total",
@@ -53,6 +54,11 @@ class Window:
         self.begin = begin
         self.end = end
         self.seconds = (to_ns(end.observed_at) - to_ns(begin.observed_at)) / SECOND_NS
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is our own cache, whose settings have names that we know."""
+        return self.end.source == OURS
 
     @property
     def is_whole(self) -> bool:
@@ -166,6 +172,11 @@ def _thrash(window: Window, settings: TuneCacheSettings) -> Finding:
     if returned is not None and evicted is not None and evicted >= settings.least_events:
         value = returned / evicted
     text = "Give it more room, or a policy that keeps what comes back."
+    if window.is_ours:
+        text = (
+            "Give it more room (max_size_mb), or a policy that keeps what comes back "
+            "(eviction_policy)."
+        )
     return Finding(
         "returned_by_evicted_ratio",
         value,
@@ -181,7 +192,7 @@ def _ttl_short(window: Window, settings: TuneCacheSettings) -> Finding:
     value = None
     if expired is not None and window.lookups and sum(window.lookups) >= settings.least_events:
         value = expired / sum(window.lookups)
-    text = "Give entries a longer TTL"
+    text = "Give entries a longer TTL (Fleet-Ttl-Seconds)"
     if expired and late is not None:
         text += f": they are asked for {late / expired:.0f} s after its end, on average"
     return Finding(
@@ -208,7 +219,8 @@ def _ttl_long(window: Window, settings: TuneCacheSettings) -> Finding:
         CacheChange(
             instance=window.end.instance,
             cause="ttl_long",
-            text="Give entries a shorter TTL: they lie in RAM from their last use to its end.",
+            text="Give entries a shorter TTL (Fleet-Ttl-Seconds): they lie in RAM from their last "
+            "use to its end.",
             signal="held_bytes",
             now=held,
             expected=None if held is None else 0.0,
@@ -227,13 +239,14 @@ def _nearly_full(window: Window, settings: TuneCacheSettings) -> Finding:
     gains = returned is None or (lookups > 0 and returned / lookups >= settings.least_gain_ratio)
     is_short = evicted is not None and evicted >= settings.least_events
     value = window.usage_ratio if is_short and gains else None
+    room = "more room (max_size_mb)" if window.is_ours else "more room"
     return Finding(
         "usage_ratio",
         value,
         settings.full_ratio,
         (*window.usage_fields, "evictions_total"),
         _change(
-            window, "nearly_full", "Give it more room: it evicts what it has none for.", returned
+            window, "nearly_full", f"Give it {room}: it evicts what it has none for.", returned
         ),
     )
 

@@ -207,10 +207,22 @@ class TuneCacheHandler:
         )
 
 
+_MEASURED: dict[CacheCause, str] = {
+    "off": "it is switched off",
+    "thrash": "{value:.2f} lookups of what it evicted for each eviction, above {threshold:g}",
+    "ttl_short": "{value:.1%} of the lookups find what has expired, above {threshold:.0%}",
+    "ttl_long": "{value:.1%} of its RAM is held from last use to expiry, above {threshold:.0%}",
+    "nearly_full": "{value:.1%} of its RAM is used, above {threshold:.0%}, and it evicts",
+    "low_hit_ratio": "{value:.1%} of what is looked up is found, below {threshold:.0%}",
+}
+
+
 def _in_words(one: _Confirmed) -> str:
     finding, change = one.finding, one.finding.change
-    value = "not measured now" if finding.value is None else f"{finding.value:.3f}"
-    measured = f"{finding.signal.replace('_', ' ')} {value}, threshold {finding.threshold:g}"
+    measured = "not measured now"
+    if finding.value is not None:
+        words = _MEASURED[change.cause]
+        measured = words.format(value=finding.value, threshold=finding.threshold)
     expected = ""
     if change.expected is not None and change.now is not None:
         if change.signal == "hit_ratio":

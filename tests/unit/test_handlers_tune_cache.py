@@ -121,10 +121,43 @@ def test_thrash_is_told_after_three_windows_with_its_expected_hit_ratio() -> Non
     assert thrash.expected == pytest.approx((300 + 450) / 1000)
     assert thrash.formula == "(hits 300 + misses that would be hits 450) / lookups 1000"
     assert one.text.startswith(
-        "Tune the cache of default. c1 (thrash): returned by evicted ratio 0.900, threshold 0.25. "
+        "Tune the cache of default. c1 (thrash): 0.90 lookups of what it evicted for each "
+        "eviction, above 0.25. Give it more room (max_size_mb), or a policy that keeps what comes "
+        "back (eviction_policy). "
     )
     assert "Hit ratio now 30.0%, then up to 75.0%: (hits 300 + misses" in one.text
     assert (one.replicas_from, one.replicas_to, one.saving_usd_per_hour) == (1, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("counters", "fixed", "text"),
+    [
+        pytest.param(
+            {},
+            {"is_enabled": False, "hit_ratio": 0.8},
+            "it is switched off. Switch it on",
+            id="off",
+        ),
+        pytest.param(
+            {"hits_total": 490.0, "misses_total": 510.0},
+            {},
+            "49.0% of what is looked up is found, below 50%. Look at what is asked for",
+            id="low",
+        ),
+        pytest.param(
+            {"evictions_total": 100.0},
+            {"usage_ratio": 0.95, "source": "lmcache", "namespace": "lmcache"},
+            "95.0% of its RAM is used, above 90%, and it evicts. Give it more room: it",
+            id="LMCache",
+        ),
+    ],
+)
+def test_what_is_measured_and_what_to_change_are_said_in_words(
+    counters: dict[str, float], fixed: dict[str, Any], text: str
+) -> None:
+    (one,) = advice(said(counting(0, HOUR, counters, **fixed)))
+
+    assert f"c1 ({one.reason}): {text}" in one.text
 
 
 def test_evidence_names_the_messages_and_fields_of_the_windows_that_confirmed_it() -> None:
