@@ -47,7 +47,7 @@ class GpuChange(msgspec.Struct, frozen=True, kw_only=True):
 
     gpu_from: Annotated[str, Meta(description="`name` of GpuMetrics")]
     gpu_to: Annotated[str, Meta(description="as a driver writes it, of `handlers.gpu_models`")]
-    gpus: Annotated[Count, Meta(description="how many there are of it")]
+    gpus: Annotated[Count, Meta(description="how many of it work")]
     memory_needed_bytes: Annotated[Number, Meta(description="at most, of one GPU")]
     memory_bytes: Annotated[Number, Meta(description="of one of the new model")]
     memory_needed_bytes_per_second: Annotated[Number, Meta(description="bandwidth, of one GPU")]

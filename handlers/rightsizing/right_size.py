@@ -54,17 +54,16 @@ def right_sizes(
 ) -> list[RightSize]:
     """For each model in the pool the cheapest one that fits, where it saves enough.
 
-    None for a model of which one GPU has a gap of more than a tenth in memory, bandwidth or
-    tensor activity, no price, MIG, or figures that are not known, or is silent; nor where none
-    was as active as `active_ratio`: what is idle is to be released, not replaced.
+    GPUs that never were as active as `active_ratio` do not count: what is idle is to be released,
+    not replaced. None for a model of which one of the others has a gap of more than a tenth in
+    memory, bandwidth or tensor activity, no price, MIG, or figures that are not known, or is
+    silent.
     """
     found = []
     ordered = sorted(gpus, key=lambda one: one.part.name or "")
     for _, same in groupby(ordered, key=lambda one: one.part.name or ""):
-        of_model = list(same)
-        if all(_is_idle(gpu, active_ratio) for gpu in of_model):
-            continue
-        best = _best(of_model, pool, models, prices, settings)
+        working = [gpu for gpu in same if not _is_idle(gpu, active_ratio)]
+        best = _best(working, pool, models, prices, settings) if working else None
         if best is not None:
             found.append(best)
     return found

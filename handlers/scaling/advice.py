@@ -36,7 +36,8 @@ class Change:
 
     `planned` is what a forecast asked for; it is the reason where it asked for this target.
     `loss` is what goes with the KV caches of the replicas that do. `is_panic`: the load is so high
-    that it was not waited for the whole hold.
+    that it was not waited for the whole hold. `asked`: upwards, what would be the target but for
+    `max_replicas`.
     """
 
     action: Direction
@@ -45,6 +46,7 @@ class Change:
     planned: Planned | None = None
     loss: CacheLoss | None = None
     is_panic: bool = False
+    asked: int = 0
 
 
 def recommend(
@@ -135,7 +137,7 @@ def _evidence(
     survivors = max(1, change.target - settings.failures_survived)
     for signal in demand.signals:
         values = {signal.name: (signal.mean, signal.target)}
-        if change.action == "scale_down":
+        if change.action == "scale_down" and not signal.is_latency:
             projected = demand.total(signal) / survivors
             values[f"{signal.name}_projected"] = (projected, demand.limit(signal))
         engines = [
@@ -220,10 +222,13 @@ def _text(settings: ScalingSettings, change: Change, pool: str, replicas: int) -
     )
     held = f"for {hold_seconds(settings, change):g} s. Now: {figures}."
     if change.action == "scale_up":
-        return (
+        text = (
             f"Scale pool {pool} up from {replicas} to {change.target} replicas: too much load "
             f"{held} New replicas are expected to serve after {settings.startup_lead_seconds:g} s."
         )
+        if change.asked > change.target:
+            text += f" The load asks for {change.asked}, but max_replicas is {change.target}."
+        return text
     return (
         f"Scale pool {pool} down from {replicas} to {change.target} replicas: too little load "
         f"{held}"

@@ -68,7 +68,10 @@ class Caches:
         """
         used = [tokens for engine in self.engines if (tokens := _used(engine)) is not None]
         if len(used) < len(self.engines):
-            return CacheLoss(unknown="kv_cache_usage_ratio by kv_cache_capacity_tokens")
+            known = all(engine.kv_cache_usage_ratio is not None for engine in self.engines)
+            return CacheLoss(
+                unknown="kv_cache_capacity_tokens" if known else "kv_cache_usage_ratio"
+            )
         if not any(used):
             return CacheLoss(0.0, 0.0)
         if self.hit_ratio is None:

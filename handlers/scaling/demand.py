@@ -87,7 +87,9 @@ class Demand:
     def needed(self) -> int:
         """The fewest replicas that carry it with every signal at or below its limit; 0: none is.
 
-        A KV cache used to 1.6 replicas, target 0.85 → 2; 1.7 → 2; 1.71 → 3; with a plan 2.
+        A KV cache used to 1.6 replicas, target 0.85 → 2; 1.7 → 2; 1.71 → 3; with a plan 2. By
+        what can be shared out: how latency would be with fewer is not known.
         """
+        loads = [one for one in self.signals if not one.is_latency]
         # Rounded, so that a total exactly on the limit is not above it by a float's last bit.
-        return max(math.ceil(round(self.total(one) / self.limit(one), 9)) for one in self.signals)
+        return max(math.ceil(round(self.total(one) / self.limit(one), 9)) for one in loads)

@@ -160,14 +160,14 @@ class ScalingHandler:
         up, is_panic = self._asked_up(pool, replicas, desired, known_ns, now.ns)
         if planned is not None:
             up = max(up, planned.replicas)
-        # A pool that is larger than advice may make it is not to shrink for that.
-        most = max(settings.max_replicas, replicas)
-        if min(up, most) > replicas:
-            return Change("scale_up", min(up, most), demand, planned, is_panic=is_panic)
+        target = min(up, settings.max_replicas)
+        if target > replicas:
+            return Change("scale_up", target, demand, planned, is_panic=is_panic, asked=up)
         if up > replicas:
             return Held("scale_up", up, "limit", f"max_replicas is {settings.max_replicas}")
         asked = int(pool.most_desired.value(now.ns) or desired)
         if planned is not None:
+            # A pool that is larger than a plan may make it is not to shrink for that.
             asked = planned.replicas if planned.replicas < settings.max_replicas else replicas
         elif known_ns < self._hold_ns["scale_down"]:
             asked = replicas

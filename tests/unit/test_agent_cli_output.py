@@ -93,7 +93,11 @@ def test_lines_are_folded_between_words_on_a_terminal_but_what_is_to_be_copied_i
     ]
 
 
-def test_lines_that_no_terminal_shows_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_that_no_terminal_shows_stay_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+
     print_lines(LINES)
 
     assert capsys.readouterr().out.splitlines() == list(LINES)

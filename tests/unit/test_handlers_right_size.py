@@ -140,7 +140,7 @@ def test_gpus_that_are_idle_are_to_be_released_not_replaced(
     one = measured(history(0.25), history(0.01), history(0.01), busy=busy)
     idle = measured(history(0.0), history(0.0), history(0.0), gpu="g1", busy=0.0)
 
-    assert bool(found(one, idle)) == is_found
+    assert [size.change.gpus for size in found(one, idle)] == ([1] if is_found else [])
 
 
 @pytest.mark.parametrize(

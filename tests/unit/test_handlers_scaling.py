@@ -169,9 +169,11 @@ def test_latency_near_its_target_keeps_the_replicas() -> None:
     slow, quick = (IDLE | {"ttft_p95_seconds": seconds} for seconds in (1.9, 0.5))
 
     assert Player(settings).play(trace(0, 330, 4, slow)).advice == []
-    # 4 * 0.5 / 2 = 1 carries that latency, and one to lose.
     (advice,) = Player(settings).play(trace(0, 330, 4, quick)).advice
     assert advice.replicas_to == 2
+    assert [one.signal for one in advice.evidence if one.signal.startswith("ttft")] == [
+        "ttft_p95_seconds"
+    ]
 
 
 FLOOD = BUSY | {"waiting": 25}
@@ -520,6 +522,7 @@ def test_limits_hold_whatever_the_load() -> None:
     down = Player(settings).play(trace(0, 301, 3, IDLE)).advice
 
     assert ([a.replicas_to for a in up], [a.replicas_to for a in down]) == ([3], [2])
+    assert up[0].text.endswith(" but max_replicas is 3.")
 
 
 def test_a_pool_at_its_limit_is_told_that_more_is_asked_for() -> None:
