@@ -46,7 +46,10 @@ class Signal:
 
 
 def measure(engines: Sequence[EngineMetrics], settings: ScalingSettings) -> list[Signal]:
-    """The signals that at least one replica measured."""
+    """The signals that at least one replica measured.
+
+    One that sleeps has no queue because it serves nothing, so it counts as not measured.
+    """
     candidates: tuple[
         tuple[str, float | None, float | None, Callable[[EngineMetrics], float | None]], ...
     ] = (
@@ -62,7 +65,12 @@ def measure(engines: Sequence[EngineMetrics], settings: ScalingSettings) -> list
         (ITL, settings.itl_target_seconds, None, lambda e: e.itl_p95_seconds),
     )
     signals = [
-        Signal(name, target, saturation, tuple(read(engine) for engine in engines))
+        Signal(
+            name,
+            target,
+            saturation,
+            tuple(None if engine.is_sleeping else read(engine) for engine in engines),
+        )
         for name, target, saturation, read in candidates
         if target is not None
     ]

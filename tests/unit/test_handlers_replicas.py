@@ -95,6 +95,17 @@ def test_only_measured_signals_count() -> None:
     assert [(signal.name, signal.values) for signal in signals] == [("requests_waiting", (3, None))]
 
 
+def test_a_replica_that_sleeps_is_no_spare_room() -> None:
+    awake = engine("a", waiting=0, kv=0.3)
+    asleep = engine("b", waiting=0, kv=0.0, is_sleeping=True)
+
+    signals = measure([awake, asleep], ScalingSettings())
+
+    assert [signal.values for signal in signals] == [(0, None), (0.3, None)]
+    assert desired_replicas(signals, 2, tolerance_ratio=0.10) == 2
+    assert measure([asleep], ScalingSettings()) == []
+
+
 def test_latency_counts_where_it_has_a_target() -> None:
     engines = [engine("a", ttft_p95_seconds=1.5, itl_p95_seconds=0.02), engine("b")]
     settings = ScalingSettings(ttft_target_seconds=2.0)
