@@ -11,7 +11,8 @@ from tests.support.samples import engine
 
 def demand(*engines: EngineMetrics, p90: float | None = None) -> Demand:
     expected = None if p90 is None else Expected(p90, 900.0)
-    return Demand(engines, measure(engines, ScalingSettings()), expected)
+    settings = ScalingSettings(ttft_target_seconds=2.0)
+    return Demand(engines, measure(engines, settings), expected)
 
 
 def kv(*values: float | None) -> Demand:
@@ -28,6 +29,9 @@ def kv(*values: float | None) -> Demand:
         pytest.param(demand(engine(waiting=1), engine("e1", kv=0)), 2, id="queue: 1 + 5, target 5"),
         pytest.param(demand(engine(running=64, running_max=64)), 2, id="1.0 / 0.80"),
         pytest.param(kv(0, 0), 0, id="nothing to carry"),
+        pytest.param(
+            demand(engine(kv=0.1, ttft_p95_seconds=6.0)), 1, id="nobody knows of the latency then"
+        ),
     ],
 )
 def test_the_load_of_now_needs_replicas(found: Demand, replicas: int) -> None:

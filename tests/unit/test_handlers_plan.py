@@ -123,6 +123,17 @@ def test_after_a_day_a_pool_shrinks_to_what_also_survives_the_loss_of_one(histor
     assert projected.threshold == 1.0
 
 
+def test_a_plan_that_is_cut_at_the_limit_shrinks_no_pool_to_it(history: bytes) -> None:
+    pool = Pool(msgspec.structs.replace(FORECAST, max_replicas=13), replicas=20)
+    pool.handler.restore(history)
+    pool.minute = DAY + 30
+
+    pool.play([1300.0] * 6)
+
+    assert plans(pool)[0]["policy"]["ordered"][-1] == 13
+    assert pool.advice == []
+
+
 def test_before_every_engine_was_heard_the_plan_asks_for_nothing(history: bytes) -> None:
     pool = after_a_day(history, replicas=20).play([1100.0])
 
