@@ -67,7 +67,7 @@ def _listed(
 # GB, GB/s, dense TFLOPS in BF16 (T4: FP16): half of what data sheets give with sparsity. The
 # expressions are those of the prices, so that a GPU without a price is none that can be advised.
 BUILT_IN = (
-    _listed(r"\bB300\b", "NVIDIA B300", 288, 8000, 2500, 10.3),
+    _listed(r"\bB300\b", "NVIDIA B300", 288, 8000, 2250, 10.3),
     _listed(r"\bB200\b", "NVIDIA B200", 180, 8000, 2250, 10.0),
     _listed(r"\bH200\b", "NVIDIA H200", 141, 4800, 989, 9.0),
     _listed(r"\bH100 NVL\b", "NVIDIA H100 NVL", 94, 3900, 835, 9.0),
