@@ -46,10 +46,10 @@ async def test_a_reindex_restores_what_was_lost_of_the_bucket(bus: Bus, tmp_path
             await evict(bus, evicted(f"k{number}"))
         await until(lambda: service.counters()["entries"] == 3)
 
-        async def has_records() -> bool:
-            return bool(await bucket.items())
+        async def every_object_has_its_record() -> bool:
+            return len(await bucket.items()) == service.counters()["objects"]
 
-        await until_async(has_records)
+        await until_async(every_object_has_its_record)
         before = {key: value for key, (value, _) in (await bucket.items()).items()}
         for key in before:
             await bucket.delete(key)
