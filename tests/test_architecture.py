@@ -21,6 +21,7 @@ EXTRA = {
     "archive/codec.py": {"zstandard"},
     "archive/s3.py": {"aioboto3", "aiobotocore", "aiohttp", "botocore"},
     "agent/assembly.py": {"handlers", "cache", "archive"},
+    "agent/event_loop.py": {"uvloop"},
     "agent/groq_model.py": {"groq", "httpx"},
     "agent/settings.py": {
         "handlers.settings",

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from agent import event_loop
 from agent import log as logs
 from agent.assembly import Simulation
 from agent.bus import Bus, BusError
@@ -142,7 +143,7 @@ def up(
         simulation=simulation,
         live=live,
     )
-    failure = asyncio.run(run_up(settings, options, say=functools.partial(print, flush=True)))
+    failure = event_loop.run(run_up(settings, options, say=functools.partial(print, flush=True)))
     if failure:
         fail(RuntimeError(failure))
 
@@ -189,7 +190,7 @@ def run(
     ).settings
     found = bus_found(settings, nats_url)
     simulation = _simulation(simulate_gpus, simulate_engines)
-    failure = asyncio.run(run_one(settings, found.url, role, instance, simulation, for_))
+    failure = event_loop.run(run_one(settings, found.url, role, instance, simulation, for_))
     if failure:
         fail(RuntimeError(failure))
 
