@@ -166,6 +166,13 @@ _Operation = tuple[str, str, type[msgspec.Struct] | None, type[msgspec.Struct] |
 HEALTH = ("root", "basic", "detailed", "ready", "live")
 
 
+def _history(group: str) -> Iterator[EndpointSpec]:
+    for tokens, text in (("", "values of a time range"), (".{node}", "the same for one node")):
+        yield EndpointSpec(
+            f"api.{group}.history{tokens}", "handlers", text, HistoryRequest, HistoryReply
+        )
+
+
 def endpoints() -> Iterator[EndpointSpec]:
     """Every endpoint of an installation, in the order of the documentation."""
     for name in HEALTH:
@@ -192,20 +199,7 @@ def endpoints() -> Iterator[EndpointSpec]:
                 Filter,
                 LatestReply,
             )
-        yield EndpointSpec(
-            f"api.{group}.history",
-            "handlers",
-            "values of a time range",
-            HistoryRequest,
-            HistoryReply,
-        )
-        yield EndpointSpec(
-            f"api.{group}.history.{{node}}",
-            "handlers",
-            "the same for one node",
-            HistoryRequest,
-            HistoryReply,
-        )
+        yield from _history(group)
         yield EndpointSpec(
             f"api.{group}.{{name}}.{{node}}",
             "that node's agent",
@@ -213,6 +207,7 @@ def endpoints() -> Iterator[EndpointSpec]:
             Nothing,
             LatestReply,
         )
+    yield from _history("engine")
     yield EndpointSpec(
         "api.analysis.utilization",
         "handlers",

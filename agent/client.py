@@ -113,6 +113,27 @@ class ResourceAgent(AlertCalls):
         )
         return await self._ask("api.gpu.history", request, HistoryReply)
 
+    async def engine_history(
+        self,
+        *,
+        node: str | None = None,
+        engine: str | None = None,
+        seconds: float | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        limit: int = 1000,
+    ) -> HistoryReply:
+        """Engine samples of a time range; the reply says whether from raw metrics or rollups."""
+        request = HistoryRequest(
+            node=token(node) if node else None,
+            engine=engine,
+            seconds=seconds,
+            start=start,
+            end=end,
+            limit=limit,
+        )
+        return await self._ask("api.engine.history", request, HistoryReply)
+
     async def system_history(
         self,
         *,

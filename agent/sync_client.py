@@ -89,6 +89,7 @@ class SyncResourceAgent(_Sync[ResourceAgent]):
     system = _waiting(ResourceAgent.system)
     get_gpu_metrics = _waiting(ResourceAgent.get_gpu_metrics)
     gpu_history = _waiting(ResourceAgent.gpu_history)
+    engine_history = _waiting(ResourceAgent.engine_history)
     system_history = _waiting(ResourceAgent.system_history)
     health = _waiting(ResourceAgent.health)
 

@@ -54,6 +54,10 @@ class HistoryRequest(Request, frozen=True, kw_only=True):
         ),
     ] = None
     limit: Limit = 1000
+    engine: Annotated[
+        Token | None,
+        Meta(description="only that engine's, `engine` of EngineMetrics; null: of all"),
+    ] = None
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +95,7 @@ class LatestReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistorySample(msgspec.Struct, frozen=True, kw_only=True):
-    """One instant (or one minute, from rollups) of one node or GPU."""
+    """One instant (or one minute, from rollups) of one node, GPU or engine."""
 
     at: Annotated[Instant, Meta(description="`observed_at` of the sample; begin of the minute")]
     node: Annotated[Token, Meta(description="its machine")]
@@ -106,6 +110,9 @@ class HistorySample(msgspec.Struct, frozen=True, kw_only=True):
             "minute each a Summary"
         ),
     ]
+    engine: Annotated[
+        Token | None, Meta(description="`engine` of EngineMetrics; null: of a machine or GPU")
+    ] = None
 
 
 class HistoryReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from schemas.views import GPU_VIEWS, SYSTEM_VIEWS
 HARMLESS_REQUESTS = (
     "api.health.>",
     "api.gpu.>",
+    "api.engine.>",
     "api.system.>",
     "api.analysis.>",
     "api.alert.list",
@@ -81,6 +82,8 @@ SERVED_BY: Mapping[Role, tuple[str, ...]] = {
     "handlers": (
         "api.gpu.*",
         "api.gpu.history.*",
+        "api.engine.*",
+        "api.engine.history.*",
         "api.system.*",
         "api.system.history.*",
         "api.alert.*",

@@ -1,9 +1,9 @@
-"""Answers `api.gpu.history` and `api.system.history` from the streams."""
+"""Answers `api.gpu.history`, `api.engine.history` and `api.system.history` from the streams."""
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -11,21 +11,36 @@ from handlers.foreign import ForeignMessages
 from handlers.rollup import MINUTE_NS
 from handlers.settings import QuerySettings
 from schemas.api import HistoryReply, HistoryRequest, HistorySample
-from schemas.message import UNDECODABLE
+from schemas.engines import EngineMetrics
+from schemas.message import UNDECODABLE, Message
 from schemas.metrics import GpuMetrics, HostMetrics, Rollup
 from schemas.protocols import Call, Clock, Delivery, PublishError, RequestError, Subscriber
 from schemas.units import SECOND_NS, instant, to_ns
-from schemas.views import gpu_numbers, host_numbers
+from schemas.views import engine_numbers, gpu_numbers, host_numbers
 
 T = TypeVar("T")
 
 DEFAULT_SECONDS = 600.0
 SCANS = 2
-"""Scans at a time, of GPUs and hosts each; the others wait. Bounds the memory they take."""
+"""Scans at a time, of each kind; the others wait. Bounds the memory they take."""
 
 _SKEW_NS = 5 * SECOND_NS
 # A rollup is stored after its minute; handlers that catch up store it later still.
 _ROLLUP_DELAY_NS = 10 * MINUTE_NS
+
+Kind = Literal["gpu", "engine", "host"]
+_TYPES: Mapping[Kind, type[Message]] = {
+    "gpu": GpuMetrics,
+    "engine": EngineMetrics,
+    "host": HostMetrics,
+}
+_NUMBERS: Mapping[Kind, Callable[[Any], Mapping[str, float]]] = {
+    "gpu": gpu_numbers,
+    "engine": engine_numbers,
+    "host": host_numbers,
+}
+PARTS: tuple[Kind, ...] = ("gpu", "engine")
+"""Parts of a node, by the field that names them in metrics, requests and samples."""
 
 
 class History:
@@ -33,12 +48,12 @@ class History:
 
     From the raw metrics where they reach back to its start, else (or when they are more than
     `history_scan_bytes`) from the rollups, whose values are summaries of a minute. Thinned to
-    the request's limit, each node or GPU evenly.
+    the request's limit, each node, GPU or engine evenly.
     """
 
     def __init__(
         self,
-        kind: Literal["gpu", "host"],
+        kind: Kind,
         subscriber: Subscriber,
         settings: QuerySettings,
         clock: Clock,
@@ -50,8 +65,8 @@ class History:
         self._settings = settings
         self._clock = clock
         self._scans = asyncio.Semaphore(SCANS)
-        self._gpu_decoder = msgspec.json.Decoder(GpuMetrics)
-        self._host_decoder = msgspec.json.Decoder(HostMetrics)
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_TYPES[kind])
+        self._numbers = _NUMBERS[kind]
         self._rollup_decoder = msgspec.json.Decoder(Rollup)
 
     async def answer(self, request: HistoryRequest, call: Call) -> HistoryReply:
@@ -60,8 +75,9 @@ class History:
         Raises:
             RequestError: 400 a bad range, 413 too much to read, 503 no answer from the stream.
         """
-        if self._kind == "host" and request.gpu is not None:
-            raise RequestError(400, "gpu: a system has no GPU history, ask api.gpu.history")
+        for part in PARTS:
+            if part != self._kind and getattr(request, part) is not None:
+                raise RequestError(400, f"{part}: not known here, ask api.{part}.history")
         node = _node(request, call)
         start_ns, end_ns = _range(request, self._clock())
         try:
@@ -75,12 +91,13 @@ class History:
     async def _read(
         self, node: str | None, request: HistoryRequest, start_ns: int, end_ns: int
     ) -> HistoryReply:
+        part: str | None = getattr(request, self._kind, None)
         source: Literal["metrics", "rollups"] = "metrics"
         samples: Sequence[HistorySample] = ()
         if await self._raw_reaches(start_ns):
             subject = f"metrics.{self._kind}.{node or '*'}"
-            if self._kind == "gpu":
-                subject += f".{request.gpu or '*'}"
+            if self._kind in PARTS:
+                subject += f".{part or '*'}"
             raw = await self._scan("METRICS", subject, start_ns, end_ns)
             if raw is not None:
                 matched = len(raw)
@@ -89,23 +106,25 @@ class History:
                 return _reply(source, start_ns, end_ns, samples, matched)
         source = "rollups"
         subject = f"rollup.{self._kind}.{node if node and self._kind == 'host' else '*'}"
-        if node and request.gpu:
-            subject = f"rollup.gpu.{node}-{request.gpu}"
+        if node and part:
+            subject = f"rollup.{self._kind}.{node}-{part}"
         rollups = await self._scan("ROLLUPS", subject, start_ns, end_ns + _ROLLUP_DELAY_NS)
         if rollups is None:
             raise RequestError(
                 413,
                 f"this range holds more than {self._settings.history_scan_bytes} bytes: name a "
-                "node or a GPU, or ask for less time",
+                "node and its part, or ask for less time",
             )
         samples = [
             sample
             for sample in self._decoded(rollups, self._rollup_sample)
             if start_ns <= to_ns(sample.at) < end_ns
             and node in {None, sample.node}
-            and request.gpu in {None, sample.gpu}
+            and part in {None, getattr(sample, self._kind, None)}
         ]
-        kept = _thinned(samples, request.limit, lambda sample: f"{sample.node}.{sample.gpu}")
+        kept = _thinned(
+            samples, request.limit, lambda sample: (sample.node, sample.gpu, sample.engine)
+        )
         return _reply(source, start_ns, end_ns, kept, len(samples))
 
     async def _raw_reaches(self, start_ns: int) -> bool:
@@ -152,21 +171,13 @@ class History:
         return samples
 
     def _raw_sample(self, payload: bytes) -> HistorySample:
-        if self._kind == "host":
-            host = self._host_decoder.decode(payload)
-            return HistorySample(
-                at=host.observed_at,
-                node=host.node,
-                simulated=host.simulated,
-                values=dict(host_numbers(host)),
-            )
-        gpu = self._gpu_decoder.decode(payload)
+        metrics = self._decoder.decode(payload)
         return HistorySample(
-            at=gpu.observed_at,
-            node=gpu.node,
-            gpu=gpu.gpu,
-            simulated=gpu.simulated,
-            values=dict(gpu_numbers(gpu)),
+            at=metrics.observed_at,
+            node=metrics.node,
+            simulated=metrics.simulated,
+            values=dict(self._numbers(metrics)),
+            **self._part(getattr(metrics, self._kind, None)),
         )
 
     def _rollup_sample(self, payload: bytes) -> HistorySample:
@@ -178,10 +189,14 @@ class History:
         return HistorySample(
             at=rollup.minute_at,
             node=node,
-            gpu=rollup.id.removeprefix(f"{node}-") if rollup.kind == "gpu" else None,
             simulated=rollup.simulated,
             values=values,
+            **self._part(rollup.id.removeprefix(f"{node}-")),
         )
+
+    def _part(self, name: str | None) -> dict[str, str | None]:
+        """The field of a sample that names the part, if it is of one."""
+        return {self._kind: name} if self._kind in PARTS else {}
 
 
 def _node(request: HistoryRequest, call: Call) -> str | None:
@@ -212,7 +227,7 @@ def _range(request: HistoryRequest, now_ns: int) -> tuple[int, int]:
     return max(0, start_ns), end_ns
 
 
-def _thinned(items: Sequence[T], limit: int, series_of: Callable[[T], str]) -> Sequence[T]:
+def _thinned(items: Sequence[T], limit: int, series_of: Callable[[T], Hashable]) -> Sequence[T]:
     """At most `limit` items, in order: of each series its share, evenly spaced.
 
     The first and the last of a series stay; of a share of one, the last. Where there are more
@@ -220,7 +235,7 @@ def _thinned(items: Sequence[T], limit: int, series_of: Callable[[T], str]) -> S
     """
     if len(items) <= limit:
         return items
-    series: dict[str, list[int]] = {}
+    series: dict[Hashable, list[int]] = {}
     for index, item in enumerate(items):
         series.setdefault(series_of(item), []).append(index)
     share, more = divmod(limit, len(series))

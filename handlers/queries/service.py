@@ -50,6 +50,7 @@ def query_endpoints(
     ]
     for group, history in (
         ("gpu", History("gpu", subscriber, settings.queries, clock, foreign)),
+        ("engine", History("engine", subscriber, settings.queries, clock, foreign)),
         ("system", History("host", subscriber, settings.queries, clock, foreign)),
     ):
         endpoints += [

@@ -92,6 +92,7 @@ async def test_metrics_health_and_history_have_types(fleet: str) -> None:
         health = await agent.health()
         history = await agent.system_history(node="n1", seconds=60)
         gpu_history = await agent.gpu_history(seconds=60)
+        engine_history = await agent.engine_history(node="n1", engine="e0", seconds=60)
         plans = await agent.get_consolidations("chat")
 
     assert all(row.simulated for row in gpus.rows)
@@ -103,6 +104,7 @@ async def test_metrics_health_and_history_have_types(fleet: str) -> None:
     assert history.samples
     assert (plans.rows, bool(plans.text)) == ([], True)
     assert len({sample.gpu for sample in gpu_history.samples}) == 2
+    assert (engine_history.source, engine_history.samples) == ("metrics", [])
 
 
 async def test_refusals_name_what_is_wrong(fleet: str) -> None:

@@ -23,7 +23,7 @@ from schemas.protocols import Call, Delivery, RequestError
 from schemas.scaling import Decision, Execution, HeldAdvice, Recommendation
 from schemas.units import SECOND_NS, instant
 from tests.support.asking import ask
-from tests.support.samples import gpu, host
+from tests.support.samples import engine, gpu, host
 from tests.support.server import NatsServer
 
 pytestmark = pytest.mark.bus
@@ -89,6 +89,31 @@ async def test_gpu_history_comes_from_the_raw_metrics(bus: Bus) -> None:
     ]
     assert [s.gpu for s in one_node.samples] == ["g0", "g1"]
     assert [s.values for s in one_gpu.samples] == [{"power_watts": 200.0}]
+
+
+async def test_engine_history_comes_from_the_raw_metrics(bus: Bus) -> None:
+    await recorded(
+        bus,
+        engine("e0", waiting=3, kv=0.5, ttft_p95_seconds=0.25),
+        engine("e1", waiting=None),
+        engine("e0", "n2", running=1, simulated=True),
+        gpu("e0"),
+    )
+
+    everything = await history(bus, "api.engine.history")
+    one_node = await history(bus, "api.engine.history.n1")
+    one = await history(bus, "api.engine.history", HistoryRequest(node="n1", engine="e0"))
+
+    assert (everything.source, everything.matched) == ("metrics", 3)
+    assert [(s.node, s.engine, s.gpu, s.simulated) for s in everything.samples] == [
+        ("n1", "e0", None, False),
+        ("n1", "e1", None, False),
+        ("n2", "e0", None, True),
+    ]
+    assert [s.engine for s in one_node.samples] == ["e0", "e1"]
+    assert [s.values for s in one.samples] == [
+        {"requests_waiting": 3, "kv_cache_usage_ratio": 0.5, "ttft_p95_seconds": 0.25}
+    ]
 
 
 async def test_system_history_of_one_node(bus: Bus) -> None:
@@ -174,22 +199,29 @@ async def test_hosts_are_read_from_rollups_too(bus: Bus) -> None:
     assert sample.values["energy_joules"] == 120.0
 
 
-async def test_gpus_are_read_from_rollups_by_node_and_gpu(bus: Bus) -> None:
+@pytest.mark.parametrize("kind", ["gpu", "engine"])
+async def test_parts_are_read_from_rollups_by_node_and_part(bus: Bus, kind: str) -> None:
     now_ns = time.time_ns()
     earlier_ns = now_ns - 5 * MINUTE_NS
+    other = "engine" if kind == "gpu" else "gpu"
     await recorded(
         bus,
-        minute(earlier_ns),
-        minute(earlier_ns, source="n1-g1"),
-        minute(earlier_ns, source="n2-g0", node="n2"),
-        minute(now_ns - 120 * MINUTE_NS),
+        minute(earlier_ns, kind),
+        minute(earlier_ns, kind, source="n1-g1"),
+        minute(earlier_ns, kind, source="n2-g0", node="n2"),
+        minute(earlier_ns, other),
+        minute(now_ns - 120 * MINUTE_NS, kind),
     )
+    g1: dict[str, Any] = {kind: "g1"}
 
-    node = await history(bus, "api.gpu.history.n1", HistoryRequest(seconds=3600))
-    one = await history(bus, "api.gpu.history.n1", HistoryRequest(seconds=3600, gpu="g1"))
+    node = await history(bus, f"api.{kind}.history.n1", HistoryRequest(seconds=3600))
+    one = await history(bus, f"api.{kind}.history.n1", HistoryRequest(seconds=3600, **g1))
+    every = await history(bus, f"api.{kind}.history", HistoryRequest(seconds=3600, **g1))
 
-    assert [(s.node, s.gpu) for s in node.samples] == [("n1", "g0"), ("n1", "g1")]
-    assert [(s.node, s.gpu) for s in one.samples] == [("n1", "g1")]
+    assert [(s.node, getattr(s, kind)) for s in node.samples] == [("n1", "g0"), ("n1", "g1")]
+    assert [(s.node, getattr(s, kind)) for s in one.samples] == [("n1", "g1")]
+    assert {getattr(s, other) for s in node.samples} == {None}
+    assert every.samples == one.samples
 
 
 async def test_too_much_raw_is_answered_from_rollups_and_too_much_of_those_refused(
@@ -264,6 +296,8 @@ NOW_NS = 1_800_000_000 * SECOND_NS
             id="empty range",
         ),
         pytest.param("api.system.history", {"gpu": "g0"}, "400 gpu: ", id="GPU of a system"),
+        pytest.param("api.gpu.history", {"engine": "e0"}, "400 engine: ", id="engine of a GPU"),
+        pytest.param("api.engine.history", {"gpu": "g0"}, "400 gpu: ", id="GPU of an engine"),
         pytest.param("api.gpu.history.n1", {"node": "n2"}, "400 node: ", id="two nodes"),
         pytest.param("api.gpu.history", {"from": 1}, "400 .*from", id="unknown field"),
         pytest.param("api.gpu.history", {"seconds": 0}, "400 .*seconds", id="no time at all"),

@@ -77,6 +77,7 @@ def test_every_query_subject_of_the_contract_is_served_once() -> None:
 
     expected = {
         "gpu": "metrics history utilization temperature memory power",
+        "engine": "history",
         "system": "cpu memory disk network all history",
         "analysis": "utilization trends waste opportunities report",
         "optimize": "scale_up scale_down consolidate recommendations",
@@ -85,7 +86,7 @@ def test_every_query_subject_of_the_contract_is_served_once() -> None:
         f"api.{group}.{name}" for group, names in expected.items() for name in names.split()
     }
     assert sorted(endpoint.subject for endpoint in served) == sorted(
-        subjects | {"api.gpu.history.*", "api.system.history.*"}
+        subjects | {f"api.{group}.history.*" for group in ("gpu", "engine", "system")}
     )
     assert len({endpoint.name for endpoint in served}) == len(served)
 
