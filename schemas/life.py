@@ -86,6 +86,7 @@ class Life(msgspec.Struct, kw_only=True):
         Meta(description="`recommendation_id` of newer advice; empty: not told; null: by none"),
     ] = None
     has_expired: Annotated[bool, Meta(description="the handlers said so")] = False
+    expired_because: Annotated[str, Meta(description="why they did, for people")] = ""
     runs: Annotated[dict[str, Run], Meta(description="executions by idempotency key")] = {}
 
     def add(self, message: AboutAdvice) -> None:
@@ -97,7 +98,7 @@ class Life(msgspec.Struct, kw_only=True):
         elif message.verdict == "superseded":
             self.superseded_by = self.superseded_by or ""
         elif message.verdict == "expired":
-            self.has_expired = True
+            self.has_expired, self.expired_because = True, message.reason
         elif self.decision is None and not self._is_closed:
             self.decision = message
 
@@ -142,6 +143,9 @@ class Life(msgspec.Struct, kw_only=True):
             return f"{self.decision.decided_by} rejected it{why}"
         if self.superseded_by is not None:
             return f"superseded by {self.superseded_by or 'newer advice'}"
+        is_early = self.has_expired and now_ns < to_ns(self.advice.expires_at)
+        if is_early and self.expired_because:
+            return f"it was ended: {self.expired_because}"
         if self.has_expired or now_ns >= to_ns(self.advice.expires_at):
             return f"it expired at {self.advice.expires_at:%F %T}Z"
         return ""

@@ -11,7 +11,7 @@ from handlers.scaling.demand import Demand, Expect
 from handlers.scaling.plan import Planned
 from handlers.scaling.pools import Last, Pool, Pools
 from handlers.scaling.replicas import desired_replicas, lacking, measure
-from handlers.scaling.scale_down import Held, scale_down
+from handlers.scaling.scale_down import Held, fewest_safe, scale_down
 from handlers.settings import ScalingSettings
 from schemas.analysis import Scope
 from schemas.engines import EngineMetrics
@@ -37,8 +37,9 @@ class ScalingHandler:
 
     One recommendation per decision. While it stands it is not repeated; a higher target (up),
     another target (down) or the other direction supersedes it, in the same direction not before
-    the hold has passed again. It ends when the pool has reached its target, when it expires, or
-    when `book` says that it was rejected or carried out. Up advice is not given again for the
+    the hold has passed again. It ends when the pool has reached its target, when it expires, when
+    the load has spoken against it for `up_hold_seconds`, or when `book` says that it was rejected
+    or carried out. Up advice is not given again for the
     same target before new replicas can have started. What was rejected is not advised again for
     `rejected_hold_seconds`, unless more replicas are asked for; after advice was carried out,
     none is given before the hold has passed.
@@ -97,12 +98,12 @@ class ScalingHandler:
         found = self._judge(pool, pool.since_ns, demand, reports, planned, now)
         if isinstance(found, Change):
             if not self._is_news(pool, found, now):
-                return ()
+                return self._withdraw(pool, demand, planned, now)
             found = self._held_after_decision(pool, found, now.ns) or found
         if isinstance(found, Change):
             return self._advise(pool, found, reports, now)
         pool.held = found
-        return ()
+        return self._withdraw(pool, demand, planned, now)
 
     def tick(self, now: Moment) -> Sequence[Emit]:
         """Expire advice; tell what is held."""
@@ -200,6 +201,34 @@ class ScalingHandler:
             return fewest, True
         return up, False
 
+    def _withdraw(
+        self, pool: Pool, demand: Demand, planned: Planned | None, now: Moment
+    ) -> list[Emit]:
+        """End advice that stands and that the load has spoken against for `up_hold_seconds`.
+
+        Down: what would be left could not lose a replica any more. Up: more than there are has not
+        been asked for within `down_hold_seconds`.
+        """
+        if pool.last is None or not pool.last.is_standing:
+            return []
+        advice = pool.last.advice
+        if advice.action == "scale_down":
+            is_contrary = fewest_safe(self._settings, demand) > advice.replicas_to
+            reason = "the load is too much by now for what would be left"
+        else:
+            most = int(pool.most_desired.value(now.ns) or 0)
+            is_contrary = max(most, planned.replicas if planned else 0) <= demand.replicas
+            reason = "the load does not ask for it any more"
+        if not is_contrary:
+            pool.contrary_ns = None
+            return []
+        if pool.contrary_ns is None:
+            pool.contrary_ns = now.ns
+        if now.ns - pool.contrary_ns < self._hold_ns["scale_up"]:
+            return []
+        pool.last.is_standing, pool.last.is_withdrawn = False, True
+        return [closing(advice, "expired", reason, now)]
+
     def _is_news(self, pool: Pool, change: Change, now: Moment) -> bool:
         """Whether this change is a new decision, given the last one."""
         if pool.last is None:
@@ -213,7 +242,7 @@ class ScalingHandler:
             if starting_ns < self._lead_ns:
                 return False
         if not pool.last.is_standing:
-            return True
+            return not pool.last.is_withdrawn or age_ns >= self._hold_ns[action]
         is_other = target > last.replicas_to if action == "scale_up" else target != last.replicas_to
         return is_other and age_ns >= self._hold_ns[action]
 

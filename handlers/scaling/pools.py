@@ -26,6 +26,8 @@ class Last(msgspec.Struct):
 
     advice: Recommendation
     is_standing: bool = True
+    is_withdrawn: bool = False
+    """It does not stand because the load spoke against it."""
 
 
 class Kept(msgspec.Struct):
@@ -67,6 +69,7 @@ class Pool:
     plan: Plan | None = None  # with the policy `forecast`
     kept: Kept = dataclasses.field(default_factory=Kept)
     held: Held | None = None  # by the last message
+    contrary_ns: int | None = None  # the load has spoken against the last advice since then
     executed_ns: int = 0  # when advice was last carried out; 0: not of late
 
     def mark(self, now: Moment, keep_ns: int) -> None:

@@ -35,10 +35,9 @@ def scale_down(
     if not demand.is_known:
         text = "requests are expected, but nothing runs now and no replica tells how many it can"
         return Held(DOWN, asked, "unknown", text)
-    needed = demand.needed
-    target = max(asked, needed + settings.failures_survived if needed else 1)
+    target = max(asked, fewest_safe(settings, demand))
     if target >= demand.replicas:
-        return Held(DOWN, asked, "failure", _too_few(settings, asked, needed, demand))
+        return Held(DOWN, asked, "failure", _too_few(settings, asked, demand))
     removed = demand.replicas - target
     if reason := _too_little(settings, removed, demand.replicas):
         return Held(DOWN, target, "saving", reason)
@@ -51,6 +50,11 @@ def scale_down(
         text = f"{loss_text(settings, loss, removed)} The most is {most}."
         return Held(DOWN, target, "payback", text)
     return target
+
+
+def fewest_safe(settings: ScalingSettings, demand: Demand) -> int:
+    """The fewest replicas of which `failures_survived` may be lost; 1 where there is no load."""
+    return demand.needed + settings.failures_survived if demand.needed else 1
 
 
 def payback_hours(loss: CacheLoss, removed: int) -> float | None:
@@ -85,10 +89,10 @@ def expectation(demand: Demand) -> str:
     return f"{expected.p90:.0f} requests in flight (p90 of the next {expected.ahead_seconds:g} s)"
 
 
-def _too_few(settings: ScalingSettings, asked: int, needed: int, demand: Demand) -> str:
+def _too_few(settings: ScalingSettings, asked: int, demand: Demand) -> str:
     limits = "filled to the full" if demand.is_planned else "within the targets"
     return (
-        f"{expectation(demand)} needs {needed} replicas {limits}, and "
+        f"{expectation(demand)} needs {demand.needed} replicas {limits}, and "
         f"{settings.failures_survived} more to survive as many failures: {asked} are too few"
     )
 

@@ -459,8 +459,63 @@ def test_what_is_kept_of_a_pool_outlives_a_restart() -> None:
     assert second.handler.snapshot() == first.play(steps[cut:]).handler.snapshot()
 
 
+NORMAL = {"waiting": 1, "kv": 0.7, "running": 40, "running_max": 64}
+
+
+def test_down_ends_once_the_load_is_back_and_comes_again_after_its_hold() -> None:
+    idle, back, again = trace(0, 301, 4, IDLE), trace(305, 345, 4, NORMAL), trace(350, 700, 4, IDLE)
+    player = Player().play(idle)
+    (one,) = player.advice
+
+    player.play(back)
+    (end,) = [e.message for _, e in player.emits if isinstance(e.message, Decision)]
+    player.play(again)
+
+    # 4 * 0.7 / 0.85 = 3.3 → 4, and one to lose: 5 > 2, from 305.1 on.
+    assert (end.recommendation_id, end.verdict) == (one.recommendation_id, "expired")
+    assert end.reason == "the load is too much by now for what would be left"
+    assert at(335).ns <= to_ns(end.decided_at) < at(340).ns
+    second = player.advice[1]
+    assert (second.action, second.supersedes) == ("scale_down", None)
+    assert to_ns(second.decided_at) >= at(345 + 300).ns  # none of 300 s asked for more
+
+
+def test_moments_of_load_do_not_end_down_advice() -> None:
+    moments = [*trace(305, 325, 4, NORMAL), *trace(330, 340, 4, IDLE), *trace(345, 365, 4, NORMAL)]
+
+    player = Player().play([*trace(0, 301, 4, IDLE), *moments, *trace(370, 400, 4, IDLE)])
+
+    assert (len(player.advice), player.verdicts) == (1, [])
+
+
+def test_down_that_was_ended_is_not_given_again_before_its_hold() -> None:
+    # 4 * 0.3 / 0.85 → 2, which HPA would still do with; but with one lost it takes 3.
+    more = IDLE | {"kv": 0.3}
+    steps = [*trace(0, 301, 4, IDLE), *trace(305, 345, 4, more), *trace(350, 620, 4, IDLE)]
+
+    player = Player().play(steps)
+
+    first, second = player.advice
+    assert (first.replicas_to, second.replicas_to) == (2, 2)
+    assert player.verdicts == [("expired", first.recommendation_id)]
+    assert to_ns(second.decided_at) == to_ns(first.decided_at) + 300 * 10**9
+
+
+def test_up_ends_once_nothing_has_asked_for_it_in_the_longer_hold() -> None:
+    steps = [*trace(0, 31, 2, BUSY), *trace(35, 380, 2, FINE)]
+
+    player = Player().play(steps)
+
+    (one,) = player.advice
+    assert player.verdicts == [("expired", one.recommendation_id)]
+    (end,) = [e.message for _, e in player.emits if isinstance(e.message, Decision)]
+    assert end.reason == "the load does not ask for it any more"
+    # Until 330 s the last 300 s have some of the load of 30 s in them.
+    assert at(360).ns <= to_ns(end.decided_at) <= at(370).ns
+
+
 def test_up_supersedes_standing_down_at_its_own_hold() -> None:
-    player = Player().play(trace(0, 301, 4, IDLE) + trace(305, 340, 4, BUSY))
+    player = Player().play(trace(0, 301, 4, IDLE) + trace(305, 320, 4, FLOOD))
 
     assert [advice.action for advice in player.advice] == ["scale_down", "scale_up"]
     assert [verdict for verdict, _ in player.verdicts] == ["superseded"]

@@ -43,6 +43,12 @@ def life_of(*messages: AboutAdvice) -> Life:
             id="accepted-too-late",
         ),
         pytest.param([decision(ADVICE, "expired")], "expired", "it expired at", id="told-expired"),
+        pytest.param(
+            [decision(ADVICE, "expired", reason="too much load")],
+            "expired",
+            "it was ended: too much load",
+            id="ended-early",
+        ),
         pytest.param([ACCEPTED, REHEARSED], "accepted", "", id="a-dry-run-changes-nothing"),
         pytest.param([ACCEPTED, REQUESTED], "requested", "", id="requested"),
         pytest.param(
