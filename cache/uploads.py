@@ -13,7 +13,7 @@ from cache.requests import PutRequest
 from cache.room import Room
 from cache.value_file import Draft, ValueFile
 from schemas.cache import PART_BYTES, part_count, part_range
-from schemas.digest import Digest
+from schemas.digest import Digest, RunningDigest
 from schemas.protocols import Answer, Call, Endpoint, RequestError, busy
 
 log = structlog.get_logger()
@@ -27,16 +27,14 @@ Store = Callable[[PutRequest, memoryview | ValueFile], Answer | Awaitable[Answer
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Upload:
-    """One value on its way: `missing` parts, and how far from its start it has been digested."""
+    """One value on its way, and its `missing` parts."""
 
     name: str
     request: PutRequest
     draft: Draft
     missing: set[int]
     timer: asyncio.TimerHandle
-    digest: Digest
-    digested: int = 0
-    digesting: asyncio.Task[None] | None = None
+    digest: RunningDigest
     finishing: "asyncio.Future[Answer] | None" = None
 
 
@@ -96,13 +94,14 @@ class Uploads:
                 "(cache.uploads_max_bytes); try later"
             )
         name = secrets.token_hex(16)
+        draft = self._make_draft(size_bytes)
         self._uploads[name] = _Upload(
             name=name,
             request=request,
-            draft=self._make_draft(size_bytes),
+            draft=draft,
             missing=set(range(part_count(size_bytes))),
             timer=self._start_timer(name),
-            digest=Digest(like=request.digest),
+            digest=RunningDigest(draft.digest, like=request.digest),
         )
         return Answer(headers={"Fleet-Upload": name, "Fleet-Instance": self._instance})
 
@@ -134,7 +133,7 @@ class Uploads:
             upload.missing.discard(part)
             upload.timer.cancel()
             upload.timer = self._start_timer(name)
-            self._digest_on(upload)
+            upload.digest.came(first, end)
         if upload.missing:
             return Answer()
         if upload.finishing is None:
@@ -149,21 +148,6 @@ class Uploads:
             self._drop(name)
         for task in self._tasks:
             task.cancel()
-
-    def _digest_on(self, upload: _Upload) -> None:
-        """See that all that is here from the start of the value on is being digested."""
-        is_digesting = upload.digesting is not None and not upload.digesting.done()
-        if not is_digesting and self._contiguous(upload) > upload.digested:
-            upload.digesting = self._keep_task(self._digest(upload))
-
-    async def _digest(self, upload: _Upload) -> None:
-        while (end := self._contiguous(upload)) > upload.digested:
-            await asyncio.to_thread(upload.draft.digest, upload.digest, upload.digested, end)
-            upload.digested = end
-
-    def _contiguous(self, upload: _Upload) -> int:
-        first_missing = min(upload.missing, default=None)
-        return upload.request.size_bytes if first_missing is None else first_missing * PART_BYTES
 
     async def _finish(self, upload: _Upload, finished: "asyncio.Future[Answer]") -> None:
         try:
@@ -187,15 +171,12 @@ class Uploads:
         request = upload.request
         if not request.digest:
             raise RequestError(400, "header Fleet-Digest is missing: with put, or with any part")
-        self._digest_on(upload)
-        if upload.digesting is not None:
-            await upload.digesting
-        digest = Digest(like=request.digest)
-        if upload.digest.algorithm == digest.algorithm:
-            digest = upload.digest
-        else:  # which one it is to be came only with a later part
-            await asyncio.to_thread(upload.draft.digest, digest, 0, request.size_bytes)
-        if str(digest) != request.digest:
+        if upload.digest.algorithm != Digest(like=request.digest).algorithm:
+            # Which one it is to be came only with a later part.
+            upload.digest.cancel()
+            upload.digest = RunningDigest(upload.draft.digest, like=request.digest)
+            upload.digest.came(0, request.size_bytes)
+        if await upload.digest.finish() != request.digest:
             raise RequestError(
                 400, "header Fleet-Digest: the parts have another digest; send the value again"
             )
@@ -215,6 +196,7 @@ class Uploads:
         if upload is None:
             return 0
         upload.timer.cancel()
+        upload.digest.cancel()
         self.room.give_back(upload.request.size_bytes)
         return upload.request.size_bytes
 

@@ -1,11 +1,12 @@
 """Digests of values."""
 
+import asyncio
 import hashlib
 import re
 
 import pytest
 
-from schemas.digest import PATTERN, Digest, digest_of
+from schemas.digest import PATTERN, Digest, RunningDigest, digest_of
 
 BLAKE2B = "blake2b:" + hashlib.blake2b(b"value", digest_size=32).hexdigest()
 SHA256 = hashlib.sha256(b"value").hexdigest()
@@ -23,3 +24,35 @@ def test_a_digest_is_like_the_one_it_is_compared_with(like: str, expected: str) 
 
     assert str(bit_by_bit) == digest_of(b"value", like) == expected
     assert re.fullmatch(PATTERN, expected)
+
+
+async def test_a_digest_of_parts_in_any_order_is_that_of_the_whole() -> None:
+    value = bytes(range(256)) * 8
+    spans = [(1024, 2048), (0, 10), (10, 1024)]
+    fed: list[tuple[int, int]] = []
+
+    def feed(digest: Digest, first: int, end: int) -> None:
+        fed.append((first, end))
+        digest.update(value[first:end])
+
+    running = RunningDigest(feed)
+    for span in spans:
+        running.came(*span)
+        await asyncio.sleep(0)
+    digest = await running.finish()
+    nothing = await RunningDigest(feed).finish()
+
+    assert digest == digest_of(value)
+    assert nothing == digest_of(b"")
+    assert [end for _, end in fed][:-1] == [first for first, _ in fed][1:]
+
+
+async def test_a_digest_fails_as_reading_does() -> None:
+    def fail(_digest: Digest, _first: int, _end: int) -> None:
+        raise OSError("cut short")
+
+    running = RunningDigest(fail)
+    running.came(0, 1)
+
+    with pytest.raises(OSError, match="cut short"):
+        await running.finish()
