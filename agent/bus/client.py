@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +18,14 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 
 from agent.bus.parser import MessageParser
 from schemas.protocols import Answer
 
+READ_BYTES = 256 * 1024
+"""As much as asyncio takes from a socket at once."""
 FLUSH_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 _NO_ANSWER = nats.errors.TimeoutError()
@@ -103,6 +107,13 @@ class _Place:
 
     def exception(self) -> None:
         """Nobody has to look at it."""
+
+
+class _Transport(TcpTransport):
+    """Reads all that has come at once: nats-py's 32 KiB stop and start the socket for each part."""
+
+    async def read(self, _buffer_size: int) -> bytes:
+        return bytes(await super().read(READ_BYTES))
 
 
 class BusClient(Client):
@@ -346,7 +357,12 @@ class BusClient(Client):
     async def _connect_to_server(self, s: Any) -> None:  # noqa: ANN401 - nats-py's server
         # A try that failed after the TCP connection was up leaves its socket open.
         self._abort()
-        await super()._connect_to_server(s)
+        if s.uri.scheme in ("ws", "wss"):
+            await super()._connect_to_server(s)
+            return
+        s.last_attempt = time.monotonic()
+        self._transport = self._transport or _Transport()  # type: ignore[no-untyped-call]
+        await self._transport.connect(s.uri, READ_BYTES, self.options["connect_timeout"])
 
     async def _attempt_reconnect(self) -> None:
         # Closing the old connection waits for its unsent bytes: for ever, if the server stalls.
