@@ -31,6 +31,7 @@ PART_BYTES = INLINE_LIMIT_BYTES
 PARTS_IN_FLIGHT = 4
 """Parts under way at once: with fewer the bus waits, with more only its buffers fill."""
 
+_ESCAPED = [quote(bytes([byte]), safe="") for byte in range(256)]
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 _RANGE = re.compile(r"(\d{1,15})-(\d{1,15})", re.ASCII)
 
@@ -213,7 +214,7 @@ def encode_header(text: str) -> str:
 
     The server trims and folds header values silently, so anything else would not come back.
     """
-    return quote(text, safe="")
+    return "".join([_ESCAPED[byte] for byte in text.encode()])
 
 
 def decode_header(value: str) -> str:
