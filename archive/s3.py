@@ -27,6 +27,7 @@ from archive.money import billed_as
 from archive.s3_failures import failure
 from archive.s3_lifecycle import install
 from archive.s3_multipart import upload
+from archive.s3_signing import sign_in_threads
 from archive.settings import S3Settings
 from archive.store import LEFTOVER_SECONDS, StoredObject, StoreError, check_name, is_name
 
@@ -275,6 +276,8 @@ class S3Store:
         # It would cost each upload a round trip, and hangs with servers that do not answer it.
         client.meta.events.unregister("before-call.s3", add_expect_header)
         client.meta.events.register("before-send.s3", self._count)
+        if settings.checksums == "when_required":
+            sign_in_threads(client.meta.events)
         old, self._closing, self._client = self._closing, stack, client
         self._must_reconnect = False
         await old.aclose()

@@ -20,6 +20,7 @@ ALLOWED = {
 EXTRA = {
     "archive/codec.py": {"zstandard"},
     "archive/s3.py": {"aioboto3", "aiobotocore", "aiohttp", "botocore"},
+    "archive/s3_signing.py": {"botocore"},
     "agent/assembly.py": {"handlers", "cache", "archive"},
     "agent/event_loop.py": {"uvloop"},
     "agent/groq_model.py": {"groq", "httpx"},

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import hashlib
 import ipaddress
+import os
 import socket
 import ssl
 import time
@@ -260,6 +261,20 @@ async def test_a_body_that_breaks_off_is_read_again() -> None:
 
     async with S3Double(lambda *_: next(answers)) as server, s3(server.url, attempts=3) as store:
         assert await store.get(NAME) == CONTENT
+
+
+@pytest.mark.parametrize("checksums", ["when_required", "when_supported"])
+async def test_a_large_upload_is_signed_with_its_digest(checksums: str) -> None:
+    content, signed = os.urandom(1024 * 1024), []
+
+    def note(_method: str, _path: str, headers: dict[str, str]) -> Answer:
+        signed.append((headers["x-amz-content-sha256"], "/s3/aws4_request" in str(headers)))
+        return http(200)
+
+    async with S3Double(note) as server, s3(server.url, checksums=checksums) as store:
+        await store.put(NAME, content)
+
+    assert signed == [(hashlib.sha256(content).hexdigest(), True)]
 
 
 async def test_a_body_that_always_breaks_off_is_a_failure_and_never_a_shorter_value() -> None:
