@@ -203,16 +203,15 @@ class Intake:
         # Before the acknowledgement: the cache waits for these events, and a crash between the
         # two then repeats them instead of losing them.
         await self._announcer.stored([entry for _, entry in kept if entry is not None])
-        confirmed = await self._queue.done_all([item for item, _ in taken])
-        for (_, manifest), one, is_done in zip(taken, kept, confirmed, strict=True):
-            if not is_done:  # so it comes again
+        if not await self._queue.done_all([item for item, _ in taken]):  # so they come again
+            log.warning("evictions_unconfirmed", count=len(taken))
+            for _, manifest in taken:
                 self._announcer.counts[manifest.namespace]["unconfirmed_total"] += 1
-                continue
+            return
+        for (_, manifest), one in zip(taken, kept, strict=True):
             count(manifest.namespace, one)
             if manifest.parts:
                 await self._parts.remove(manifest)
-        if not all(confirmed):
-            log.warning("evictions_unconfirmed", count=confirmed.count(False))
 
     async def _read(self, items: Sequence[WorkItem]) -> list[tuple[WorkItem, Evicted]]:
         """Those that are evictions, with their manifests; the others are buried."""

@@ -309,8 +309,8 @@ class WorkQueue(Protocol):
     ) -> Sequence[WorkItem]:
         """Up to `batch` items for the durable `consumer`, waiting at most `wait_seconds`."""
 
-    async def done_all(self, items: Sequence[WorkItem]) -> Sequence[bool]:
-        """Acknowledge items together; whether each was confirmed. What was not may come again."""
+    async def done_all(self, items: Sequence[WorkItem]) -> bool:
+        """Acknowledge items together; False: not confirmed, so any of them may come again."""
 
     async def depth(self, stream: str) -> int:
         """How many messages wait in `stream`. Raises PublishError, as `take_over`."""

@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 
 from agent.bus.bucket import KvBucket
 from agent.bus.cancellation import heed
-from agent.bus.client import ConnectionLostError, Question
+from agent.bus.client import ConnectionLostError
 from agent.bus.connection import Login
 from agent.bus.errors import BusError, LoginRefusedError, raised_as
 from agent.bus.names import Names
@@ -366,14 +366,20 @@ class Bus(PublishingConnection):
         """Items of a work queue; see WorkQueue."""
         return await self._queue(stream, consumer).take(batch, wait_seconds)
 
-    async def done_all(self, items: Sequence[WorkItem]) -> Sequence[bool]:
+    async def done_all(self, items: Sequence[WorkItem]) -> bool:
         """Acknowledge items together; see WorkQueue."""
-        questions = [Question(cast(BusWorkItem, item).ack_subject) for item in items]
+        if not items:
+            return True
+        *others, last = [cast(BusWorkItem, item).ack_subject for item in items]
         try:
-            answers = await self._client.ask_all(questions, ACK_TIMEOUT_SECONDS)
+            for subject in others:
+                if not self._client.answer(subject, b"", {}):
+                    await self._client.publish(subject)
+            # The server takes what one connection sends in order: with the last it has them all.
+            await self._client.ask(last, b"", {}, ACK_TIMEOUT_SECONDS)
         except (nats.errors.Error, OSError):
-            return [False] * len(items)
-        return [isinstance(answer, Answer) for answer in answers]
+            return False
+        return True
 
     async def depth(self, stream: str) -> int:
         """How many messages `stream` holds now."""

@@ -528,11 +528,11 @@ async def test_an_acknowledgement_that_is_not_confirmed_settles_nothing(
     done_all = bus.done_all
     may_confirm = asyncio.Event()
 
-    async def unconfirmed_at_first(items: Sequence[WorkItem]) -> Sequence[bool]:
+    async def unconfirmed_at_first(items: Sequence[WorkItem]) -> bool:
         if may_confirm.is_set():
             return await done_all(items)
         may_confirm.set()
-        return [False] * len(items)
+        return False
 
     monkeypatch.setattr(bus, "done_all", unconfirmed_at_first)
     async with archiving(bus, store) as service:
