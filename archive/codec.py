@@ -59,8 +59,10 @@ def compress(
         codecs = [known]
     elif sample.isascii():  # text: no numbers to take apart
         codecs = ["zstd"]
-    else:
+    elif _may_hold_numbers(sample, 4):  # looks at every other number of 2 bytes, too
         codecs = [codec for codec, width in WIDTH_BYTES.items() if _may_hold_numbers(sample, width)]
+    else:
+        codecs = ["zstd"]
     tried = {codec: compress_as(codec, sample, level) for codec in codecs}
     best = min(codecs, key=lambda codec: len(tried[codec]))
     if len(tried[best]) * min_ratio > len(sample):
