@@ -23,13 +23,14 @@ from schemas.api import (
 from schemas.cache import (
     EVICTED_HEADER,
     INLINE_LIMIT_BYTES,
+    PART_BYTES,
     PARTS_IN_FLIGHT,
     Evicted,
     decode_header,
     part_count,
     part_range,
 )
-from schemas.digest import digest_of
+from schemas.digest import Digest, RunningDigest, digest_of
 from schemas.protocols import RequestError
 from schemas.units import token
 
@@ -79,13 +80,11 @@ class ArchiveClient:
             return None
         header = decode_header(answer.headers[EVICTED_HEADER])
         manifest = msgspec.json.decode(header, type=Evicted)
-        value = answer.payload
         if manifest.size_bytes > INLINE_LIMIT_BYTES:
             instance = answer.headers["Fleet-Instance"]
-            value = await self._ranges(encoded, manifest, instance, on_progress)
-        if await asyncio.to_thread(digest_of, value, manifest.digest) != manifest.digest:
-            raise RequestError(500, "what the archive sent does not have its digest")
-        return value
+            return await self._ranges(encoded, manifest, instance, on_progress)
+        _check(manifest, digest_of(answer.payload, manifest.digest))
+        return answer.payload
 
     async def dead(self) -> AsyncIterator[DeadLetter]:
         """Evictions that could not be taken, oldest first."""
@@ -126,9 +125,15 @@ class ArchiveClient:
     async def _ranges(
         self, key: bytes, manifest: Evicted, instance: str, on_progress: OnProgress | None
     ) -> bytes:
-        value, done_bytes = bytearray(manifest.size_bytes), 0
-        parts = iter(range(part_count(manifest.size_bytes)))
+        pieces, done_bytes = [b""] * part_count(manifest.size_bytes), 0
+        parts = iter(range(len(pieces)))
         subject = f"api.archive.range.{self._namespace}.{token(instance)}"
+
+        def feed(digest: Digest, first: int, end: int) -> None:
+            for piece in pieces[first // PART_BYTES : part_count(end)]:
+                digest.update(piece)
+
+        digest = RunningDigest(feed, like=manifest.digest)
 
         async def read() -> None:
             nonlocal done_bytes
@@ -141,15 +146,22 @@ class ArchiveClient:
                 answer = await self._bus.request(
                     subject, key, headers, timeout_seconds=TIMEOUT_SECONDS
                 )
-                value[first:end] = answer.payload
+                pieces[part] = answer.payload
+                digest.came(first, end)
                 done_bytes += end - first
                 if on_progress is not None:
                     on_progress(done_bytes, manifest.size_bytes)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(PARTS_IN_FLIGHT):
-                group.create_task(read())
-        return bytes(value)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(PARTS_IN_FLIGHT):
+                    group.create_task(read())
+            _check(manifest, await digest.finish())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            digest.cancel()
+        return b"".join(pieces)
 
     async def _ask(self, name: str, body: msgspec.Struct | None, reply: type[T]) -> T:
         return await self._ask_at(f"api.archive.{name}.{self._namespace}", body, reply)
@@ -158,3 +170,8 @@ class ArchiveClient:
         payload = b"" if body is None else msgspec.json.encode(body)
         answer = await self._bus.request(subject, payload, timeout_seconds=TIMEOUT_SECONDS)
         return msgspec.json.decode(answer.payload, type=reply)
+
+
+def _check(manifest: Evicted, digest: str) -> None:
+    if digest != manifest.digest:
+        raise RequestError(500, "what the archive sent does not have its digest")

@@ -375,7 +375,8 @@ def _of_archive() -> Iterator[EndpointSpec]:
     yield EndpointSpec(
         "api.archive.range.{namespace}.{instance}",
         "archive",
-        "payload = key, `Fleet-Version`, `Fleet-Range: first-last`; bytes of a large value",
+        "payload = key, `Fleet-Version`, `Fleet-Range: first-last`; bytes of a large value, "
+        "written into a cache's `Fleet-File` where that is on this host (`Fleet-Written: 1`)",
     )
 
 

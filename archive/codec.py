@@ -42,9 +42,7 @@ class CodecError(ValueError):
     """Stored bytes do not decompress to what they should, or their codec is unknown."""
 
 
-def compress(
-    value: bytes | bytearray, *, dtype: str = "", level: int, min_ratio: float
-) -> tuple[str, bytes | bytearray]:
+def compress(value: bytes, *, dtype: str = "", level: int, min_ratio: float) -> tuple[str, bytes]:
     """`value` as (codec name, stored bytes); blocks, so run it in a thread.
 
     Raw where nothing shrinks it by `min_ratio`. With a known `dtype` (PyTorch's names, with or
@@ -75,7 +73,7 @@ def compress(
     return best, compressed
 
 
-def compress_as(codec: str, value: bytes | bytearray, level: int) -> bytes:
+def compress_as(codec: str, value: bytes, level: int) -> bytes:
     """`value` by a codec of `WIDTH_BYTES`, whether it pays or not."""
     width = WIDTH_BYTES[codec]
     # A compressor must not be shared between threads; making one costs microseconds.
@@ -94,7 +92,7 @@ def compress_as(codec: str, value: bytes | bytearray, level: int) -> bytes:
     return b"".join(stored)
 
 
-def decompress(codec: str, stored: bytes, *, size_bytes: int) -> bytes:
+def decompress(codec: str, stored: bytes | memoryview, *, size_bytes: int) -> bytes | memoryview:
     """The value behind `stored`, exactly `size_bytes` long; never allocates more than twice that.
 
     Raises:
@@ -111,7 +109,7 @@ def decompress(codec: str, stored: bytes, *, size_bytes: int) -> bytes:
     return value
 
 
-def _decompress_zstd(stored: bytes, size_bytes: int) -> bytes:
+def _decompress_zstd(stored: bytes | memoryview, size_bytes: int) -> bytes:
     try:
         # The frame's own size decides the allocation, so a damaged one is checked before.
         if zstandard.frame_content_size(stored) != size_bytes:
@@ -138,7 +136,7 @@ def _steps(count: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + BLOCK_NUMBERS, count)
 
 
-def _may_hold_numbers(sample: bytes | bytearray, width: int) -> bool:
+def _may_hold_numbers(sample: bytes, width: int) -> bool:
     """Whether the first or the last byte of each number, the exponent's, takes few values.
 
     Of 128 random bytes some 100 differ, of the exponents in tensors 10 to 60.
@@ -149,7 +147,7 @@ def _may_hold_numbers(sample: bytes | bytearray, width: int) -> bool:
     return any(len(set(sample[byte:end:width])) < FEW_VALUES for byte in (width - 1, 0))
 
 
-def _sample(value: bytes | bytearray) -> bytes | bytearray:
+def _sample(value: bytes) -> bytes:
     if len(value) <= 2 * SAMPLE_PIECES * SAMPLE_PIECE_BYTES:
         return value
     # Pieces start where a number may: at multiples of the largest width.

@@ -49,7 +49,7 @@ class FolderStore:
         for thread in self._threads:
             thread.close()
 
-    async def put(self, name: str, content: bytes | bytearray) -> None:
+    async def put(self, name: str, content: bytes) -> None:
         """Store durably; nothing of it is visible when it fails."""
         target = self._path(name)
         await self._run(lambda: self._write(target, content), name)
@@ -67,7 +67,7 @@ class FolderStore:
 
         return await self._run(read, name)
 
-    async def put_stream(self, name: str, pieces: AsyncIterable[bytes | bytearray]) -> None:
+    async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
         """Store the concatenation of `pieces`; each is written before the next is asked for."""
         target = self._path(name)
         temporary = _temporary(target)
@@ -95,6 +95,15 @@ class FolderStore:
                 return None
 
         return await self._run(read, name)
+
+    async def get_range_to(
+        self, name: str, first: int, end: int, take: Callable[[bytes], None]
+    ) -> bool:
+        """As `get_range`, given to `take`; False: absent."""
+        content = await self.get_range(name, first, end)
+        if content:
+            take(content)
+        return content is not None
 
     async def stat(self, name: str) -> StoredObject | None:
         """The object without its content, or None."""
@@ -176,7 +185,7 @@ class FolderStore:
     def _path(self, name: str) -> Path:
         return self.folder / f"{check_name(name)}{OBJECT_SUFFIX}"
 
-    def _write(self, target: Path, content: bytes | bytearray) -> None:
+    def _write(self, target: Path, content: bytes) -> None:
         temporary = _temporary(target)
         try:
             _write_synced(temporary, content)
@@ -224,7 +233,7 @@ def _create(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
 
-def _write_all(descriptor: int, content: bytes | bytearray) -> None:
+def _write_all(descriptor: int, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
@@ -235,7 +244,7 @@ def _drop(descriptor: int, temporary: Path) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def _write_synced(path: Path, content: bytes | bytearray) -> None:
+def _write_synced(path: Path, content: bytes) -> None:
     with open(_create(path), "wb") as file:
         file.write(content)
         file.flush()

@@ -37,6 +37,7 @@ PREFIX_BYTES = _PREFIX.size
 _CHECKED_BYTES = PREFIX_BYTES - 8
 LAST_NS = 2**63 - 1
 """What ends later (in the year 2262) is for ever."""
+WRONG_DIGEST = "value does not match the digest in its manifest"
 
 
 class ArchiveObjectError(Exception):
@@ -64,7 +65,7 @@ class FrameHeader(msgspec.Struct, frozen=True, kw_only=True):
 _decode_header = msgspec.json.Decoder(FrameHeader).decode
 
 
-def check_value(manifest: Evicted, value: bytes | bytearray) -> None:
+def check_value(manifest: Evicted, value: bytes | memoryview) -> None:
     """Compare `value` with what `manifest` says of it.
 
     Raises:
@@ -76,7 +77,7 @@ def check_value(manifest: Evicted, value: bytes | bytearray) -> None:
         if value:
             raise ValueError("a tombstone carries a value")
     elif digest_of(value, like=manifest.digest) != manifest.digest:
-        raise ValueError("value does not match the digest in its manifest")
+        raise ValueError(WRONG_DIGEST)
 
 
 def expires_ns(manifest: Evicted) -> int | None:
@@ -92,7 +93,7 @@ def expires_ns(manifest: Evicted) -> int | None:
     return None if ns > LAST_NS else ns
 
 
-def encode(header: FrameHeader, payload: bytes | bytearray, seal: bytes = b"") -> bytes:
+def encode(header: FrameHeader, payload: bytes, seal: bytes = b"") -> bytes:
     """The frame, of format 2; without a `seal`, an object of format 1."""
     return head(header, seal) + payload
 
@@ -161,12 +162,21 @@ def decode(content: bytes, seal: bytes = b"") -> tuple[FrameHeader, bytes]:
         ArchiveObjectError: foreign or damaged; never returns wrong bytes.
     """
     header, payload = split(content, seal)
+    return header, bytes(value_of(header, payload))
+
+
+def value_of(header: FrameHeader, payload: bytes | memoryview) -> bytes | memoryview:
+    """The value in a frame's payload, its size and digest verified.
+
+    Raises:
+        ArchiveObjectError: damaged.
+    """
     try:
         value = codec.decompress(header.codec, payload, size_bytes=header.manifest.size_bytes)
         check_value(header.manifest, value)
     except ValueError as error:
         raise ArchiveObjectError(str(error)) from error
-    return header, value
+    return value
 
 
 def _checksum(unchecked: bytes, header: bytes, seal: bytes) -> bytes:

@@ -1,7 +1,9 @@
-"""Large restored values, held ready until their asker has read them in ranges."""
+"""Large restored values, held until their asker has read them in ranges."""
 
 import asyncio
 import dataclasses
+
+from archive.incoming import Incoming
 
 HOLD_SECONDS = 10.0
 """Without a read for so long, the asker is gone."""
@@ -12,9 +14,12 @@ Name = tuple[str, str, str]
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Held:
-    value: bytes
+    value: Incoming
+    size_bytes: int
     unread_bytes: int
-    timer: asyncio.TimerHandle
+    fetching: asyncio.Task[None]
+    timer: asyncio.TimerHandle | None = None
+    readers: int = 0
 
 
 class Handover:
@@ -33,38 +38,65 @@ class Handover:
         return True
 
     def release(self, size_bytes: int) -> None:
-        """The value was fetched, and is held or not."""
+        """The value is held, or is not there."""
         self.used_bytes -= size_bytes
 
-    def hold(self, name: Name, value: bytes) -> None:
-        """Have a value ready, for which room was just released."""
+    def hold(
+        self, name: Name, value: Incoming, size_bytes: int, fetching: asyncio.Task[None]
+    ) -> None:
+        """Have a value ready for which there is room; `fetching` ends when it is let go."""
         self._drop(name)
-        self.used_bytes += len(value)
-        timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._drop, name)
-        self._held[name] = _Held(value, len(value), timer)
+        self.used_bytes += size_bytes
+        self._held[name] = _Held(value, size_bytes, size_bytes, fetching)
+        self._let_go_later(name)
 
     def size(self, name: Name) -> int | None:
         """How long the value is; None: it is not held."""
         held = self._held.get(name)
-        return None if held is None else len(held.value)
+        return None if held is None else held.size_bytes
 
-    def read(self, name: Name, first: int, end: int) -> bytes:
-        """A slice of a value that is held; it is let go once so much was read as it has."""
+    async def read(self, name: Name, first: int, end: int) -> memoryview:
+        """A slice of a value that is held.
+
+        It is let go once so much was read as it has, or when it cannot be fetched.
+        """
         held = self._held[name]
-        held.timer.cancel()
-        held.timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._drop, name)
-        held.unread_bytes -= end - first
-        if held.unread_bytes <= 0:
-            self._drop(name)
-        return held.value[first:end]
+        held.readers += 1
+        self._keep(held)
+        try:
+            content = await held.value.read(first, end)
+            held.unread_bytes -= end - first
+            return content
+        except Exception:
+            held.unread_bytes = 0
+            raise
+        finally:
+            held.readers -= 1
+            if self._held.get(name) is held:
+                if held.unread_bytes <= 0:
+                    self._drop(name)
+                elif not held.readers:
+                    self._let_go_later(name)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of all."""
+        fetching = [held.fetching for held in self._held.values()]
         for name in list(self._held):
             self._drop(name)
+        await asyncio.gather(*fetching, return_exceptions=True)
+
+    def _let_go_later(self, name: Name) -> None:
+        loop = asyncio.get_running_loop()
+        self._held[name].timer = loop.call_later(HOLD_SECONDS, self._drop, name)
+
+    def _keep(self, held: _Held) -> None:
+        if held.timer is not None:
+            held.timer.cancel()
+            held.timer = None
 
     def _drop(self, name: Name) -> None:
         held = self._held.pop(name, None)
         if held is not None:
-            held.timer.cancel()
-            self.used_bytes -= len(held.value)
+            self._keep(held)
+            held.fetching.cancel()
+            self.used_bytes -= held.size_bytes

@@ -23,6 +23,7 @@ log = structlog.get_logger()
 STREAM = "EVICTIONS"
 CONSUMER = "archiver"
 EXTEND_SECONDS = 10.0
+LARGE_AT_ONCE = 4
 BATCH = 64
 """Small evictions that are handled together: for some milliseconds nothing else is done."""
 GATHER_SECONDS = 0.02
@@ -74,17 +75,17 @@ class Intake:
 
     At least once from the stream, once in the store: an eviction is acknowledged after it is
     durable, indexed and announced, so a crash in between repeats it, and repeating is harmless.
-    At most `in_flight` evictions, of `in_flight_bytes`, are being handled, and one of those that
-    came in parts, which is read only where it is to be stored; its parts are removed once it is
-    settled. While the store fails they are held, and the stream holds the rest. What cannot be
-    settled for another reason is given back.
+    At most `in_flight` evictions, of `in_flight_bytes`, are being handled. One that came in parts
+    is read only where it is to be stored; its parts are removed once it is settled. While the store
+    fails they are held, and the stream holds the rest. What cannot be settled for another reason
+    is given back.
     """
 
     def __init__(
         self, queue: WorkQueue, parts: Parts, announcer: Announcer, settings: ArchiveSettings
     ) -> None:
         self._parts = parts
-        self._large = asyncio.Lock()
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._queue = queue
         self._announcer = announcer
         self._settings = settings
@@ -244,7 +245,7 @@ class Intake:
                 await self._wait_for_room(keeping)
             self._bytes += manifest.size_bytes
             try:
-                kept = await keeping.pack_all([(manifest, lambda: self._parts.read(manifest))])
+                kept = await keeping.pack_all([(manifest, self._parts.value(manifest))])
             except BaseException:
                 self._bytes -= manifest.size_bytes
                 raise

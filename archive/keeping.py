@@ -1,13 +1,13 @@
 """What is decided about an eviction: by the one archiver that keeps the index, for all of them."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
 from archive import frame
 from archive.index_entry import IndexEntry, Order, score_of, used_ns
-from archive.packer import Packer
+from archive.packer import Packer, Value
 from schemas.cache import Evicted
 
 Outcome = Literal["stored", "repeated", "superseded", "expired"]
@@ -15,8 +15,6 @@ Kept = tuple[Outcome, IndexEntry | None]
 """What became of an eviction, and its entry where there is one."""
 Count = Callable[[str, Kept], None]
 """Takes a namespace, and what became of an eviction of it."""
-Value = bytes | Callable[[], Awaitable[bytes | bytearray]]
-"""A value, or what is called for it where it is to be stored."""
 Eviction = tuple[Evicted, Value]
 
 
@@ -82,7 +80,7 @@ class Keeping(Protocol):
         """Decide about them, and pack those that are to be stored: none is durable yet.
 
         Raises:
-            ValueError: the one value that was called for is not what its manifest says.
+            ValueError: the one value that came in parts is not what its manifest says.
             PublishError: a server, or the archiver that keeps the index, does not answer.
         """
 
@@ -104,7 +102,7 @@ async def pack(packer: Packer, eviction: Eviction, verdict: Verdict, stored_ns: 
         )
     return await packer.add(
         manifest,
-        value if isinstance(value, bytes) else await value(),
+        value,
         stored_ns=stored_ns,
         ttl_class=verdict.ttl_class,
         follows=verdict.follows,

@@ -1,8 +1,10 @@
 """Packs entries into segments and stores each with one write: the archive's group commit."""
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from typing import Protocol
 
 import msgspec
 
@@ -21,17 +23,69 @@ ALONE_BYTES = 4 * 1024 * 1024
 """A value of this size has a segment of its own."""
 
 
+class Stream(Protocol):
+    """A value that need not be in memory as a whole; its calls raise what keeps it from coming."""
+
+    async def sample(self) -> bytes:
+        """Some of it, by which to choose a codec."""
+
+    def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The value in order, verified at its end; again each time."""
+
+
+Value = bytes | Stream
+
+
 @dataclasses.dataclass(eq=False)
 class _Segment:
+    """`frames` by their first bytes; that of a large value, which is alone, in two pieces.
+
+    What `stream` gives comes behind them.
+    """
+
     name: str
     seal: bytes
     stored: asyncio.Future[None]
-    content: bytearray = dataclasses.field(default_factory=bytearray)
-    large: bytes | bytearray = b""
+    is_alone: bool = False
+    frames: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    frames_bytes: int = 0
+    stream: Stream | None = None
     entries: list[IndexEntry] = dataclasses.field(default_factory=list)
     records: list[msgspec.Raw] = dataclasses.field(default_factory=list)
     records_bytes: int = 0
     is_closed: bool = False
+
+    def add(self, header: FrameHeader, *pieces: bytes, follows: bool) -> IndexEntry:
+        """List an entry, of whose frame these pieces are here."""
+        first = self.frames_bytes
+        for piece in pieces:
+            self.frames[self.frames_bytes] = piece
+            self.frames_bytes += len(piece)
+        frame_bytes = self.frames_bytes - first
+        if self.stream is not None:
+            frame_bytes += header.payload_bytes
+        entry = IndexEntry.of(header, frame_bytes, segment=self.name, first=first, follows=follows)
+        record = record_of(entry)
+        self.entries.append(entry)
+        self.records.append(record)
+        self.records_bytes += len(bytes(record))
+        return entry
+
+    def read(self, entry: IndexEntry) -> bytes | None:
+        """The frame of an entry, if all of it is here."""
+        if self.stream is not None:
+            return None
+        return b"".join(self.frames.values()) if self.is_alone else self.frames.get(entry.first)
+
+    async def pieces(self, footer: bytes) -> AsyncGenerator[bytes, None]:
+        """All of it, in order."""
+        for piece in self.frames.values():
+            yield piece
+        if self.stream is not None:
+            async with contextlib.aclosing(self.stream.pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+        yield footer
 
 
 class Packer:
@@ -67,29 +121,33 @@ class Packer:
     async def add(
         self,
         manifest: Evicted,
-        value: bytes | bytearray,
+        value: Value,
         *,
         stored_ns: int,
         ttl_class: str,
         follows: bool,
     ) -> IndexEntry:
-        """Put an entry into the open segment of its class; `wait` says when it is stored."""
+        """Put an entry into the open segment of its class; `wait` says when it is stored.
+
+        A large value that does not compress is sent to the store as it comes: it is there, with
+        its footer, when this returns, and cannot be read from here before.
+        """
+        if not isinstance(value, bytes):
+            if manifest.size_bytes >= ALONE_BYTES and await self._is_raw(manifest, value):
+                header = _header(manifest, codec.RAW, manifest.size_bytes, stored_ns)
+                return await self._pass_on(header, value, ttl_class, follows=follows)
+            async with contextlib.aclosing(value.pieces()) as pieces:
+                value = b"".join([piece async for piece in pieces])
         if len(value) <= INLINE_BYTES:
             name, payload = self._compress(manifest, value)
         else:
             name, payload = await asyncio.to_thread(self._compress, manifest, value)
-        header = FrameHeader(
-            manifest=manifest, codec=name, stored_at=instant(stored_ns), payload_bytes=len(payload)
-        )
+        header = _header(manifest, name, len(payload), stored_ns)
         if len(payload) < ALONE_BYTES:
             return self._append(self._segment(ttl_class), header, payload, follows=follows)
         alone = self._begin(ttl_class)
-        alone.content += frame.head(header, alone.seal)
-        alone.large = payload
-        entry = IndexEntry.of(
-            header, len(alone.content) + len(payload), segment=alone.name, follows=follows
-        )
-        self._list(alone, entry)
+        alone.is_alone = True
+        entry = alone.add(header, frame.head(header, alone.seal), payload, follows=follows)
         self._close(alone)
         return entry
 
@@ -121,11 +179,7 @@ class Packer:
     def read(self, entry: IndexEntry) -> bytes | None:
         """The frame of an entry that is here."""
         found = self._segments.get(entry.segment)
-        if found is None:
-            return None
-        if found.large:
-            return bytes(found.content) + found.large
-        return bytes(found.content[entry.first : entry.first + entry.object_bytes])
+        return None if found is None else found.read(entry)
 
     def hurry(self) -> None:
         """Nothing more can come before something is stored: write what there is."""
@@ -148,9 +202,26 @@ class Packer:
         if self._writing:
             await asyncio.wait(self._writing)
 
-    def _compress(
-        self, manifest: Evicted, value: bytes | bytearray
-    ) -> tuple[str, bytes | bytearray]:
+    async def _pass_on(
+        self, header: FrameHeader, stream: Stream, ttl_class: str, *, follows: bool
+    ) -> IndexEntry:
+        alone = self._begin(ttl_class)
+        alone.is_alone, alone.is_closed, alone.stream = True, True, stream
+        entry = alone.add(header, frame.head(header, alone.seal), follows=follows)
+        try:
+            footer = await self._put(alone)
+        except BaseException:
+            del self._segments[alone.name]
+            raise
+        self._start(self._tell(alone, footer))
+        return entry
+
+    async def _is_raw(self, manifest: Evicted, value: Stream) -> bool:
+        sample = await value.sample()
+        name, _ = await asyncio.to_thread(self._compress, manifest, sample)
+        return name == codec.RAW
+
+    def _compress(self, manifest: Evicted, value: bytes) -> tuple[str, bytes]:
         return codec.compress(
             value,
             dtype=manifest.meta.get("dtype", ""),
@@ -173,27 +244,15 @@ class Packer:
         return begun
 
     def _append(
-        self, target: _Segment, header: FrameHeader, payload: bytes | bytearray, *, follows: bool
+        self, target: _Segment, header: FrameHeader, payload: bytes, *, follows: bool
     ) -> IndexEntry:
-        content = frame.encode(header, payload, target.seal)
-        first = len(target.content)
-        entry = IndexEntry.of(
-            header, len(content), segment=target.name, first=first, follows=follows
-        )
-        target.content += content
-        self._list(target, entry)
+        entry = target.add(header, frame.encode(header, payload, target.seal), follows=follows)
         if (
-            len(target.content) >= self._settings.segment_bytes
+            target.frames_bytes >= self._settings.segment_bytes
             or target.records_bytes >= segment.MAX_RECORDS_BYTES
         ):
             self._close(target)
         return entry
-
-    def _list(self, target: _Segment, entry: IndexEntry) -> None:
-        record = record_of(entry)
-        target.entries.append(entry)
-        target.records.append(record)
-        target.records_bytes += len(bytes(record))
 
     def _close(self, closing: _Segment) -> None:
         """Write the segment, unless that was begun already."""
@@ -203,19 +262,53 @@ class Packer:
         ttl_class = segment.class_of(closing.name)
         if self._open.get(ttl_class) is closing:
             del self._open[ttl_class]
-        task = asyncio.create_task(self._write(closing))
+        self._start(self._write(closing))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
     async def _write(self, closed: _Segment) -> None:
         try:
-            footer = await asyncio.to_thread(segment.footer, closed.name, closed.records)
-            await self._put(closed, footer)
-            object_bytes = len(closed.content) + len(closed.large) + len(footer)
-            await self._on_stored(closed.name, footer, object_bytes)
+            footer = await self._put(closed)
+        except Exception as error:
+            closed.stored.set_exception(error)
+            raise
+        await self._tell(closed, footer)
+
+    async def _put(self, closed: _Segment) -> bytes:
+        """Returns its footer."""
+        footer = await asyncio.to_thread(segment.footer, closed.name, closed.records)
+        pause_seconds = self._settings.retry_seconds
+        while True:
+            try:
+                async with contextlib.aclosing(closed.pieces(footer)) as pieces:
+                    # A small one whole: that is one request, where a stream may be several.
+                    if closed.is_alone:
+                        await self._store.put_stream(closed.name, pieces)
+                    else:
+                        whole = b"".join([piece async for piece in pieces])
+                        await self._store.put(closed.name, whole)
+            except StoreError as error:
+                self.store_error = str(error)
+                await self._on_failure(closed.entries[0], error)
+                await asyncio.sleep(pause_seconds)
+                pause_seconds = min(2 * pause_seconds, self._settings.retry_max_seconds)
+            else:
+                self.store_error = ""
+                return footer
+
+    async def _tell(self, closed: _Segment, footer: bytes) -> None:
+        """Say that it is in the store."""
+        entry = closed.entries[-1]
+        try:
+            await self._on_stored(
+                closed.name, footer, entry.first + entry.object_bytes + len(footer)
+            )
         except PublishError as error:
             # Who waits for it later must hear of that too, so it stays, without its bytes.
-            closed.content, closed.large = bytearray(), b""
+            closed.frames.clear()
             closed.stored.set_exception(error)
             return
         except Exception as error:
@@ -224,24 +317,11 @@ class Packer:
         del self._segments[closed.name]
         closed.stored.set_result(None)
 
-    async def _put(self, closed: _Segment, footer: bytes) -> None:
-        async def pieces() -> AsyncIterator[bytes | bytearray]:
-            for piece in (closed.content, closed.large, footer):
-                yield piece
 
-        pause_seconds = self._settings.retry_seconds
-        while True:
-            try:
-                # A small one whole: that is one request, where a stream may be several.
-                if closed.large:
-                    await self._store.put_stream(closed.name, pieces())
-                else:
-                    await self._store.put(closed.name, closed.content + footer)
-            except StoreError as error:
-                self.store_error = str(error)
-                await self._on_failure(closed.entries[0], error)
-                await asyncio.sleep(pause_seconds)
-                pause_seconds = min(2 * pause_seconds, self._settings.retry_max_seconds)
-            else:
-                self.store_error = ""
-                return
+def _header(manifest: Evicted, codec_name: str, payload_bytes: int, stored_ns: int) -> FrameHeader:
+    return FrameHeader(
+        manifest=manifest,
+        codec=codec_name,
+        stored_at=instant(stored_ns),
+        payload_bytes=payload_bytes,
+    )

@@ -1,11 +1,15 @@
 """Large values on their way in: read from the stream of parts, verified, removed."""
 
 import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
 
 import structlog
 
 from archive import frame
+from archive.codec import SAMPLE_PIECE_BYTES, SAMPLE_PIECES
 from schemas.cache import PARTS_IN_FLIGHT, Evicted, part_count, part_range
+from schemas.digest import Digest, RunningDigest
 from schemas.protocols import PartStream, PublishError
 
 log = structlog.get_logger()
@@ -13,43 +17,80 @@ log = structlog.get_logger()
 STREAM = "EVICTION_PARTS"
 
 
+class PartedValue:
+    """A value in parts, of which a few are in memory at once.
+
+    All calls raise ValueError where a part is gone or has another size, and PublishError where
+    the server does not answer.
+    """
+
+    def __init__(self, stream: PartStream, manifest: Evicted) -> None:
+        self._stream = stream
+        self._manifest = manifest
+        self._sampled: dict[int, bytes] = {}
+
+    async def sample(self) -> bytes:
+        """The beginnings of some parts, by which to choose a codec."""
+        last = self._manifest.parts - 1
+        wanted = {last * number // (SAMPLE_PIECES - 1) for number in range(SAMPLE_PIECES)}
+        for part in sorted(wanted):
+            self._sampled[part] = await self._part(part)
+        return b"".join(part[:SAMPLE_PIECE_BYTES] for part in self._sampled.values())
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The value in order, again each time; at its end ValueError where its digest is wrong."""
+        manifest = self._manifest
+        if manifest.parts != part_count(manifest.size_bytes):
+            raise ValueError(f"{manifest.parts} parts do not make {manifest.size_bytes} bytes")
+        undigested: dict[int, bytes] = {}
+
+        def feed(digest: Digest, first: int, end: int) -> None:
+            while first < end:
+                piece = undigested.pop(first)
+                digest.update(piece)
+                first += len(piece)
+
+        digest = RunningDigest(feed, like=manifest.digest)
+        coming: deque[asyncio.Task[bytes]] = deque()
+        try:
+            for part in range(manifest.parts):
+                for ahead in range(part + len(coming), min(part + PARTS_IN_FLIGHT, manifest.parts)):
+                    coming.append(asyncio.create_task(self._part(ahead)))
+                piece = await coming[0]
+                coming.popleft()
+                first, end = part_range(part, manifest.size_bytes)
+                undigested[first] = piece
+                digest.came(first, end)
+                yield piece
+            if await digest.finish() != manifest.digest:
+                raise ValueError(frame.WRONG_DIGEST)
+        finally:
+            digest.cancel()
+            for task in coming:
+                task.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)
+
+    async def _part(self, part: int) -> bytes:
+        if part in self._sampled:
+            return self._sampled.pop(part)
+        first, end = part_range(part, self._manifest.size_bytes)
+        payload = await self._stream.read_last(STREAM, f"{_subject(self._manifest)}.{part}")
+        if payload is None:
+            raise ValueError(f"part {part} of {self._manifest.parts} is gone")
+        if len(payload) != end - first:
+            raise ValueError(f"part {part} has {len(payload)} bytes, not {end - first}")
+        return payload
+
+
 class Parts:
-    """The parts of evicted values; a value is received into one buffer of its size."""
+    """The parts of evicted values."""
 
     def __init__(self, stream: PartStream) -> None:
         self._stream = stream
 
-    async def read(self, manifest: Evicted) -> bytearray:
-        """The value, its size and digest as the manifest says.
-
-        Raises:
-            ValueError: a part is gone or has another size, or the digest is wrong.
-            PublishError: the server does not answer.
-        """
-        size_bytes = manifest.size_bytes
-        if manifest.parts != part_count(size_bytes):
-            raise ValueError(f"{manifest.parts} parts do not make {size_bytes} bytes")
-        value = bytearray(size_bytes)
-        parts = iter(range(manifest.parts))
-
-        async def read_some() -> None:
-            for part in parts:
-                payload = await self._stream.read_last(STREAM, f"{_subject(manifest)}.{part}")
-                first, end = part_range(part, size_bytes)
-                if payload is None:
-                    raise ValueError(f"part {part} of {manifest.parts} is gone")
-                if len(payload) != end - first:
-                    raise ValueError(f"part {part} has {len(payload)} bytes, not {end - first}")
-                value[first:end] = payload
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(PARTS_IN_FLIGHT):
-                    group.create_task(read_some())
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        await asyncio.to_thread(frame.check_value, manifest, value)
-        return value
+    def value(self, manifest: Evicted) -> PartedValue:
+        """The value of a manifest that has parts."""
+        return PartedValue(self._stream, manifest)
 
     async def remove(self, manifest: Evicted) -> None:
         """Remove them: the value is settled. What fails is left to the stream's age."""

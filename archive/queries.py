@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 import msgspec
 import structlog
 
+from archive import same_host
 from archive.announce import Announcer
 from archive.fetch_time import FetchTime
 from archive.handover import Handover
+from archive.incoming import Incoming
 from archive.index_entry import HASH_BYTES, IndexEntry
 from archive.intake import STREAM
 from archive.settings import ArchiveSettings
@@ -20,7 +22,7 @@ from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveSt
 from schemas.cache import (
     EVICTED_HEADER,
     INLINE_LIMIT_BYTES,
-    Evicted,
+    decode_header,
     encode_header,
     read_key,
     read_range,
@@ -105,9 +107,10 @@ class Queries:
         `Fleet-Generation` (absent = newest): anything older is a miss. A miss is an empty answer
         with `Fleet-Status: miss`. One that would take longer to fetch than to compute anew is a
         miss too, with the estimate in `Fleet-Declined-Seconds`, unless `Fleet-Gate: off` comes
-        along. A damaged object is answered 500 once and a miss from then on.
-        The payload of a value above the inline limit is empty: it is held ready for ranges, which
-        this instance (`Fleet-Instance`) answers; 429 while too many are.
+        along. A damaged object is answered 500 once and a miss from then on; `Fleet-Verify: off`:
+        the asker looks at the digest of a large value itself, and asks again where it is wrong.
+        The payload of a value above the inline limit is empty: it is held for ranges, which this
+        instance (`Fleet-Instance`) answers as the value comes; 429 while too many are.
         """
         namespace = self._namespace(call)
         key = read_key(call.payload)
@@ -126,7 +129,9 @@ class Queries:
                         "Fleet-Declined-Seconds": f"{declined_seconds:.6f}",
                     }
                 )
-        return self._restore(known, namespace, key, None if text is None else int(text))
+        generation = None if text is None else int(text)
+        verify = call.headers.get("Fleet-Verify") != "off"
+        return self._restore(known, namespace, key, generation, verify=verify)
 
     def _dearer_than_computing(self, known: IndexEntry) -> float | None:
         """Seconds to fetch it, where that is more than it costs to compute; else None."""
@@ -136,9 +141,15 @@ class Queries:
         return seconds if seconds is not None and seconds > known.cost_seconds else None
 
     async def _restore(
-        self, known: IndexEntry | None, namespace: str, key: str, generation: int | None
+        self,
+        known: IndexEntry | None,
+        namespace: str,
+        key: str,
+        generation: int | None,
+        *,
+        verify: bool,
     ) -> Answer:
-        # Two copies of it are in memory while it is fetched; inline values are few and small.
+        # Inline values are few and small.
         size_bytes = 0 if known is None else known.size_bytes
         if size_bytes <= INLINE_LIMIT_BYTES:
             size_bytes = 0
@@ -147,47 +158,84 @@ class Queries:
                 f"large values being handed back hold {self._handover.used_bytes} of "
                 f"{self._handover.max_bytes} bytes (archive.handover_max_bytes); try later"
             )
-        began = time.monotonic()
+        incoming = Incoming(verify=verify)
+        fetching = asyncio.create_task(self._fetch(namespace, key, generation, known, incoming))
         try:
-            found = await self._fetch(namespace, key, generation)
+            manifest = await incoming.begun()
+        except BaseException:
+            fetching.cancel()
+            raise
         finally:
             self._handover.release(size_bytes)
-        if found is None:
+        if manifest is None:
             return Answer(headers={"Fleet-Status": "miss"})
-        manifest, value = found
-        if known is not None:
-            now = time.monotonic()
-            self._fetch_time.observe(known.object_bytes, now - began, now)
-            self._vault.meter.restored(known)
-        self._announce(self._announcer.restored(namespace, key, manifest.version, len(value)))
         headers = {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
-        if len(value) <= INLINE_LIMIT_BYTES:
-            return Answer(value, headers)
-        self._handover.hold((namespace, key, manifest.version), value)
+        if manifest.size_bytes <= INLINE_LIMIT_BYTES:
+            return Answer(bytes(await incoming.read(0, manifest.size_bytes)), headers)
+        name = (namespace, key, manifest.version)
+        self._handover.hold(name, incoming, manifest.size_bytes, fetching)
         return Answer(headers={**headers, "Fleet-Instance": self._instance})
 
-    def read_range(self, call: Call) -> Answer:
-        """Bytes of a large value that a restore holds ready; 409 when it is not held any more."""
+    async def _fetch(
+        self,
+        namespace: str,
+        key: str,
+        generation: int | None,
+        known: IndexEntry | None,
+        incoming: Incoming,
+    ) -> None:
+        """Fetch a value, and tell `incoming` how that ended."""
+        began = time.monotonic()
+        error: Exception | None = None
+        try:
+            found = await self._vault.fetch(namespace, key, generation, incoming)
+            if found is None:
+                error = _not_held() if incoming.has_begun else None
+            else:
+                manifest, value = found
+                incoming.begin(manifest, value)
+                if known is not None:
+                    now = time.monotonic()
+                    self._fetch_time.observe(known.object_bytes, now - began, now)
+                    self._vault.meter.restored(known)
+                self._announce(
+                    self._announcer.restored(namespace, key, manifest.version, len(value))
+                )
+        except DamagedObjectError as damage:
+            self._announce(self._announcer.damaged(damage.entry, damage.reason))
+            error = RequestError(500, f"archived object of this key is damaged: {damage.reason}")
+        except StoreError as failure:
+            log.error("archive_unreadable", error=str(failure))
+            error = RequestError(503, "the archive's store cannot be read now")
+        except asyncio.CancelledError:
+            error = _not_held()
+            raise
+        except Exception as failure:  # whoever waits for the value answers it
+            error = failure
+        finally:
+            incoming.end(error)
+
+    async def read_range(self, call: Call) -> Answer:
+        """Bytes of a large value that a restore holds, once they came; 409: it holds it no more.
+
+        They are right once the last was answered: until then the value may turn out to be damaged.
+        With `Fleet-File` they are written into that file where it is on this host: the answer is
+        empty then, and says `Fleet-Written: 1`.
+        """
         namespace = self._namespace(call, token=-2)
         name = (namespace, read_key(call.payload), call.headers.get("Fleet-Version", ""))
         size_bytes = self._handover.size(name)
         if size_bytes is None:
-            raise RequestError(409, "that version is not held ready here; restore again")
-        return Answer(self._handover.read(name, *read_range(call.headers, size_bytes)))
-
-    async def _fetch(
-        self, namespace: str, key: str, generation: int | None
-    ) -> tuple[Evicted, bytes] | None:
+            raise _not_held()
+        first, end = read_range(call.headers, size_bytes)
         try:
-            return await self._vault.fetch(namespace, key, generation)
-        except DamagedObjectError as error:
-            self._announce(self._announcer.damaged(error.entry, error.reason))
-            raise RequestError(
-                500, f"archived object of this key is damaged: {error.reason}"
-            ) from error
-        except StoreError as error:
-            log.error("archive_unreadable", error=str(error))
-            raise RequestError(503, "the archive's store cannot be read now") from error
+            path = decode_header(call.headers.get("Fleet-File", ""))
+        except ValueError as error:
+            raise RequestError(400, f"header Fleet-File: {error}") from None
+        content = await self._handover.read(name, first, end)
+        if path and same_host.write(path, first, content, size_bytes):
+            return Answer(headers={"Fleet-Written": "1"})
+        return Answer(bytes(content))
 
     def keys(self, call: Call) -> Answer:
         """Eight-byte hashes (`index.key_hash`) of the keys that can be restored, sorted.
@@ -287,3 +335,7 @@ class Queries:
         if not self._is_owner():
             raise RequestError(503, "this archiver does not own the store now; ask again")
         return call.subject.split(".")[token]
+
+
+def _not_held() -> RequestError:
+    return RequestError(409, "that version is not held here any more; restore again")

@@ -86,22 +86,31 @@ class S3Store:
         """Close all connections."""
         await self._closing.aclose()
 
-    async def put(self, name: str, content: bytes | bytearray) -> None:
+    async def put(self, name: str, content: bytes) -> None:
         """Store durably; an object of that name is replaced."""
         key = self._key(name)
         await self._ask(lambda s3: s3.put_object(Bucket=self._bucket, Key=key, Body=content))
 
-    async def put_stream(self, name: str, pieces: AsyncIterable[bytes | bytearray]) -> None:
+    async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
         """Store the concatenation of `pieces`, in parts of 8 MiB where it is longer than one."""
         await upload(self._ask, self._bucket, self._key(name), pieces)
 
     async def get(self, name: str) -> bytes | None:
         """The whole object, or None."""
-        return await self._read(name)
+        pieces: list[bytes] = []
+        return b"".join(pieces) if await self._read(name, pieces.append) else None
 
     async def get_range(self, name: str, first: int, end: int) -> bytes | None:
         """Its bytes from `first` up to, not with, `end`; shorter where it ends; None: absent."""
-        return await self._read(name, f"bytes={first}-{end - 1}") if end > first else b""
+        pieces: list[bytes] = []
+        is_there = await self.get_range_to(name, first, end, pieces.append)
+        return b"".join(pieces) if is_there else None
+
+    async def get_range_to(
+        self, name: str, first: int, end: int, take: Callable[[bytes], None]
+    ) -> bool:
+        """As `get_range`, given to `take` in order as they come; False: absent."""
+        return await self._read(name, take, first, end) if end > first else True
 
     async def stat(self, name: str) -> StoredObject | None:
         """The object without its content, or None."""
@@ -171,7 +180,7 @@ class S3Store:
             await self._reconnect()
         began = time.monotonic()
         if began < self._trial_due_seconds:
-            await self._read(NO_NAME, "bytes=0-0")
+            await self.get_range(NO_NAME, 0, 1)
         else:
             self._trial_due_seconds = 0.0
             await self._try_write()
@@ -189,30 +198,44 @@ class S3Store:
     async def _abort(self, upload: dict[str, str]) -> None:
         await self._ask(lambda s3: s3.abort_multipart_upload(Bucket=self._bucket, **upload))
 
-    async def _read(self, name: str, byte_range: str | None = None) -> bytes | None:
-        """The content of the object, or its bytes of that range; None: it is absent."""
+    async def _read(
+        self, name: str, take: Callable[[bytes], None], first: int = 0, end: int | None = None
+    ) -> bool:
+        """Give the object's bytes of that range to `take`, as they come; False: it is absent."""
         asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(name)}
-        if byte_range is not None:
-            asked["Range"] = byte_range
+        if end is not None:
+            asked["Range"] = f"bytes={first}-{end - 1}"
+        taken = 0
 
-        async def read(s3: Any) -> bytes | None:  # noqa: ANN401 - botocore's client
+        async def read(s3: Any) -> bool:  # noqa: ANN401 - botocore's client
             for attempt in range(1, self._settings.attempts + 1):
                 try:
                     answer = await _unless_absent(s3.get_object(**asked))
                 except ClientError as error:
                     if _code(error) == "InvalidRange":  # the object ends before it
-                        return b""
+                        return True
                     raise
                 if answer is None:
-                    return None
+                    return False
                 try:
                     async with answer["Body"] as body:
-                        return bytes(await body.read())
+                        await take_new(body.content.iter_any())
+                    return True
                 except _BROKEN_BODY:
                     # botocore tries again until an answer begins, but not when it breaks off.
                     if attempt == self._settings.attempts:
                         raise
-            return None
+            return False
+
+        async def take_new(pieces: AsyncIterable[bytes]) -> None:
+            """All but what an answer that broke off had already: no object ever changes."""
+            nonlocal taken
+            come = 0
+            async for piece in pieces:
+                known, come = taken - come, come + len(piece)
+                if come > taken:
+                    take(piece[max(known, 0) :])
+                    taken = come
 
         return await self._ask(read)
 

@@ -16,7 +16,7 @@ Ask = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
 """Makes one request with the client, under a deadline; raises StoreError."""
 
 
-async def upload(ask: Ask, bucket: str, key: str, pieces: AsyncIterable[bytes | bytearray]) -> None:
+async def upload(ask: Ask, bucket: str, key: str, pieces: AsyncIterable[bytes]) -> None:
     """Store the concatenation of `pieces` under `key`; up to one part of it by a plain put.
 
     Where anything fails, or the caller gives up, the upload is aborted: nothing of it is visible,
@@ -64,7 +64,7 @@ async def _send(
     return [task.result() for task in sending]
 
 
-async def _parts(pieces: AsyncIterable[bytes | bytearray]) -> AsyncIterator[bytes]:
+async def _parts(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
     """`pieces` cut anew: each part but the last is exactly `PART_BYTES` long."""
     part: list[memoryview] = []
     missing = PART_BYTES

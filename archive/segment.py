@@ -94,7 +94,7 @@ def read_footer(name: str, tail: bytes) -> list[IndexEntry]:
     if checksum != _checksum(unchecked, stored, name):
         raise ArchiveObjectError("checksum of the footer is wrong")
     try:
-        return read_records(name, codec.decompress("zstd", stored, size_bytes=plain_bytes))
+        return read_records(name, bytes(codec.decompress("zstd", stored, size_bytes=plain_bytes)))
     except (ValueError, msgspec.MsgspecError) as error:
         raise ArchiveObjectError(f"footer cannot be decoded: {error}") from error
 

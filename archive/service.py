@@ -297,7 +297,7 @@ class ArchiveService:
             await self._vault.close()
             self._lifecycle = []
             await stop_serving()
-            self._handover.close()
+            await self._handover.close()
             await self._queries.announced()
 
     async def _take_over(self) -> None:

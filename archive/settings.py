@@ -119,14 +119,14 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         Meta(
             ge=1, le=8192, description="evictions taken and not durable yet; each holds its value"
         ),
-    ] = 4096
+    ] = 8192
     in_flight_bytes: Annotated[
         int,
         Meta(
             ge=1024 * 1024,
             description="of their values; with twice a segment one is filled while one is written",
         ),
-    ] = 32 * 1024 * 1024
+    ] = 64 * 1024 * 1024
     segment_bytes: Annotated[
         int,
         Meta(

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 from typing import Protocol
 
 from archive.lifecycle import LifecycleReport
@@ -58,10 +58,10 @@ class ObjectStore(Protocol):
     async def close(self) -> None:
         """Let go of threads and connections."""
 
-    async def put(self, name: str, content: bytes | bytearray) -> None:
+    async def put(self, name: str, content: bytes) -> None:
         """Store durably; an object of that name is replaced."""
 
-    async def put_stream(self, name: str, pieces: AsyncIterable[bytes | bytearray]) -> None:
+    async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
         """Store the concatenation of `pieces`, of any sizes, with only a few MiB in memory.
 
         As `put`, also when `pieces` raises or the caller gives up: then nothing is stored.
@@ -72,6 +72,11 @@ class ObjectStore(Protocol):
 
     async def get_range(self, name: str, first: int, end: int) -> bytes | None:
         """Its bytes from `first` up to, not with, `end`; shorter where it ends; None: absent."""
+
+    async def get_range_to(
+        self, name: str, first: int, end: int, take: Callable[[bytes], None]
+    ) -> bool:
+        """As `get_range`, given to `take` in order as they come; False: absent."""
 
     async def stat(self, name: str) -> StoredObject | None:
         """The object without its content, or None."""

@@ -8,16 +8,16 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from archive import frame, segment
 from archive.catalog import Catalog
 from archive.frame import ArchiveObjectError
+from archive.incoming import Incoming, IncomingFrame
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry
-from archive.keeping import Candidate, Eviction, Kept, Value, Verdict, pack
+from archive.keeping import Candidate, Eviction, Kept, Verdict, pack
 from archive.ledger import Ledger
 from archive.lifecycle import ttl_class
 from archive.money import Meter
-from archive.packer import INLINE_BYTES, Packer
+from archive.packer import Packer, Value
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoredObject, StoreError
 from schemas.cache import Evicted
@@ -26,9 +26,9 @@ from schemas.units import SECOND_NS
 
 log = structlog.get_logger()
 
-RANGE_BYTES = 8 * 1024 * 1024
-"""At most; less would cost more requests."""
-RANGES_IN_FLIGHT = 4
+RANGE_BYTES = 4 * 1024 * 1024
+"""At most: less would cost more requests, and more would leave more to hand on at the end."""
+RANGES_IN_FLIGHT = 2
 
 
 class DamagedObjectError(Exception):
@@ -117,7 +117,7 @@ class Vault:
         """
 
         def is_known(name: str) -> bool:
-            return name in self.ledger.segments
+            return name in self.ledger.segments or self.packer.holds(name)
 
         async for found, entries in self.catalog.read(is_known, on_progress):
             self.adopt_one(found, entries)
@@ -211,12 +211,13 @@ class Vault:
         )
 
     async def fetch(
-        self, namespace: str, key: str, generation: int | None
-    ) -> tuple[Evicted, bytes] | None:
+        self, namespace: str, key: str, generation: int | None, incoming: Incoming | None = None
+    ) -> tuple[Evicted, memoryview] | None:
         """Manifest and value of `key`, verified; None when there is none that may be returned.
 
         `generation` is the asker's: what is older is a miss, and stays: only manifests begin a
-        generation. None = the newest known.
+        generation. None = the newest known. `incoming` learns what comes of it meanwhile, not how
+        it ended.
 
         Raises:
             DamagedObjectError: there was one, but its object is broken or gone.
@@ -230,7 +231,7 @@ class Vault:
             if entry is None or (generation is not None and entry.generation < generation):
                 return None
             try:
-                manifest, value = await self._read(entry)
+                manifest, value = await self._read(entry, incoming or Incoming())
             except ArchiveObjectError as error:
                 if not index.holds(entry):  # it expired or was cleared, and was removed
                     return None
@@ -256,45 +257,49 @@ class Vault:
         until_ns = max(until_ns, index.older_until_ns(key))
         return ttl_class(None if until_ns == math.inf else (until_ns - self.clock()) / SECOND_NS)
 
-    async def _read(self, entry: IndexEntry) -> tuple[Evicted, bytes]:
-        content = self.packer.read(entry)
-        if content is None:
-            content = await self._frame(entry)
-        if content is None:
-            raise ArchiveObjectError("the object is missing")
-        seal = segment.seal_of(entry.segment)
-        if len(content) <= INLINE_BYTES:
-            header, value = frame.decode(content, seal)
-        else:
-            header, value = await asyncio.to_thread(frame.decode, content, seal)
-        found = IndexEntry.of(header, len(content), segment=entry.segment, first=entry.first)
-        if (found.namespace, found.key, found.order) != (entry.namespace, entry.key, entry.order):
-            raise ArchiveObjectError("the object holds another entry")
-        return header.manifest, value
+    async def _read(self, entry: IndexEntry, incoming: Incoming) -> tuple[Evicted, memoryview]:
+        coming = IncomingFrame(entry, incoming)
+        try:
+            content = self.packer.read(entry)
+            if content is not None:
+                coming.content[:] = content
+                coming.came(len(content))
+            else:
+                await self._fill(entry, coming)
+            return await coming.finish()
+        finally:
+            coming.cancel()
 
-    async def _frame(self, entry: IndexEntry) -> bytes | None:
-        """The entry's bytes from the store, a large one's by equal ranges side by side."""
-        end = entry.first + entry.object_bytes
+    async def _fill(self, entry: IndexEntry, coming: IncomingFrame) -> None:
+        """Have the entry's bytes come from the store, of a large one by equal ranges."""
         count = -(-entry.object_bytes // RANGE_BYTES)
-        if count == 1:
-            return await self.store.get_range(entry.segment, entry.first, end)
         range_bytes = -(-entry.object_bytes // count)
+        firsts = range(0, entry.object_bytes, range_bytes)
+        ends = [min(first + range_bytes, entry.object_bytes) for first in firsts]
+        come = list(firsts)
         slots = asyncio.Semaphore(RANGES_IN_FLIGHT)
 
-        async def read(first: int) -> bytes | None:
+        async def read(number: int) -> None:
+            def take(piece: bytes) -> None:
+                at = come[number]
+                come[number] += len(piece)
+                if come[number] > ends[number]:
+                    raise ArchiveObjectError("the store gives more than was asked for")
+                coming.content[at : come[number]] = piece
+                gaps = (at for at, end in zip(come, ends, strict=True) if at < end)
+                coming.came(next(gaps, entry.object_bytes))
+
+            first, end = entry.first + firsts[number], entry.first + ends[number]
             async with slots:
-                return await self.store.get_range(
-                    entry.segment, first, min(first + range_bytes, end)
-                )
+                if not await self.store.get_range_to(entry.segment, first, end, take):
+                    raise ArchiveObjectError("the object is missing")
 
         try:
             async with asyncio.TaskGroup() as group:
-                firsts = range(entry.first, end, range_bytes)
-                reading = [group.create_task(read(first)) for first in firsts]
+                for number in range(count):
+                    group.create_task(read(number))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        pieces = [task.result() for task in reading]
-        return None if None in pieces else b"".join(piece for piece in pieces if piece)
 
     def retire(self, index: NamespaceIndex, entry: IndexEntry, since_ns: int) -> None:
         """Give up a value, which something stored at `since_ns` has outdated.

@@ -11,6 +11,7 @@ from cache.archived import HASH_BYTES
 from cache.entry import Entry
 from cache.manifest import (
     ForeignAnswerError,
+    WrongDigestError,
     check_restored,
     read_restored,
     restored_entry,
@@ -24,10 +25,11 @@ from schemas.cache import (
     INLINE_LIMIT_BYTES,
     PARTS_IN_FLIGHT,
     Evicted,
+    encode_header,
     part_count,
     part_range,
 )
-from schemas.digest import Digest
+from schemas.digest import RunningDigest
 from schemas.protocols import (
     Answer,
     Clock,
@@ -118,30 +120,39 @@ class ArchiveLink:
         return restore
 
     async def _ask_for(self, key: str, restore: Restore) -> Entry | None:
-        name, generation = self._namespace.name, self._namespace.generation
-        headers = {"Fleet-Generation": str(generation)}
+        headers = {"Fleet-Generation": str(self._namespace.generation)}
         if restore.may_evict_bytes is not None:
             headers["Fleet-Gate"] = "off"  # nobody waits for it now
         try:
-            answer = await self._requester.request(
-                f"api.archive.restore.{name}",
-                key.encode(),
-                headers,
-                timeout_seconds=self._restore_timeout_seconds,
-            )
-            if "Fleet-Declined-Seconds" in answer.headers:
-                self._namespace.counters.restores_declined += 1
-            manifest = read_restored(answer, namespace=name, key=key, generation=generation)
-            entry = None if manifest is None else await self._entry(manifest, answer)
+            try:
+                # It is verified here in any case, so the archive need not do that too.
+                entry = await self._fetch(key, {**headers, "Fleet-Verify": "off"})
+            except WrongDigestError:
+                # Is it damaged in the store? Then the archive has to know.
+                entry = await self._fetch(key, headers)
         except (RequestError, ForeignAnswerError) as error:
             restore.failed = True
             self._namespace.counters.restores_failed += 1
             if not self.error:
-                log.warning("restore_failed", namespace=name, error=str(error))
+                log.warning("restore_failed", namespace=self._namespace.name, error=str(error))
             self.error = str(error)
             return None
         self.error = ""
         return entry
+
+    async def _fetch(self, key: str, headers: dict[str, str]) -> Entry | None:
+        name = self._namespace.name
+        answer = await self._requester.request(
+            f"api.archive.restore.{name}",
+            key.encode(),
+            headers,
+            timeout_seconds=self._restore_timeout_seconds,
+        )
+        if "Fleet-Declined-Seconds" in answer.headers:
+            self._namespace.counters.restores_declined += 1
+        generation = int(headers["Fleet-Generation"])
+        manifest = read_restored(answer, namespace=name, key=key, generation=generation)
+        return None if manifest is None else await self._entry(manifest, answer)
 
     async def _entry(self, manifest: Evicted, answer: Answer) -> Entry:
         if manifest.size_bytes <= INLINE_LIMIT_BYTES:
@@ -155,19 +166,25 @@ class ArchiveLink:
         if "Fleet-Instance" not in answer.headers:
             raise ForeignAnswerError("header Fleet-Instance is missing")
         async with self._room.hold(manifest.size_bytes, self._restore_timeout_seconds):
-            draft = await self._read_ranges(manifest, answer.headers["Fleet-Instance"])
-            digest = Digest(like=manifest.digest)
-            await asyncio.to_thread(draft.digest, digest, 0, manifest.size_bytes)
-            if str(digest) != manifest.digest:
-                raise ForeignAnswerError("the value does not have its digest")
+            draft = self._namespace.files.draft(manifest.size_bytes)
+            digest = RunningDigest(draft.digest, like=manifest.digest)
+            try:
+                await self._read_ranges(manifest, answer.headers["Fleet-Instance"], draft, digest)
+                if await digest.finish() != manifest.digest:
+                    raise WrongDigestError
+            finally:
+                digest.cancel()
         return restored_entry(manifest, draft.finish(), self._clock())
 
-    async def _read_ranges(self, manifest: Evicted, instance: str) -> Draft:
-        """The value from the archiver that holds it ready; in place, a few ranges at once."""
-        draft = self._namespace.files.draft(manifest.size_bytes)
+    async def _read_ranges(
+        self, manifest: Evicted, instance: str, draft: Draft, digest: RunningDigest
+    ) -> None:
+        """Have the value from the archiver that is fetching it; a few ranges at once."""
         parts = iter(range(part_count(manifest.size_bytes)))
         subject = f"api.archive.range.{self._namespace.name}.{token(instance)}"
-        key = manifest.key.encode()
+        key, headers = manifest.key.encode(), {"Fleet-Version": manifest.version}
+        if draft.path:
+            headers["Fleet-File"] = encode_header(draft.path)
 
         async def read() -> None:
             for part in parts:
@@ -175,15 +192,19 @@ class ArchiveLink:
                 answer = await self._requester.request(
                     subject,
                     key,
-                    {"Fleet-Version": manifest.version, "Fleet-Range": f"{first}-{end - 1}"},
+                    {**headers, "Fleet-Range": f"{first}-{end - 1}"},
                     timeout_seconds=self._restore_timeout_seconds,
                 )
-                if len(answer.payload) != end - first:
-                    raise ForeignAnswerError(f"{len(answer.payload)} bytes for {first}-{end - 1}")
-                draft.write(first, answer.payload)
+                if "Fleet-Written" not in answer.headers:  # it is on another host
+                    headers.pop("Fleet-File", None)
+                    if len(answer.payload) != end - first:
+                        raise ForeignAnswerError(
+                            f"{len(answer.payload)} bytes for {first}-{end - 1}"
+                        )
+                    draft.write(first, answer.payload)
+                digest.came(first, end)
 
         await run_together([read() for _ in range(PARTS_IN_FLIGHT)])
-        return draft
 
     def _on_stored(self, delivery: Delivery) -> None:
         stored = _decode_stored(delivery.payload)

@@ -30,6 +30,13 @@ class ForeignAnswerError(ValueError):
     """The archive's answer is not what was asked for, or was damaged on its way."""
 
 
+class WrongDigestError(ForeignAnswerError):
+    """The value that came is not the one of its manifest."""
+
+    def __init__(self) -> None:
+        super().__init__("the value does not have its digest")
+
+
 def message(item: Item, namespace: Namespace) -> tuple[bytes, dict[str, str]]:
     """Payload and headers for `evicted.<namespace>`, in the namespace's generation of now."""
     payload = b"" if item.entry is None else item.entry.payload()
@@ -129,7 +136,7 @@ def check_restored(manifest: Evicted, value: bytes) -> None:
     if len(value) != manifest.size_bytes:
         raise ForeignAnswerError(f"value of {len(value)} bytes, not {manifest.size_bytes}")
     if digest_of(value, like=manifest.digest) != manifest.digest:
-        raise ForeignAnswerError("the value does not have its digest")
+        raise WrongDigestError
 
 
 def restored_entry(manifest: Evicted, value: bytes | memoryview | ValueFile, now_ns: int) -> Entry:

@@ -85,7 +85,12 @@ class ValueFile:
 
 
 class Draft:
-    """A value that is being received, in RAM: written in any order, then finished."""
+    """A value that is being received, in RAM: written in any order, then finished.
+
+    `path` is that of its file, where it has one.
+    """
+
+    path = ""
 
     def __init__(self, size_bytes: int) -> None:
         self._buffer = bytearray(size_bytes)
@@ -113,7 +118,7 @@ class FileDraft(Draft):
             OSError: there is no room for it.
         """
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._path = path
+        self.path = path
         self._size_bytes = size_bytes
         self._held = held
         os.posix_fallocate(self._fd, 0, size_bytes)
@@ -132,14 +137,14 @@ class FileDraft(Draft):
     def finish(self) -> ValueFile:
         """As `Draft.finish`."""
         os.fchmod(self._fd, 0o400)
-        path, self._path = self._path, ""
+        path, self.path = self.path, ""
         return ValueFile(path, self._size_bytes, self._held)
 
     def __del__(self) -> None:
         if hasattr(self, "_held"):  # else it was not made
             os.close(self._fd)
-            if self._path:
-                _unlink(self._path)
+            if self.path:
+                _unlink(self.path)
 
 
 def _feed(digest: Digest, fd: int, first: int, end: int) -> None:

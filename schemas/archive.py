@@ -43,7 +43,7 @@ class Stored(_ArchiveEvent, frozen=True, kw_only=True):
 
 
 class Restored(_ArchiveEvent, frozen=True, kw_only=True):
-    """An archived entry was handed back to the cache, its digest verified."""
+    """An archived entry was handed back; whoever asked for it verifies a large one's digest."""
 
     SUBJECT: ClassVar[str] = "archived.restored.{namespace}"
 

@@ -308,7 +308,7 @@ async def test_a_segment_that_was_removed_before_its_commit_is_packed_again(
     store = folder_store(folder)
     put = store.put
 
-    async def put_and_lose(name: str, content: bytes | bytearray) -> None:
+    async def put_and_lose(name: str, content: bytes) -> None:
         await put(name, content)
         await store.delete(name)
 

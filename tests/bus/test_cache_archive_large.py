@@ -12,9 +12,10 @@ import pytest
 
 from agent.bus import Bus
 from agent.client import CacheClient
+from archive import same_host
 from cache import large_evictions
 from schemas.api import CacheReply
-from schemas.archive import Stored
+from schemas.archive import ArchiveFailed, Stored
 from schemas.cache import (
     EVICTED_HEADER,
     PART_BYTES,
@@ -380,6 +381,64 @@ async def test_a_large_value_that_comes_back_as_another_one_is_not_answered(
 
     assert value == (None if changed else LARGE)
     assert (failed, kept) == (changed, 1 - changed)
+
+
+@pytest.mark.parametrize("place", ["here", "on another host"])
+async def test_a_large_value_is_written_into_the_file_of_a_cache_on_the_same_host(
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    written: list[bool] = []
+    write_to_file = same_host.write
+
+    def noted(path: str, first: int, content: memoryview, size_bytes: int) -> bool:
+        written.append(place == "here" and write_to_file(path, first, content, size_bytes))
+        return written[-1]
+
+    monkeypatch.setattr(same_host, "write", noted)
+    heard = await Heard.on(bus, "archived.>")
+    async with (
+        archiving(bus, store),
+        running(bus, same_host_folder=str(tmp_path), **SMALL) as service,
+    ):
+        await synced(service)
+        await archive_key(cache, client, heard)
+        await until(lambda: service.counters()["outbox_entries"] == 0)
+        value = await cache.get("key")
+        failed = service.counters()["restores_failed_total"]
+
+    assert value == LARGE
+    assert failed == 0
+    assert written == [True] * 3 if place == "here" else not any(written) and written
+
+
+async def test_a_large_value_that_is_damaged_in_the_store_is_found_by_the_cache(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    heard = await Heard.on(bus, "archived.>")
+    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+        await synced(service)
+        await archive_key(cache, client, heard)
+        await until(lambda: service.counters()["outbox_entries"] == 0)
+        for path in store.folder.glob("*.object"):
+            content = bytearray(path.read_bytes())
+            at = content.find(LARGE[-100:])
+            if at >= 0:
+                content[at] ^= 1
+                path.write_bytes(content)
+        found = [await cache.get("key") for _ in range(2)]
+        failure = await heard.next(ArchiveFailed)
+        failed = service.counters()["restores_failed_total"]
+        damaged, held = archive.counters()["failed_total"], archive.counters()["handover_bytes"]
+
+    assert found == [None, None]
+    assert "does not match the digest" in failure.error
+    assert (failed, damaged, held) == (1, 1, 0)
 
 
 # --- data that must not come back ------------------------------------------------------------

@@ -43,7 +43,7 @@ class FailingStore(FolderStore):
         self.write_errno: int | None = None
         self.read_errno: int | None = None
 
-    def _write(self, target: Path, content: bytes | bytearray) -> None:
+    def _write(self, target: Path, content: bytes) -> None:
         if self.write_errno is not None:
             raise OSError(self.write_errno, os.strerror(self.write_errno), str(target))
         super()._write(target, content)

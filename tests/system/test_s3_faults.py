@@ -277,6 +277,19 @@ async def test_a_large_upload_is_signed_with_its_digest(checksums: str) -> None:
     assert signed == [(hashlib.sha256(content).hexdigest(), True)]
 
 
+async def test_what_is_read_again_after_a_break_is_taken_once() -> None:
+    answers = iter([http(200, CONTENT[:cut], length=len(CONTENT)) for cut in (100, 30, 200)])
+    pieces: list[bytes] = []
+
+    async with (
+        S3Double(lambda *_: next(answers, http(200, CONTENT))) as server,
+        s3(server.url, attempts=4) as store,
+    ):
+        await store.get_range_to(NAME, 0, len(CONTENT), pieces.append)
+
+    assert b"".join(pieces) == CONTENT
+
+
 async def test_a_body_that_always_breaks_off_is_a_failure_and_never_a_shorter_value() -> None:
     cut = http(200, CONTENT[:100], length=len(CONTENT))
 

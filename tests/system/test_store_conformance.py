@@ -177,6 +177,18 @@ async def test_a_range_is_exactly_those_bytes(
     assert await store.get_range(NAME, first, end) == expected
 
 
+async def test_a_range_comes_in_order_to_who_takes_it_bit_by_bit(store: ObjectStore) -> None:
+    pieces: list[bytes] = []
+    await store.put(NAME, LARGE)
+
+    is_there = await store.get_range_to(NAME, 5, len(LARGE) - 5, pieces.append)
+    is_absent = not await store.get_range_to("f" * 64, 0, 5, pieces.append)
+
+    assert is_there
+    assert is_absent
+    assert b"".join(pieces) == LARGE[5:-5]
+
+
 async def of(*pieces: bytes) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
@@ -276,7 +288,7 @@ async def test_a_vault_keeps_its_promises_on_it(store: ObjectStore, open_store: 
     await store.delete(third.segment)
     _ = [entry async for entry in Sweeper(loaded).sweep()]
 
-    assert {key: pair and pair[1] for key, pair in found.items()} == {
+    assert {key: pair and bytes(pair[1]) for key, pair in found.items()} == {
         **values,
         "key 1": b"new",
         "key 2": b"old",

@@ -51,7 +51,7 @@ async def swept(vault: Vault) -> int:
 
 async def fetch(vault: Vault, key: str) -> bytes | None:
     found = await vault.fetch("default", key, None)
-    return None if found is None else found[1]
+    return None if found is None else bytes(found[1])
 
 
 def on_disk(store: FailingStore) -> dict[str, int]:

@@ -59,7 +59,7 @@ async def loaded(store: FailingStore, clock: ManualClock) -> Vault:
 
 async def fetch(vault: Vault, key: str = "k", generation: int | None = None) -> bytes | None:
     found = await vault.fetch("default", key, generation)
-    return None if found is None else found[1]
+    return None if found is None else bytes(found[1])
 
 
 async def swept(vault: Vault) -> list[IndexEntry]:
@@ -92,8 +92,8 @@ async def test_a_kept_value_is_fetched_by_this_and_the_next_process(
     assert outcome == "stored"
     assert entry is not None
     assert 0 < entry.object_bytes < objects(store)[0].stat().st_size
-    assert await vault.fetch("default", key, None) == (manifest, value)
-    assert again == (manifest, value)
+    assert await vault.fetch("default", key, None) == (manifest, memoryview(value))
+    assert again == (manifest, memoryview(value))
     assert len(list(store.folder.iterdir())) == 1
 
 

@@ -1,0 +1,101 @@
+"""Values written into a cache's file, and what must never be written to."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from archive.same_host import write
+
+FOLDER, NAME = "resource-agent-" + "a" * 32, "b" * 32
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / FOLDER
+    made.mkdir(mode=0o700)
+    return made
+
+
+@pytest.fixture
+def draft(folder: Path) -> Path:
+    made = folder / NAME
+    made.touch(mode=0o600)
+    os.truncate(made, 6)
+    return made
+
+
+def test_parts_are_written_into_the_file(draft: Path) -> None:
+    value = memoryview(b"abcdef")
+
+    written = [write(str(draft), 4, value[4:], 6), write(str(draft), 0, value[:4], 6)]
+
+    assert written == [True, True]
+    assert draft.read_bytes() == b"abcdef"
+
+
+def renamed(draft: Path) -> Path:
+    return draft.rename(draft.with_name("id_rsa"))
+
+
+def in_another_folder(draft: Path) -> Path:
+    return draft.parent.rename(draft.parent.with_name("home")) / NAME
+
+
+def behind_a_link(draft: Path) -> Path:
+    link = draft.with_name("c" * 32)
+    link.symlink_to(draft)
+    return link
+
+
+def finished(draft: Path) -> Path:
+    draft.chmod(0o400)
+    return draft
+
+
+def open_to_others(draft: Path) -> Path:
+    draft.parent.chmod(0o755)
+    return draft
+
+
+def of_another_size(draft: Path) -> Path:
+    os.truncate(draft, 7)
+    return draft
+
+
+def a_pipe(draft: Path) -> Path:
+    draft.unlink()
+    os.mkfifo(draft, 0o600)
+    return draft
+
+
+def relative(draft: Path) -> Path:
+    return Path(os.path.relpath(draft))
+
+
+def removed(draft: Path) -> Path:
+    draft.unlink()
+    return draft
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        renamed,
+        in_another_folder,
+        behind_a_link,
+        finished,
+        open_to_others,
+        of_another_size,
+        a_pipe,
+        relative,
+        removed,
+    ],
+)
+def test_nothing_else_is_written_to(draft: Path, story: Callable[[Path], Path]) -> None:
+    path = story(draft)
+
+    assert not write(str(path), 0, memoryview(b"abc"), 6)
+    if path.is_file():
+        assert b"abc" not in path.read_bytes()
