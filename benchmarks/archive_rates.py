@@ -2,20 +2,25 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import psutil
 
-from agent.archive_client import ArchiveClient
 from agent.bus import Bus
 from archive.s3 import S3Store
 from benchmarks.rounds import Spread, abba, ratios, spread
+from cache.archive_link import ArchiveLink
+from cache.files import Files
+from cache.namespace import Namespace
+from cache.room import Room
+from cache.settings import CacheSettings
 from schemas.cache import (
     EVICTED_HEADER,
     INLINE_LIMIT_BYTES,
@@ -28,6 +33,8 @@ from schemas.digest import digest_of
 from schemas.protocols import PublishError
 
 LIFE_SECONDS = 300.0
+RESTORE_SECONDS = 20.0
+GENERATION = 1
 AT_ONCE = 16
 LOOK_SECONDS = 0.01
 
@@ -85,7 +92,6 @@ class Rates:
         self._bus = bus
         self._store = store
         self._archiver = archiver
-        self._archive = ArchiveClient(bus)
 
     async def evictions(self, size_bytes: int, counts: tuple[int, int], rounds: int) -> Row:
         """From the first eviction that is put into the stream until the stream is empty."""
@@ -111,7 +117,7 @@ class Rates:
         await each(len(put), lambda: self._store.delete(next(left)))
         return row
 
-    async def restores(self, size_bytes: int, count: int, rounds: int) -> Row:
+    async def restores(self, size_bytes: int, count: int, rounds: int, *, same_host: bool) -> Row:
         """One after the other, of values that are all different, and all in the store."""
         values = [os.urandom(size_bytes) for _ in range(count)]
         keys = [await evict(self._bus, value) for value in values]
@@ -120,21 +126,23 @@ class Rates:
         for name, value in zip(names, values, strict=True):
             await self._store.put(name, value)
 
-        async def timed(
-            get: Callable[[str], Awaitable[bytes | None]], all_: list[str]
-        ) -> list[float]:
+        async def timed(get: Callable[[str], Awaitable[int]], all_: list[str]) -> list[float]:
             took = []
-            for name, value in zip(all_, values, strict=True):
+            for name in all_:
                 began = time.perf_counter()
-                found = await get(name)
+                found_bytes = await get(name)
                 took.append(time.perf_counter() - began)
-                if found is None or len(found) != len(value):
+                if found_bytes != size_bytes:
                     raise RuntimeError(f"{name} did not come back")
             return took
 
-        archive = Turn(lambda: timed(self._archive.get, keys), count, [self._archiver])
-        bare = Turn(lambda: timed(self._store.get, names), count, [os.getpid()])
-        row = await self._compare(size_bytes, archive, bare, rounds)
+        async def get_bare(name: str) -> int:
+            return len(await self._store.get(name) or b"")
+
+        with receiver(self._bus, same_host=same_host) as restore:
+            archive = Turn(lambda: timed(restore, keys), count, [self._archiver])
+            bare = Turn(lambda: timed(get_bare, names), count, [os.getpid()])
+            row = await self._compare(size_bytes, archive, bare, rounds)
         for name in names:
             await self._store.delete(name)
         return row
@@ -149,8 +157,40 @@ class Rates:
         )
 
 
-async def evict(bus: Bus, value: bytes, life_seconds: float = LIFE_SECONDS) -> str:
-    """Publish an eviction as the cache does; returns its key."""
+@contextlib.contextmanager
+def receiver(bus: Bus, *, same_host: bool) -> Iterator[Callable[[str], Awaitable[int]]]:
+    """What restores a key as a cache does, into RAM and verified, and returns its size."""
+    settings = CacheSettings(max_memory_mb=512, same_host=same_host)
+    files = Files(settings)
+    namespace = Namespace(
+        "default",
+        settings,
+        epoch_ms=0,
+        generation=GENERATION,
+        message_ids=map(str, itertools.count()),
+        clock=time.time_ns,
+        files=files,
+    )
+    room = Room(settings.uploads_max_bytes)
+    link = ArchiveLink(
+        namespace, bus, bus, time.time_ns, room, restore_timeout_seconds=RESTORE_SECONDS
+    )
+
+    async def restore(key: str) -> int:
+        entry = await link.restore(key)
+        namespace.memory.delete(key)
+        return 0 if entry is None else entry.value_bytes
+
+    try:
+        yield restore
+    finally:
+        files.close()
+
+
+async def evict(
+    bus: Bus, value: bytes, life_seconds: float = LIFE_SECONDS, *, digest: str = ""
+) -> str:
+    """Publish an eviction as the cache does, which knows its digest; returns its key."""
     key = f"bench:{secrets.token_hex(16)}"
     now = datetime.now(UTC)
     is_large = len(value) > INLINE_LIMIT_BYTES
@@ -158,10 +198,10 @@ async def evict(bus: Bus, value: bytes, life_seconds: float = LIFE_SECONDS) -> s
         namespace="default",
         key=key,
         version="00000000000-00000001",
-        generation=1,
+        generation=GENERATION,
         evicted_at=now,
         size_bytes=len(value),
-        digest=digest_of(value),
+        digest=digest or digest_of(value),
         expires_at=now + timedelta(seconds=life_seconds),
         parts=part_count(len(value)) if is_large else 0,
         eviction=secrets.token_hex(8) if is_large else None,
@@ -185,7 +225,8 @@ async def publish(bus: Bus, subject: str, payload: bytes, headers: dict[str, str
 
 async def evict_many(bus: Bus, value: bytes, count: int, **life: float) -> None:
     """Return when the archive has acknowledged so many."""
-    await each(count, lambda: evict(bus, value, **life))
+    digest = digest_of(value)
+    await each(count, lambda: evict(bus, value, **life, digest=digest))
     await drained(bus)
 
 
