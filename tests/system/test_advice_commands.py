@@ -34,6 +34,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
         yield running
 
 
+@pytest.mark.timeout(180)  # six commands one after the other, on a machine that may be busy
 async def test_advice_is_listed_approved_carried_out_and_explained(up: Up, tmp_path: Path) -> None:
     one = advice(1, text="40 requests wait", saving_usd_per_hour=-4.0)
     money: dict[str, Any] = {
