@@ -1,7 +1,7 @@
 """What goes with the KV caches of replicas that are removed, and what it takes to compute anew."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection
 from statistics import fmean
 
 import msgspec
@@ -53,7 +53,7 @@ class CacheLoss:
 class Caches:
     """The KV caches of a pool."""
 
-    engines: Sequence[EngineMetrics]
+    engines: Collection[EngineMetrics]
     hit_ratio: float | None
     """Prompt tokens that are found there; None: not measured of late."""
     tokens_per_second: float | None

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from statistics import fmean
 from typing import TypeAlias
 
@@ -32,7 +32,7 @@ class Demand:
 
     def __init__(
         self,
-        engines: Sequence[EngineMetrics],
+        engines: Collection[EngineMetrics],
         signals: Sequence[Signal],
         expected: Expected | None,
         *,

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from handlers.decisions.book import DecisionBook
 from handlers.given import closing
-from handlers.scaling.advice import Change, Report, recommend
+from handlers.scaling.advice import Change, recommend
 from handlers.scaling.cache_loss import Caches
 from handlers.scaling.demand import Demand, Expect
 from handlers.scaling.plan import Planned
@@ -68,21 +68,18 @@ class ScalingHandler:
         """Judge the pool of this engine anew."""
         pool = self._pools.refresh(message.pool, now.ns)
         self._settle(message.pool, pool, now.ns)
-        if not pool.engines.items(now.ns):
+        engines = pool.engines
+        engines.expire(now.ns)
+        if not engines.metrics:
             pool.since_ns = None
-        engine = (message.node, message.engine)
-        pool.engines.put(engine, Report(now.ns, message), now.ns)
+        engines.put(message, now.ns)
         if message.prefix_cache_hit_ratio is not None:
-            pool.hits.put(engine, message.prefix_cache_hit_ratio, now.ns)
+            pool.hits.put((message.node, message.engine), message.prefix_cache_hit_ratio, now.ns)
             pool.kept.pace.see(message, now.ns)
         pool.mark(now, self._pools.marks_ns)
         if pool.plan is not None:
             pool.plan.add(message, now.ns)
-        reports = [
-            report for _, report in sorted(pool.engines.items(now.ns), key=lambda item: item[0])
-        ]
-        engines = [report.metrics for report in reports]
-        signals = measure(engines, self._settings)
+        signals = measure(engines.loads.values(), self._settings)
         pool.held = None
         if not signals:
             pool.since_ns = None
@@ -91,17 +88,18 @@ class ScalingHandler:
             pool.since_ns = now.ns
         planned = None
         if now.ns - pool.since_ns >= self._pools.ttl_ns:  # by then every engine was heard
-            _fulfil(pool, len(reports), now.ns)
+            _fulfil(pool, len(engines.metrics), now.ns)
             planned = pool.plan.planned if pool.plan else None
         expected = self._expect(message.pool, now.ns)
-        demand = Demand(engines, signals, expected, is_planned=planned is not None)
-        found = self._judge(pool, pool.since_ns, demand, reports, planned, now)
+        is_planned = planned is not None
+        demand = Demand(engines.metrics.values(), signals, expected, is_planned=is_planned)
+        found = self._judge(pool, pool.since_ns, demand, planned, now)
         if isinstance(found, Change):
             if not self._is_news(pool, found, now):
                 return self._withdraw(pool, demand, planned, now)
             found = self._held_after_decision(pool, found, now.ns) or found
         if isinstance(found, Change):
-            return self._advise(pool, found, reports, now)
+            return self._advise(pool, found, now)
         pool.held = found
         return self._withdraw(pool, demand, planned, now)
 
@@ -148,7 +146,6 @@ class ScalingHandler:
         pool: Pool,
         since_ns: int,
         demand: Demand,
-        reports: list[Report],
         planned: Planned | None,
         now: Moment,
     ) -> Change | Held | None:
@@ -173,7 +170,7 @@ class ScalingHandler:
         elif known_ns < self._hold_ns["scale_down"]:
             asked = replicas
         if asked < replicas:
-            caches = _caches(pool, reports, now.ns)
+            caches = _caches(pool, now.ns)
             found = scale_down(settings, demand, caches, asked, pool.kept.downs(now.ns))
             if isinstance(found, Held):
                 return found
@@ -269,7 +266,7 @@ class ScalingHandler:
             return Held(action, target, "settling", text)
         return None
 
-    def _advise(self, pool: Pool, change: Change, reports: list[Report], now: Moment) -> list[Emit]:
+    def _advise(self, pool: Pool, change: Change, now: Moment) -> list[Emit]:
         old = pool.last.advice if pool.last and pool.last.is_standing else None
         # The hold, and before it the time in which every engine is sure to have been heard.
         start_ns = now.ns - self._hold_ns[change.action] - self._pools.ttl_ns
@@ -277,7 +274,7 @@ class ScalingHandler:
         new = recommend(
             self._settings,
             change,
-            reports,
+            pool.engines.reports(),
             now,
             stream_from=earlier[-1] if earlier else pool.marks[0][1],
             supersedes=old.recommendation_id if old else None,
@@ -289,10 +286,10 @@ class ScalingHandler:
         return emits
 
 
-def _caches(pool: Pool, reports: list[Report], now_ns: int) -> Caches:
+def _caches(pool: Pool, now_ns: int) -> Caches:
     hits = [ratio for _, ratio in pool.hits.items(now_ns)]
     return Caches(
-        [report.metrics for report in reports],
+        pool.engines.metrics.values(),
         fmean(hits) if hits else None,
         pool.kept.pace.tokens_per_second,
     )
@@ -315,16 +312,17 @@ def _fulfil(pool: Pool, replicas: int, now_ns: int) -> None:
 
 def _held(name: str, pool: Pool, now: Moment) -> HeldAdvice | None:
     """What is held of a pool of which anything is heard; None: nothing."""
-    held, reports = pool.held, pool.engines.items(now.ns)
-    if held is None or not reports:
+    pool.engines.expire(now.ns)
+    held, engines = pool.held, pool.engines.metrics.values()
+    if held is None or not engines:
         return None
     return HeldAdvice(
         pool=name,
         decided_at=instant(now.ns),
         action=held.action,
-        replicas_from=len(reports),
+        replicas_from=len(engines),
         replicas_to=held.target,
         reason=held.reason,
         text=held.text,
-        simulated=any(report.metrics.simulated for _, report in reports),
+        simulated=any(engine.simulated for engine in engines),
     )

@@ -37,9 +37,10 @@ class PoolMinute:
 
     def add(self, message: EngineMetrics, signals: tuple[LoadSignal, ...]) -> None:
         """Take a sample."""
-        values = self.engines.setdefault(
-            (message.node, message.engine), {signal: [] for signal in signals}
-        )
+        key = (message.node, message.engine)
+        values = self.engines.get(key)
+        if values is None:
+            values = self.engines[key] = {signal: [] for signal in signals}
         self.simulated |= message.simulated
         for signal in signals:
             value = _READ[signal](message)

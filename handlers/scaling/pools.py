@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import deque
+from typing import TypeAlias
 
 import msgspec
 
@@ -9,9 +10,11 @@ from handlers.scaling.advice import Report
 from handlers.scaling.cache_loss import Pace
 from handlers.scaling.held import HeldLog
 from handlers.scaling.plan import HISTORY_NS, Plan, PlanState
+from handlers.scaling.replicas import Load, load_of
 from handlers.scaling.scale_down import Held
 from handlers.settings import ScalingSettings
 from handlers.window import ExpiringDict, RollingMax
+from schemas.engines import EngineMetrics
 from schemas.protocols import Moment
 from schemas.scaling import Recommendation
 from schemas.units import SECOND_NS
@@ -54,12 +57,50 @@ class _Snapshot(msgspec.Struct):
     kept: list[tuple[int, str, Kept]] = []
 
 
+Engine: TypeAlias = tuple[str, str]
+"""Its node, and its name there."""
+
+
+class Engines:
+    """The engines of a pool that were heard of within `ttl_ns`: metrics and load, by node and name.
+
+    Each message of a pool judges all of it: a sample of an engine that is there costs O(1).
+    """
+
+    def __init__(self, ttl_ns: int) -> None:
+        self.metrics: dict[Engine, EngineMetrics] = {}
+        self.loads: dict[Engine, Load] = {}
+        self._heard: ExpiringDict[Engine, None] = ExpiringDict(ttl_ns, on_forgotten=self._forget)
+
+    def put(self, message: EngineMetrics, now_ns: int) -> None:
+        """Take the last sample of an engine."""
+        engine = (message.node, message.engine)
+        is_new = engine not in self.metrics
+        self._heard.put(engine, None, now_ns)
+        self.metrics[engine], self.loads[engine] = message, load_of(message)
+        if is_new:
+            self.metrics = dict(sorted(self.metrics.items(), key=lambda item: item[0]))
+            self.loads = dict(sorted(self.loads.items(), key=lambda item: item[0]))
+
+    def expire(self, now_ns: int) -> None:
+        """Forget those that were silent."""
+        self._heard.expire(now_ns)
+
+    def reports(self) -> list[Report]:
+        """What each said last, and when."""
+        heard = {engine: ns for ns, engine, _ in self._heard.touched()}
+        return [Report(heard[engine], metrics) for engine, metrics in self.metrics.items()]
+
+    def _forget(self, engine: Engine) -> None:
+        del self.metrics[engine], self.loads[engine]
+
+
 @dataclasses.dataclass(slots=True)
 class Pool:
     """What is remembered of one pool."""
 
-    engines: ExpiringDict[tuple[str, str], Report]
-    hits: ExpiringDict[tuple[str, str], float]  # the prefix caches' last hit ratios
+    engines: Engines
+    hits: ExpiringDict[Engine, float]  # the prefix caches' last hit ratios
     fewest_desired: RollingMax  # of the negated count: its maximum is the minimum
     fewest_in_panic: RollingMax  # the same, over a shorter hold
     most_desired: RollingMax
@@ -150,7 +191,7 @@ class Pools:
 
     def _new(self) -> Pool:
         return Pool(
-            engines=ExpiringDict(self.ttl_ns),
+            engines=Engines(self.ttl_ns),
             hits=ExpiringDict(self.marks_ns),
             fewest_desired=RollingMax(max(1, self.hold_ns["scale_up"])),
             fewest_in_panic=RollingMax(max(1, int(self._settings.panic_hold_seconds * SECOND_NS))),

@@ -1,8 +1,10 @@
 """How many replicas the HPA rule asks for, by the load signals of a pool. Pure."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
@@ -14,7 +16,12 @@ LATENCY_MOST = 2.0
 """Latency grows faster than load: for it at most twice as many replicas, HPA's default limit."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+Load: TypeAlias = tuple[float | None, ...]
+"""Of one replica: requests waiting, use of its KV cache and of what it can run at once, and the
+latencies TTFT and ITL."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Signal:
     """One load signal: a value per replica (None = not measured), at least one of them known.
 
@@ -35,53 +42,60 @@ class Signal:
     @property
     def mean(self) -> float:
         """The mean of the replicas that were measured."""
-        known = [value for value in self.values if value is not None]
-        return math.fsum(known) / len(known)
+        known, count = self._known
+        return known / count
 
     def total(self, missing: float) -> float:
         """The sum over all replicas, an unknown one counted as `missing`, a latency as the mean."""
+        known, count = self._known
+        if count == len(self.values):
+            return known
         if self.is_latency:
             missing = self.mean
         return math.fsum(missing if value is None else value for value in self.values)
 
+    @functools.cached_property
+    def _known(self) -> tuple[float, int]:
+        """Their sum, and how many were measured."""
+        try:
+            return math.fsum(self.values), len(self.values)  # type: ignore[arg-type]  # if all were
+        except TypeError:
+            known = [value for value in self.values if value is not None]
+            return math.fsum(known), len(known)
 
-def measure(engines: Sequence[EngineMetrics], settings: ScalingSettings) -> list[Signal]:
-    """The signals that at least one replica measured.
+
+def load_of(engine: EngineMetrics) -> Load:
+    """What one replica tells of its load.
 
     One that sleeps has no queue because it serves nothing, so it counts as not measured.
     """
-    candidates: tuple[
-        tuple[str, float | None, float | None, Callable[[EngineMetrics], float | None]], ...
-    ] = (
-        (WAITING, settings.waiting_per_replica_target, None, lambda e: e.requests_waiting),
-        (
-            KV_CACHE,
-            settings.kv_cache_target_ratio,
-            1.0,
-            lambda e: e.kv_cache_usage_ratio,
-        ),
-        (CAPACITY, settings.capacity_target_ratio, 1.0, _capacity_usage),
-        (TTFT, settings.ttft_target_seconds, None, lambda e: e.ttft_p95_seconds),
-        (ITL, settings.itl_target_seconds, None, lambda e: e.itl_p95_seconds),
+    if engine.is_sleeping:
+        return (None,) * 5
+    running, most = engine.requests_running, engine.requests_running_max
+    return (
+        engine.requests_waiting,
+        engine.kv_cache_usage_ratio,
+        None if running is None or not most else running / most,
+        engine.ttft_p95_seconds,
+        engine.itl_p95_seconds,
     )
-    signals = [
-        Signal(
-            name,
-            target,
-            saturation,
-            tuple(None if engine.is_sleeping else read(engine) for engine in engines),
-        )
-        for name, target, saturation, read in candidates
-        if target is not None
+
+
+def measure(loads: Iterable[Load], settings: ScalingSettings) -> list[Signal]:
+    """The signals that at least one replica measured, of those that have a target."""
+    kinds: tuple[tuple[str, float | None, float | None], ...] = (
+        (WAITING, settings.waiting_per_replica_target, None),
+        (KV_CACHE, settings.kv_cache_target_ratio, 1.0),
+        (CAPACITY, settings.capacity_target_ratio, 1.0),
+        (TTFT, settings.ttft_target_seconds, None),
+        (ITL, settings.itl_target_seconds, None),
+    )
+    columns = zip(*loads, strict=True)
+    return [
+        Signal(name, target, saturation, values)
+        for (name, target, saturation), values in zip(kinds, columns, strict=False)
+        if target is not None and any(value is not None for value in values)
     ]
-    return [signal for signal in signals if any(value is not None for value in signal.values)]
-
-
-def _capacity_usage(engine: EngineMetrics) -> float | None:
-    """Requests running against the most that can run at once."""
-    if engine.requests_running is None or not engine.requests_running_max:
-        return None
-    return engine.requests_running / engine.requests_running_max
 
 
 def desired_replicas(signals: Sequence[Signal], replicas: int, tolerance_ratio: float) -> int:

@@ -3,7 +3,7 @@
 import pytest
 
 from handlers.scaling.demand import Demand, Expected
-from handlers.scaling.replicas import measure
+from handlers.scaling.replicas import load_of, measure
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
 from tests.support.samples import engine
@@ -12,7 +12,7 @@ from tests.support.samples import engine
 def demand(*engines: EngineMetrics, p90: float | None = None) -> Demand:
     expected = None if p90 is None else Expected(p90, 900.0)
     settings = ScalingSettings(ttft_target_seconds=2.0)
-    return Demand(engines, measure(engines, settings), expected)
+    return Demand(engines, measure(map(load_of, engines), settings), expected)
 
 
 def kv(*values: float | None) -> Demand:
@@ -77,7 +77,7 @@ def test_the_load_expected_needs_more(
 )
 def test_by_a_plan_replicas_may_be_filled_to_the_full(kv: float, waiting: int, needed: int) -> None:
     engines = [engine(name, kv=kv, waiting=waiting) for name in ("e0", "e1")]
-    signals = measure(engines, ScalingSettings())
+    signals = measure(map(load_of, engines), ScalingSettings())
 
     assert Demand(engines, signals, None, is_planned=True).needed == needed
 

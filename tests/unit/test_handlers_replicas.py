@@ -1,6 +1,6 @@
 import pytest
 
-from handlers.scaling.replicas import Signal, desired_replicas, lacking, measure
+from handlers.scaling.replicas import Signal, desired_replicas, lacking, load_of, measure
 from handlers.settings import ScalingSettings
 from tests.support.samples import engine
 
@@ -90,7 +90,7 @@ def test_what_is_not_measured_is_named_where_it_keeps_replicas(
 def test_only_measured_signals_count() -> None:
     engines = [engine("a", waiting=3), engine("b", running=4, running_max=0)]
 
-    signals = measure(engines, ScalingSettings())
+    signals = measure(map(load_of, engines), ScalingSettings())
 
     assert [(signal.name, signal.values) for signal in signals] == [("requests_waiting", (3, None))]
 
@@ -99,20 +99,20 @@ def test_a_replica_that_sleeps_is_no_spare_room() -> None:
     awake = engine("a", waiting=0, kv=0.3)
     asleep = engine("b", waiting=0, kv=0.0, is_sleeping=True)
 
-    signals = measure([awake, asleep], ScalingSettings())
+    signals = measure(map(load_of, [awake, asleep]), ScalingSettings())
 
     assert [signal.values for signal in signals] == [(0, None), (0.3, None)]
     assert desired_replicas(signals, 2, tolerance_ratio=0.10) == 2
-    assert measure([asleep], ScalingSettings()) == []
+    assert measure([load_of(asleep)], ScalingSettings()) == []
 
 
 def test_latency_counts_where_it_has_a_target() -> None:
     engines = [engine("a", ttft_p95_seconds=1.5, itl_p95_seconds=0.02), engine("b")]
     settings = ScalingSettings(ttft_target_seconds=2.0)
 
-    signals = measure(engines, settings)
+    signals = measure(map(load_of, engines), settings)
 
-    assert measure(engines, ScalingSettings()) == []
+    assert measure(map(load_of, engines), ScalingSettings()) == []
     assert [(one.name, one.target, one.values) for one in signals] == [
         ("ttft_p95_seconds", 2.0, (1.5, None))
     ]
@@ -120,6 +120,6 @@ def test_latency_counts_where_it_has_a_target() -> None:
 
 
 def test_capacity_is_running_against_the_most_that_can_run() -> None:
-    (signal,) = measure([engine(running=48, running_max=64)], ScalingSettings())
+    (signal,) = measure([load_of(engine(running=48, running_max=64))], ScalingSettings())
 
     assert (signal.name, signal.mean) == ("capacity_usage_ratio", 0.75)

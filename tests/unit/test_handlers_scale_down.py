@@ -7,7 +7,7 @@ import pytest
 
 from handlers.scaling.cache_loss import Caches
 from handlers.scaling.demand import Demand, Expected
-from handlers.scaling.replicas import measure
+from handlers.scaling.replicas import load_of, measure
 from handlers.scaling.scale_down import Held, scale_down
 from handlers.settings import ScalingSettings
 from tests.support.samples import engine
@@ -18,7 +18,7 @@ def pool(replicas: int, p90: float | None = None, **load: Any) -> Demand:
     load = {"waiting": 0, "kv": 0.5, "running": 10} | load
     engines = [engine(f"e{number}", **load) for number in range(replicas)]
     expected = None if p90 is None else Expected(p90, 900.0)
-    return Demand(engines, measure(engines, ScalingSettings()), expected)
+    return Demand(engines, measure(map(load_of, engines), ScalingSettings()), expected)
 
 
 NOTHING_KNOWN = Caches([engine(kv=None)], None, None)
