@@ -8,64 +8,58 @@ from statistics import fmean
 from typing import Literal, TypeAlias
 
 from handlers.settings import RollupSettings
-from handlers.window import ExpiringDict
+from handlers.slots import STEP_NS, TICK_NS, turn_of
+from handlers.window import OfLast
 from schemas.analysis import Scope
 from schemas.engines import EngineMetrics
 from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics, Rollup, Summary
 from schemas.protocols import Emit, Moment
-from schemas.units import SECOND_NS, instant
-from schemas.views import engine_numbers, gpu_numbers, host_numbers
+from schemas.units import SECOND_NS, instant, to_ns
+from schemas.views import engine_row, gpu_row, host_row
 
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics
 Kind: TypeAlias = Literal["host", "gpu", "engine", "pool"]
 
 Names: TypeAlias = tuple[str, ...]
-Values: TypeAlias = tuple[float, ...]
+Values: TypeAlias = tuple[float | None, ...]
 
 MINUTE_NS = 60 * SECOND_NS
+SILENT_NS = 2 * MINUTE_NS
+"""What a counter rose by in a longer time is of no minute."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Bucket:
     """One source in one minute."""
 
+    minute_ns: int
     node: str | None
     pool: str | None
     rows: dict[tuple[Kind, Names], list[Values]] = dataclasses.field(
         default_factory=lambda: defaultdict(list)
     )
-    """The samples by what they measured, mostly all the same: put together by name at the end."""
+    """The samples by their names, mostly all the same: put together by name at the end."""
     energy_joules: float | None = None
-    engines: set[str] = dataclasses.field(default_factory=set)
+    engines: set[str] | None = None
     simulated: bool = False
 
 
-class _Numbers:
-    """The numbers of the last message: its node's and its pool's rollup ask one after the other."""
-
-    def __init__(self) -> None:
-        self._message: Metrics | None = None
-        self._numbers: tuple[Names, Values] = (), ()
-
-    def of(self, message: Metrics) -> tuple[Names, Values]:
-        if message is not self._message:
-            numbers = _numbers(message)
-            self._message, self._numbers = message, (tuple(numbers), tuple(numbers.values()))
-        return self._numbers
-
-
-_NUMBERS = _Numbers()
-
-
-def _numbers(message: Metrics) -> dict[str, float]:
+def _numbers(message: Metrics) -> tuple[Names, Values]:
     if isinstance(message, HostMetrics):
-        return host_numbers(message)
-    return gpu_numbers(message) if isinstance(message, GpuMetrics) else engine_numbers(message)
+        return host_row(message)
+    return gpu_row(message) if isinstance(message, GpuMetrics) else engine_row(message)
+
+
+_row = OfLast(_numbers)
+"""The numbers of a message; its node's and its pool's rollup ask one after the other."""
 
 
 class RollupHandler:
     """Summarises each minute of stream time, and gives it out once the minute is over.
+
+    That is `grace_seconds` after it, and up to 5 s more: nodes and pools take turns, as thousands
+    at once would hold up messages.
 
     One instance of scope node for hosts, GPUs and engines, one of scope pool. A pool's numbers
     are the samples of all its members together, named `host_…`, `gpu_…`, `engine_…`, and
@@ -75,55 +69,71 @@ class RollupHandler:
     """
 
     consumes: tuple[type[Message], ...] = (HostMetrics, GpuMetrics, EngineMetrics)
+    tick_ns = STEP_NS
 
     def __init__(self, settings: RollupSettings, scope: Literal["node", "pool"]) -> None:
         self.name = f"rollup_{scope}"
         self.scope: Scope = scope
-        self._grace_ns = int(settings.grace_seconds * SECOND_NS)
+        self._late_ns = MINUTE_NS + int(settings.grace_seconds * SECOND_NS)
         # A minute, its grace, and the counters' last values from before it.
-        self.window_ns = 3 * MINUTE_NS + self._grace_ns
-        self._minutes: dict[int, dict[tuple[Kind, str], _Bucket]] = {}
-        self._joules: ExpiringDict[tuple[str, str], float] = ExpiringDict(2 * MINUTE_NS)
-        self._done_ns = 0
-        self._next_ns = 0  # when the oldest minute's grace is over
+        self.window_ns = 2 * MINUTE_NS + self._late_ns + TICK_NS
+        # By the instant at which they are given out.
+        self._open: dict[int, dict[tuple[Kind, str, str], _Bucket]] = {}
+        self._joules: dict[tuple[str, str], tuple[int, float]] = {}
+        self._done_ns = self._next_ns = self._forget_ns = 0
 
     def handle(self, message: Metrics, now: Moment) -> list[Emit]:
         """Give out the minutes that are over, then add the sample to its own."""
         emits = list(self.tick(now)) if now.ns >= self._next_ns else []
-        minute_ns = now.ns // MINUTE_NS * MINUTE_NS
-        if minute_ns < self._done_ns or (self.scope == "pool" and message.pool is None):
+        part, name = _source(message)
+        if self.scope == "node":
+            group, key = message.node, (part, message.node, name)
+        elif message.pool is not None:
+            group, key = message.pool, ("pool", message.pool, "")
+        else:
             return emits
-        part, id_ = _source(message)
-        kind, source = (part, id_) if self.scope == "node" else ("pool", message.pool or "")
-        buckets = self._minutes.get(minute_ns)
+        due_ns = now.ns - now.ns % MINUTE_NS + self._late_ns + turn_of(group) * STEP_NS
+        if due_ns <= self._done_ns:
+            return emits
+        buckets = self._open.get(due_ns)
         if buckets is None:
-            buckets = self._minutes[minute_ns] = {}
-            self._next_ns = min(self._minutes) + MINUTE_NS + self._grace_ns
-        bucket = buckets.get((kind, source))
+            buckets = self._open[due_ns] = {}
+            self._next_ns = min(self._open)
+        bucket = buckets.get(key)
         if bucket is None:
             node = message.node if self.scope == "node" else None
-            bucket = buckets[kind, source] = _Bucket(node, message.pool)
-        names, values = _NUMBERS.of(message)
+            bucket = buckets[key] = _Bucket(now.ns // MINUTE_NS * MINUTE_NS, node, message.pool)
+        names, values = _row(message)
         bucket.rows[part, names].append(values)
-        bucket.simulated |= message.simulated
-        if isinstance(message, EngineMetrics):
-            bucket.engines.add(f"{message.node}-{message.engine}")
+        if message.simulated:
+            bucket.simulated = True
         if isinstance(message, GpuMetrics):
             self._add_energy(bucket, message, now.ns)
+        elif self.scope == "pool" and isinstance(message, EngineMetrics):
+            bucket.engines = bucket.engines or set()
+            bucket.engines.add(f"{message.node}-{message.engine}")
         return emits
 
     def tick(self, now: Moment) -> Sequence[Emit]:
-        """Give out the minutes whose grace is over."""
-        emits = []
-        for minute_ns in sorted(self._minutes):
-            if now.ns < minute_ns + MINUTE_NS + self._grace_ns:
+        """Give out the minutes whose grace is over, of the sources whose turn has come."""
+        emits: list[Emit] = []
+        if now.ns < self._next_ns:
+            return emits
+        for due_ns in sorted(self._open):
+            if now.ns < due_ns:
                 break
-            self._done_ns = minute_ns + MINUTE_NS
-            for (kind, source), bucket in sorted(self._minutes.pop(minute_ns).items()):
-                message = _rollup(kind, source, minute_ns, bucket)
-                if message.metrics or message.energy_joules is not None:
-                    emits.append(Emit(message, f"rollup.{kind}.{source}.{minute_ns}"))
-        self._next_ns = min(self._minutes, default=0) + MINUTE_NS + self._grace_ns
+            self._done_ns = due_ns
+            found = [
+                _rollup(kind, f"{name}-{part}" if part else name, bucket)
+                for (kind, name, part), bucket in self._open.pop(due_ns).items()
+            ]
+            emits += [
+                Emit(one, f"rollup.{one.kind}.{one.id}.{to_ns(one.minute_at)}")
+                for one in sorted(found, key=lambda one: (one.kind, one.id))
+                if one.metrics or one.energy_joules is not None
+            ]
+        self._next_ns = min(self._open, default=0)
+        self._forget_joules(now.ns)
         return emits
 
     def snapshot(self) -> bytes | None:
@@ -138,35 +148,43 @@ class RollupHandler:
         if total is None:
             return
         key = (message.node, message.gpu)
-        before = self._joules.get(key, now_ns)
-        self._joules.put(key, total, now_ns)
-        if before is not None and total >= before:
+        before_ns, before = self._joules.get(key, (now_ns, math.inf))
+        self._joules[key] = (now_ns, total)
+        if total >= before and now_ns - before_ns < SILENT_NS:
             bucket.energy_joules = (bucket.energy_joules or 0.0) + total - before
+
+    def _forget_joules(self, now_ns: int) -> None:
+        """Once a minute, of GPUs that are gone."""
+        if now_ns >= self._forget_ns:
+            self._forget_ns = now_ns + MINUTE_NS
+            joules = self._joules.items()
+            self._joules = {key: last for key, last in joules if now_ns - last[0] < SILENT_NS}
 
 
 def _source(message: Metrics) -> tuple[Kind, str]:
+    """What it is of, and that one's name on its node."""
     if isinstance(message, HostMetrics):
-        return "host", message.node
-    if isinstance(message, GpuMetrics):
-        return "gpu", f"{message.node}-{message.gpu}"
-    return "engine", f"{message.node}-{message.engine}"
+        return "host", ""
+    return ("gpu", message.gpu) if isinstance(message, GpuMetrics) else ("engine", message.engine)
 
 
-def _rollup(kind: Kind, source: str, minute_ns: int, bucket: _Bucket) -> Rollup:
+def _rollup(kind: Kind, id_: str, bucket: _Bucket) -> Rollup:
     columns: dict[str, list[float]] = defaultdict(list)
     for (part, names), rows in bucket.rows.items():
         prefix = f"{part}_" if kind == "pool" else ""
         for name, column in zip(names, zip(*rows, strict=True), strict=True):
-            columns[prefix + name].extend(column)
+            known = [float(value) for value in column if value is not None]
+            if known:
+                columns[prefix + name] += known
     metrics = {name: summarise(values) for name, values in sorted(columns.items())}
-    if kind == "pool" and bucket.engines:
+    if bucket.engines:
         metrics["engines"] = summarise([len(bucket.engines)])
     return Rollup(
         kind=kind,
-        id=source,
+        id=id_,
         node=bucket.node,
         pool=bucket.pool,
-        minute_at=instant(minute_ns),
+        minute_at=instant(bucket.minute_ns),
         metrics=metrics,
         energy_joules=bucket.energy_joules,
         simulated=bucket.simulated,

@@ -59,8 +59,8 @@ COUNTERS = (
 )
 """What the handlers count; there from the start, so that 0 can be told from a wrong name."""
 
-_DECODERS: dict[str, msgspec.json.Decoder[Message]] = {
-    kind.SUBJECT.split("{", 1)[0]: msgspec.json.Decoder(kind)
+_DECODERS: dict[tuple[str, ...], msgspec.json.Decoder[Message]] = {
+    tuple(kind.SUBJECT.split(".")[:2]): msgspec.json.Decoder(kind)
     for kind in (HostMetrics, GpuMetrics, EngineMetrics, CacheMetrics, StreamMetrics)
 }
 
@@ -71,8 +71,7 @@ def decode(delivery: Delivery) -> Message:
     Raises:
         ValueError: no such subject, or the payload is not that message.
     """
-    family = delivery.subject.split(".", 2)
-    decoder = _DECODERS.get(".".join(family[:2]) + ".")
+    decoder = _DECODERS.get(tuple(delivery.subject.split(".", 2)[:2]))
     if decoder is None:
         raise ValueError(f"no message type for subject {delivery.subject}")
     message = decoder.decode(delivery.payload)

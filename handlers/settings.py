@@ -73,7 +73,13 @@ class RollupSettings(Table, frozen=True, kw_only=True):
     """Minutes of hosts, GPUs, engines and pools."""
 
     grace_seconds: Annotated[
-        float, Meta(ge=0, le=60, description="wait this long after a minute for its stragglers")
+        float,
+        Meta(
+            ge=0,
+            le=60,
+            description="wait this long after a minute for its stragglers; then nodes and pools "
+            "take turns within 5 s",
+        ),
     ] = 5.0
 
 

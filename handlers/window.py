@@ -2,7 +2,9 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -75,6 +77,15 @@ class ExpiringDict(Generic[K, V]):
             self.expire(now_ns)
         return [(key, value) for key, (_, value) in self._entries.items()]
 
+    def untouched(self, since_ns: int) -> list[tuple[K, V]]:
+        """What was last touched at `since_ns` or before, that first. O(as many)."""
+        found = []
+        for key, (ns, value) in self._entries.items():
+            if ns > since_ns:
+                break
+            found.append((key, value))
+        return found
+
     def touched(self) -> list[tuple[int, K, V]]:
         """Everything with the instant of its last touch, which grows: for snapshots."""
         return [(ns, key, value) for key, (ns, value) in self._entries.items()]
@@ -120,30 +131,47 @@ class LastSeen(Generic[K]):
             del self._seen_ns[key]
 
 
-class RollingWindow:
-    """The samples of the last `span_ns`: those in (now - span, now]; at most `MAX_SAMPLES`."""
+class OfLast(Generic[K, V]):
+    """What `make` gives for the last key: who asks for the same one after the other shares it."""
 
-    def __init__(self, span_ns: int) -> None:
-        self._span_ns = span_ns
-        self._ns: deque[int] = deque(maxlen=MAX_SAMPLES)
-        self._values: deque[float] = deque(maxlen=MAX_SAMPLES)
+    def __init__(self, make: Callable[[K], V]) -> None:
+        self._make = make
+        self._last: tuple[K, V] | None = None
 
-    def add(self, ns: int, value: float) -> None:
+    def __call__(self, key: K) -> V:
+        """What was made of this very object, which does not change."""
+        if self._last is None or self._last[0] is not key:
+            self._last = (key, self._make(key))
+        return self._last[1]
+
+
+class RowWindow(msgspec.Struct, gc=False):
+    """Samples of several values each, a row, with their instants; at most `MAX_SAMPLES`.
+
+    No float of its own for each value, and nothing but two lists for the garbage collector: there
+    are hundreds of thousands of windows.
+    """
+
+    instants: list[int] = []
+    rows: list[tuple[Any, ...]] = []
+
+    def add(self, ns: int, row: tuple[Any, ...]) -> None:
         """Add a sample; `ns` grows from call to call."""
-        self._ns.append(ns)
-        self._values.append(value)
+        if len(self.rows) >= MAX_SAMPLES:
+            del self.instants[0], self.rows[0]
+        self.instants.append(ns)
+        self.rows.append(row)
 
-    def mean_and_peak(self, now_ns: int) -> tuple[float, float] | None:
-        """Mean and maximum of the samples of the window; None without samples. O(n)."""
-        self._expire(now_ns)
-        if not self._values:
-            return None
-        return sum(self._values) / len(self._values), max(self._values)
-
-    def _expire(self, now_ns: int) -> None:
-        while self._ns and self._ns[0] <= now_ns - self._span_ns:
-            self._ns.popleft()
-            self._values.popleft()
+    def expire(self, oldest_ns: int) -> bool:
+        """Drop samples of `oldest_ns` and before; whether any is left."""
+        gone = 0
+        for ns in self.instants:
+            if ns > oldest_ns:
+                break
+            gone += 1
+        if gone:
+            del self.instants[:gone], self.rows[:gone]
+        return bool(self.rows)
 
 
 class RollingMax:

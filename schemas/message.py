@@ -1,7 +1,8 @@
 """The base of every event: a frozen Struct that knows its subject."""
 
+import functools
 import re
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -44,20 +45,23 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         Raises:
             ValueError: a field of the subject is not a token.
         """
-
-        def fill(match: re.Match[str]) -> str:
-            value: Any = getattr(self, match[1])
-            text = str(value)
+        template, fields = _template(type(self))
+        tokens = [str(getattr(self, field)) for field in fields]
+        for field, text in zip(fields, tokens, strict=True):
             if not _TOKEN.fullmatch(text):
                 raise ValueError(
-                    f"{type(self).__name__}.{match[1]} is {text!r}: a subject token may only "
+                    f"{type(self).__name__}.{field} is {text!r}: a subject token may only "
                     "hold letters, digits, '_' and '-'"
                 )
-            return text
-
-        return _FIELD.sub(fill, self.SUBJECT)
+        return template.format(*tokens)
 
     @classmethod
     def pattern(cls) -> str:
         """The subscription subject below the root that matches every message of this type."""
         return _FIELD.sub("*", cls.SUBJECT)
+
+
+@functools.cache
+def _template(kind: type[Message]) -> tuple[str, tuple[str, ...]]:
+    """The subject of a type with `{}` for each token, and the fields that fill them."""
+    return _FIELD.sub("{}", kind.SUBJECT), tuple(_FIELD.findall(kind.SUBJECT))

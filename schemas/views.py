@@ -1,7 +1,9 @@
 """Which fields of a metrics message a question asks for: the same for one node and for all."""
 
+import functools
+import operator
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -84,7 +86,6 @@ _GPU_NUMBERS = (
     "clock_memory_hertz",
     "fan_ratio",
 )
-_LINK_NUMBERS = ("sent_bytes_per_second", "received_bytes_per_second")
 _ENGINE_NUMBERS = (
     "requests_running",
     "requests_waiting",
@@ -94,6 +95,45 @@ _ENGINE_NUMBERS = (
     "ttft_p95_seconds",
     "itl_p95_seconds",
 )
+_CPU_NUMBERS = ("utilization_ratio", "load_average_1m")
+_MEMORY_NUMBERS = ("utilization_ratio", "used_bytes", "swap_utilization_ratio")
+_CGROUP_NUMBERS = ("memory_utilization_ratio", "cpu_used_cores", "cpu_throttled_periods_ratio")
+_HOST_NUMBERS = (
+    "cpu_utilization_ratio",
+    "load_average_1m",
+    "memory_utilization_ratio",
+    "memory_used_bytes",
+    "swap_utilization_ratio",
+    "filesystem_max_utilization_ratio",
+    "disk_max_busy_ratio",
+    "disk_max_read_bytes_per_second",
+    "disk_max_write_bytes_per_second",
+    "network_max_received_bytes_per_second",
+    "network_max_sent_bytes_per_second",
+    *(f"cgroup_{name}" for name in _CGROUP_NUMBERS),
+)
+
+Row: TypeAlias = tuple[tuple[str, ...], tuple[float | None, ...]]
+"""Names, one object for all messages alike, and the value of each; None: not measured."""
+
+_gpu_values = operator.attrgetter(*_GPU_NUMBERS)
+_engine_values = operator.attrgetter(*_ENGINE_NUMBERS)
+_cpu_values = operator.attrgetter(*_CPU_NUMBERS)
+_memory_values = operator.attrgetter(*_MEMORY_NUMBERS)
+_cgroup_values = operator.attrgetter(*_CGROUP_NUMBERS)
+_NO_CPU, _NO_MEMORY, _NO_CGROUP = (None,) * 2, (None,) * 3, (None,) * 3
+
+
+def _link_names(link: str, is_there: bool) -> tuple[str, ...]:
+    fields = ("sent_bytes_per_second", "received_bytes_per_second") if is_there else ()
+    return tuple(f"{link}_{field}" for field in fields)
+
+
+_GPU_NAMES = {
+    (pcie, nvlink): _GPU_NUMBERS + _link_names("pcie", pcie) + _link_names("nvlink", nvlink)
+    for pcie in (False, True)
+    for nvlink in (False, True)
+}
 
 
 def gpu_values(name: str, metrics: GpuMetrics) -> dict[str, Any]:
@@ -106,65 +146,65 @@ def system_values(name: str, metrics: HostMetrics) -> dict[str, Any]:
     return {field: getattr(metrics, field) for field in SYSTEM_VIEWS[name]}
 
 
-def gpu_numbers(metrics: GpuMetrics) -> dict[str, float]:
-    """The measured gauges of one GPU, by field name; what was not measured is absent."""
-    numbers = [(field, getattr(metrics, field)) for field in _GPU_NUMBERS]
-    for link, part in (("pcie", metrics.pcie), ("nvlink", metrics.nvlink)):
-        if part is not None:
-            numbers += [(f"{link}_{field}", getattr(part, field)) for field in _LINK_NUMBERS]
-    return _measured(numbers)
+def gpu_row(metrics: GpuMetrics) -> Row:
+    """The gauges of one GPU."""
+    pcie, nvlink = metrics.pcie, metrics.nvlink
+    names, values = _GPU_NAMES[pcie is not None, nvlink is not None], _gpu_values(metrics)
+    for link in (pcie, nvlink):
+        if link is not None:
+            values += (link.sent_bytes_per_second, link.received_bytes_per_second)
+    return names, values
 
 
-def engine_numbers(metrics: EngineMetrics) -> dict[str, float]:
-    """The measured gauges of one engine, by field name; what was not measured is absent."""
-    return _measured((field, getattr(metrics, field)) for field in _ENGINE_NUMBERS)
+def engine_row(metrics: EngineMetrics) -> Row:
+    """The gauges of one engine."""
+    return _ENGINE_NUMBERS, _engine_values(metrics)
 
 
-def host_numbers(metrics: HostMetrics) -> dict[str, float]:
-    """The measured gauges of one machine, flat; what was not measured is absent.
+def host_row(metrics: HostMetrics) -> Row:
+    """The gauges of one machine, flat.
 
     Of several devices it is the highest (fullest file system, busiest disk or interface): sums
     would count a partition beside its disk, and a bridge beside its interface, twice.
     """
-    cpu, memory = metrics.cpu, metrics.memory
-    numbers: list[tuple[str, float | None]] = []
-    if cpu is not None:
-        numbers += [
-            ("cpu_utilization_ratio", cpu.utilization_ratio),
-            ("load_average_1m", cpu.load_average_1m),
-        ]
-    if memory is not None:
-        numbers += [
-            ("memory_utilization_ratio", memory.utilization_ratio),
-            ("memory_used_bytes", memory.used_bytes),
-            ("swap_utilization_ratio", memory.swap_utilization_ratio),
-        ]
-    numbers += [
-        ("filesystem_max_utilization_ratio", _highest(metrics.filesystems, "utilization_ratio")),
-        ("disk_max_busy_ratio", _highest(metrics.disks, "busy_ratio")),
-        ("disk_max_read_bytes_per_second", _highest(metrics.disks, "read_bytes_per_second")),
-        ("disk_max_write_bytes_per_second", _highest(metrics.disks, "write_bytes_per_second")),
-        (
-            "network_max_received_bytes_per_second",
-            _highest(metrics.network, "received_bytes_per_second"),
-        ),
-        ("network_max_sent_bytes_per_second", _highest(metrics.network, "sent_bytes_per_second")),
-    ]
-    if metrics.cgroup is not None:
-        numbers += [
-            ("cgroup_memory_utilization_ratio", metrics.cgroup.memory_utilization_ratio),
-            ("cgroup_cpu_used_cores", metrics.cgroup.cpu_used_cores),
-            ("cgroup_cpu_throttled_periods_ratio", metrics.cgroup.cpu_throttled_periods_ratio),
-        ]
-    numbers += [
-        (f"pressure_{pressure.resource}_some_60s_ratio", pressure.some_60s_ratio)
-        for pressure in metrics.pressure or ()
-    ]
-    return _measured(numbers)
+    pressure = metrics.pressure or ()
+    values = (
+        *(_NO_CPU if metrics.cpu is None else _cpu_values(metrics.cpu)),
+        *(_NO_MEMORY if metrics.memory is None else _memory_values(metrics.memory)),
+        _highest(metrics.filesystems, "utilization_ratio"),
+        _highest(metrics.disks, "busy_ratio"),
+        _highest(metrics.disks, "read_bytes_per_second"),
+        _highest(metrics.disks, "write_bytes_per_second"),
+        _highest(metrics.network, "received_bytes_per_second"),
+        _highest(metrics.network, "sent_bytes_per_second"),
+        *(_NO_CGROUP if metrics.cgroup is None else _cgroup_values(metrics.cgroup)),
+        *[one.some_60s_ratio for one in pressure],
+    )
+    return _host_names(*[one.resource for one in pressure]), values
 
 
-def _measured(numbers: Iterable[tuple[str, float | None]]) -> dict[str, float]:
-    return {name: float(value) for name, value in numbers if value is not None}
+@functools.lru_cache(maxsize=64)
+def _host_names(*pressures: str) -> tuple[str, ...]:
+    return (*_HOST_NUMBERS, *(f"pressure_{resource}_some_60s_ratio" for resource in pressures))
+
+
+def gpu_numbers(metrics: GpuMetrics) -> dict[str, float]:
+    """The measured gauges of one GPU, by field name; what was not measured is absent."""
+    return _measured(gpu_row(metrics))
+
+
+def engine_numbers(metrics: EngineMetrics) -> dict[str, float]:
+    """The measured gauges of one engine, by field name; what was not measured is absent."""
+    return _measured(engine_row(metrics))
+
+
+def host_numbers(metrics: HostMetrics) -> dict[str, float]:
+    """The measured gauges of one machine as `host_row` has them; what was not is absent."""
+    return _measured(host_row(metrics))
+
+
+def _measured(row: Row) -> dict[str, float]:
+    return {name: float(v) for name, v in zip(*row, strict=True) if v is not None}
 
 
 def _highest(parts: Iterable[msgspec.Struct] | None, field: str) -> float | None:

@@ -108,8 +108,13 @@ class Rule:
     def is_fine(self, holder: Any, value: Any) -> bool:  # noqa: ANN401 - a Struct and its field
         """Whether a measured value is on the good side of every threshold, or of unknown ones."""
         number = value if self.convert is None else self.convert(value)
-        thresholds = self.thresholds(holder)
-        return thresholds is None or not self.holds(number, next(iter(thresholds.values())))
+        limit = self.mildest
+        if self.base_field is not None:
+            base = getattr(holder, self.base_field)
+            if base is None or (self.is_scaled and not base):
+                return True
+            limit = base * limit if self.is_scaled else base + limit
+        return not self.holds(number, limit)
 
     def thresholds(self, holder: Any) -> Mapping[Severity, float] | None:  # noqa: ANN401 - a Struct
         """The threshold of each severity, by the value of `relative_to`; None: not measured."""

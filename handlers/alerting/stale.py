@@ -90,26 +90,24 @@ class StaleNodesHandler:
         rule = policy.rules.get(NODE_STALE)
         if rule is not None and not rule.settings.enabled:
             rule = None
-        seen = dict(self._seen.items(now.ns))
-        emits = self._reviewed(policy, rule, seen, now)
+        self._seen.expire(now.ns)
+        emits = self._reviewed(policy, rule, now)
         if rule is None:
             return emits
         rule_ns = int(rule.mildest * SECOND_NS)
-        for node, last in sorted(seen.items()):
+        for node, last in sorted(self._seen.untouched(now.ns - rule_ns)):
             limit_ns = max(rule_ns, last.patience_ns)
             if now.ns - last.ns >= limit_ns and node not in self._open:
                 self._open[node] = _raised(node, last, limit_ns, rule, policy, now.ns)
                 emits.append(emit(self._open[node], now))
         return emits
 
-    def _reviewed(
-        self, policy: Policy, rule: Rule | None, seen: dict[str, _Seen], now: Moment
-    ) -> list[Emit]:
+    def _reviewed(self, policy: Policy, rule: Rule | None, now: Moment) -> list[Emit]:
         """What became of the open alerts: rules, silences and memory end."""
         emits = []
         for node, alert in list(self._open.items()):
             because: Because | None = None
-            if node not in seen:
+            if self._seen.get(node, now.ns) is None:
                 because, text = "no_news", f"{node} has been away too long to be waited for"
             elif rule is None:
                 because, text = (

@@ -3,6 +3,7 @@
 import msgspec
 
 from handlers.settings import UtilizationSettings
+from handlers.window import OfLast
 from schemas.analysis import GpuState
 from schemas.metrics import GpuMetrics
 
@@ -56,33 +57,24 @@ class GpuSample(msgspec.Struct, frozen=True, gc=False):
     watts: float | None
 
 
-class _Samples:
-    """The sample of the last message: handlers of its node, pool and fleet ask one by one."""
-
-    def __init__(self) -> None:
-        self._message: GpuMetrics | None = None
-        self._sample: GpuSample | None = None
-
-    def of(self, message: GpuMetrics) -> GpuSample:
-        if self._sample is None or message is not self._message:
-            self._message = message
-            watts, limit = message.power_watts, message.power_limit_watts
-            self._sample = GpuSample(
-                (message.node, message.gpu),
-                message.name,
-                message.pool,
-                message.simulated,
-                *activity(message),
-                message.utilization_ratio,
-                message.memory_utilization_ratio,
-                watts / limit if watts is not None and limit else None,
-                message.energy_joules_total,
-                watts,
-            )
-        return self._sample
+def _sample(message: GpuMetrics) -> GpuSample:
+    watts, limit = message.power_watts, message.power_limit_watts
+    return GpuSample(
+        (message.node, message.gpu),
+        message.name,
+        message.pool,
+        message.simulated,
+        *activity(message),
+        message.utilization_ratio,
+        message.memory_utilization_ratio,
+        watts / limit if watts is not None and limit else None,
+        message.energy_joules_total,
+        watts,
+    )
 
 
-gpu_sample = _Samples().of
+gpu_sample = OfLast(_sample)
+"""The sample of a message; handlers of its node, pool and fleet ask one after the other."""
 
 
 def gpu_state(

@@ -1,17 +1,15 @@
 """How busy nodes, pools and the fleet are: levels, bottlenecks, health, efficiency."""
 
 import dataclasses
-import functools
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from handlers.settings import Thresholds, UtilizationSettings
-from handlers.slots import STEP_NS, TICK_NS
+from handlers.slots import STEP_NS, TURNS, turn_of
 from handlers.utilization.gpu_state import GpuEvidence, gpu_sample, gpu_state, in_words
 from handlers.utilization.levels import (
     RANK,
@@ -22,7 +20,7 @@ from handlers.utilization.levels import (
     power_efficiency,
     severity_of,
 )
-from handlers.window import MAX_ENTRIES, ExpiringDict, LastSeen, RollingWindow
+from handlers.window import MAX_ENTRIES, OfLast, RowWindow
 from schemas.analysis import (
     Bottleneck,
     GpuState,
@@ -44,10 +42,11 @@ Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics
 Resource: TypeAlias = Literal["cpu", "memory", "gpu", "gpu_memory", "kv_cache"]
 # What tells the state of a GPU beside its resources; of nodes only, whose GPUs are listed.
 Evidence: TypeAlias = Literal["gpu_activity", "gpu_power", "requests_running"]
-# A resource, or evidence, of one part; None: the node itself.
+# A resource of one part; None: the node itself, or the mean of all nodes.
 SeriesKey: TypeAlias = tuple[Resource | Evidence, str | None]
+Means: TypeAlias = Mapping[Resource | Evidence, Mapping[str | None, float]]
+"""Of each resource, and evidence, the mean of each part that measured it."""
 
-_TURNS = TICK_NS // STEP_NS
 RESOURCES: tuple[Resource, ...] = ("cpu", "memory", "gpu", "gpu_memory", "kv_cache")
 
 
@@ -70,19 +69,37 @@ class _Memory(msgspec.Struct, frozen=True):
     published_ns: int
 
 
+class _Part(RowWindow, kw_only=True, gc=False):
+    """A host, GPU or engine of a group: its id there, and its samples."""
+
+    id: str | None
+
+
+Parts: TypeAlias = dict[tuple[str, str], _Part]
+"""By node and name; of a host the name is empty."""
+
+
 @dataclasses.dataclass(slots=True)
 class _Group:
     """What is remembered of one node, pool or the fleet."""
 
-    nodes: LastSeen[str]
-    gpus: LastSeen[str]
-    series: dict[SeriesKey, RollingWindow] = dataclasses.field(default_factory=dict)
-    activity_sources: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    heard_ns: int
+    hosts: Parts = dataclasses.field(default_factory=dict)
+    gpus: Parts = dataclasses.field(default_factory=dict)
+    engines: Parts = dataclasses.field(default_factory=dict)
     levels: dict[Resource, Level] = dataclasses.field(default_factory=dict)
     severities: dict[SeriesKey, Severity] = dataclasses.field(default_factory=dict)
     simulated_ns: int | None = None
     published: _Told | None = None
     published_ns: int = 0
+
+
+class _Use(NamedTuple):
+    """A resource of a group: the mean of its parts' means."""
+
+    resource: Resource
+    mean: float
+    level: Level
 
 
 class UtilizationHandler:
@@ -108,11 +125,9 @@ class UtilizationHandler:
         self._publish_ns = int(settings.publish_seconds * SECOND_NS)
         self.window_ns = self._span_ns + self._publish_ns
         # By turn, so that a tick looks at no other groups.
-        self._groups: list[ExpiringDict[str, _Group]] = [
-            ExpiringDict(self.window_ns) for _ in range(_TURNS)
-        ]
+        self._groups: list[dict[str, _Group]] = [{} for _ in range(TURNS)]
         self._ticked_ns = 0
-        self._thresholds: dict[str, Thresholds] = {
+        self._thresholds: dict[Resource | Evidence, Thresholds] = {
             "cpu": settings.cpu,
             "memory": settings.memory,
             "gpu": settings.gpu,
@@ -124,26 +139,40 @@ class UtilizationHandler:
         key = self._group_key(message)
         if key is None:
             return ()
-        group = self._groups[_turn_of(key)].refresh(key, self._new_group, now.ns)
-        group.nodes.see(message.node, now.ns)
+        groups = self._groups[turn_of(key)]
+        group = groups.get(key)
+        if group is None or now.ns - group.heard_ns >= self.window_ns:
+            group = groups[key] = _Group(now.ns)
+        group.heard_ns = now.ns
         if message.simulated:
             group.simulated_ns = now.ns
-        part = self._part(message)
-        if isinstance(message, GpuMetrics) and part is not None:
-            group.gpus.see(part, now.ns)
-        for resource, value in _samples(message):
-            self._add(group, resource, part, value, now.ns)
-        if self.scope == "node":
-            self._add_evidence(group, message, part, now.ns)
+        if isinstance(message, HostMetrics):
+            parts, name = group.hosts, ""
+        elif isinstance(message, GpuMetrics):
+            parts, name = group.gpus, message.gpu
+        else:
+            parts, name = group.engines, message.engine
+        part = parts.get((message.node, name))
+        if part is None:
+            if len(parts) >= MAX_ENTRIES:
+                return ()
+            part = _Part(id=self._id(message.node, name))
+            parts[message.node, name] = part
+        part.add(now.ns, _values(message))
         return ()
 
     def tick(self, now: Moment) -> Sequence[Emit]:
         """Judge the groups whose turn has come since the tick before."""
         before_ns, self._ticked_ns = self._ticked_ns, now.ns
-        turns = _turns_between(before_ns, now.ns)
-        due = [one for turn in turns for one in self._groups[turn].items(now.ns)]
+        due: list[tuple[str, _Group]] = []
+        for turn in _turns_between(before_ns, now.ns):
+            groups = self._groups[turn]
+            silent = [k for k, group in groups.items() if now.ns - group.heard_ns >= self.window_ns]
+            for key in silent:
+                del groups[key]
+            due += groups.items()
         emits = []
-        for key, group in sorted(due):
+        for key, group in sorted(due, key=lambda item: item[0]):
             message = self._judge(key, group, now.ns)
             if message is not None:
                 emits.append(Emit(message, f"utilization.{self.scope}.{key}.{now.ns}"))
@@ -175,68 +204,27 @@ class UtilizationHandler:
                 group.severities = dict(memory.severities)
                 group.published, group.published_ns = memory.published, memory.published_ns
 
-    def _add(
-        self,
-        group: _Group,
-        name: Resource | Evidence,
-        part: str | None,
-        value: float | None,
-        now_ns: int,
-    ) -> None:
-        if value is None:
-            return
-        window = group.series.get((name, part))
-        if window is None:
-            if len(group.series) >= MAX_ENTRIES:
-                return
-            window = group.series[name, part] = RollingWindow(self._span_ns)
-        window.add(now_ns, value)
-
-    def _add_evidence(self, group: _Group, message: Metrics, part: str | None, now_ns: int) -> None:
-        if isinstance(message, GpuMetrics):
-            sample = gpu_sample(message)
-            group.activity_sources[message.gpu] = sample.activity_source
-            self._add(group, "gpu_activity", part, sample.activity_ratio, now_ns)
-            self._add(group, "gpu_power", part, sample.power_ratio, now_ns)
-        elif isinstance(message, EngineMetrics):
-            self._add(group, "requests_running", part, message.requests_running, now_ns)
-
     def _group_key(self, message: Metrics) -> str | None:
         if self.scope == "node":
             return message.node
         return message.pool if self.scope == "pool" else "all"
 
-    def _part(self, message: Metrics) -> str | None:
-        if isinstance(message, HostMetrics):
-            return None if self.scope == "node" else message.node
-        part = message.gpu if isinstance(message, GpuMetrics) else message.engine
-        return part if self.scope == "node" else f"{message.node}-{part}"
-
-    def _new_group(self) -> _Group:
-        return _Group(nodes=LastSeen(self._span_ns), gpus=LastSeen(self._span_ns))
+    def _id(self, node: str, name: str) -> str | None:
+        """Of a part, as it is published."""
+        if self.scope == "node":
+            return name or None
+        return f"{node}-{name}" if name else node
 
     def _judge(self, key: str, group: _Group, now_ns: int) -> Utilization | None:
-        group.nodes.forget(now_ns)
-        group.gpus.forget(now_ns)
-        if not group.nodes:
+        means = self._means(group, now_ns)
+        if not (group.hosts or group.gpus or group.engines):
             return None
-        means: dict[SeriesKey, float] = {}
-        peaks: dict[str, float] = defaultdict(float)
-        for series, window in list(group.series.items()):
-            summary = window.mean_and_peak(now_ns)
-            if summary is None:
-                del group.series[series]
-                continue
-            means[series], peak = summary
-            peaks[series[0]] = max(peaks[series[0]], peak)
-        resources = self._resources(group, means, peaks)
-        bottlenecks = self._bottlenecks(group, means, resources)
+        uses = self._uses(group, means)
+        bottlenecks = self._bottlenecks(group, means, uses)
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
         scarce = "gpu" if group.gpus else "cpu"
-        use = next((use for use in resources if use.resource == scarce), None)
-        health = (
-            health_of(bottlenecks, parts_degrade_only=self.scope != "node") if resources else None
-        )
+        use = next((use for use in uses if use.resource == scarce), None)
+        health = health_of(bottlenecks, parts_degrade_only=self.scope != "node") if uses else None
         evidence = self._gpu_evidence(group, means) if self.scope == "node" else {}
         states = {gpu: gpu_state(self._settings, known) for gpu, known in evidence.items()}
         told = _Told(
@@ -249,6 +237,7 @@ class UtilizationHandler:
             return None
         group.published, group.published_ns = told, now_ns
         simulated_ns = group.simulated_ns
+        of_gpus = means.get("gpu", {})
         return Utilization(
             scope=self.scope,
             id=key,
@@ -256,17 +245,53 @@ class UtilizationHandler:
             window_seconds=self._settings.window_seconds,
             level=told.level,
             health=health,
-            efficiency_ratio=efficiency(use.mean_ratio) if use else None,
-            resources=resources,
+            efficiency_ratio=efficiency(use.mean) if use else None,
+            resources=self._resources(group, uses),
             bottlenecks=bottlenecks[: self._settings.bottlenecks_max],
             gpus=[
-                self._use(key, gpu, known, states[gpu], means.get(("gpu", gpu)))
+                self._use(key, gpu, known, states[gpu], of_gpus.get(gpu))
                 for gpu, known in evidence.items()
             ],
-            balance_ratio=balance([mean for (name, _), mean in means.items() if name == "gpu"]),
-            nodes=len(group.nodes),
+            balance_ratio=balance(list(of_gpus.values())),
+            nodes=len({node for parts, _ in self._parts(group) for node, _ in parts}),
             simulated=simulated_ns is not None and now_ns - simulated_ns < self._span_ns,
         )
+
+    def _parts(self, group: _Group) -> tuple[tuple[Parts, tuple[Resource | Evidence, ...]], ...]:
+        """The parts of a group, and what the values in their rows are."""
+        if self.scope == "node":
+            return (
+                (group.hosts, ("cpu", "memory")),
+                (group.gpus, ("gpu", "gpu_memory", "gpu_activity", "gpu_power")),
+                (group.engines, ("kv_cache", "requests_running")),
+            )
+        return (
+            (group.hosts, ("cpu", "memory")),
+            (group.gpus, ("gpu", "gpu_memory")),
+            (group.engines, ("kv_cache",)),
+        )
+
+    def _means(self, group: _Group, now_ns: int) -> Means:
+        """Those of the window; what was before it is forgotten."""
+        oldest_ns = now_ns - self._span_ns
+        means: dict[Resource | Evidence, dict[str | None, float]] = {}
+        for parts, names in self._parts(group):
+            if not parts:
+                continue
+            found = [means.setdefault(name, {}) for name in names]
+            for key, part in list(parts.items()):
+                if not part.expire(oldest_ns):
+                    del parts[key]
+                    continue
+                # Every number of every part each 5 s: as little as can be for each.
+                for of_parts, column in zip(found, zip(*part.rows, strict=True), strict=False):
+                    try:
+                        of_parts[part.id] = sum(column) / len(column)
+                    except TypeError:  # one of them was not measured
+                        known = [value for value in column if value is not None]
+                        if known:
+                            of_parts[part.id] = sum(known) / len(known)
+        return means
 
     def _kinds(self, bottlenecks: list[Bottleneck]) -> tuple[tuple[str, Severity, str | None], ...]:
         """What counts of bottlenecks when it changes."""
@@ -280,46 +305,62 @@ class UtilizationHandler:
         }
         return tuple(sorted(kinds, key=lambda kind: (kind[0], kind[1], kind[2] or "")))
 
-    def _resources(
-        self, group: _Group, means: dict[SeriesKey, float], peaks: dict[str, float]
-    ) -> list[ResourceUse]:
-        """The use of each measured resource: the mean of its parts' means, and their peak."""
-        by_resource = defaultdict(list)
-        for (name, _), mean in means.items():
-            by_resource[name].append(mean)
+    def _uses(self, group: _Group, means: Means) -> list[_Use]:
+        """The use of each measured resource: the mean of its parts' means."""
         uses = []
         for resource in RESOURCES:
-            values = by_resource.get(resource)
+            values = means.get(resource)
             if not values:
                 group.levels.pop(resource, None)
                 continue
-            mean = fmean(values)
+            mean = fmean(values.values())
             level = level_of(mean, group.levels.get(resource), self._settings.margin_ratio)
             group.levels[resource] = level
-            uses.append(
-                ResourceUse(
-                    resource=resource, mean_ratio=mean, peak_ratio=peaks[resource], level=level
-                )
-            )
+            uses.append(_Use(resource, mean, level))
         return uses
 
-    def _bottlenecks(
-        self, group: _Group, means: dict[SeriesKey, float], resources: list[ResourceUse]
-    ) -> list[Bottleneck]:
+    def _resources(self, group: _Group, uses: list[_Use]) -> list[ResourceUse]:
+        """As they are published, with their peaks."""
+        peaks: dict[str, float] = defaultdict(float)
+        for parts, names in self._parts(group):
+            for part in parts.values():
+                for name, column in zip(names, zip(*part.rows, strict=True), strict=False):
+                    values = (peaks[name], *column)
+                    peaks[name] = max(value for value in values if value is not None)
+        return [
+            ResourceUse(
+                resource=use.resource,
+                mean_ratio=use.mean,
+                peak_ratio=peaks[use.resource],
+                level=use.level,
+            )
+            for use in uses
+        ]
+
+    def _bottlenecks(self, group: _Group, means: Means, uses: list[_Use]) -> list[Bottleneck]:
         """Critical before warning, then the highest value first."""
-        candidates = dict(means)
+        before = group.severities
+        candidates: dict[SeriesKey, float] = {}
+        for resource, values in means.items():
+            thresholds = self._thresholds.get(resource)
+            if thresholds is not None:  # nearly all of thousands are below them
+                least = thresholds.warning_ratio
+                candidates |= {(resource, k): mean for k, mean in values.items() if mean >= least}
+        for resource, id_ in before:
+            mean = means.get(resource, {}).get(id_)
+            if mean is not None:
+                candidates[resource, id_] = mean
         if self.scope != "node":
-            candidates |= {(use.resource, None): use.mean_ratio for use in resources}
+            candidates |= {(use.resource, None): use.mean for use in uses}
         found = []
         severities: dict[SeriesKey, Severity] = {}
         for series, mean in candidates.items():
             thresholds = self._thresholds.get(series[0])
             if thresholds is None:
                 continue
-            before = group.severities.get(series)
-            if before is None and mean < thresholds.warning_ratio:
-                continue  # nearly all of thousands
-            severity = severity_of(mean, thresholds, before, self._settings.margin_ratio)
+            severity = severity_of(
+                mean, thresholds, before.get(series), self._settings.margin_ratio
+            )
             if severity is None:
                 continue
             severities[series] = severity
@@ -340,22 +381,22 @@ class UtilizationHandler:
             key=lambda b: (-RANK[b.severity], -b.value_ratio, b.resource, b.resource_id or ""),
         )
 
-    def _gpu_evidence(self, group: _Group, means: dict[SeriesKey, float]) -> dict[str, GpuEvidence]:
+    def _gpu_evidence(self, group: _Group, means: Means) -> dict[str, GpuEvidence]:
         """What tells the state of each GPU of a node, by name."""
-        sources = group.activity_sources
-        for gpu in sources.keys() - set(group.gpus):
-            del sources[gpu]
-        running = [mean for (name, _), mean in means.items() if name == "requests_running"]
-        requests_running = sum(running) if running else None
+        activity, memory, power, running = (
+            means.get(name, {})
+            for name in ("gpu_activity", "gpu_memory", "gpu_power", "requests_running")
+        )
+        requests_running = sum(running.values()) if running else None
         return {
             gpu: GpuEvidence(
-                activity_ratio=means.get(("gpu_activity", gpu)),
-                activity_source=sources.get(gpu),
-                memory_ratio=means.get(("gpu_memory", gpu)),
-                power_ratio=means.get(("gpu_power", gpu)),
+                activity_ratio=activity.get(gpu),
+                activity_source=group.gpus[node, gpu].rows[-1][-1],
+                memory_ratio=memory.get(gpu),
+                power_ratio=power.get(gpu),
                 requests_running=requests_running,
             )
-            for gpu in sorted(group.gpus)
+            for node, gpu in sorted(group.gpus)
         }
 
     def _use(
@@ -378,24 +419,30 @@ class UtilizationHandler:
         )
 
 
-@functools.lru_cache(maxsize=1 << 17)
-def _turn_of(key: str) -> int:
-    """Which step of each 5 s is the group's, the same everywhere."""
-    return zlib.crc32(key.encode()) % _TURNS
-
-
 def _turns_between(before_ns: int, now_ns: int) -> set[int]:
     """The turns that have come since `before_ns`."""
     last = now_ns // STEP_NS
-    return {step % _TURNS for step in range(max(before_ns // STEP_NS, last - _TURNS) + 1, last + 1)}
+    return {step % TURNS for step in range(max(before_ns // STEP_NS, last - TURNS) + 1, last + 1)}
 
 
-def _samples(message: Metrics) -> Iterator[tuple[Resource, float | None]]:
+def _values_of(message: Metrics) -> tuple[Any, ...]:
+    """As `_parts` names them; of a GPU also what measured its activity."""
     if isinstance(message, HostMetrics):
-        yield "cpu", message.cpu.utilization_ratio if message.cpu else None
-        yield "memory", message.memory.utilization_ratio if message.memory else None
-    elif isinstance(message, GpuMetrics):
-        yield "gpu", message.utilization_ratio
-        yield "gpu_memory", message.memory_utilization_ratio
-    else:
-        yield "kv_cache", message.kv_cache_usage_ratio
+        cpu, memory = message.cpu, message.memory
+        return (
+            cpu.utilization_ratio if cpu else None,
+            memory.utilization_ratio if memory else None,
+        )
+    if isinstance(message, GpuMetrics):
+        sample = gpu_sample(message)
+        return (
+            sample.utilization_ratio,
+            sample.memory_ratio,
+            sample.activity_ratio,
+            sample.power_ratio,
+            sample.activity_source,
+        )
+    return (message.kv_cache_usage_ratio, message.requests_running)
+
+
+_values = OfLast(_values_of)

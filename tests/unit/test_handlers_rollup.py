@@ -2,9 +2,10 @@ import pytest
 
 from handlers.rollup import RollupHandler, summarise
 from handlers.settings import RollupSettings
+from handlers.slots import STEP_NS, turn_of
 from schemas.metrics import Rollup, Summary
 from schemas.protocols import Emit
-from schemas.units import to_ns
+from schemas.units import SECOND_NS, to_ns
 from tests.support.samples import START_NS, at, engine, gpu, host
 
 
@@ -34,7 +35,7 @@ def test_a_minute_is_summarised_once_it_is_over() -> None:
     for second, cpu in ((0, 0.25), (30, 0.5), (59.999, 0.75)):
         assert handler.handle(host(cpu=cpu), at(second)) == []
 
-    emits = list(handler.tick(at(65)))
+    emits = list(handler.tick(at(70)))
 
     assert [emit.message_id for emit in emits] == [f"rollup.host.n1.{START_NS}"]
     minute = rollups(emits)[0]
@@ -50,7 +51,7 @@ def test_samples_that_measured_different_things_count_together() -> None:
     handler.handle(host(cpu=0.75), at(5))
     handler.handle(host(memory=0.7), at(10))
 
-    metrics = rollups(list(handler.tick(at(65))))[0].metrics
+    metrics = rollups(list(handler.tick(at(70))))[0].metrics
 
     assert metrics["cpu_utilization_ratio"].count == 2
     assert metrics["cpu_utilization_ratio"].mean == 0.5
@@ -58,13 +59,27 @@ def test_samples_that_measured_different_things_count_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "count"), [pytest.param(64.9, 0, id="in grace"), pytest.param(65, 1, id="over")]
+    ("seconds", "count"), [pytest.param(-0.1, 0, id="before"), pytest.param(0, 1, id="over")]
 )
-def test_grace_is_waited_for(second: float, count: int) -> None:
+def test_grace_and_the_turn_of_the_node_are_waited_for(seconds: float, count: int) -> None:
     handler = node_handler()
     handler.handle(host(cpu=0.5), at(10))
+    turn_seconds = 65 + turn_of("n1") * STEP_NS / SECOND_NS
 
-    assert len(handler.tick(at(second))) == count
+    assert len(handler.tick(at(turn_seconds + seconds))) == count
+
+
+def test_many_nodes_take_turns() -> None:
+    handler = node_handler()
+    for number in range(200):
+        handler.handle(host(f"node-{number}", cpu=0.5), at(10))
+
+    early = handler.tick(at(64.5))
+    counts = [len(handler.tick(at(65 + step / 2))) for step in range(10)]
+
+    assert early == []
+    assert sum(counts) == 200
+    assert max(counts) < 40
 
 
 def test_a_later_message_gives_the_minute_out_as_a_tick_would() -> None:
@@ -72,13 +87,13 @@ def test_a_later_message_gives_the_minute_out_as_a_tick_would() -> None:
     for handler in (ticked, told):
         handler.handle(host(cpu=0.5), at(10))
 
-    assert told.handle(host("n2", cpu=0.1), at(70)) == ticked.tick(at(65))
+    assert told.handle(host("n2", cpu=0.1), at(71)) == ticked.tick(at(70))
 
 
 def test_a_minute_is_given_out_once() -> None:
     handler = node_handler()
     handler.handle(host(cpu=0.5), at(10))
-    handler.tick(at(65))
+    handler.tick(at(70))
 
     late = handler.handle(host(cpu=0.9), at(59))
 
@@ -91,7 +106,7 @@ def test_what_was_not_measured_is_absent() -> None:
     handler.handle(gpu(temperature_celsius=50.0), at(0))
     handler.handle(engine(), at(0))
 
-    minutes = rollups(list(handler.tick(at(65))))
+    minutes = rollups(list(handler.tick(at(70))))
 
     assert [(m.kind, m.id, list(m.metrics)) for m in minutes] == [
         ("gpu", "n1-g0", ["temperature_celsius"])
@@ -117,7 +132,7 @@ def test_energy_comes_from_the_counter(
     emits: list[Emit] = []
     for second, total in totals:
         emits += handler.handle(gpu(power_watts=1.0, energy_joules_total=total), at(second))
-    emits += handler.tick(at(65))
+    emits += handler.tick(at(70))
 
     minute = next(m for m in rollups(emits) if to_ns(m.minute_at) == START_NS)
     assert minute.energy_joules == joules
@@ -130,7 +145,7 @@ def test_a_pools_minute_holds_all_its_members() -> None:
     handler.handle(host(cpu=0.5, pool="chat"), at(2))
     handler.handle(host(cpu=0.9), at(2))
 
-    (minute,) = rollups(list(handler.tick(at(65))))
+    (minute,) = rollups(list(handler.tick(at(70))))
 
     assert (minute.kind, minute.id, minute.simulated) == ("pool", "chat", True)
     assert minute.metrics["engine_requests_waiting"].mean == 4.0
@@ -141,6 +156,6 @@ def test_a_pools_minute_holds_all_its_members() -> None:
 def test_after_the_window_silence() -> None:
     handler = node_handler()
     handler.handle(host(cpu=0.5), at(0))
-    handler.tick(at(65))
+    handler.tick(at(70))
 
-    assert [handler.tick(at(second)) for second in range(70, 900, 5)] == [[]] * 166
+    assert [handler.tick(at(second)) for second in range(75, 900, 5)] == [[]] * 165

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from handlers.window import MAX_SAMPLES, ExpiringDict, LastSeen, RollingMax, RollingWindow
+from handlers.window import MAX_SAMPLES, ExpiringDict, LastSeen, OfLast, RollingMax, RowWindow
 
 
 def test_a_key_is_forgotten_exactly_when_its_time_is_over() -> None:
@@ -75,30 +75,51 @@ def test_items_without_an_instant_forgets_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("now_ns", "summary"),
+    ("oldest_ns", "rows"),
     [
-        pytest.param(20, (2.0, 3.0), id="both samples"),
-        pytest.param(109, (2.0, 3.0), id="the older one in its last instant"),
-        pytest.param(110, (1.0, 1.0), id="the older one is out"),
-        pytest.param(120, None, id="none left"),
+        pytest.param(9, [(3.0, None), (1.0, 2.0)], id="both samples"),
+        pytest.param(10, [(1.0, 2.0)], id="the older one is out"),
+        pytest.param(20, [], id="none left"),
     ],
 )
-def test_a_window_holds_the_last_span(now_ns: int, summary: tuple[float, float] | None) -> None:
-    window = RollingWindow(span_ns=100)
-    window.add(10, 3.0)
-    window.add(20, 1.0)
+def test_a_window_forgets_what_is_as_old(
+    oldest_ns: int, rows: list[tuple[float | None, ...]]
+) -> None:
+    window = RowWindow()
+    window.add(10, (3.0, None))
+    window.add(20, (1.0, 2.0))
 
-    assert window.mean_and_peak(now_ns) == summary
+    is_any_left = window.expire(oldest_ns)
+
+    assert (is_any_left, window.rows) == (bool(rows), rows)
 
 
 def test_a_flood_of_samples_is_bounded() -> None:
-    window = RollingWindow(span_ns=10**9)
+    window = RowWindow()
     for ns in range(MAX_SAMPLES + 10):
-        window.add(ns, float(-ns))
+        window.add(ns, (float(ns),))
 
-    summary = window.mean_and_peak(MAX_SAMPLES + 10)
-    assert summary is not None
-    assert summary[1] == -10.0, "the first ten are gone"
+    assert (len(window.rows), window.rows[0]) == (MAX_SAMPLES, (10.0,))
+
+
+def test_what_is_made_of_the_last_key_is_made_once() -> None:
+    made: list[list[int]] = []
+    of_last = OfLast(made.append)
+    first: list[int] = []
+    equal: list[int] = []
+
+    for key in (first, first, equal, first):
+        of_last(key)
+
+    assert [key is first for key in made] == [True, False, True]
+
+
+def test_the_keys_untouched_since_an_instant_are_the_oldest_first() -> None:
+    entries: ExpiringDict[str, int] = ExpiringDict(ttl_ns=100)
+    for now_ns, key in enumerate("abca", start=1):
+        entries.put(key, now_ns, now_ns)
+
+    assert entries.untouched(since_ns=3) == [("b", 2), ("c", 3)]
 
 
 @pytest.mark.parametrize("seed", range(5))
