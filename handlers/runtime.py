@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import dataclasses
 import math
+import operator
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import structlog
@@ -59,10 +60,26 @@ COUNTERS = (
 )
 """What the handlers count; there from the start, so that 0 can be told from a wrong name."""
 
-_DECODERS: dict[tuple[str, ...], msgspec.json.Decoder[Message]] = {
-    tuple(kind.SUBJECT.split(".")[:2]): msgspec.json.Decoder(kind)
+
+class _Kind(NamedTuple):
+    """How messages of one type are decoded, and which tokens end their subject."""
+
+    decode: Callable[[bytes], Message]
+    tokens_of: Callable[[Message], str]
+
+
+def _kind(message_type: type[Message]) -> _Kind:
+    _, _, *fields = message_type.SUBJECT.split(".")
+    read: Callable[[Message], Any] = operator.attrgetter(*(field.strip("{}") for field in fields))
+    tokens_of = read if len(fields) == 1 else lambda message: ".".join(read(message))
+    return _Kind(msgspec.json.Decoder(message_type).decode, tokens_of)
+
+
+_KINDS: dict[str, _Kind] = {
+    kind.SUBJECT.split(".")[1]: _kind(kind)
     for kind in (HostMetrics, GpuMetrics, EngineMetrics, CacheMetrics, StreamMetrics)
 }
+"""By the second token of their subjects, of which the first is `metrics`."""
 
 
 def decode(delivery: Delivery) -> Message:
@@ -71,11 +88,13 @@ def decode(delivery: Delivery) -> Message:
     Raises:
         ValueError: no such subject, or the payload is not that message.
     """
-    decoder = _DECODERS.get(tuple(delivery.subject.split(".", 2)[:2]))
-    if decoder is None:
+    first, _, rest = delivery.subject.partition(".")
+    family, _, tokens = rest.partition(".")
+    kind = _KINDS.get(family) if first == "metrics" else None
+    if kind is None:
         raise ValueError(f"no message type for subject {delivery.subject}")
-    message = decoder.decode(delivery.payload)
-    if message.subject() != delivery.subject:
+    message = kind.decode(delivery.payload)
+    if kind.tokens_of(message) != tokens:
         raise ValueError(f"{delivery.subject} carries a message of {message.subject()}")
     return message
 
@@ -360,8 +379,9 @@ class HandlersRuntime:
     ) -> Awaitable[None] | None:
         """At once, or, where ticks are due, slot by slot: they judge every node."""
         routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
-        if any(owned.slot.is_tick_due(delivery.stored_ns) for owned in to):
-            return self._feed_in_steps(tuple(to), routed)
+        for owned in to:
+            if owned.slot.next_tick_ns <= delivery.stored_ns:
+                return self._feed_in_steps(tuple(to), routed)
         for owned in to:
             emits = owned.slot.feed(routed)
             if emits:  # seldom

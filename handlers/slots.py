@@ -107,7 +107,7 @@ def _window_of_others(handlers: Sequence[Handler]) -> int:
 
 
 class Slot:
-    """The handlers that own the keys of one slot.
+    """The handlers that own the keys of one slot. From `next_tick_ns` on a tick is due first.
 
     A rebuild needs the engines' messages from `start_ns` and all others from `whole_ns` on:
     scaling, which hears engines alone, looks back for much longer than the other handlers.
@@ -139,7 +139,7 @@ class Slot:
         self._watermark = watermark
         self._restored = False
         self._last_message_ns = self.start_ns
-        self._next_tick_ns = (self.start_ns // STEP_NS + 1) * STEP_NS
+        self.next_tick_ns = (self.start_ns // STEP_NS + 1) * STEP_NS
         self._stepping = [one for one in handlers if getattr(one, "tick_ns", TICK_NS) == STEP_NS]
         self._by_type: dict[tuple[type[Message], str], list[Handler]] = {}
         for handler in handlers:
@@ -152,7 +152,7 @@ class Slot:
         if sequence <= self.last_sequence:
             return QUIET
         emitted: list[Emit] = []
-        if self._next_tick_ns <= now.ns:
+        if self.next_tick_ns <= now.ns:
             emitted = self._run_ticks(now.ns, sequence - 1)
         self.last_sequence = sequence
         self._last_message_ns = max(self._last_message_ns, now.ns)
@@ -176,23 +176,19 @@ class Slot:
                     emitted += given
         return emitted
 
-    def is_tick_due(self, ns: int) -> bool:
-        """Whether a message of stream time `ns`, or `advance` to it, runs a tick first."""
-        return self._next_tick_ns <= ns
-
     def advance(self, ns: int) -> Sequence[Emit]:
         """Stream time reached `ns` without a message: run the ticks up to it."""
         return self._run_ticks(ns, self.last_sequence)
 
     def _run_ticks(self, ns: int, sequence: int) -> list[Emit]:
         emitted: list[Emit] = []
-        while self._next_tick_ns <= ns:
-            at = self._next_tick_ns
+        while self.next_tick_ns <= ns:
+            at = self.next_tick_ns
             if at > self._last_message_ns + self.window_ns + 2 * TICK_NS:
                 # Every window is empty by now: nothing can come of the ticks in between.
-                self._next_tick_ns = (ns // STEP_NS + 1) * STEP_NS
+                self.next_tick_ns = (ns // STEP_NS + 1) * STEP_NS
                 break
-            self._next_tick_ns = at + STEP_NS
+            self.next_tick_ns = at + STEP_NS
             is_quiet = at <= self._watermark.ns
             if not is_quiet:
                 self._restore()
@@ -235,7 +231,7 @@ class Slot:
                 snapshots[name] = snapshot
         return Watermark(
             sequence=max(self.last_sequence, self._watermark.sequence),
-            ns=max(self._last_message_ns, self._next_tick_ns - STEP_NS, self._watermark.ns),
+            ns=max(self._last_message_ns, self.next_tick_ns - STEP_NS, self._watermark.ns),
             snapshots=snapshots,
         )
 

@@ -44,25 +44,35 @@ class AlertsHandler:
         emits = judge.follow(now) if now.ns >= judge.policy.ends_ns else []
         groups = judge.policy.groups[self.scope].get(type(message), ())
         if self.scope == "node":
-            for group in groups:
-                emits += self._judged(group, message, message.node, now)
+            emits += self._judged(groups, message, message.node, now)
             if type(message) is HostMetrics and judge.warm(message.node) is not None:
                 emits += judge.end_silent(message.node, now)
         elif type(message) in OF_THE_FLEET:
-            for group in groups:
-                emits += self._judged(group, message, FLEET, now)
+            emits += self._judged(groups, message, FLEET, now)
         else:
             id_ = FLEET if self.scope == "fleet" else message.pool
             for group in groups:
                 self._aggregates.add(group, message, id_, now.ns)
         return emits
 
-    def _judged(self, group: Group, message: Message, id_: str, now: Moment) -> Sequence[Emit]:
-        """What the rules of one group say to a message: nearly always nothing, and quickly."""
-        found = group.holders(message)
+    def _judged(
+        self, groups: Sequence[Group], message: Message, id_: str, now: Moment
+    ) -> list[Emit]:
+        """What the rules say to a message: nearly always nothing, and quickly."""
+        emits: list[Emit] = []
+        for group in groups:
+            found = group.holders(message)
+            if found is None:
+                continue
+            if self._judge.warm(id_) is not None or not group.is_fine(found):
+                emits += self._seen(group, found, message, id_, now)
+        return emits
+
+    def _seen(
+        self, group: Group, found: Sequence[Any], message: Message, id_: str, now: Moment
+    ) -> list[Emit]:
+        """What the rules of one group say to what was found."""
         warm = self._judge.warm(id_)
-        if found is None or (warm is None and group.is_fine(found)):
-            return ()
         emits: list[Emit] = []
         source = source_of(message)
         parts = set()

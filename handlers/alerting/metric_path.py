@@ -82,6 +82,8 @@ def holders(place: Place) -> Callable[[Message], Sequence[Any] | None]:
         return lambda message: (message,)
     is_list = element is not None
     first, *deeper = (operator.attrgetter(field) for field in fields)
+    if is_list and not deeper:
+        return first
 
     def find(message: Message) -> Sequence[Any] | None:
         found: Any = first(message)

@@ -137,10 +137,7 @@ class Rule:
 
 
 class Group:
-    """The rules that read fields of the same Struct of a message, which is looked up once.
-
-    Nearly every value is fine, and every message has many: all fields are read in one call.
-    """
+    """The rules that read fields of the same Struct of a message, which is looked up once."""
 
     def __init__(self, place: Place, rules: Sequence[Rule]) -> None:
         self.rules = tuple(rules)
@@ -149,21 +146,23 @@ class Group:
         self.holders = holders(place)
         fields = {rule: rule.metric.field for rule in rules if rule.metric is not None}
         self.values = _getter(list(fields.values()))
-        plain = [rule for rule in rules if rule.convert is None and rule.base_field is None]
-        self._numbers = _getter([fields[rule] for rule in plain])
-        self._bounds = [rule.bounds for rule in plain]
-        self._others = [(fields[rule], rule) for rule in rules if rule not in plain]
+        self._plain: list[tuple[Callable[[Any], Any], tuple[float, float]]] = []
+        self._others: list[tuple[Callable[[Any], Any], Rule]] = []
+        for rule, field in fields.items():
+            if rule.convert is None and rule.base_field is None:
+                self._plain.append((operator.attrgetter(field), rule.bounds))
+            else:
+                self._others.append((operator.attrgetter(field), rule))
 
-    def is_fine(self, found: Iterable[Any]) -> bool:
-        """Whether no value in these Structs is bad."""
-        bounds = self._bounds
-        for holder in found:
-            # Every number of every message passes here: as little as can be for each.
-            for value, (floor, ceiling) in zip(self._numbers(holder), bounds, strict=False):
+    def is_fine(self, found: Sequence[Any]) -> bool:
+        """Whether no value in these Structs is bad: nearly always, and every message has many."""
+        for read, (floor, ceiling) in self._plain:
+            for value in map(read, found):
                 if value is not None and not floor < value < ceiling:
                     return False
-            for field, rule in self._others:
-                value = getattr(holder, field)
+        for read, rule in self._others:
+            for holder in found:
+                value = read(holder)
                 if value is not None and not rule.is_fine(holder, value):
                     return False
         return True

@@ -1,6 +1,5 @@
 """The last metrics of every node, GPU and engine, in memory."""
 
-import dataclasses
 from typing import TypeAlias
 
 import msgspec
@@ -14,13 +13,12 @@ from schemas.units import SECOND_NS
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Latest:
+class Latest(msgspec.Struct, frozen=True, gc=False):
     """The last message of one source and the stream time at which it was stored."""
 
     message: Metrics
     stored_ns: int
-    encoded: dict[str, msgspec.Raw] = dataclasses.field(default_factory=dict, compare=False)
+    encoded: dict[str, msgspec.Raw] = {}
     """By view, what was answered of it: the next to ask get the same bytes."""
 
 
@@ -74,7 +72,10 @@ class _Kind:
     def put(self, latest: Latest) -> None:
         message = latest.message
         part = _part(message)
-        self._pools.setdefault(message.node, {})[part] = message.pool
+        pools = self._pools.get(message.node)
+        if pools is None:
+            pools = self._pools[message.node] = {}
+        pools[part] = message.pool
         self._latest.put((message.node, part), latest, latest.stored_ns)
 
     def matching(

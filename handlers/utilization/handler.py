@@ -1,6 +1,7 @@
 """How busy nodes, pools and the fleet are: levels, bottlenecks, health, efficiency."""
 
 import dataclasses
+import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -48,6 +49,7 @@ Means: TypeAlias = Mapping[Resource | Evidence, Mapping[str | None, float]]
 """Of each resource, and evidence, the mean of each part that measured it."""
 
 RESOURCES: tuple[Resource, ...] = ("cpu", "memory", "gpu", "gpu_memory", "kv_cache")
+_KEY = operator.itemgetter(0)
 
 
 class _Told(msgspec.Struct, frozen=True):
@@ -164,18 +166,16 @@ class UtilizationHandler:
     def tick(self, now: Moment) -> Sequence[Emit]:
         """Judge the groups whose turn has come since the tick before."""
         before_ns, self._ticked_ns = self._ticked_ns, now.ns
-        due: list[tuple[str, _Group]] = []
+        emits = []
         for turn in _turns_between(before_ns, now.ns):
             groups = self._groups[turn]
-            silent = [k for k, group in groups.items() if now.ns - group.heard_ns >= self.window_ns]
-            for key in silent:
-                del groups[key]
-            due += groups.items()
-        emits = []
-        for key, group in sorted(due, key=lambda item: item[0]):
-            message = self._judge(key, group, now.ns)
-            if message is not None:
-                emits.append(Emit(message, f"utilization.{self.scope}.{key}.{now.ns}"))
+            for key, group in sorted(groups.items(), key=_KEY):
+                if now.ns - group.heard_ns >= self.window_ns:
+                    del groups[key]
+                    continue
+                message = self._judge(key, group, now.ns)
+                if message is not None:
+                    emits.append(Emit(message, f"utilization.{self.scope}.{key}.{now.ns}"))
         return emits
 
     def snapshot(self) -> bytes | None:
@@ -225,7 +225,8 @@ class UtilizationHandler:
         scarce = "gpu" if group.gpus else "cpu"
         use = next((use for use in uses if use.resource == scarce), None)
         health = health_of(bottlenecks, parts_degrade_only=self.scope != "node") if uses else None
-        evidence = self._gpu_evidence(group, means) if self.scope == "node" else {}
+        is_listed = self.scope == "node" and bool(group.gpus)
+        evidence = self._gpu_evidence(group, means) if is_listed else {}
         states = {gpu: gpu_state(self._settings, known) for gpu, known in evidence.items()}
         told = _Told(
             use.level if use else None,
@@ -295,6 +296,8 @@ class UtilizationHandler:
 
     def _kinds(self, bottlenecks: list[Bottleneck]) -> tuple[tuple[str, Severity, str | None], ...]:
         """What counts of bottlenecks when it changes."""
+        if not bottlenecks:
+            return ()
         kinds = {
             (
                 bottleneck.resource,
@@ -307,16 +310,15 @@ class UtilizationHandler:
 
     def _uses(self, group: _Group, means: Means) -> list[_Use]:
         """The use of each measured resource: the mean of its parts' means."""
+        before, group.levels = group.levels, {}
         uses = []
         for resource in RESOURCES:
             values = means.get(resource)
-            if not values:
-                group.levels.pop(resource, None)
-                continue
-            mean = fmean(values.values())
-            level = level_of(mean, group.levels.get(resource), self._settings.margin_ratio)
-            group.levels[resource] = level
-            uses.append(_Use(resource, mean, level))
+            if values:
+                mean = fmean(values.values())
+                level = level_of(mean, before.get(resource), self._settings.margin_ratio)
+                group.levels[resource] = level
+                uses.append(_Use(resource, mean, level))
         return uses
 
     def _resources(self, group: _Group, uses: list[_Use]) -> list[ResourceUse]:
@@ -352,6 +354,9 @@ class UtilizationHandler:
                 candidates[resource, id_] = mean
         if self.scope != "node":
             candidates |= {(use.resource, None): use.mean for use in uses}
+        if not candidates:
+            group.severities = {}
+            return []
         found = []
         severities: dict[SeriesKey, Severity] = {}
         for series, mean in candidates.items():
