@@ -1,12 +1,16 @@
 """One minute of a group's GPUs and engines: what each did, drew and gave. Pure."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Sequence
+
+import msgspec
 
 from handlers.settings import UtilizationSettings
 from handlers.utilization.gpu_state import (
+    JOULES,
     GpuEvidence,
+    GpuRow,
     GpuSample,
     PartKey,
     activity,
@@ -25,8 +29,7 @@ MAX_SAMPLES = 1024
 """Of one GPU or engine in a minute; further ones are not taken."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class GpuMinute:
+class GpuMinute(msgspec.Struct, frozen=True, gc=False):
     """A GPU in a minute, by the means of its samples. None: not measured."""
 
     key: PartKey
@@ -37,6 +40,13 @@ class GpuMinute:
     utilization_ratio: float | None
     power_ratio: float | None
     energy_joules: float | None
+
+
+class _Gpu(msgspec.Struct, gc=False):
+    """A GPU's samples of the minute."""
+
+    latest: GpuSample
+    rows: list[GpuRow] = []
 
 
 @dataclasses.dataclass(slots=True)
@@ -51,9 +61,12 @@ class _Engine:
     running: list[float | None] = dataclasses.field(default_factory=list)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    try:  # nearly always all were measured
+        return sum(values) / len(values)  # type: ignore[arg-type]
+    except TypeError:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
 
 
 def _last(values: Sequence[float | None]) -> float | None:
@@ -74,7 +87,7 @@ def _grown(
     known = [value for value in (before, *totals) if value is not None]
     if before is not None and len(known) > 1:
         grown = known[-1] - known[0]
-        has_fallen = any(later < earlier for earlier, later in itertools.pairwise(known))
+        has_fallen = known != sorted(known)
         # A growth of up to two minutes: the value before may be that old.
         if not has_fallen and grown <= most_per_second * 2 * MINUTE_SECONDS:
             return grown
@@ -90,7 +103,7 @@ class GpuMinutes:
     """
 
     def __init__(self) -> None:
-        self._gpus: dict[PartKey, list[GpuSample]] = {}
+        self._gpus: dict[PartKey, _Gpu] = {}
         self._engines: dict[PartKey, _Engine] = {}
         self._instances: dict[PartKey, dict[str, list[float | None]]] = {}
         self._joules_before: dict[PartKey, float | None] = {}
@@ -105,11 +118,12 @@ class GpuMinutes:
                 ratios.append(activity(message)[0])
             return
         sample = gpu_sample(message)
-        samples = self._gpus.get(sample.key)
-        if samples is None:
-            self._gpus[sample.key] = [sample]
-        elif len(samples) < MAX_SAMPLES:
-            samples.append(sample)
+        gpu = self._gpus.get(sample.key)
+        if gpu is None:
+            gpu = self._gpus[sample.key] = _Gpu(sample)
+        if len(gpu.rows) < MAX_SAMPLES:
+            gpu.latest = sample
+            gpu.rows.append(sample.row)
 
     def add_engine(self, message: EngineMetrics) -> None:
         """Take a sample of an engine."""
@@ -134,8 +148,8 @@ class GpuMinutes:
         """
         running = self._running()
         minutes = [
-            self._judge(self._gpus[key], running.get(key[0]), settings)
-            for key in sorted(self._gpus)
+            self._judge(gpu, running.get(node), settings)
+            for (node, _), gpu in sorted(self._gpus.items(), key=operator.itemgetter(0))
         ]
         given: dict[bool, list[tuple[float | None, float | None]]] = {}
         for key in sorted(self._engines):
@@ -146,8 +160,7 @@ class GpuMinutes:
             for simulated, of in given.items()
         }
         self._joules_before = {
-            key: _last([sample.joules_total for sample in samples])
-            for key, samples in self._gpus.items()
+            key: _last([row[JOULES] for row in gpu.rows]) for key, gpu in self._gpus.items()
         }
         self._tokens_before = {
             key: (_last(engine.prompt), _last(engine.generation))
@@ -159,9 +172,9 @@ class GpuMinutes:
     @property
     def pool(self) -> str | None:
         """Of any of its GPUs, else engines; for a node, whose parts are in one as a rule."""
-        for samples in self._gpus.values():
-            if samples[-1].pool is not None:
-                return samples[-1].pool
+        for gpu in self._gpus.values():
+            if gpu.latest.pool is not None:
+                return gpu.latest.pool
         return next((engine.latest.pool for engine in self._engines.values()), None)
 
     def _running(self) -> dict[str, float]:
@@ -173,36 +186,30 @@ class GpuMinutes:
                 running[node] = running.get(node, 0.0) + mean
         return running
 
-    def _judge(
-        self, samples: list[GpuSample], running: float | None, settings: UtilizationSettings
-    ) -> GpuMinute:
-        last = samples[-1]
-        power = _mean([sample.power_ratio for sample in samples])
-        ratio, source = _mean([sample.activity_ratio for sample in samples]), last.activity_source
-        if ratio is None and last.key in self._instances:
-            means = [_mean(ratios) for ratios in self._instances[last.key].values()]
+    def _judge(self, gpu: _Gpu, running: float | None, settings: UtilizationSettings) -> GpuMinute:
+        latest = gpu.latest
+        utilization, memory, active, power, joules, watts, sources = zip(*gpu.rows, strict=True)
+        ratio, source = _mean(active), sources[-1]
+        if ratio is None and latest.key in self._instances:
+            means = [_mean(ratios) for ratios in self._instances[latest.key].values()]
             ratio, source = max((mean for mean in means if mean is not None), default=None), "mig"
         evidence = GpuEvidence(
             activity_ratio=ratio,
             activity_source=source,
-            memory_ratio=_mean([sample.memory_ratio for sample in samples]),
-            power_ratio=power,
+            memory_ratio=_mean(memory),
+            power_ratio=_mean(power),
             requests_running=running,
         )
+        before = self._joules_before.get(latest.key)
         return GpuMinute(
-            key=last.key,
-            name=last.name,
-            pool=last.pool,
-            simulated=last.simulated,
+            key=latest.key,
+            name=latest.name,
+            pool=latest.pool,
+            simulated=latest.simulated,
             state=gpu_state(settings, evidence)[0],
-            utilization_ratio=_mean([sample.utilization_ratio for sample in samples]),
-            power_ratio=power,
-            energy_joules=_grown(
-                [sample.joules_total for sample in samples],
-                [sample.watts for sample in samples],
-                self._joules_before.get(last.key),
-                MOST_WATTS,
-            ),
+            utilization_ratio=_mean(utilization),
+            power_ratio=evidence.power_ratio,
+            energy_joules=_grown(joules, watts, before, MOST_WATTS),
         )
 
     def _tokens(self, key: PartKey, engine: _Engine) -> tuple[float | None, float | None]:

@@ -1,5 +1,7 @@
 """What a GPU does: active, idle but held, or truly idle; from what was measured, by name."""
 
+from typing import Any
+
 import msgspec
 
 from handlers.settings import UtilizationSettings
@@ -41,35 +43,37 @@ def activity(metrics: GpuMetrics) -> tuple[float | None, str | None]:
     return metrics.utilization_ratio, metrics.utilization_source or "utilization"
 
 
+GpuRow = tuple[Any, ...]
+"""Utilization, memory and activity ratio, share of the power limit, joules since the driver's
+start, watts, all None where not measured; and what measured the activity."""
+JOULES = 4
+"""The place of the joules in it."""
+
+
 class GpuSample(msgspec.Struct, frozen=True, gc=False):
-    """What a message says of its GPU that tells its state, cost and energy. None: not measured."""
+    """What a message says of its GPU that tells its state, cost and energy."""
 
     key: PartKey
     name: str | None
     pool: str | None
     simulated: bool
-    activity_ratio: float | None
-    activity_source: str | None
-    utilization_ratio: float | None
-    memory_ratio: float | None
-    power_ratio: float | None
-    joules_total: float | None
-    watts: float | None
+    row: GpuRow
 
 
 def _sample(message: GpuMetrics) -> GpuSample:
     watts, limit = message.power_watts, message.power_limit_watts
-    return GpuSample(
-        (message.node, message.gpu),
-        message.name,
-        message.pool,
-        message.simulated,
-        *activity(message),
+    ratio, source = activity(message)
+    row = (
         message.utilization_ratio,
         message.memory_utilization_ratio,
+        ratio,
         watts / limit if watts is not None and limit else None,
         message.energy_joules_total,
         watts,
+        source,
+    )
+    return GpuSample(
+        (message.node, message.gpu), message.name, message.pool, message.simulated, row
     )
 
 

@@ -431,7 +431,7 @@ def _turns_between(before_ns: int, now_ns: int) -> set[int]:
 
 
 def _values_of(message: Metrics) -> tuple[Any, ...]:
-    """As `_parts` names them; of a GPU also what measured its activity."""
+    """As `_parts` names them; of a GPU more than that, last what measured its activity."""
     if isinstance(message, HostMetrics):
         cpu, memory = message.cpu, message.memory
         return (
@@ -439,14 +439,7 @@ def _values_of(message: Metrics) -> tuple[Any, ...]:
             memory.utilization_ratio if memory else None,
         )
     if isinstance(message, GpuMetrics):
-        sample = gpu_sample(message)
-        return (
-            sample.utilization_ratio,
-            sample.memory_ratio,
-            sample.activity_ratio,
-            sample.power_ratio,
-            sample.activity_source,
-        )
+        return gpu_sample(message).row
     return (message.kv_cache_usage_ratio, message.requests_running)
 
 
