@@ -96,10 +96,10 @@ def _grown(
 
 
 class GpuMinutes:
-    """The open minute of one group; `close` gives it out and begins the next.
+    """One minute of one group. O(1) a sample.
 
-    O(1) a sample. A GPU with MIG counts itself, by the busiest of its instances where its own
-    activity is not measured; its instances do not count.
+    A GPU with MIG counts itself, by the busiest of its instances where its own activity is not
+    measured; its instances do not count.
     """
 
     def __init__(self) -> None:
@@ -159,15 +159,22 @@ class GpuMinutes:
             simulated: (_total([one[0] for one in of]), _total([one[1] for one in of]))
             for simulated, of in given.items()
         }
+        return minutes, tokens
+
+    def follow(self, before: "GpuMinutes") -> None:
+        """Take over the counters' last values from the minute before."""
         self._joules_before = {
-            key: _last([row[JOULES] for row in gpu.rows]) for key, gpu in self._gpus.items()
+            key: _last([row[JOULES] for row in gpu.rows]) for key, gpu in before._gpus.items()
         }
         self._tokens_before = {
             key: (_last(engine.prompt), _last(engine.generation))
-            for key, engine in self._engines.items()
+            for key, engine in before._engines.items()
         }
-        self._gpus, self._engines, self._instances = {}, {}, {}
-        return minutes, tokens
+
+    @property
+    def has_samples(self) -> bool:
+        """Of GPUs or engines that count."""
+        return bool(self._gpus or self._engines)
 
     @property
     def pool(self) -> str | None:

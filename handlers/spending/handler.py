@@ -1,6 +1,7 @@
 """What GPUs cost and what of it is wasted: hours, waste, opportunities and trends of a group."""
 
 import dataclasses
+import operator
 import zlib
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import msgspec
 
 from handlers.prices import PriceList
 from handlers.settings import HandlersSettings
+from handlers.slots import STEP_NS, TICK_NS, TURNS, turn_of
 from handlers.spending.gpu_minutes import GpuMinute, GpuMinutes
 from handlers.spending.opportunity import Streaks, savings
 from handlers.spending.trend import DAY_HOURS, HISTORY_HOURS, Point, point, trend_lines
@@ -54,12 +56,16 @@ class _Group:
     """What is remembered of one node, pool or the fleet; ledgers by `simulated`."""
 
     minutes: GpuMinutes = dataclasses.field(default_factory=GpuMinutes)
+    over: GpuMinutes | None = None
+    """The minute before, until it is closed."""
     pool: str | None = None
     ledgers: dict[bool, _Ledger] = dataclasses.field(default_factory=dict)
 
 
 class WasteHandler:
     """Books each minute of each GPU, once it is over, into the hour of its group.
+
+    Groups take turns within 5 s: all of thousands at once would hold up messages.
 
     One instance per scope. Gives out Usage when an hour is over, Waste each minute (of a node
     every tenth), Trend after each hour of a pool or the fleet, and Opportunity when it changes,
@@ -68,8 +74,9 @@ class WasteHandler:
     """
 
     consumes: tuple[type[Message], ...] = (GpuMetrics, EngineMetrics)
-    # The open minute, and the counters' last values from the one before it.
-    window_ns = 2 * MINUTE_NS
+    tick_ns = STEP_NS
+    # The open minute, and the one before it until its turn, or the counters' last values from it.
+    window_ns = 2 * MINUTE_NS + TICK_NS
 
     def __init__(self, settings: HandlersSettings, scope: Scope) -> None:
         self.name = f"waste_{scope}"
@@ -82,6 +89,8 @@ class WasteHandler:
         # A slot's share, and as many again of those that left within two hours.
         self._most_groups = max(LEAST_GROUPS, 2 * most // settings.slots)
         self._begin_ns = self._end_ns = 0  # of the open minute
+        self._over_ns = 0  # the end of the one before
+        self._turn = TURNS  # whose groups are closed next; TURNS: all are
         self._snapshot: bytes | None = None
 
     def handle(self, message: GpuMetrics | EngineMetrics, now: Moment) -> Sequence[Emit]:
@@ -104,18 +113,34 @@ class WasteHandler:
         return emits
 
     def tick(self, now: Moment) -> Sequence[Emit]:
-        """Close the minute that is over."""
-        if now.ns < self._end_ns:
-            return ()
-        end_ns = self._end_ns
-        self._begin_ns = now.ns // MINUTE_NS * MINUTE_NS
-        self._end_ns = self._begin_ns + MINUTE_NS
+        """Begin the next minute when one is over, and close that of the groups whose turn it is."""
+        emits: list[Emit] = []
+        if now.ns >= self._end_ns:
+            emits += self._close_turns(TURNS)
+            self._over_ns, self._turn = self._end_ns, 0
+            self._begin_ns = now.ns // MINUTE_NS * MINUTE_NS
+            self._end_ns = self._begin_ns + MINUTE_NS
+            for group in self._groups.values():
+                group.over, group.minutes = group.minutes, GpuMinutes()
+        if self._turn < TURNS:
+            emits += self._close_turns(min(TURNS, (now.ns - self._over_ns) // STEP_NS + 1))
+        return emits
+
+    def _close_turns(self, end: int) -> list[Emit]:
+        """Of the groups whose turn is before `end` and has not come yet."""
+        turns = range(self._turn, end)
+        self._turn = max(self._turn, end)
+        if not turns:
+            return []
         self._snapshot = None
         emits: list[Emit] = []
-        for key, group in sorted(self._groups.items()):
-            emits += self._close(key, group, end_ns)
-            if not group.ledgers:
-                del self._groups[key]
+        for key, group in sorted(self._groups.items(), key=operator.itemgetter(0)):
+            if group.over is not None and turn_of(key) in turns:
+                emits += self._close(key, group, group.over, self._over_ns)
+                group.minutes.follow(group.over)
+                group.over = None
+                if not (group.ledgers or group.minutes.has_samples):
+                    del self._groups[key]
         return emits
 
     def snapshot(self) -> bytes | None:
@@ -136,16 +161,20 @@ class WasteHandler:
     def restore(self, snapshot: bytes) -> None:
         """Take over the ledgers; open minutes stay."""
         for memory in msgspec.msgpack.decode(snapshot, type=list[_Memory]):
-            group = self._groups.setdefault(memory.key, _Group())
+            group = self._groups.get(memory.key)
+            if group is None:  # silent of late, but its turn is still to come
+                group = self._groups[memory.key] = _Group()
+                if turn_of(memory.key) >= self._turn:
+                    group.over = GpuMinutes()
             group.pool = memory.pool
             ledgers = ((False, memory.real), (True, memory.simulated))
             group.ledgers = {which: ledger for which, ledger in ledgers if ledger is not None}
         self._snapshot = None
 
-    def _close(self, key: str, group: _Group, end_ns: int) -> list[Emit]:
+    def _close(self, key: str, group: _Group, over: GpuMinutes, end_ns: int) -> list[Emit]:
         """Book the group's minute that ended at `end_ns`; what there is to say of it."""
-        group.pool = group.minutes.pool or group.pool
-        minutes, tokens = group.minutes.close(self._states)
+        group.pool = over.pool or group.pool
+        minutes, tokens = over.close(self._states)
         emits: list[Emit] = []
         for simulated in (False, True):
             mine = [minute for minute in minutes if minute.simulated is simulated]

@@ -5,7 +5,7 @@ from typing import Any
 
 from handlers import default_handlers
 from handlers.settings import HandlersSettings
-from handlers.slots import Routed, Slot, Watermark
+from handlers.slots import TICK_NS, Routed, Slot, Watermark
 from handlers.spending.handler import MINUTE_NS, WasteHandler
 from schemas.message import Message
 from schemas.protocols import Emit, Handler, Moment
@@ -86,5 +86,5 @@ def said(stream: Sequence[Routed], settings: HandlersSettings | None = None) -> 
 
 
 def minute_end(stream: Sequence[Routed]) -> int:
-    """The end of the last minute of a stream, in ns."""
-    return (stream[-1].now.ns // MINUTE_NS + 1) * MINUTE_NS
+    """When the last minute of a stream is over, and every group had its turn, in ns."""
+    return (stream[-1].now.ns // MINUTE_NS + 1) * MINUTE_NS + TICK_NS
