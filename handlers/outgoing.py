@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Protocol
 
 import structlog
@@ -73,9 +73,22 @@ class Outgoing:
             batch = [await queue.get()]
             while len(batch) < PUBLISH_BATCH and not queue.empty():
                 batch.append(queue.get_nowait())
-            await asyncio.gather(*(self._publish(source, emit) for source, emit in batch))
+            if not await self._publish_together(batch):
+                await asyncio.gather(*(self._publish(source, emit) for source, emit in batch))
             for _ in batch:
                 queue.task_done()
+
+    async def _publish_together(self, batch: Sequence[tuple[Source, Emit]]) -> bool:
+        """Nearly always all goes well, at a third of the cost; else each is to be looked at."""
+        emits = [emit for source, emit in batch if source.current]
+        try:
+            await self._publisher.publish_all([(one.message, one.message_id) for one in emits])
+        except Exception:
+            return False
+        self._counters["published_total"] += len(emits)
+        for source, _ in batch:
+            source.unpublished -= 1
+        return True
 
     async def _publish(self, source: Source, emit: Emit) -> None:
         while source.current:

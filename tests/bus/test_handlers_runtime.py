@@ -52,10 +52,7 @@ class EveryTenth:
         count = self.counts[message.node] = self.counts.get(message.node, 0) + 1
         if count % 10:
             return ()
-        event = Expired(
-            namespace=message.node, key=str(count), version="1", observed_at=instant(now.ns)
-        )
-        return (Emit(event, f"{message.node}.{count}"),)
+        return (event(message.node, count, now.ns),)
 
     def tick(self, now: Moment) -> Sequence[Emit]:
         return ()
@@ -65,6 +62,11 @@ class EveryTenth:
 
     def restore(self, snapshot: bytes) -> None:
         self.counts = msgspec.json.decode(snapshot, type=dict[str, int])
+
+
+def event(node: str, count: int, ns: int = 0) -> Emit:
+    what = Expired(namespace=node, key=str(count), version="1", observed_at=instant(ns))
+    return Emit(what, f"{node}.{count}")
 
 
 def engine(node: str, number: int) -> Message:
@@ -531,6 +533,16 @@ class Faulty:
         return getattr(self._bus, name)
 
 
+def publishing(publish: Any) -> dict[str, Any]:
+    """`publish`, and `publish_all` by means of it."""
+
+    async def publish_all(messages: Sequence[tuple[Message, str]]) -> None:
+        for message, message_id in messages:
+            await publish(message, message_id=message_id)
+
+    return {"publish": publish, "publish_all": publish_all}
+
+
 def with_faults(bus: Bus, faulty: Any, **changed: Any) -> HandlersRuntime:
     arguments: dict[str, Any] = {
         "publisher": faulty,
@@ -631,7 +643,7 @@ async def test_an_event_that_can_never_be_published_is_dropped_and_counted(
             raise error
         await bus.publish(message, message_id=message_id)
 
-    async with with_faults(bus, Faulty(bus, publish=publish)) as running:
+    async with with_faults(bus, Faulty(bus, **publishing(publish))) as running:
         await until(lambda: len(running._attached) >= 2)
         for number in range(20):
             await bus.publish(engine("n1", number))
@@ -668,7 +680,7 @@ async def test_a_missing_stream_holds_up_only_its_own_events(bus: Bus) -> None:
             raise PublishError("no such stream")
         told.append(message_id)
 
-    async with with_faults(bus, Faulty(bus, publish=publish), make_handlers=make) as running:
+    async with with_faults(bus, Faulty(bus, **publishing(publish)), make_handlers=make) as running:
         await until(lambda: len(running._attached) >= 2)
         for number in range(20):
             await bus.publish(engine("n1", number))
@@ -678,6 +690,23 @@ async def test_a_missing_stream_holds_up_only_its_own_events(bus: Bus) -> None:
         assert sum(owned.unpublished for owned in running._attached) == 2
         for owned in list(running._owned.values()):
             await running._give_up(owned)
+
+
+async def test_events_that_wait_together_are_published_together(bus: Bus) -> None:
+    batches: list[list[str]] = []
+
+    async def publish_all(messages: Sequence[tuple[Message, str]]) -> None:
+        batches.append([message_id for _, message_id in messages])
+        await bus.publish_all(messages)
+
+    async with with_faults(bus, Faulty(bus, publish_all=publish_all)) as running:
+        await until(lambda: len(running._attached) >= 2)
+        running._outgoing.add(running._attached[0], [event("n1", number) for number in range(100)])
+        await until(lambda: running.counters["published_total"] == 100)
+
+        assert [len(batch) for batch in batches] == [64, 36]
+        assert len(await published(bus)) == 100
+        assert running._attached[0].unpublished == 0
 
 
 async def test_a_loop_that_ended_is_a_failed_component(bus: Bus) -> None:
