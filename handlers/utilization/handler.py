@@ -284,14 +284,16 @@ class UtilizationHandler:
                 if not part.expire(oldest_ns):
                     del parts[key]
                     continue
+                id_, count, columns = part.id, len(part.rows), zip(*part.rows, strict=True)
                 # Every number of every part each 5 s: as little as can be for each.
-                for of_parts, column in zip(found, zip(*part.rows, strict=True), strict=False):
-                    try:
-                        of_parts[part.id] = sum(column) / len(column)
-                    except TypeError:  # one of them was not measured
-                        known = [value for value in column if value is not None]
+                try:
+                    for of_parts, total in zip(found, map(sum, columns), strict=False):
+                        of_parts[id_] = total / count
+                except TypeError:  # one of them was not measured
+                    for place, of_parts in enumerate(found):
+                        known = [row[place] for row in part.rows if row[place] is not None]
                         if known:
-                            of_parts[part.id] = sum(known) / len(known)
+                            of_parts[id_] = sum(known) / len(known)
         return means
 
     def _kinds(self, bottlenecks: list[Bottleneck]) -> tuple[tuple[str, Severity, str | None], ...]:
