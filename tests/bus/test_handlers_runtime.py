@@ -133,7 +133,7 @@ async def wait_published(bus: Bus, count: int) -> list[tuple[str, str]]:
         found[:] = await published(bus)
         return len(found) >= count
 
-    await until_async(enough, seconds=20)
+    await until_async(enough, seconds=40)
     return found
 
 

@@ -22,7 +22,7 @@ POOLS = [f"pool-{number}" for number in range(12)]
 # Heartbeats stay as seldom as they are: who is dead is told by leases.
 SETTINGS = {"RESOURCE_AGENT_HANDLERS__SCALING__UP_HOLD_SECONDS": "1"}
 
-pytestmark = pytest.mark.bus
+pytestmark = [pytest.mark.bus, pytest.mark.timeout(120)]
 
 
 @contextlib.asynccontextmanager
