@@ -109,6 +109,7 @@ class AlertEndpoints:
             if request.seconds is not None:
                 raise RequestError(400, "give either start or seconds")
             start_ns = to_ns(request.start)
+        start_ns = max(0, start_ns)
         if start_ns >= end_ns:
             raise RequestError(400, "start must be before end")
         rows = list(_matching(await self._read(start_ns, end_ns), request))
@@ -123,7 +124,7 @@ class AlertEndpoints:
         found: list[Alert] = []
         size_bytes = 0
         deliveries = self._subscriber.read(
-            "ALERTS", subject=Alert.pattern(), start_ns=max(0, start_ns), end_ns=end_ns
+            "ALERTS", subject=Alert.pattern(), start_ns=start_ns, end_ns=end_ns
         )
         try:
             async with (

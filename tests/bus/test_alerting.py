@@ -138,6 +138,7 @@ async def test_rules_and_silences_that_cannot_be_are_refused(bus: Bus, tmp_path:
             (client.silence(author="ann", starts_at=last, seconds=1e7), 400, "year 9999"),
             (client.alert_history(start=now, seconds=5), 400, "either start or seconds"),
             (client.alert_history(start=now + timedelta(days=1)), 400, "before end"),
+            (client.alert_history(end=now.replace(year=1, day=1)), 400, "before end"),
         ]
         errors = []
         for attempt, code, text in attempts:
