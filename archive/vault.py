@@ -27,7 +27,7 @@ from schemas.units import SECOND_NS
 log = structlog.get_logger()
 
 RANGE_BYTES = 4 * 1024 * 1024
-"""At most: less would cost more requests, and more would leave more to hand on at the end."""
+"""About: less would cost more requests, and more would leave more to hand on at the end."""
 RANGES_IN_FLIGHT = 2
 
 
@@ -272,7 +272,7 @@ class Vault:
 
     async def _fill(self, entry: IndexEntry, coming: IncomingFrame) -> None:
         """Have the entry's bytes come from the store, of a large one by equal ranges."""
-        count = -(-entry.object_bytes // RANGE_BYTES)
+        count = max(1, round(entry.object_bytes / RANGE_BYTES))
         range_bytes = -(-entry.object_bytes // count)
         firsts = range(0, entry.object_bytes, range_bytes)
         ends = [min(first + range_bytes, entry.object_bytes) for first in firsts]

@@ -95,10 +95,17 @@ async def test_a_large_value_comes_back_from_this_and_the_next_process(
     assert len(list(store.folder.iterdir())) == 2
 
 
-async def test_a_value_just_above_a_range_is_read_in_two_halves(
-    store: FailingStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("range_bytes", "ranges"),
+    [
+        pytest.param(len(NOISE), 1, id="just above a range"),
+        pytest.param(len(NOISE) * 10 // 16, 2, id="above one and a half"),
+    ],
+)
+async def test_a_value_is_read_in_equal_ranges(
+    store: FailingStore, monkeypatch: pytest.MonkeyPatch, range_bytes: int, ranges: int
 ) -> None:
-    monkeypatch.setattr(vault_module, "RANGE_BYTES", len(NOISE))
+    monkeypatch.setattr(vault_module, "RANGE_BYTES", range_bytes)
     get_range, asked = store.get_range, []
 
     async def noted(name: str, first: int, end: int) -> bytes | None:
@@ -111,7 +118,7 @@ async def test_a_value_just_above_a_range_is_read_in_two_halves(
     found = await vault.fetch("default", "k", None)
 
     assert found is not None
-    assert len(asked) == 2
+    assert len(asked) == ranges
     assert max(asked) - min(asked) <= 1
 
 
