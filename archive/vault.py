@@ -294,6 +294,9 @@ class Vault:
                 if not await self.store.get_range_to(entry.segment, first, end, take):
                     raise ArchiveObjectError("the object is missing")
 
+        if count == 1:
+            await read(0)
+            return
         try:
             async with asyncio.TaskGroup() as group:
                 for number in range(count):
