@@ -116,6 +116,13 @@ def test_each_file_system_has_its_own_alert() -> None:
     assert alert.rule.startswith("disk_full--var-lib-")
 
 
+def test_a_file_system_that_is_not_listed_any_more_has_no_alert_even_when_it_was_the_last() -> None:
+    alerts = played((0, host(disks={"/mnt": 0.95})), (5, host()), (10, host(disks={})))
+
+    assert transitions(alerts) == [("raised", "critical"), ("cleared", "critical")]
+    assert alerts[-1].cleared_because == "gone"
+
+
 @pytest.mark.parametrize(
     ("ratio", "expected"),
     [

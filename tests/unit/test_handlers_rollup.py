@@ -138,6 +138,17 @@ def test_energy_comes_from_the_counter(
     assert minute.energy_joules == joules
 
 
+def test_energy_after_a_silence_of_two_minutes_is_unknown_though_others_told() -> None:
+    handler = node_handler()
+    handler.handle(gpu(energy_joules_total=100.0), at(0))
+    handler.tick(at(70))
+
+    handler.handle(gpu(energy_joules_total=200.0), at(120))
+    handler.handle(gpu(energy_joules_total=230.0), at(125))
+
+    assert [minute.energy_joules for minute in rollups(list(handler.tick(at(190))))] == [30.0]
+
+
 def test_a_pools_minute_holds_all_its_members() -> None:
     handler = RollupHandler(RollupSettings(), "pool")
     handler.handle(engine("e0", waiting=2, pool="chat"), at(0))

@@ -240,6 +240,7 @@ def test_after_the_window_silence(scope: Scope) -> None:
     emits = [emit for second in range(60, 600, 5) for emit in handler.tick(at(second))]
 
     assert emits == []
+    assert handler.snapshot() == b"[]"
 
 
 def test_a_gpu_says_what_told_its_state() -> None:
