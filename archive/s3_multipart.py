@@ -9,6 +9,8 @@ from archive.store import StoreError
 
 PART_BYTES = 8 * 1024 * 1024
 """S3 takes 5 MiB to 5 GiB and 10,000 parts: objects of up to 78 GiB."""
+TAIL_BYTES = 1024 * 1024
+"""A part of less is not sent by itself but with the one before: each costs as much as any other."""
 PARTS_IN_FLIGHT = 4
 ABORT_SECONDS = 5.0
 
@@ -17,14 +19,14 @@ Ask = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
 
 
 async def upload(ask: Ask, bucket: str, key: str, pieces: AsyncIterable[bytes]) -> None:
-    """Store the concatenation of `pieces` under `key`; up to one part of it by a plain put.
+    """Store the concatenation of `pieces` under `key`; one part, and a tail, by a plain put.
 
     Where anything fails, or the caller gives up, the upload is aborted: nothing of it is visible,
     and nothing is left that costs money, unless the server cannot be reached for that either.
     """
     parts = _parts(pieces)
     first = await anext(parts, b"")
-    if len(first) < PART_BYTES:
+    if len(first) != PART_BYTES:  # it is the last
         await ask(lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=first))
         return
     begun = await ask(lambda s3: s3.create_multipart_upload(Bucket=bucket, Key=key))
@@ -66,6 +68,9 @@ async def _send(
 
 async def _parts(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
     """`pieces` cut anew: each part but the last is exactly `PART_BYTES` long."""
+    full: list[
+        memoryview
+    ] = []  # a part that waits: what comes behind it may be no more than a tail
     part: list[memoryview] = []
     missing = PART_BYTES
     async for piece in pieces:
@@ -74,8 +79,10 @@ async def _parts(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
             part.append(rest[:missing])
             rest = rest[missing:]
             missing -= len(part[-1])
+            if full and PART_BYTES - missing >= TAIL_BYTES:
+                yield b"".join(full)
+                full = []
             if not missing:
-                yield b"".join(part)
-                part, missing = [], PART_BYTES
-    if part:
-        yield b"".join(part)
+                full, part, missing = part, [], PART_BYTES
+    if full or part:
+        yield b"".join((*full, *part))
