@@ -258,12 +258,17 @@ async def test_what_is_read_while_a_value_is_stored_waits_for_it(
     put_stream = store.put_stream
 
     async def slow(name: str, pieces: AsyncIterator[bytes]) -> None:
+        await put_stream(name, pieces)
         sending.set()
         await may_go_on.wait()
-        await put_stream(name, pieces)
 
+    async def look(*_: object) -> None:
+        during.append(await vault.fetch("default", "k", None))
+
+    during: list[object] = []
     monkeypatch.setattr(store, "put_stream", slow)
     vault = await loaded(store)
+    monkeypatch.setattr(vault.catalog, "stored", look)
     manifest = evicted(value=NOISE)
     keeping = asyncio.create_task(vault.keep(manifest, Streamed(NOISE)))
     async with asyncio.timeout(20):
@@ -278,6 +283,8 @@ async def test_what_is_read_while_a_value_is_stored_waits_for_it(
         await keeping
 
     assert found == (manifest, memoryview(NOISE))
+    assert during == [found]
+    assert vault.index("default").older_until_ns("k") == 0
     assert not is_early
     assert swept == []
 

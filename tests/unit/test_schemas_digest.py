@@ -29,15 +29,17 @@ def test_a_digest_is_like_the_one_it_is_compared_with(like: str, expected: str) 
 async def test_a_digest_of_parts_in_any_order_is_that_of_the_whole() -> None:
     value = bytes(range(256)) * 8
     spans = [(1024, 2048), (0, 10), (10, 1024)]
+    come = bytearray(len(value))
     fed: list[tuple[int, int]] = []
 
     def feed(digest: Digest, first: int, end: int) -> None:
         fed.append((first, end))
-        digest.update(value[first:end])
+        digest.update(bytes(come[first:end]))
 
     running = RunningDigest(feed)
-    for span in spans:
-        running.came(*span)
+    for first, end in spans:
+        come[first:end] = value[first:end]
+        running.came(first, end)
         await asyncio.sleep(0)
     digest = await running.finish()
     nothing = await RunningDigest(feed).finish()
