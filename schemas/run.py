@@ -53,7 +53,7 @@ class RunStep(Message, frozen=True, kw_only=True):
     service_id: Annotated[
         str | None,
         Meta(
-            description="of the process that runs it, as `nats micro ping` shows it; null: unknown"
+            description="of the process that runs it, as `nats micro ls` shows it; null: unknown"
         ),
     ] = None
 
