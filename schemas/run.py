@@ -52,9 +52,7 @@ class RunStep(Message, frozen=True, kw_only=True):
     ] = []
     service_id: Annotated[
         str | None,
-        Meta(
-            description="of the process that runs it, as `nats micro ls` shows it; null: unknown"
-        ),
+        Meta(description="of the process that runs it, as `nats micro ls` shows it; null: unknown"),
     ] = None
 
 
