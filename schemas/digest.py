@@ -1,35 +1,46 @@
-"""Digests by which values are checked: BLAKE2b of 256 bits, or SHA-256 from whoever prefers it.
+"""Digests by which values are checked: BLAKE3, or BLAKE2b or SHA-256 from whoever prefers them.
 
-As text `blake2b:` and 64 hexadecimal digits (`b2sum -l 256`); of SHA-256 the digits alone.
+All of 256 bits. As text `blake3:` and 64 hexadecimal digits (`b3sum`), `blake2b:` and the digits
+(`b2sum -l 256`); of SHA-256 the digits alone.
 """
 
 import asyncio
 import hashlib
 from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
-PATTERN = r"(blake2b:)?[0-9a-f]{64}"
-_PREFIX = "blake2b:"
+from blake3 import blake3
+
+Algorithm: TypeAlias = Literal["blake3", "blake2b", "sha256"]
+
+PATTERN = r"((blake3|blake2b):)?[0-9a-f]{64}"
+_MAKE: dict[Algorithm, Callable[[], Any]] = {
+    "blake3": blake3,
+    "blake2b": lambda: hashlib.blake2b(digest_size=32),
+    "sha256": hashlib.sha256,
+}
 
 
 class Digest:
     """The digest of bytes that come bit by bit, by the algorithm of `like`: another's text."""
 
     def __init__(self, like: str = "") -> None:
-        is_blake2b = not like or like.startswith(_PREFIX)
-        self._hash = hashlib.blake2b(digest_size=32) if is_blake2b else hashlib.sha256()
-
-    @property
-    def algorithm(self) -> str:
-        """`blake2b` or `sha256`."""
-        return self._hash.name
+        self.algorithm = _algorithm(like)
+        self._hash = _MAKE[self.algorithm]()
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
         """Take `data`; from 2 KiB on the interpreter is free meanwhile."""
         self._hash.update(data)
 
     def __str__(self) -> str:
-        prefix = _PREFIX if self.algorithm == "blake2b" else ""
-        return prefix + self._hash.hexdigest()
+        digits: str = self._hash.hexdigest()
+        return digits if self.algorithm == "sha256" else f"{self.algorithm}:{digits}"
+
+
+def _algorithm(like: str) -> Algorithm:
+    if not like or like.startswith("blake3:"):
+        return "blake3"
+    return "blake2b" if like.startswith("blake2b:") else "sha256"
 
 
 def digest_of(value: bytes | bytearray | memoryview, like: str = "") -> str:
@@ -54,7 +65,7 @@ class RunningDigest:
         self._feeding: asyncio.Task[None] | None = None
 
     @property
-    def algorithm(self) -> str:
+    def algorithm(self) -> Algorithm:
         """As `Digest.algorithm`."""
         return self._digest.algorithm
 

@@ -18,6 +18,7 @@ ALLOWED = {
     "agent": COMMON | {"agent"},
 }
 EXTRA = {
+    "schemas/digest.py": {"blake3"},
     "archive/codec.py": {"zstandard"},
     "archive/s3.py": {"aioboto3", "aiobotocore", "aiohttp", "botocore"},
     "archive/s3_signing.py": {"botocore"},

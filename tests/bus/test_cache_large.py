@@ -103,7 +103,9 @@ async def test_parts_may_come_in_any_order_and_twice(bus: Bus, client: Client) -
 
 
 @pytest.mark.parametrize(
-    "digest", ["", sha256(VALUE), digest_of(VALUE)], ids=["missing", "sha256", "blake2b"]
+    "digest",
+    ["", sha256(VALUE), digest_of(VALUE, like="blake2b:"), digest_of(VALUE)],
+    ids=["missing", "sha256", "blake2b", "blake3"],
 )
 async def test_the_digest_may_come_with_a_part(bus: Bus, client: Client, digest: str) -> None:
     async with running(bus, **OFF):
@@ -123,13 +125,13 @@ async def test_the_digest_may_come_with_a_part(bus: Bus, client: Client, digest:
     assert exists.existed is bool(digest)
 
 
-@pytest.mark.parametrize("wrong", ["0" * 64, "blake2b:" + "0" * 64], ids=["sha256", "blake2b"])
+@pytest.mark.parametrize("algorithm", ["", "blake2b:", "blake3:"])
 async def test_a_wrong_digest_keeps_nothing_and_leaves_what_was_there(
-    bus: Bus, client: Client, wrong: str
+    bus: Bus, client: Client, algorithm: str
 ) -> None:
     async with running(bus, **OFF) as service:
         await client.put("key", b"old")
-        upload = await begin(client, Fleet_Digest=wrong)
+        upload = await begin(client, Fleet_Digest=algorithm + 64 * "0")
         await send(client, upload, 0)
         await send(client, upload, 1)
         with pytest.raises(RequestError, match="400 header Fleet-Digest: the parts have another"):

@@ -8,14 +8,16 @@ import pytest
 
 from schemas.digest import PATTERN, Digest, RunningDigest, digest_of
 
+BLAKE3 = "blake3:06444a4916ee6fecd2666eb790b06edd633bb4b58287244579ad6def5fd95e0b"
+"""Of `value`, by b3sum."""
 BLAKE2B = "blake2b:" + hashlib.blake2b(b"value", digest_size=32).hexdigest()
 SHA256 = hashlib.sha256(b"value").hexdigest()
 
 
 @pytest.mark.parametrize(
     ("like", "expected"),
-    [("", BLAKE2B), ("blake2b:00", BLAKE2B), ("00", SHA256)],
-    ids=["ours", "blake2b", "sha256"],
+    [("", BLAKE3), ("blake3:00", BLAKE3), ("blake2b:00", BLAKE2B), ("00", SHA256)],
+    ids=["ours", "blake3", "blake2b", "sha256"],
 )
 def test_a_digest_is_like_the_one_it_is_compared_with(like: str, expected: str) -> None:
     bit_by_bit = Digest(like)
