@@ -104,21 +104,24 @@ class BatchEndpoints:
         most 1,000,000 bytes and is filled from the last key on: who asks again for the first ones
         leaves the head of a chain as what was used last. What RAM does not have is asked of the
         archive, unless `Fleet-No-Restore: 1`, as much as comes within the time limit of one
-        restore.
+        restore; with `Fleet-No-Wait: 1` it is left out instead, and not counted.
         """
         started_ns = time.perf_counter_ns()
         keys = self._keys_of(call, MAX_BATCH_KEYS)
         name = self._classes.check(call.headers)
         reply = _Reply(keys)
         missing: list[int] = []
-        for place, entry in reversed(list(enumerate(self._namespace.find_many(keys)))):
+        for place, entry in reversed(list(enumerate(self._find(reply, call)))):
             if entry is None:
-                missing.append(place)
-                self._namespace.count(None)
+                if reply.sizes[place] is None:
+                    missing.append(place)
+                    self._namespace.count(None)
             elif self._offer(reply, place, entry):
                 self._classes.hit(name, entry)
                 self._namespace.count(entry)
         missing.reverse()
+        latencies = self._namespace.latencies
+        latencies.hit.add(time.perf_counter_ns() - started_ns, reply.taken)
         if (
             missing
             and call.headers.get("Fleet-No-Restore") != "1"
@@ -128,8 +131,25 @@ class BatchEndpoints:
         if self._namespace.config.enabled:
             for _ in missing:
                 self._classes.miss(name)
-            self._classes.took(name, started_ns)
+            for class_name in {name} if name else reply.classes():
+                self._classes.took(class_name, started_ns)
+            latencies.miss.add(time.perf_counter_ns() - started_ns, len(missing))
         return reply.answer()
+
+    def _find(self, reply: "_Reply", call: Call) -> Sequence[Entry | None]:
+        """The entries; those that are to be left out, as they would be waited for, are so."""
+        namespace, keys = self._namespace, reply.keys
+        asks_archive = namespace.archiving and call.headers.get("Fleet-No-Restore") != "1"
+        if call.headers.get("Fleet-No-Wait") != "1" or not asks_archive:
+            return namespace.find_many(keys)
+        here = []
+        for place, key in enumerate(keys):
+            if namespace.peek(key) is None and namespace.may_restore(key):
+                reply.sizes[place] = LEFT_OUT
+            else:
+                here.append(place)
+        found = dict(zip(here, namespace.find_many([keys[place] for place in here]), strict=True))
+        return [found.get(place) for place in range(len(keys))]
 
     def _offer(self, reply: "_Reply", place: int, entry: Entry) -> bool:
         try:
@@ -165,6 +185,7 @@ class BatchEndpoints:
         for place in missing:
             self._classes.miss(name, reply.entry(place))
         self._classes.took(name, started_ns)
+        self._namespace.latencies.miss.add(time.perf_counter_ns() - started_ns, len(missing))
         return reply.answer()
 
     def mput(self, call: Call) -> Answer | Awaitable[Answer]:
@@ -316,6 +337,15 @@ class _Reply:
         self._room_bytes -= size
         self.sizes[place] = size
         return True
+
+    @property
+    def taken(self) -> int:
+        """How many values are in it."""
+        return len(self._taken)
+
+    def classes(self) -> set[str]:
+        """Those of the entries in it."""
+        return {entry.request_class for entry, _ in self._taken.values() if entry.request_class}
 
     def entry(self, place: int) -> Entry | None:
         """What is answered there."""

@@ -17,15 +17,15 @@ class Histogram:
         self._total_ns = 0
         self._counts = [0] * _BUCKETS
 
-    def add(self, duration_ns: int) -> None:
-        """Count one duration, at least 0."""
-        self.count += 1
-        self._total_ns += duration_ns
+    def add(self, duration_ns: int, times: int = 1) -> None:
+        """Count one duration, at least 0, so many times."""
+        self.count += times
+        self._total_ns += times * duration_ns
         shift = duration_ns.bit_length() - _FINE_BITS - 1
         if shift > 0:
-            self._counts[(shift << _FINE_BITS) + (duration_ns >> shift)] += 1
+            self._counts[(shift << _FINE_BITS) + (duration_ns >> shift)] += times
         else:
-            self._counts[duration_ns] += 1
+            self._counts[duration_ns] += times
 
     def mean_seconds(self, *others: "Histogram") -> float | None:
         """The mean of all durations, those of `others` included; None without any."""
@@ -45,7 +45,7 @@ class Histogram:
 
 
 class Latencies:
-    """Of gets: those that RAM or the outbox answered, and the others."""
+    """Of look-ups: those that RAM or the outbox answered, and the others."""
 
     def __init__(self) -> None:
         self.hit = Histogram()
