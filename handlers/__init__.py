@@ -8,11 +8,14 @@ from handlers.decisions.book import DecisionBook
 from handlers.forecasting.handler import ForecastHandler
 from handlers.rightsizing.handler import GpuAdviceHandler
 from handlers.rollup import RollupHandler
+from handlers.scaling.gpu_facts import GpuFacts
 from handlers.scaling.handler import ScalingHandler
 from handlers.settings import HandlersSettings
+from handlers.slots import TICK_NS
 from handlers.spending.handler import WasteHandler
 from handlers.utilization.handler import UtilizationHandler
 from schemas.protocols import Handler
+from schemas.units import SECOND_NS
 
 __all__ = ["alert_book", "default_handlers"]
 
@@ -37,9 +40,14 @@ def default_handlers(
     """
     book = alert_book(settings) if book is None else book
     forecast = ForecastHandler(settings.forecast)
+    counts_gpus = settings.scaling.gpu_busy_target_ratio is not None
+    pools = UtilizationHandler(settings.utilization, "pool", follows_busy=counts_gpus)
+    waste = WasteHandler(settings, "pool")
+    window_ns = int(settings.utilization.window_seconds * SECOND_NS) + TICK_NS
+    gpus = GpuFacts(pools.busy, waste.priced, window_ns)
     return (
         UtilizationHandler(settings.utilization, "node"),
-        UtilizationHandler(settings.utilization, "pool"),
+        pools,  # before scaling, which asks it how busy GPUs are
         UtilizationHandler(settings.utilization, "fleet"),
         RollupHandler(settings.rollup, "node"),
         RollupHandler(settings.rollup, "pool"),
@@ -48,9 +56,9 @@ def default_handlers(
         AlertsHandler(settings.alerts, book, "fleet"),
         StaleNodesHandler(settings.alerts, book),
         forecast,  # before scaling, which asks it
-        ScalingHandler(settings.scaling, forecast.expected, decisions),
+        ScalingHandler(settings.scaling, forecast.expected, decisions, gpus),
         WasteHandler(settings, "node"),
-        WasteHandler(settings, "pool"),
+        waste,
         WasteHandler(settings, "fleet"),
         GpuAdviceHandler(settings),
         TuneCacheHandler(settings.tune_cache),

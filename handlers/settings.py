@@ -151,6 +151,21 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
         Annotated[float, Meta(gt=0)] | None,
         Meta(description="aim at this p95 between tokens; null: it does not count"),
     ] = None
+    prompt_target_tokens_per_second: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="aim at so many prompt tokens of a replica; null: they do not count"),
+    ] = None
+    generation_target_tokens_per_second: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="aim at so many generated tokens of a replica; null: they do not count"),
+    ] = None
+    gpu_busy_target_ratio: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Meta(
+            description="aim at this mean `utilization_ratio` of the pool's GPUs; null: it does "
+            "not count, as that of many drivers tells of any kernel, not of how much work it is"
+        ),
+    ] = None
     tolerance_ratio: Annotated[
         float, Meta(ge=0, le=1, description="no advice within this distance of the target")
     ] = 0.10
@@ -215,7 +230,14 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
     max_replicas: Annotated[int, Meta(ge=1, le=10_000, description="never advise more")] = 32
     usd_per_replica_hour: Annotated[
         Annotated[float, Meta(ge=0)] | None,
-        Meta(description="price of a replica; null: advice has no money"),
+        Meta(description="price of a replica; null: that of its GPUs, by `handlers.prices`"),
+    ] = None
+    gpus_per_replica: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Meta(
+            description="to price a replica by; null: the pool's GPUs by its replicas, once that "
+            "was the same whole number for 5 minutes on end"
+        ),
     ] = None
 
     def __post_init__(self) -> None:

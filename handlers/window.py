@@ -1,7 +1,7 @@
 """State that forgets: an expiring map, what was seen last, a rolling window and maximum."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -196,3 +196,11 @@ class RollingMax:
         while self._samples and self._samples[0][0] <= now_ns - self._span_ns:
             self._samples.popleft()
         return self._samples[0][1] if self._samples else None
+
+    def samples(self) -> list[tuple[int, float]]:
+        """Those that can still be the maximum, the oldest first: for snapshots."""
+        return list(self._samples)
+
+    def restore(self, samples: Iterable[tuple[int, float]]) -> None:
+        """Go on with what `samples` gave, in place of all that was added."""
+        self._samples = deque(samples)

@@ -32,15 +32,17 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description="a field of EngineMetrics, or `capacity_usage_ratio` (running by "
             "`requests_running_max`); `…_projected`: with failures, see there; "
+            "`gpu_busy_ratio`: `utilization_ratio` of the pool's GPUs; "
             "`requests_in_flight_p90`, `…_expected`: of a forecast; `short_risk_ratio`: of a plan; "
-            "`kv_cache_tokens_lost`; with `subject`: worked out from `fields` of those messages"
+            "`kv_cache_tokens_lost`; `usd_per_replica_hour`: the price, where it was derived from "
+            "that of GPUs; with `subject`: worked out from `fields` of those messages"
         ),
     ]
     value: Annotated[
         float,
         Meta(
-            description="in the unit of `signal`; without `subject` the mean over the replicas "
-            "that were measured"
+            description="in the unit of `signal`; without `subject` the mean over the replicas, "
+            "or GPUs, that were measured"
         ),
     ]
     threshold: Annotated[
@@ -78,6 +80,13 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     measured_to: Annotated[
         Instant | None, Meta(description="end of the last one; null with `measured_from`")
     ] = None
+    sources: Annotated[
+        list[str],
+        Meta(
+            description="of `gpu_busy_ratio` what measured it, as `utilization_source` of "
+            "GpuMetrics has it; of a price models of GPU, their list prices, whose and of when"
+        ),
+    ] = []
 
 
 class ForecastHorizon(msgspec.Struct, frozen=True, kw_only=True):

@@ -161,6 +161,8 @@ def _evidence(one: Evidence) -> str:
         text += f", over {human.duration(one.window_seconds)}"
     if one.stream_from is not None and one.stream_to is not None:
         text += f", messages {one.stream_from} to {one.stream_to}"
+    if one.sources:
+        text += f", by {human.printable('; '.join(one.sources))}"
     return f"{text}, of {one.subject}" if one.subject is not None else text
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 from handlers.scaling.cache_loss import CacheLoss
 from handlers.scaling.demand import Demand
 from handlers.scaling.plan import Planned
-from handlers.scaling.replicas import SIGNALS, Signal
+from handlers.scaling.replica_price import DerivedPrice
+from handlers.scaling.replicas import SIGNALS, GpuSignal, Signal
 from handlers.scaling.scale_down import (
     Direction,
     expectation,
@@ -57,12 +58,16 @@ def recommend(
     *,
     stream_from: int,
     supersedes: str | None,
+    price: DerivedPrice | None = None,
 ) -> Recommendation:
-    """The recommendation of a change to the pool of `reports`."""
+    """The recommendation of a change to the pool of `reports`.
+
+    `price`: where the price of a replica in `settings` was derived, from what.
+    """
     action, target, planned = change.action, change.target, change.planned
     signals = change.demand.signals
     pool, replicas = reports[0].metrics.pool, len(reports)
-    price = settings.usd_per_replica_hour
+    usd = settings.usd_per_replica_hour
     advice_id = f"{pool}.{action}.{now.ns}"
     is_up = action == "scale_up"
     reason = _busiest(signals).name if is_up else "spare_capacity"
@@ -79,6 +84,11 @@ def recommend(
         text += f" {_spare(settings, change)} {loss_text(settings, change.loss, removed)}"
         one_off = one_off_usd(settings, change.loss)
         payback = payback_hours(change.loss, removed)
+    if price is not None:
+        text += f" {_price_text(price)}"
+        evidence.append(
+            Evidence(signal="usd_per_replica_hour", value=price.usd_per_hour, sources=price.sources)
+        )
     return Recommendation(
         action=action,
         pool=pool,
@@ -91,31 +101,42 @@ def recommend(
         reason=reason,
         text=text,
         evidence=evidence,
-        confidence_ratio=confidence(signals, reports, settings.engine_ttl_seconds, now.ns),
+        confidence_ratio=confidence(
+            signals,
+            reports,
+            settings.engine_ttl_seconds,
+            now.ns,
+            optional=len(change.demand.optional),
+        ),
         risk=_risk(action, target),
         effective_after_seconds=settings.startup_lead_seconds if is_up else 0.0,
-        saving_usd_per_hour=None if price is None else price * (replicas - target),
+        saving_usd_per_hour=None if usd is None else usd * (replicas - target),
         one_off_cost_usd=one_off,
         payback_hours=payback,
         supersedes=supersedes,
-        simulated=any(report.metrics.simulated for report in reports),
+        simulated=any(report.metrics.simulated for report in reports)
+        or any(isinstance(one, GpuSignal) and one.busy.simulated for one in signals),
     )
 
 
 def confidence(
-    signals: Sequence[Signal], reports: Sequence[Report], ttl_seconds: float, now_ns: int
+    signals: Sequence[Signal],
+    reports: Sequence[Report],
+    ttl_seconds: float,
+    now_ns: int,
+    *,
+    optional: int = 0,
 ) -> float:
     """Share of fresh replicas times share of measured values.
 
-    Fresh: heard within half of `ttl_seconds`. Measured: of three signals for each replica; a
-    latency is null where there was no request, which is no gap. All fresh and measured: 1; one of
-    four silent: 0.75; no replica tells its capacity: 2/3; both: 0.5.
+    Fresh: heard within half of `ttl_seconds`. Measured: of three signals for each replica, and
+    `optional` ones that have a target; a latency is null where there was no request, which is no
+    gap. All fresh and measured: 1; one of four silent: 0.75; no replica tells its capacity: 2/3;
+    both: 0.5.
     """
     fresh = sum(2 * (now_ns - report.ns) <= ttl_seconds * SECOND_NS for report in reports)
-    measured = sum(
-        value is not None for signal in signals if not signal.is_latency for value in signal.values
-    )
-    return fresh / len(reports) * measured / (SIGNALS * len(reports))
+    measured = sum(signal.measured for signal in signals if not signal.is_latency)
+    return fresh / len(reports) * measured / ((SIGNALS + optional) * len(reports))
 
 
 def hold_seconds(settings: ScalingSettings, change: Change) -> float:
@@ -140,9 +161,10 @@ def _evidence(
         if change.action == "scale_down" and not signal.is_latency:
             projected = demand.total(signal) / survivors
             values[f"{signal.name}_projected"] = (projected, demand.limit(signal))
+        is_gpu = isinstance(signal, GpuSignal)
         engines = [
             report.metrics.engine
-            for report, value in zip(reports, signal.values, strict=True)
+            for report, value in zip(reports, signal.values, strict=not is_gpu)
             if value is not None
         ]
         evidence += [
@@ -154,6 +176,7 @@ def _evidence(
                 engines=engines,
                 stream_from=stream_from,
                 stream_to=now.sequence,
+                sources=list(signal.busy.sources) if isinstance(signal, GpuSignal) else [],
             )
             for name, (value, threshold) in values.items()
         ]
@@ -216,10 +239,7 @@ def _forecast_text(
 
 
 def _text(settings: ScalingSettings, change: Change, pool: str, replicas: int) -> str:
-    figures = "; ".join(
-        f"{signal.name.replace('_', ' ')} {signal.mean:.2f} per replica (target {signal.target:g})"
-        for signal in change.demand.signals
-    )
+    figures = "; ".join(map(_figure, change.demand.signals))
     held = f"for {hold_seconds(settings, change):g} s. Now: {figures}."
     if change.action == "scale_up":
         text = (
@@ -232,6 +252,25 @@ def _text(settings: ScalingSettings, change: Change, pool: str, replicas: int) -
     return (
         f"Scale pool {pool} down from {replicas} to {change.target} replicas: too little load "
         f"{held}"
+    )
+
+
+def _figure(signal: Signal) -> str:
+    name, target = signal.name.replace("_", " "), f"(target {signal.target:g})"
+    if isinstance(signal, GpuSignal):
+        busy = signal.busy
+        gpus = f"{busy.known} of {busy.gpus} GPUs, by {' and '.join(busy.sources)}"
+        return f"{name} {signal.mean:.2f} {target} of {gpus}"
+    return f"{name} {signal.mean:.2f} per replica {target}"
+
+
+def _price_text(price: DerivedPrice) -> str:
+    """From what the price of a replica was derived."""
+    how = "by the settings" if price.is_given else "by the pool's GPUs and replicas"
+    return (
+        f"A replica is priced at {price.usd_per_hour:.2f} USD an hour: {price.gpus} "
+        f"GPU{'s' if price.gpus > 1 else ''} ({how}) at {price.usd_per_gpu_hour:.2f}, the mean "
+        f"of {'; '.join(price.sources)}."
     )
 
 

@@ -27,7 +27,7 @@ class Demand:
     """The load of a pool's signals now, and what is expected; None: then that of now counts.
 
     `is_planned`: a plan orders by a risk that it may run replicas to the full, so no headroom is
-    asked for beside it.
+    asked for beside it. `optional`: signals that have a target and so must be measured.
     """
 
     def __init__(
@@ -37,11 +37,13 @@ class Demand:
         expected: Expected | None,
         *,
         is_planned: bool = False,
+        optional: Sequence[str] = (),
     ) -> None:
         self.signals = signals
         self.is_planned = is_planned
         self.replicas = len(engines)
         self.expected = expected if expected is not None and expected.p90 >= 1.0 else None
+        self.optional = optional
         self._engines = engines
 
     @functools.cached_property
@@ -58,16 +60,26 @@ class Demand:
         return fmean(limits) if limits else None
 
     @property
-    def is_known(self) -> bool:
-        """Not when load is expected of a pool at rest of which no replica tells what it can run."""
-        return self.expected is None or self.in_flight >= 1.0 or self.running_max is not None
+    def unknown(self) -> str:
+        """Why it is not known what must be carried, for people; empty: it is.
+
+        A signal with a target of its own is not measured; or load is expected of a pool at rest
+        of which no replica tells what it can run.
+        """
+        known = {signal.name for signal in self.signals}
+        missing = next((name for name in self.optional if name not in known), "")
+        if missing:
+            return f"{missing} has a target, but is not measured"
+        if self.expected is None or self.in_flight >= 1.0 or self.running_max is not None:
+            return ""
+        return "requests are expected, but nothing runs now and no replica tells how many it can"
 
     def total(self, signal: Signal) -> float:
         """What all replicas together must carry of a signal.
 
         As much more than now as more requests are expected, and never less: a KV cache used to
         1.2 replicas by 30 requests, 40 expected → 1.6. A replica that was not measured counts as
-        saturated, in the queue as on target.
+        saturated, in the queue and the rates of tokens as on target.
         """
         total = signal.total(signal.target if signal.saturation is None else signal.saturation)
         if self.expected is None:
@@ -92,4 +104,6 @@ class Demand:
         """
         loads = [one for one in self.signals if not one.is_latency]
         # Rounded, so that a total exactly on the limit is not above it by a float's last bit.
-        return max(math.ceil(round(self.total(one) / self.limit(one), 9)) for one in loads)
+        return max(
+            (math.ceil(round(self.total(one) / self.limit(one), 9)) for one in loads), default=0
+        )

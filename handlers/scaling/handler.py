@@ -1,16 +1,21 @@
 """Scaling advice for each pool of engines, with evidence, expiry and idempotency key."""
 
+import functools
 from collections.abc import Sequence
 from statistics import fmean
+
+import msgspec
 
 from handlers.decisions.book import DecisionBook
 from handlers.given import closing
 from handlers.scaling.advice import Change, recommend
 from handlers.scaling.cache_loss import Caches
 from handlers.scaling.demand import Demand, Expect
+from handlers.scaling.gpu_facts import GpuFacts
 from handlers.scaling.plan import Planned
 from handlers.scaling.pools import Last, Pool, Pools
-from handlers.scaling.replicas import desired_replicas, lacking, measure
+from handlers.scaling.replica_price import DerivedPrice
+from handlers.scaling.replicas import desired_replicas, lacking, measure, optional_signals
 from handlers.scaling.scale_down import Held, fewest_safe, scale_down
 from handlers.settings import ScalingSettings
 from schemas.analysis import Scope
@@ -43,6 +48,9 @@ class ScalingHandler:
     same target before new replicas can have started. What was rejected is not advised again for
     `rejected_hold_seconds`, unless more replicas are asked for; after advice was carried out,
     none is given before the hold has passed.
+
+    `gpus` tells how busy the GPUs of a pool are, which counts where that has a target, and what
+    they cost, which is the price of a replica where none is given.
     """
 
     name = "scaling"
@@ -54,13 +62,20 @@ class ScalingHandler:
         settings: ScalingSettings,
         expect: Expect = lambda pool, now_ns: None,
         book: DecisionBook | None = None,
+        gpus: GpuFacts | None = None,
     ) -> None:
         self._settings = settings
+        self._gpus = gpus or GpuFacts()
+        self._counts_gpus = settings.gpu_busy_target_ratio is not None
+        self._optional = optional_signals(settings)
+        self._at_price = functools.lru_cache(maxsize=256)(
+            lambda usd: msgspec.structs.replace(settings, usd_per_replica_hour=usd)
+        )
         self._expect = expect
         self._book = book or DecisionBook()
         self._lead_ns = int(settings.startup_lead_seconds * SECOND_NS)
         self._rejected_ns = int(settings.rejected_hold_seconds * SECOND_NS)
-        self._pools = Pools(settings)
+        self._pools = Pools(settings, self._gpus.busy_window_ns)
         self._hold_ns = self._pools.hold_ns
         self.window_ns = self._pools.window_ns
 
@@ -79,7 +94,8 @@ class ScalingHandler:
         pool.mark(now, self._pools.marks_ns)
         if pool.plan is not None:
             pool.plan.add(message, now.ns)
-        signals = measure(engines.loads.values(), self._settings)
+        busy = self._gpus.busy(message.pool) if self._counts_gpus else None
+        signals = measure(engines.loads.values(), self._settings, busy)
         pool.held = None
         if not signals:
             pool.since_ns = None
@@ -89,10 +105,18 @@ class ScalingHandler:
         planned = None
         if now.ns - pool.since_ns >= self._pools.ttl_ns:  # by then every engine was heard
             _fulfil(pool, len(engines.metrics), now.ns)
+            if self._settings.usd_per_replica_hour is None:
+                self._see_gpus(message, pool)
             planned = pool.plan.planned if pool.plan else None
         expected = self._expect(message.pool, now.ns)
         is_planned = planned is not None
-        demand = Demand(engines.metrics.values(), signals, expected, is_planned=is_planned)
+        demand = Demand(
+            engines.metrics.values(),
+            signals,
+            expected,
+            is_planned=is_planned,
+            optional=self._optional,
+        )
         found = self._judge(pool, pool.since_ns, demand, planned, now)
         if isinstance(found, Change):
             if not self._is_news(pool, found, now):
@@ -150,8 +174,8 @@ class ScalingHandler:
         now: Moment,
     ) -> Change | Held | None:
         """What the load of the last while, or the plan, asks for, if anything, or why not."""
-        settings, replicas = self._settings, demand.replicas
-        desired = desired_replicas(demand.signals, replicas, settings.tolerance_ratio)
+        settings, replicas, optional = self._settings, demand.replicas, self._optional
+        desired = desired_replicas(demand.signals, replicas, settings.tolerance_ratio, optional)
         desired = max(desired, settings.min_replicas)
         pool.most_desired.add(now.ns, desired)
         known_ns = now.ns - since_ns
@@ -171,6 +195,7 @@ class ScalingHandler:
             asked = replicas
         if asked < replicas:
             caches = _caches(pool, now.ns)
+            settings, _ = self._priced(pool, now.ns)
             found = scale_down(settings, demand, caches, asked, pool.kept.downs(now.ns))
             if isinstance(found, Held):
                 return found
@@ -178,7 +203,7 @@ class ScalingHandler:
         if desired < replicas and planned is None:
             text = f"the load must have asked for it for {settings.down_hold_seconds:g} s"
             return Held("scale_down", desired, "hold", text)
-        missing = lacking(demand.signals, settings.tolerance_ratio)
+        missing = lacking(demand.signals, settings.tolerance_ratio, optional)
         if missing and replicas > settings.min_replicas:
             text = f"the load is low, but {missing} is not measured"
             return Held("scale_down", replicas - 1, "unknown", text)
@@ -197,6 +222,24 @@ class ScalingHandler:
         if is_flood and known_ns >= self._pools.ttl_ns:  # by then every engine was heard
             return fewest, True
         return up, False
+
+    def _see_gpus(self, message: EngineMetrics, pool: Pool) -> None:
+        """How many GPUs a replica has, by the last minute of the pool."""
+        found = self._gpus.priced(message.pool, message.simulated)
+        if found is None or found.end_ns == pool.kept.gpus.minute_ns:
+            return
+        engines = pool.engines.metrics.values()
+        if all(engine.simulated == message.simulated for engine in engines):
+            pool.kept.gpus.see(found, len(engines))
+
+    def _priced(self, pool: Pool, now_ns: int) -> tuple[ScalingSettings, DerivedPrice | None]:
+        """The settings, with the price that was derived where there is none; and that price."""
+        if self._settings.usd_per_replica_hour is not None:
+            return self._settings, None
+        price = pool.kept.gpus.price(self._settings.gpus_per_replica, now_ns)
+        if price is None:
+            return self._settings, None
+        return self._at_price(price.usd_per_hour), price
 
     def _withdraw(
         self, pool: Pool, demand: Demand, planned: Planned | None, now: Moment
@@ -270,14 +313,17 @@ class ScalingHandler:
         old = pool.last.advice if pool.last and pool.last.is_standing else None
         # The hold, and before it the time in which every engine is sure to have been heard.
         start_ns = now.ns - self._hold_ns[change.action] - self._pools.ttl_ns
+        start_ns -= self._pools.busy_window_ns
         earlier = [sequence for ns, sequence in pool.marks if ns <= start_ns]
+        settings, derived = self._priced(pool, now.ns)
         new = recommend(
-            self._settings,
+            settings,
             change,
             pool.engines.reports(),
             now,
             stream_from=earlier[-1] if earlier else pool.marks[0][1],
             supersedes=old.recommendation_id if old else None,
+            price=derived,
         )
         pool.last = Last(new)
         emits = [Emit(new, new.recommendation_id)]

@@ -10,7 +10,8 @@ from handlers.scaling.advice import Report
 from handlers.scaling.cache_loss import Pace
 from handlers.scaling.held import HeldLog
 from handlers.scaling.plan import HISTORY_NS, Plan, PlanState
-from handlers.scaling.replicas import Load, load_of
+from handlers.scaling.replica_price import ReplicaGpus
+from handlers.scaling.replicas import Load, counts_rates, load_of
 from handlers.scaling.scale_down import Held
 from handlers.settings import ScalingSettings
 from handlers.window import ExpiringDict, RollingMax
@@ -33,6 +34,23 @@ class Last(msgspec.Struct):
     """It does not stand because the load spoke against it."""
 
 
+Samples: TypeAlias = list[tuple[int, float]]
+
+
+class Holds(msgspec.Struct):
+    """What was desired within the holds, as `RollingMax.samples` has it, and since when.
+
+    Kept where GPUs have a say in it: a process that takes over reads the engines' messages of the
+    holds again, of the GPUs' the last ones only.
+    """
+
+    since_ns: int | None
+    contrary_ns: int | None
+    fewest: Samples
+    fewest_in_panic: Samples
+    most: Samples
+
+
 class Kept(msgspec.Struct):
     """What outlives the window beside the last advice."""
 
@@ -42,6 +60,8 @@ class Kept(msgspec.Struct):
     """By action: when advice was last rejected, and by how many replicas it went."""
     held: HeldLog = msgspec.field(default_factory=HeldLog)
     pace: Pace = msgspec.field(default_factory=Pace)
+    gpus: ReplicaGpus = msgspec.field(default_factory=ReplicaGpus)
+    holds: Holds | None = None
 
     def downs(self, now_ns: int) -> int:
         """How often the pool was scaled down in the last hour."""
@@ -67,7 +87,8 @@ class Engines:
     Each message of a pool judges all of it: a sample of an engine that is there costs O(1).
     """
 
-    def __init__(self, ttl_ns: int) -> None:
+    def __init__(self, ttl_ns: int, *, with_rates: bool = False) -> None:
+        self._with_rates = with_rates
         self.metrics: dict[Engine, EngineMetrics] = {}
         self.loads: dict[Engine, Load] = {}
         self._heard: ExpiringDict[Engine, None] = ExpiringDict(ttl_ns, on_forgotten=self._forget)
@@ -77,7 +98,8 @@ class Engines:
         engine = (message.node, message.engine)
         is_new = engine not in self.metrics
         self._heard.put(engine, None, now_ns)
-        self.metrics[engine], self.loads[engine] = message, load_of(message)
+        self.metrics[engine] = message
+        self.loads[engine] = load_of(message, with_rates=self._with_rates)
         if is_new:
             self.metrics = dict(sorted(self.metrics.items(), key=lambda item: item[0]))
             self.loads = dict(sorted(self.loads.items(), key=lambda item: item[0]))
@@ -120,18 +142,41 @@ class Pool:
         while len(self.marks) > 1 and self.marks[1][0] <= now.ns - keep_ns:
             self.marks.popleft()
 
+    def keep_holds(self) -> None:
+        """Put what was desired within the holds into what is kept."""
+        self.kept.holds = Holds(
+            self.since_ns,
+            self.contrary_ns,
+            self.fewest_desired.samples(),
+            self.fewest_in_panic.samples(),
+            self.most_desired.samples(),
+        )
+
+    def restore_holds(self, kept: Holds) -> None:
+        """Go on with what was kept."""
+        self.since_ns, self.contrary_ns = kept.since_ns, kept.contrary_ns
+        self.fewest_desired.restore(kept.fewest)
+        self.fewest_in_panic.restore(kept.fewest_in_panic)
+        self.most_desired.restore(kept.most)
+
 
 class Pools:
-    """The pools of a slot. `window_ns` is how long a message counts, `hold_ns` by action."""
+    """The pools of a slot. `window_ns` is how long a message counts, `hold_ns` by action.
 
-    def __init__(self, settings: ScalingSettings) -> None:
+    `busy_window_ns`: a GPU's sample counts for so long, where they count at all.
+    """
+
+    def __init__(self, settings: ScalingSettings, busy_window_ns: int = 0) -> None:
         self._settings = settings
+        self._with_rates = counts_rates(settings)
+        self._keeps_holds = settings.gpu_busy_target_ratio is not None
+        self.busy_window_ns = busy_window_ns if self._keeps_holds else 0
         self.ttl_ns = int(settings.engine_ttl_seconds * SECOND_NS)
         self.hold_ns: dict[str, int] = {
             "scale_up": int(settings.up_hold_seconds * SECOND_NS),
             "scale_down": int(settings.down_hold_seconds * SECOND_NS),
         }
-        self.marks_ns = max(self.hold_ns.values()) + self.ttl_ns
+        self.marks_ns = max(self.hold_ns.values()) + self.ttl_ns + self.busy_window_ns
         self.window_ns = _FORGET_MARGIN_NS + max(
             self.marks_ns, int(settings.expires_after_seconds * SECOND_NS)
         )
@@ -150,6 +195,9 @@ class Pools:
     def snapshot(self) -> bytes:
         """The last advice of each pool and what else is kept, and the plans as far as they fit."""
         touched = self._pools.touched()
+        if self._keeps_holds:
+            for _, _, pool in touched:
+                pool.keep_holds()
         lasts = [(ns, pool.last) for ns, _, pool in touched if pool.last]
         kept = [(ns, name, pool.kept) for ns, name, pool in touched if pool.kept != Kept()]
         return msgspec.json.encode(_Snapshot(lasts, self._plans_that_fit(), kept))
@@ -181,6 +229,9 @@ class Pools:
         for ns, name, kept in restored.kept:
             _, pool = pools.setdefault(name, (ns, self._new()))
             pool.kept = kept
+            if self._keeps_holds and kept.holds is not None:
+                pool.restore_holds(kept.holds)
+            kept.holds = None
         for ns, name, state in restored.plans:
             _, pool = pools.setdefault(name, (ns, self._new()))
             if pool.plan is not None:
@@ -191,7 +242,7 @@ class Pools:
 
     def _new(self) -> Pool:
         return Pool(
-            engines=Engines(self.ttl_ns),
+            engines=Engines(self.ttl_ns, with_rates=self._with_rates),
             hits=ExpiringDict(self.marks_ns),
             fewest_desired=RollingMax(max(1, self.hold_ns["scale_up"])),
             fewest_in_panic=RollingMax(max(1, int(self._settings.panic_hold_seconds * SECOND_NS))),

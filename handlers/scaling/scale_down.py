@@ -32,9 +32,8 @@ def scale_down(
     What needs no replica at all may be left to one without a spare. `downs`: how often the pool
     was scaled down in the last hour.
     """
-    if not demand.is_known:
-        text = "requests are expected, but nothing runs now and no replica tells how many it can"
-        return Held(DOWN, asked, "unknown", text)
+    if demand.unknown:
+        return Held(DOWN, asked, "unknown", demand.unknown)
     target = max(asked, fewest_safe(settings, demand))
     if target >= demand.replicas:
         return Held(DOWN, asked, "failure", _too_few(settings, asked, demand))

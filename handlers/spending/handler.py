@@ -11,6 +11,7 @@ from handlers.prices import PriceList
 from handlers.settings import HandlersSettings
 from handlers.slots import STEP_NS, TICK_NS, TURNS, turn_of
 from handlers.spending.gpu_minutes import GpuMinute, GpuMinutes
+from handlers.spending.gpu_prices import PricedGpus, priced_gpus
 from handlers.spending.opportunity import Streaks, savings
 from handlers.spending.trend import DAY_HOURS, HISTORY_HOURS, Point, point, trend_lines
 from handlers.spending.usage import HOUR_NS, Hour, figures, total
@@ -53,13 +54,15 @@ class _Memory(msgspec.Struct, array_like=True):
 
 @dataclasses.dataclass(slots=True)
 class _Group:
-    """What is remembered of one node, pool or the fleet; ledgers by `simulated`."""
+    """What is remembered of one node, pool or the fleet; ledgers and prices by `simulated`."""
 
     minutes: GpuMinutes = dataclasses.field(default_factory=GpuMinutes)
     over: GpuMinutes | None = None
     """The minute before, until it is closed."""
     pool: str | None = None
     ledgers: dict[bool, _Ledger] = dataclasses.field(default_factory=dict)
+    priced: dict[bool, PricedGpus] = dataclasses.field(default_factory=dict)
+    """Of a pool: its GPUs in the last minute, and what they cost."""
 
 
 class WasteHandler:
@@ -143,6 +146,11 @@ class WasteHandler:
                     del self._groups[key]
         return emits
 
+    def priced(self, pool: str, simulated: bool) -> PricedGpus | None:
+        """The real, or the simulated, GPUs of a pool in the last minute that was closed."""
+        group = self._groups.get(pool)
+        return None if group is None else group.priced.get(simulated)
+
     def snapshot(self) -> bytes | None:
         """The ledgers of the groups, by name, as far as they fit."""
         if self._snapshot is None:
@@ -176,8 +184,11 @@ class WasteHandler:
         group.pool = over.pool or group.pool
         minutes, tokens = over.close(self._states)
         emits: list[Emit] = []
+        group.priced = {}
         for simulated in (False, True):
             mine = [minute for minute in minutes if minute.simulated is simulated]
+            if mine and self.scope == "pool":
+                group.priced[simulated] = priced_gpus(mine, self._prices, end_ns)
             if mine or simulated in tokens:
                 ledger = group.ledgers.setdefault(simulated, _Ledger())
                 self._book(ledger, mine, tokens.get(simulated, (None, None)), end_ns)

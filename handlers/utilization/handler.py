@@ -11,6 +11,7 @@ import msgspec
 
 from handlers.settings import Thresholds, UtilizationSettings
 from handlers.slots import STEP_NS, TURNS, turn_of
+from handlers.utilization.gpu_busy import BusyGpu, GpuBusy, gpu_busy
 from handlers.utilization.gpu_state import GpuEvidence, gpu_sample, gpu_state, in_words
 from handlers.utilization.levels import (
     RANK,
@@ -75,6 +76,12 @@ class _Part(RowWindow, kw_only=True, gc=False):
     """A host, GPU or engine of a group: its id there, and its samples."""
 
     id: str | None
+    busy_source: str | None = None
+    """What measured the last utilization; of GPUs whose pool is followed, no other."""
+    is_divided: bool = False
+    """A GPU with MIG: its instances count. As `busy_source`."""
+    is_simulated: bool = False
+    """As `busy_source`."""
 
 
 Parts: TypeAlias = dict[tuple[str, str], _Part]
@@ -94,6 +101,8 @@ class _Group:
     simulated_ns: int | None = None
     published: _Told | None = None
     published_ns: int = 0
+    busy: GpuBusy | None = None
+    """As it was last judged, where that is followed."""
 
 
 class _Use(NamedTuple):
@@ -113,14 +122,19 @@ class UtilizationHandler:
     change, else every `publish_seconds`; of a pool or the fleet only the kinds of bottlenecks count
     as a change, so that one GPU among thousands does not publish them all. GPUs are listed for
     nodes only.
+
+    With `follows_busy`, of pools, `busy` tells how busy their GPUs are.
     """
 
     consumes: tuple[type[Message], ...] = (HostMetrics, GpuMetrics, EngineMetrics)
     # All of thousands at once would hold up messages for a second.
     tick_ns = STEP_NS
 
-    def __init__(self, settings: UtilizationSettings, scope: Scope) -> None:
+    def __init__(
+        self, settings: UtilizationSettings, scope: Scope, *, follows_busy: bool = False
+    ) -> None:
         self.name = f"utilization_{scope}"
+        self._follows_busy = follows_busy
         self.scope: Scope = scope
         self._settings = settings
         self._span_ns = int(settings.window_seconds * SECOND_NS)
@@ -161,6 +175,10 @@ class UtilizationHandler:
             part = _Part(id=self._id(message.node, name))
             parts[message.node, name] = part
         part.add(now.ns, _values(message))
+        if self._follows_busy and isinstance(message, GpuMetrics):
+            part.is_divided = message.parent is None and bool(message.is_mig_enabled)
+            part.is_simulated = message.simulated
+            part.busy_source = message.utilization_source or part.busy_source
         return ()
 
     def tick(self, now: Moment) -> Sequence[Emit]:
@@ -177,6 +195,11 @@ class UtilizationHandler:
                 if message is not None:
                     emits.append(Emit(message, f"utilization.{self.scope}.{key}.{now.ns}"))
         return emits
+
+    def busy(self, pool: str) -> GpuBusy | None:
+        """How busy its GPUs were in the last window, each 5 s anew; None: none was measured."""
+        group = self._groups[turn_of(pool)].get(pool)
+        return None if group is None else group.busy
 
     def snapshot(self) -> bytes | None:
         """The levels and severities of each group, and what was last published of it."""
@@ -217,6 +240,7 @@ class UtilizationHandler:
 
     def _judge(self, key: str, group: _Group, now_ns: int) -> Utilization | None:
         means = self._means(group, now_ns)
+        group.busy = self._busy(group, means) if self._follows_busy else None
         if not (group.hosts or group.gpus or group.engines):
             return None
         uses = self._uses(group, means)
@@ -268,7 +292,12 @@ class UtilizationHandler:
             )
         return (
             (group.hosts, ("cpu", "memory")),
-            (group.gpus, ("gpu", "gpu_memory")),
+            (
+                group.gpus,
+                ("gpu", "gpu_memory", "gpu_activity", "gpu_power")
+                if self._follows_busy
+                else ("gpu", "gpu_memory"),
+            ),
             (group.engines, ("kv_cache",)),
         )
 
@@ -405,6 +434,30 @@ class UtilizationHandler:
             )
             for node, gpu in sorted(group.gpus)
         }
+
+    def _busy(self, group: _Group, means: Means) -> GpuBusy | None:
+        """Of the GPUs of a pool: a MIG instance is one, the GPU that it is of is none."""
+        ratios, memory, activity, power = (
+            means.get(name, {}) for name in ("gpu", "gpu_memory", "gpu_activity", "gpu_power")
+        )
+        return gpu_busy(
+            self._settings,
+            (
+                BusyGpu(
+                    ratios.get(part.id),
+                    part.busy_source,
+                    GpuEvidence(
+                        activity_ratio=activity.get(part.id),
+                        activity_source=None,
+                        memory_ratio=memory.get(part.id),
+                        power_ratio=power.get(part.id),
+                    ),
+                    part.is_simulated,
+                )
+                for part in group.gpus.values()
+                if not part.is_divided
+            ),
+        )
 
     def _use(
         self,

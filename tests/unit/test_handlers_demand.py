@@ -5,6 +5,7 @@ import pytest
 from handlers.scaling.demand import Demand, Expected
 from handlers.scaling.replicas import load_of, measure
 from handlers.settings import ScalingSettings
+from handlers.utilization.gpu_busy import GpuBusy
 from schemas.engines import EngineMetrics
 from tests.support.samples import engine
 
@@ -95,4 +96,59 @@ def test_by_a_plan_replicas_may_be_filled_to_the_full(kv: float, waiting: int, n
 def test_what_is_expected_of_a_pool_at_rest_may_not_be_known(
     load: dict[str, float], p90: float | None, is_known: bool
 ) -> None:
-    assert demand(engine(**load), p90=p90).is_known == is_known  # type: ignore[arg-type]
+    assert (demand(engine(**load), p90=p90).unknown == "") == is_known  # type: ignore[arg-type]
+
+
+def tokens_and_gpus(
+    *rates: float | None, busy: float = 0.0, known: int = 4, p90: float | None = None
+) -> Demand:
+    """Replicas with two GPUs each, of which `busy` is the sum of the known ones."""
+    settings = ScalingSettings(prompt_target_tokens_per_second=1000.0, gpu_busy_target_ratio=0.7)
+    engines = [
+        engine(f"e{number}", kv=0.1, waiting=0, running=10, prompt_tokens_per_second=rate)
+        for number, rate in enumerate(rates)
+    ]
+    gpus = GpuBusy(2 * len(rates), known, busy, ("nvml",))
+    loads = [load_of(one, with_rates=True) for one in engines]
+    expected = None if p90 is None else Expected(p90, 900.0)
+    return Demand(engines, measure(loads, settings, gpus), expected)
+
+
+@pytest.mark.parametrize(
+    ("found", "replicas"),
+    [
+        pytest.param(tokens_and_gpus(500, 500), 1, id="1000 tokens / 1000"),
+        pytest.param(tokens_and_gpus(500, 501), 2, id="1001 / 1000"),
+        pytest.param(tokens_and_gpus(500, None), 2, id="500 and one as on target"),
+        pytest.param(tokens_and_gpus(900, 900, p90=40.0), 4, id="twice the requests: 3600"),
+        pytest.param(tokens_and_gpus(0, 0, busy=1.4), 1, id="2 * 1.4/4 = 0.7"),
+        pytest.param(tokens_and_gpus(0, 0, busy=1.5), 2, id="2 * 1.5/4 / 0.7 = 1.07"),
+        pytest.param(
+            tokens_and_gpus(0, 0, busy=1.0, known=3), 2, id="one not measured is full: 2 * 2/4"
+        ),
+        pytest.param(tokens_and_gpus(0, 0, busy=1.4, p90=40.0), 2, id="twice as busy: 1.4"),
+    ],
+)
+def test_rates_of_tokens_and_gpus_need_replicas(found: Demand, replicas: int) -> None:
+    assert found.needed == replicas
+
+
+def test_by_a_plan_gpus_may_be_filled_to_the_full() -> None:
+    found = tokens_and_gpus(0, 0, busy=2.0)
+
+    assert found.needed == 2
+    assert Demand([engine()] * 2, found.signals, None, is_planned=True).needed == 1
+
+
+def test_without_a_signal_that_is_shared_out_nothing_is_known_to_be_needed() -> None:
+    assert demand(engine(ttft_p95_seconds=1.0)).needed == 0
+
+
+def test_a_signal_that_has_a_target_must_be_measured() -> None:
+    engines = [engine(kv=0.1)]
+    signals = measure(map(load_of, engines), ScalingSettings())
+
+    found = Demand(engines, signals, None, optional=["gpu_busy_ratio"])
+
+    assert found.unknown == "gpu_busy_ratio has a target, but is not measured"
+    assert Demand(engines, signals, None, optional=["kv_cache_usage_ratio"]).unknown == ""

@@ -1,7 +1,18 @@
+from typing import Any
+
 import pytest
 
-from handlers.scaling.replicas import Signal, desired_replicas, lacking, load_of, measure
+from handlers.scaling.replicas import (
+    GpuSignal,
+    Signal,
+    desired_replicas,
+    lacking,
+    load_of,
+    measure,
+    optional_signals,
+)
 from handlers.settings import ScalingSettings
+from handlers.utilization.gpu_busy import GpuBusy
 from tests.support.samples import engine
 
 
@@ -19,6 +30,17 @@ def capacity(*values: float | None) -> Signal:
 
 def ttft(*values: float | None) -> Signal:
     return Signal("ttft_p95_seconds", 2.0, None, values)
+
+
+def prompt(*values: float | None) -> Signal:
+    return Signal("prompt_tokens_per_second", 1000.0, None, values)
+
+
+def gpus(replicas: int, *, busy: float, known: int, gpus: int) -> Signal:
+    """At a target of 0.7, of which `busy` is the sum of the known ones."""
+    return GpuSignal(
+        "gpu_busy_ratio", 0.7, 1.0, (), GpuBusy(gpus, known, busy, ("nvml",)), replicas
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,10 +85,55 @@ def ttft(*values: float | None) -> Signal:
         ),
         pytest.param([waiting(0, 0), ttft(0.1, 0.1)], 2, 2, id="latency proves no spare room"),
         pytest.param([kv(0.1, 0.1), ttft(0.1, 0.1)], 2, 2, id="nor an empty queue"),
+        pytest.param([prompt(1500, 1500)], 2, 3, id="2 * 1500/1000"),
+        pytest.param([prompt(5000, 5000)], 2, 10, id="tokens are shared: no limit as of latency"),
+        pytest.param([prompt(2500, None)], 2, 3, id="up: a rate that is not known counts as 0"),
+        pytest.param(
+            [waiting(0, 0, 0, 0), kv(0, 0, 0, 0), prompt(500, 500, 500, None)],
+            4,
+            3,
+            id="down: as on target, (1500 + 1000) / 1000",
+        ),
+        pytest.param([waiting(0, 0), prompt(1, 1)], 2, 2, id="tokens prove no spare room"),
+        pytest.param([gpus(4, busy=7.6, known=8, gpus=8)], 4, 6, id="4 * 0.95/0.7 = 5.4"),
+        pytest.param([gpus(4, busy=7.0, known=7, gpus=8)], 4, 5, id="up: 4 * 7/8/0.7 = 5"),
+        pytest.param([gpus(4, busy=5.0, known=5, gpus=8)], 4, 4, id="up: 5/8 is below it"),
+        pytest.param(
+            [waiting(0, 0, 0, 0), kv(0, 0, 0, 0), gpus(4, busy=2.8, known=8, gpus=8)],
+            4,
+            2,
+            id="down: 4 * 0.35/0.7",
+        ),
+        pytest.param(
+            [waiting(0, 0, 0, 0), kv(0, 0, 0, 0), gpus(4, busy=1.4, known=4, gpus=8)],
+            4,
+            3,
+            id="down: the others as on target, 4 * (1.4 + 2.8)/8/0.7",
+        ),
+        pytest.param(
+            [waiting(0, 0), gpus(2, busy=0.0, known=2, gpus=2)], 2, 2, id="nor do GPUs at rest"
+        ),
     ],
 )
 def test_the_hpa_rule(signals: list[Signal], replicas: int, desired: int) -> None:
     assert desired_replicas(signals, replicas, tolerance_ratio=0.10) == desired
+
+
+@pytest.mark.parametrize(
+    ("signals", "desired"),
+    [
+        pytest.param([waiting(0, 0), kv(0.1, 0.1)], 2, id="not measured: it stays"),
+        pytest.param([waiting(0, 0), kv(0.1, 0.1), prompt(9, 9)], 1, id="measured"),
+        pytest.param([waiting(20, 20), kv(0.1, 0.1)], 8, id="up all the same: 2 * 20/5"),
+    ],
+)
+def test_what_has_a_target_and_is_not_measured_keeps_replicas(
+    signals: list[Signal], desired: int
+) -> None:
+    optional = ["prompt_tokens_per_second"]
+
+    assert desired_replicas(signals, 2, 0.10, optional) == desired
+    assert lacking(signals, 0.10, optional) == (optional[0] if desired == 2 else "")
 
 
 @pytest.mark.parametrize(
@@ -123,3 +190,53 @@ def test_capacity_is_running_against_the_most_that_can_run() -> None:
     (signal,) = measure([load_of(engine(running=48, running_max=64))], ScalingSettings())
 
     assert (signal.name, signal.mean) == ("capacity_usage_ratio", 0.75)
+
+
+def test_rates_of_tokens_count_where_they_have_a_target() -> None:
+    rates: dict[str, Any] = {
+        "prompt_tokens_per_second": 800.0,
+        "generation_tokens_per_second": 90.0,
+    }
+    engines = [engine("a", **rates), engine("b"), engine("c", is_sleeping=True, **rates)]
+    settings = ScalingSettings(
+        prompt_target_tokens_per_second=1000.0, generation_target_tokens_per_second=100.0
+    )
+    loads = [load_of(one, with_rates=True) for one in engines]
+
+    signals = measure(loads, settings)
+
+    assert measure(loads, ScalingSettings()) == []
+    assert [(one.name, one.target, one.saturation, one.values) for one in signals] == [
+        ("prompt_tokens_per_second", 1000.0, None, (800.0, None, None)),
+        ("generation_tokens_per_second", 100.0, None, (90.0, None, None)),
+    ]
+
+
+def test_gpus_count_where_they_have_a_target() -> None:
+    busy, settings = GpuBusy(4, 3, 2.4, ("nvml",)), ScalingSettings(gpu_busy_target_ratio=0.7)
+    loads = [load_of(engine()), load_of(engine("b"))]
+
+    assert measure(loads, ScalingSettings(), busy) == []
+    assert measure(loads, settings, None) == []
+    (signal,) = measure(loads, settings, busy)
+    assert (signal.name, signal.target, signal.saturation) == ("gpu_busy_ratio", 0.7, 1.0)
+    assert signal.mean == pytest.approx(0.8)
+    assert signal.total(0.0) == pytest.approx(2 * 2.4 / 4)
+    assert signal.total(1.0) == pytest.approx(2 * 3.4 / 4)
+    assert signal.measured == 1.5
+
+
+def test_signals_with_a_target_of_their_own_must_be_measured() -> None:
+    settings = ScalingSettings(
+        prompt_target_tokens_per_second=1.0,
+        generation_target_tokens_per_second=1.0,
+        gpu_busy_target_ratio=1.0,
+        ttft_target_seconds=1.0,  # null where there was no request
+    )
+
+    assert optional_signals(ScalingSettings()) == []
+    assert optional_signals(settings) == [
+        "prompt_tokens_per_second",
+        "generation_tokens_per_second",
+        "gpu_busy_ratio",
+    ]

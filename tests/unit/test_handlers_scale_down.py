@@ -87,6 +87,16 @@ def test_what_a_replica_would_carry_must_be_known() -> None:
     assert held.reason == "unknown"
 
 
+def test_a_signal_that_has_a_target_must_be_known() -> None:
+    demand = pool(8)
+    blind = Demand([engine()] * 8, demand.signals, None, optional=["gpu_busy_ratio"])
+
+    assert judged(demand, 5) == 6
+    assert judged(blind, 5) == Held(
+        "scale_down", 5, "unknown", "gpu_busy_ratio has a target, but is not measured"
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

@@ -8,8 +8,11 @@ import pytest
 
 from handlers.decisions.book import DecisionBook
 from handlers.scaling.demand import Expected
+from handlers.scaling.gpu_facts import GpuFacts
 from handlers.scaling.handler import ScalingHandler
 from handlers.settings import ScalingSettings
+from handlers.spending.gpu_prices import PricedGpus
+from handlers.utilization.gpu_busy import GpuBusy
 from schemas.engines import EngineMetrics
 from schemas.message import Message
 from schemas.protocols import Emit, Moment
@@ -46,11 +49,12 @@ class Player:
         settings: ScalingSettings | None = None,
         p90: float | None = None,
         book: DecisionBook | None = None,
+        gpus: GpuFacts | None = None,
     ) -> None:
         expected = None if p90 is None else Expected(p90, 900.0)
         self.book = book or DecisionBook()
         self.handler = ScalingHandler(
-            settings or ScalingSettings(), lambda pool, ns: expected, self.book
+            settings or ScalingSettings(), lambda pool, ns: expected, self.book, gpus
         )
         self.sequence = 0
         self.emits: list[tuple[float, Emit]] = []
@@ -177,6 +181,203 @@ def test_latency_near_its_target_keeps_the_replicas() -> None:
 
 
 FLOOD = BUSY | {"waiting": 25}
+
+
+def test_tokens_above_their_target_bring_advice_that_says_so() -> None:
+    fast = FINE | {"generation_tokens_per_second": 1500.0, "prompt_tokens_per_second": 50.0}
+    settings = ScalingSettings(generation_target_tokens_per_second=1000.0)
+
+    (advice,) = Player(settings).play(trace(0, 30, 2, fast)).advice
+
+    assert (advice.replicas_to, advice.reason) == (3, "generation_tokens_per_second")  # 2 * 1.5
+    assert "generation tokens per second 1500.00 per replica (target 1000)" in advice.text
+    found = advice.evidence[-1]
+    assert (found.signal, found.value, found.threshold, found.engines, found.sources) == (
+        *("generation_tokens_per_second", 1500.0, 1000.0),
+        *(["e0", "e1"], []),
+    )
+    assert Player().play(trace(0, 30, 2, fast)).advice == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "target"),
+    [
+        pytest.param(100.0, 2, id="4 * 100 / 1000, and one to lose"),
+        pytest.param(300.0, 3, id="4 * 300 / 1000 needs 2, and one to lose"),
+        pytest.param(500.0, None, id="4 * 500 / 1000 = 2, and one to lose: a third of 4 goes"),
+        pytest.param(600.0, None, id="4 * 600 / 1000 needs 3: none to lose"),
+        pytest.param(None, None, id="not measured"),
+    ],
+)
+def test_scale_down_leaves_what_carries_the_tokens(rate: float | None, target: int | None) -> None:
+    settings = ScalingSettings(prompt_target_tokens_per_second=1000.0)
+    if rate == 500.0:
+        settings = ScalingSettings(prompt_target_tokens_per_second=1000.0, failures_survived=2)
+    player = Player(settings).play(trace(0, 360, 4, IDLE | {"prompt_tokens_per_second": rate}))
+
+    assert [one.replicas_to for one in player.advice] == ([] if target is None else [target])
+    if target is not None:
+        carried = next(e for e in player.advice[0].evidence if e.signal.endswith("d_projected"))
+        assert carried.signal == "prompt_tokens_per_second_projected"
+        assert rate is not None
+        assert carried.value == 4 * rate / (target - 1)
+    if rate is None:
+        held = player.held[-1]
+        assert held.reason == "unknown"
+        assert held.text == "the load is low, but prompt_tokens_per_second is not measured"
+
+
+def gpus_at(busy: float | None, gpus: int = 4, **fields: Any) -> GpuFacts:
+    """GPUs that are that busy; None: not measured."""
+    found = None if busy is None else GpuBusy(gpus, gpus, busy * gpus, ("nvml_utilization",))
+    return GpuFacts(busy=lambda pool: found, **fields)
+
+
+BUSY_TARGET = ScalingSettings(gpu_busy_target_ratio=0.7)
+
+
+def test_busy_gpus_bring_advice_that_names_what_measured_them() -> None:
+    (advice,) = Player(BUSY_TARGET, gpus=gpus_at(0.95)).play(trace(0, 30, 2, FINE)).advice
+
+    assert (advice.replicas_to, advice.reason) == (3, "gpu_busy_ratio")  # 2 * 0.95 / 0.7 = 2.7
+    assert "gpu busy ratio 0.95 (target 0.7) of 4 of 4 GPUs, by nvml_utilization" in advice.text
+    found = advice.evidence[-1]
+    assert (found.signal, found.value, found.threshold) == ("gpu_busy_ratio", 0.95, 0.7)
+    assert (found.engines, found.sources) == ([], ["nvml_utilization"])
+    assert (advice.confidence_ratio, advice.simulated) == (1.0, False)
+
+
+def test_busy_gpus_ask_for_nothing_without_a_target_or_a_measurement() -> None:
+    assert Player(gpus=gpus_at(1.0)).play(trace(0, 60, 2, FINE)).advice == []
+    assert Player(BUSY_TARGET, gpus=gpus_at(None)).play(trace(0, 60, 2, FINE)).advice == []
+
+
+@pytest.mark.parametrize(
+    ("busy", "target"),
+    [
+        pytest.param(0.1, 2, id="4 * 0.1 / 0.7 needs 1, and one to lose"),
+        pytest.param(0.3, 3, id="4 * 0.3 / 0.7 needs 2, and one to lose"),
+        pytest.param(0.5, None, id="4 * 0.5 / 0.7 needs 3: none to lose"),
+        pytest.param(None, None, id="not measured"),
+    ],
+)
+def test_scale_down_leaves_what_carries_the_gpus_work(
+    busy: float | None, target: int | None
+) -> None:
+    player = Player(BUSY_TARGET, gpus=gpus_at(busy)).play(trace(0, 360, 4, IDLE))
+
+    assert [one.replicas_to for one in player.advice] == ([] if target is None else [target])
+    if busy is None:
+        assert player.held[-1].text == "the load is low, but gpu_busy_ratio is not measured"
+
+
+def test_simulated_gpus_make_advice_simulated() -> None:
+    found = GpuBusy(2, 2, 2.0, ("simulated",), simulated=True)
+    facts = GpuFacts(busy=lambda pool: found)
+
+    (advice,) = Player(BUSY_TARGET, gpus=facts).play(trace(0, 30, 2, FINE)).advice
+
+    assert advice.simulated
+
+
+def test_gpus_that_were_not_all_measured_lower_the_confidence() -> None:
+    found = GpuBusy(8, 7, 7.0, ("nvml_utilization",))
+    facts = GpuFacts(busy=lambda pool: found)
+
+    (advice,) = Player(BUSY_TARGET, gpus=facts).play(trace(0, 30, 2, FINE)).advice
+
+    assert advice.confidence_ratio == pytest.approx((3 + 7 / 8) / 4)
+
+
+def test_evidence_begins_early_enough_for_the_gpus_window() -> None:
+    def begin(window_seconds: float) -> int:
+        facts = gpus_at(0.7, busy_window_ns=int(window_seconds * 10**9))
+        player = Player(BUSY_TARGET, gpus=facts)
+        rising = [*trace(0, 299.9, 1, FINE), *trace(300, 340, 1, BUSY)]
+        player.play(rising)
+        last = player.advice[-1].evidence[0]
+        assert last.stream_from is not None
+        assert last.stream_to is not None
+        return last.stream_to - last.stream_from
+
+    assert begin(65) - begin(0) == 13  # 65 s, a message each 5 s
+
+
+def priced_at(usd: float | None, gpus: int | None) -> GpuFacts:
+    """GPUs of a minute that ends each minute, as the money's handler closes them."""
+    minutes = iter(range(10**6))
+
+    def priced(pool: str, simulated: bool) -> PricedGpus | None:
+        if simulated:
+            return None
+        end_ns = next(minutes) * 60 * 10**9
+        return PricedGpus(end_ns + START_NS, gpus, usd, ("4 × T4 at 0.5 USD (list)",))
+
+    return GpuFacts(priced=priced)
+
+
+def test_a_replica_is_priced_by_its_gpus_where_no_price_is_given() -> None:
+    idle = trace(0, 330, 2, {"waiting": 0, "kv": 0.0, "running": 0})
+    settings = ScalingSettings(gpus_per_replica=4)
+    (advice,) = Player(settings, gpus=priced_at(0.5, 8)).play(idle).advice
+
+    assert advice.saving_usd_per_hour == 2.0
+    assert advice.one_off_cost_usd == 0.0
+    (found,) = [one for one in advice.evidence if one.signal == "usd_per_replica_hour"]
+    assert (found.value, found.threshold, found.sources) == (
+        *(2.0, None),
+        ["4 × T4 at 0.5 USD (list)"],
+    )
+    assert advice.text.endswith(
+        "A replica is priced at 2.00 USD an hour: 4 GPUs (by the settings) at 0.50, the mean of "
+        "4 × T4 at 0.5 USD (list)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "saving"),
+    [
+        pytest.param({}, priced_at(0.5, 8), 2.0, id="8 GPUs by 2 replicas, seen"),
+        pytest.param({}, priced_at(0.5, 9), None, id="no whole number"),
+        pytest.param({}, priced_at(None, 8), None, id="no price"),
+        pytest.param({}, GpuFacts(), None, id="no GPUs"),
+        pytest.param({"usd_per_replica_hour": 7.0}, priced_at(0.5, 8), 7.0, id="given"),
+    ],
+)
+def test_a_price_that_is_given_goes_first_and_none_is_invented(
+    settings: dict[str, Any], facts: GpuFacts, saving: float | None
+) -> None:
+    idle = trace(0, 330, 2, {"waiting": 0, "kv": 0.0, "running": 0})
+    player = Player(msgspec.convert(settings, ScalingSettings), gpus=facts).play(idle)
+
+    (advice,) = player.advice
+    assert advice.saving_usd_per_hour == saving
+    is_derived = any(one.signal == "usd_per_replica_hour" for one in advice.evidence)
+    assert is_derived == (saving == 2.0)
+
+
+def test_a_derived_price_counts_in_what_is_worth_it() -> None:
+    idle = trace(0, 400, 2, {"waiting": 0, "kv": 0.0, "running": 0})
+    cheap = ScalingSettings(gpus_per_replica=1, least_saving_usd_per_hour=0.6)
+
+    player = Player(cheap, gpus=priced_at(0.5, 2)).play(idle)
+
+    assert [held.text for held in player.held if held.reason == "saving"] == [
+        "it saves 0.50 USD an hour, less than 0.60"
+    ]
+
+
+def test_pools_of_both_kinds_of_engines_have_no_price_that_is_seen() -> None:
+    idle: dict[str, Any] = {"waiting": 0, "kv": 0.0, "running": 0}
+    steps = [
+        (second, engine(name, simulated=name == "e1", **idle))
+        for second in range(0, 335, 5)
+        for name in ("e0", "e1")
+    ]
+
+    (advice,) = Player(gpus=priced_at(0.5, 8)).play(steps).advice
+
+    assert advice.saving_usd_per_hour is None
 
 
 def test_a_flood_is_not_waited_for_the_whole_hold() -> None:
@@ -826,6 +1027,12 @@ def test_restored_advice_expires_without_a_single_message() -> None:
         ({"min_replicas": 3, "max_replicas": 2}, "min_replicas must not be above"),
         ({"expires_after_seconds": 60.0}, "at least startup_lead_seconds"),
         ({"tolerance": 0.1}, "unknown field `tolerance`"),
+        ({"prompt_target_tokens_per_second": 0.0}, "`float` > 0.0"),
+        ({"generation_target_tokens_per_second": -1.0}, "`float` > 0.0"),
+        ({"gpu_busy_target_ratio": 1.1}, "`float` <= 1.0"),
+        ({"gpu_busy_target_ratio": 0.0}, "`float` > 0.0"),
+        ({"gpus_per_replica": 0}, "`int` >= 1"),
+        ({"gpus_per_replica": 1.5}, "Expected `int"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(

@@ -137,3 +137,14 @@ def test_rolling_max_equals_the_slow_obvious_one(seed: int) -> None:
         now_ns = look_ns
         slow = max((v for ns, v in samples if look_ns - 50 < ns <= look_ns), default=None)
         assert rolling.value(look_ns) == slow, f"seed {seed}"
+
+
+def test_a_rolling_max_goes_on_with_its_samples_elsewhere() -> None:
+    first, second = RollingMax(span_ns=50), RollingMax(span_ns=50)
+    for ns, value in ((0, 9.0), (10, 5.0), (20, 7.0)):
+        first.add(ns, value)
+    second.add(5, 100.0)
+
+    second.restore(first.samples())
+
+    assert [second.value(ns) for ns in (49, 50, 70)] == [9.0, 7.0, None]
