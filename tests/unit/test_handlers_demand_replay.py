@@ -153,3 +153,17 @@ def test_gpus_without_a_reading_keep_the_replicas(kinds: tuple[type[Message], ..
     assert advice(emits) == []
     held = [emit.message for emit in emits if isinstance(emit.message, HeldAdvice)]
     assert {one.text for one in held} == {"the load is low, but gpu_busy_ratio is not measured"}
+
+
+def test_the_messages_of_the_evidence_replayed_give_the_same_advice() -> None:
+    stream = recorded(name="AMD Instinct MI300X")  # a price takes minutes more to be known
+    whole = advice(replay(stream, lambda: default_handlers(SETTINGS)))
+    first = next(one for one in whole if one.action == "scale_up" and one.supersedes is None)
+    begin, end = first.evidence[0].stream_from, first.evidence[0].stream_to
+    assert begin is not None
+    assert end is not None
+    assert begin > 1
+
+    some = [routed for routed in stream if begin <= routed.now.sequence <= end]
+
+    assert advice(replay(some, lambda: default_handlers(SETTINGS))) == [first]

@@ -129,6 +129,14 @@ def test_a_replica_that_starts_changes_nothing() -> None:
     assert seen.see(10, 5).number() == 2
 
 
+def test_a_number_that_comes_back_now_and_then_is_not_forgotten() -> None:
+    seen = Seen().see(8, 4, times=5)
+    for _ in range(10):
+        seen.see(9, 4, times=2).see(8, 4)
+
+    assert seen.see(9, 4).number() == 2
+
+
 def test_a_number_that_stays_takes_the_place_of_the_old_one() -> None:
     assert Seen().see(8, 4, times=5).see(4, 4, times=5).number() == 1
 

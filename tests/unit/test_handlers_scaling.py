@@ -367,6 +367,28 @@ def test_a_derived_price_counts_in_what_is_worth_it() -> None:
     ]
 
 
+def test_a_price_that_was_given_since_goes_before_what_was_seen() -> None:
+    idle = trace(0, 290, 2, {"waiting": 0, "kv": 0.0, "running": 0})
+    before = Player(gpus=priced_at(0.5, 8)).play(idle)
+    after = Player(ScalingSettings(usd_per_replica_hour=7.0)).play(idle)
+    after.handler.restore(before.handler.snapshot() or b"")
+
+    after.play(trace(295, 330, 2, {"waiting": 0, "kv": 0.0, "running": 0}))
+
+    assert [one.saving_usd_per_hour for one in after.advice] == [7.0]
+
+
+def test_what_was_desired_with_gpus_is_not_kept_on_without_them() -> None:
+    on = Player(BUSY_TARGET, gpus=gpus_at(0.95)).play(trace(0, 20, 2, FINE))
+    off = Player()
+    off.handler.restore(on.handler.snapshot() or b"")
+
+    off.play(trace(25, 45, 2, FINE))
+
+    assert b"fewest" in (on.handler.snapshot() or b"")
+    assert b"fewest" not in (off.handler.snapshot() or b"")
+
+
 def test_pools_of_both_kinds_of_engines_have_no_price_that_is_seen() -> None:
     idle: dict[str, Any] = {"waiting": 0, "kv": 0.0, "running": 0}
     steps = [
