@@ -24,18 +24,17 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     `stream_from` and `stream_to` are sequence numbers in the metrics stream: the messages in
     between, replayed, give the same advice. `…_projected` is what a signal would be after scaling
-    down, with `failures_survived` replicas lost and the load that is expected.
+    down, with `failures_survived` replicas lost and the load that is expected. `gpu_busy_ratio` is
+    the mean `utilization_ratio` of the pool's GPUs that carry a replica.
     """
 
     signal: Annotated[
         str,
         Meta(
-            description="a field of EngineMetrics, or `capacity_usage_ratio` (running by "
-            "`requests_running_max`); `…_projected`: with failures, see there; "
-            "`gpu_busy_ratio`: `utilization_ratio` of the pool's GPUs; "
+            description="a field of EngineMetrics; `capacity_usage_ratio`: running by "
+            "`requests_running_max`; `gpu_busy_ratio`; `…_projected`: with failures; "
             "`requests_in_flight_p90`, `…_expected`: of a forecast; `short_risk_ratio`: of a plan; "
-            "`kv_cache_tokens_lost`; `usd_per_replica_hour`: the price, where it was derived from "
-            "that of GPUs; with `subject`: worked out from `fields` of those messages"
+            "`kv_cache_tokens_lost`; `usd_per_replica_hour`: derived; with `subject`: from `fields`"
         ),
     ]
     value: Annotated[

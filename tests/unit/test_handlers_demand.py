@@ -126,6 +126,9 @@ def tokens_and_gpus(
         pytest.param(
             tokens_and_gpus(0, 0, busy=1.0, known=3), 2, id="one not measured is full: 2 * 2/4"
         ),
+        pytest.param(
+            tokens_and_gpus(0, 0, 0, 0, busy=6 * 0.3, known=6), 3, id="4 * 3.8/8 = 1.9, by 0.7"
+        ),
         pytest.param(tokens_and_gpus(0, 0, busy=1.4, p90=40.0), 2, id="twice as busy: 1.4"),
     ],
 )

@@ -1,5 +1,7 @@
 """The price of a replica from the GPUs of its pool."""
 
+import dataclasses
+
 import pytest
 
 from handlers.prices import PriceList, PriceRule, PriceSettings
@@ -32,6 +34,18 @@ def test_gpus_cost_the_mean_of_their_list_prices() -> None:
         "1 × NVIDIA A100-SXM4-80GB at 2.79 USD (Lambda, 2026-09-20)",
         H100_TEXT,
     )
+
+
+def test_a_replica_costs_its_gpus_by_the_mean_of_their_prices() -> None:
+    found = priced(*[minute()] * 6, *[minute(A100)] * 2)
+    seen = ReplicaGpus()
+    for number in range(1, 6):
+        seen.see(dataclasses.replace(found, end_ns=number * MINUTE_NS), 4)
+
+    price = seen.price(None, 5 * MINUTE_NS)
+
+    assert price is not None
+    assert price.usd_per_hour == pytest.approx(7.38)
 
 
 def test_a_gpu_that_carries_nothing_does_not_count() -> None:
