@@ -33,7 +33,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description="a field of EngineMetrics; `capacity_usage_ratio`: running by "
             "`requests_running_max`; `gpu_busy_ratio`; `…_projected`: with failures; "
-            "`requests_in_flight_p90`, `…_expected`: of a forecast; `short_risk_ratio`: of a plan; "
+            "`requests_in_flight_p90`, `…_expected`: forecast; `short_risk_ratio`: plan; "
             "`kv_cache_tokens_lost`; `usd_per_replica_hour`: derived; with `subject`: from `fields`"
         ),
     ]
