@@ -259,6 +259,27 @@ async def test_the_lines_tell_the_whole_story_and_obey_no_terminal_codes(bus: Bu
     assert "\x1b" not in text
 
 
+async def test_what_measured_a_signal_or_gave_a_price_is_told(bus: Bus) -> None:
+    end = await measured(bus, engine("e0", waiting=41))
+    one = because(1, end)
+    price = ["2 × \x1b[2J at 3.99 USD (Lambda)"]
+    found = [
+        *one.evidence,
+        Evidence(signal="gpu_busy_ratio", value=0.9, threshold=0.7, sources=["nvml", "dcgm"]),
+        Evidence(signal="usd_per_replica_hour", value=7.98, sources=price),
+    ]
+    one = msgspec.structs.replace(one, evidence=found)
+
+    story = await story_of(bus, one)
+
+    text = "\n".join(story_lines(story))
+    assert "gpu_busy_ratio 0.9, against 0.7, by nvml; dcgm" in text
+    assert "usd_per_replica_hour 7.98, by 2 × \\x1b[2J at 3.99 USD (Lambda)" in text
+    assert [each.values for each in story.engines] == [
+        {"requests_waiting": 41.0, "capacity_usage_ratio": None}
+    ]
+
+
 async def test_an_id_that_a_stranger_chose_is_shown_and_not_obeyed(bus: Bus) -> None:
     hostile = advice(recommendation_id="chat.scale_up.1.\x1b[2J", expires_at=instant(0))
 

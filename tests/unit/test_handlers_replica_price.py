@@ -77,6 +77,8 @@ def test_only_the_first_models_are_named() -> None:
 
     assert len(found.sources) == 9
     assert found.sources[-1] == "and 3 others"
+    (text,) = priced(minute("H100 " + 1000 * "x")).sources
+    assert len(text) < 160
 
 
 class Seen:

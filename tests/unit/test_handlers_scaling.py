@@ -227,6 +227,23 @@ def test_scale_down_leaves_what_carries_the_tokens(rate: float | None, target: i
         assert held.text == "the load is low, but prompt_tokens_per_second is not measured"
 
 
+@pytest.mark.parametrize(("is_reset", "seconds"), [(False, 300.0), (True, 500.0)])
+def test_a_counter_that_was_reset_tells_nothing_for_a_moment(
+    is_reset: bool, seconds: float
+) -> None:
+    settings = ScalingSettings(prompt_target_tokens_per_second=1000.0, failures_survived=0)
+    steps = trace(0, 600, 2, IDLE | {"prompt_tokens_per_second": 400.0})
+    if is_reset:
+        at_reset = loaded("e0", IDLE | {"prompt_tokens_per_second": None})
+        steps = [(second, at_reset if second == 200 else one) for second, one in steps]
+
+    player = Player(settings).play(steps)
+
+    assert [one.replicas_to for one in player.advice] == [1]
+    first = next(second for second, e in player.emits if isinstance(e.message, Recommendation))
+    assert seconds <= first <= seconds + 10
+
+
 def gpus_at(busy: float | None, gpus: int = 4, **fields: Any) -> GpuFacts:
     """GPUs that are that busy; None: not measured."""
     found = None if busy is None else GpuBusy(gpus, gpus, busy * gpus, ("nvml_utilization",))
