@@ -187,6 +187,19 @@ async def test_a_read_whose_owner_changed_while_the_archive_was_asked_is_refused
         monkeypatch.undo()
 
 
+async def test_lookups_of_batches_count_in_the_latencies(bus: Bus, client: Client) -> None:
+    async with running(bus, **OFF):
+        await mput(client, {"key": b"value"})
+        await mget(client, "key")
+        after_hit = await Lmcache(bus).ask("metrics")
+        await mget(client, "missing")
+        after_miss = await Lmcache(bus).ask("metrics")
+
+    assert after_hit["cache_hit_latency_ms"] > 0
+    assert after_hit["cache_miss_latency_ms"] is None
+    assert after_miss["cache_miss_latency_ms"] > 0
+
+
 async def test_many_mgets_of_the_same_keys_ask_the_archive_once(
     archived: Any, client: Client
 ) -> None:

@@ -213,6 +213,7 @@ async def test_what_is_put_at_once_travels_together_with_what_each_says_of_itsel
     assert [meta.prefix_tokens for meta in metas] == [n * 16 for n in numbers]
     assert [meta.expires_at is None for meta in metas] == [n % 30 == 0 for n in numbers]
     assert [len(value) for value in found.values()] == list(numbers)
+    assert (await client.stats()).classes["chat"].latency_p50_seconds is not None
     assert (await client.delete_tag("model-7")).entries == len(numbers)
 
 
