@@ -178,7 +178,7 @@ def receiver(bus: Bus, *, same_host: bool) -> Iterator[Callable[[str], Awaitable
 
     async def restore(key: str) -> int:
         entry = await link.restore(key)
-        namespace.memory.delete(key)
+        namespace.memory.remove(key)
         return 0 if entry is None else entry.value_bytes
 
     try:

@@ -10,8 +10,8 @@ import msgspec
 from cache.archive_link import ArchiveLink
 from cache.batch_requests import read_keys, read_mput
 from cache.classes import Classes
+from cache.contents import SHARDS
 from cache.entry import Entry
-from cache.memory import SHARDS
 from cache.namespace import Namespace, VersionConflictError
 from cache.ours import acknowledged, check_owned
 from cache.outbox import Item

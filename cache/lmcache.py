@@ -13,8 +13,8 @@ from cache.configuration import (
     read_fields,
 )
 from cache.entry import Entry
-from cache.memory import MB
 from cache.namespace import Namespace
+from cache.settings import MIB
 from cache.tuning import Tuning
 from cache.warmup import Warmup
 from schemas.api import ClearReply, Nothing
@@ -154,9 +154,9 @@ class LmcacheEndpoints:
         return LmcacheMetrics(
             status=self._state(),
             enabled=namespace.config.enabled,
-            total_size_mb=limit_bytes / MB,
-            used_size_mb=used_bytes / MB,
-            available_size_mb=(limit_bytes - used_bytes) / MB,
+            total_size_mb=limit_bytes / MIB,
+            used_size_mb=used_bytes / MIB,
+            available_size_mb=(limit_bytes - used_bytes) / MIB,
             utilization_percent=100 * used_bytes / limit_bytes,
             total_requests=counters.hits + counters.misses,
             cache_hits=counters.hits,
@@ -168,7 +168,7 @@ class LmcacheEndpoints:
             avg_latency_ms=_ms(hit.mean_seconds(miss)),
             cache_hit_latency_ms=_ms(hit.mean_seconds()),
             cache_miss_latency_ms=_ms(miss.mean_seconds()),
-            memory_saved_mb=counters.hit_bytes / MB,
+            memory_saved_mb=counters.hit_bytes / MIB,
             memory_savings_percent=_percent(counters.hit_bytes, moved_bytes),
             memory_saved_formula=SAVED_FORMULA,
         )
@@ -267,7 +267,7 @@ def _shown(entry: Entry) -> LmcacheEntry:
         entry_id=entry.key,
         prefix_hash=f"{key_hash(entry.key):0{2 * HASH_BYTES}x}" if is_prefix else None,
         token_count=entry.prefix_tokens,
-        size_mb=entry.size_bytes / MB,
+        size_mb=entry.size_bytes / MIB,
         hit_count=entry.access_count,
         created_at=instant(entry.inserted_at_ns),
         last_accessed=instant(entry.last_accessed_ns),

@@ -10,17 +10,18 @@ import structlog
 
 from cache.archived import ArchivedKeys
 from cache.clients import Clients
+from cache.contents import SHARDS
 from cache.counters import Counters
 from cache.entry import Entry
+from cache.entry_store import EntryStore
 from cache.evictions import Evictions
 from cache.files import Files
 from cache.hot import KEPT, HotEntries
 from cache.latency import Latencies
-from cache.memory import MB, SHARDS, InMemoryKVCacheManager
 from cache.outbox import Item, Outbox
 from cache.restores import Restore, Restores
 from cache.reuse import ReuseLearner
-from cache.settings import CacheSettings
+from cache.settings import MIB, CacheSettings
 from cache.tombstones import Tombstones
 from cache.value_file import ValueFile
 from schemas.lmcache import LmcacheConfig
@@ -78,8 +79,8 @@ class Namespace:
         self.epoch_ms = epoch_ms
         self.generation = generation
         self.counters = Counters()
-        self.memory = InMemoryKVCacheManager(
-            settings.max_memory_mb, settings.eviction_policy, clock=clock
+        self.memory = EntryStore(
+            settings.max_memory_mb * MIB, settings.eviction_policy, clock=clock
         )
         self.outbox = Outbox(settings.outbox_max_bytes, on_left=self._left)
         self.learner = ReuseLearner(settings.ttl.watched_evictions)
@@ -528,7 +529,7 @@ class Namespace:
     @property
     def used_mb(self) -> float:
         """RAM used, in units of 1024·1024 bytes."""
-        return self.memory.used_bytes / MB
+        return self.memory.used_bytes / MIB
 
     def _next_version(self) -> str:
         self._writes += 1
@@ -590,7 +591,7 @@ class Namespace:
 
     @property
     def _configured_bytes(self) -> int:
-        return max(1, int(self.config.max_size_mb * MB))
+        return max(1, int(self.config.max_size_mb * MIB))
 
     def _limit_memory(self) -> None:
         self.memory.limit_bytes = max(self._configured_bytes, self.memory.used_bytes)

@@ -10,8 +10,8 @@ from typing import Any
 import structlog
 
 from cache.configuration import Configuration
-from cache.memory import MB
 from cache.namespace import Namespace
+from cache.settings import MIB
 from schemas.cache import CacheEvent
 from schemas.lmcache import OptimizeReply
 from schemas.protocols import Clock, Publisher, PublishError
@@ -101,7 +101,7 @@ class Tuning:
                 entries_before=before,
                 entries_after=len(memory),
                 entries_evicted=expired + worthless,
-                memory_freed_mb=freed_bytes / MB,
+                memory_freed_mb=freed_bytes / MIB,
                 optimization_time_ms=(time.perf_counter() - started) * 1000,
             )
 

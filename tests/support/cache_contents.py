@@ -15,14 +15,14 @@ from cache.policies.switching import Switching
 
 
 def contents(manager: InMemoryKVCacheManager) -> dict[str, Entry]:
-    return {key: entry for shard in manager._shards for key, entry in shard.items()}
+    return {key: entry for shard in manager._contents.shards for key, entry in shard.items()}
 
 
 def order(manager: InMemoryKVCacheManager) -> list[str]:
     """The keys as the policy holds them; with lru, fifo and lfu as they would leave."""
     with manager._lock:
         manager._count_reads()
-    return list(_keys(manager._policy))
+    return list(_keys(manager._contents.policy))
 
 
 def check(manager: InMemoryKVCacheManager) -> None:
@@ -33,11 +33,12 @@ def check(manager: InMemoryKVCacheManager) -> None:
     assert len(manager) == len(entries)
     assert sorted(order(manager)) == sorted(entries)
     assert all(key == entry.key for key, entry in entries.items())
-    assert all(manager._policy.holds(entry) for entry in entries.values())
-    if isinstance(manager._policy, Switching):
-        counts = [len(list(_keys(policy))) for policy in manager._policy._policies]
-        assert manager._policy._counts == counts
-    for policy in getattr(manager._policy, "_policies", [manager._policy]):
+    in_force = manager._contents.policy
+    assert all(in_force.holds(entry) for entry in entries.values())
+    if isinstance(in_force, Switching):
+        counts = [len(list(_keys(policy))) for policy in in_force._policies]
+        assert in_force._counts == counts
+    for policy in getattr(in_force, "_policies", [in_force]):
         held = [entries[key] for key in _keys(policy)]
         if isinstance(policy, Random):
             assert all(policy._entries[entry.place] is entry for entry in held)

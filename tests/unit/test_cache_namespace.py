@@ -11,9 +11,10 @@ import msgspec
 import pytest
 
 from cache.archived import key_hash
+from cache.contents import SHARDS
 from cache.entry import Entry
 from cache.files import Files
-from cache.memory import MB, SHARDS
+from cache.memory import MB
 from cache.namespace import Namespace, VersionConflictError
 from cache.reuse import group, uses
 from cache.settings import CacheSettings

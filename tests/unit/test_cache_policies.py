@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import memory
 from cache.entry import Entry
 from cache.memory import MB, InMemoryKVCacheManager
 from cache.policies import POLICIES
@@ -189,7 +188,7 @@ def test_parts_of_one_request_leave_from_the_deepest_whatever_their_classes() ->
     request(manager, chain("a", 4), value)
     clock.ns += 600 * SECOND_NS
     request(manager, chain("a", 8), value)
-    policy = manager._policy
+    policy = manager._contents.policy
     assert isinstance(policy, Prefix)
     head = contents(manager)["a00000"].place
     policy._model._worth[head.rank] = [0.0] * len(policy._model._worth[head.rank])
@@ -352,8 +351,8 @@ def test_the_policy_is_switched_without_losing_an_entry(policy: str, to: str) ->
 @pytest.fixture
 def slow_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few entries are passed on at once, so that small caches switch in many steps, too."""
-    monkeypatch.setattr(memory, "_AT_ONCE", 3)
-    monkeypatch.setattr(memory, "_BATCH", 3)
+    monkeypatch.setattr("cache.contents._AT_ONCE", 3)
+    monkeypatch.setattr("cache.contents._BATCH", 3)
 
 
 def test_a_switch_passes_on_few_entries_with_each_store() -> None:
@@ -362,7 +361,7 @@ def test_a_switch_passes_on_few_entries_with_each_store() -> None:
         manager.set(f"{number:06d}", b"")
 
     manager.set_policy("lfu")
-    switching = manager._policy
+    switching = manager._contents.policy
     assert isinstance(switching, Switching)
     before = list(switching._counts)
     manager.set("next", b"")
@@ -427,7 +426,7 @@ def test_clearing_ends_a_switch() -> None:
     manager.set("newest", b"")
 
     check(manager)
-    assert type(manager._policy) is POLICIES["fifo"]
+    assert type(manager._contents.policy) is POLICIES["fifo"]
 
 
 @pytest.mark.parametrize("to", sorted(POLICIES))
@@ -441,7 +440,7 @@ def test_a_switch_of_many_entries_ends(policy: str, to: str) -> None:
     for number in range(10):
         manager.set(f"new{number:03d}", b"")
 
-    assert type(manager._policy) is POLICIES[to]
+    assert type(manager._contents.policy) is POLICIES[to]
     assert len(manager) == 1510
     check(manager)
 
@@ -540,7 +539,7 @@ def test_match_and_put_of_one_request_count_as_one_use() -> None:
     manager.match_prefix(chain("a", 6))
     manager.set_many([(key, value) for key in chain("a", 6)])
 
-    policy = manager._policy
+    policy = manager._contents.policy
     assert isinstance(policy, Prefix)
     assert sum(map(sum, policy._model._gaps)) == 4
     classes = [contents(manager)[key].place.rank for key in chain("a", 6)]
@@ -586,7 +585,7 @@ class Everything(Remembered):
 
 def test_what_left_comes_back_as_used_again_even_where_keys_of_it_are_forgotten() -> None:
     manager, clock, value = room_for(20, "prefix")
-    policy = manager._policy
+    policy = manager._contents.policy
     assert isinstance(policy, Prefix)
     policy._remembered = Everything()
     request(manager, chain("a", 5), value)
