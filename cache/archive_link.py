@@ -158,7 +158,7 @@ class ArchiveLink:
         if manifest.size_bytes <= INLINE_LIMIT_BYTES:
             check_restored(manifest, answer.payload)
             return restored_entry(manifest, answer.payload, self._clock())
-        limit_bytes, which = self._namespace.value_limit
+        limit_bytes, which = self._namespace.limits.value_limit
         if manifest.size_bytes > limit_bytes:
             raise ForeignAnswerError(
                 f"value of {manifest.size_bytes} bytes is above {limit_bytes} ({which})"

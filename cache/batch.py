@@ -128,7 +128,7 @@ class BatchEndpoints:
             and any(self._namespace.may_restore(keys[place]) for place in missing)
         ):
             return self._restored(reply, missing, name, started_ns)
-        if self._namespace.config.enabled:
+        if self._namespace.limits.config.enabled:
             for _ in missing:
                 self._classes.miss(name)
             for class_name in {name} if name else reply.classes():
@@ -155,7 +155,7 @@ class BatchEndpoints:
         try:
             return reply.offer(place, entry)
         except OSError:
-            self._namespace.lose(entry)
+            self._namespace.holdings.lose(entry)
             return False
 
     async def _restored(
@@ -195,7 +195,7 @@ class BatchEndpoints:
         the archive, which may hold an older value, cannot be told in time.
         """
         self._check_owned()
-        namespace, config = self._namespace, self._namespace.config
+        namespace, config = self._namespace, self._namespace.limits.config
         client = namespace.clients.admit(config, call.headers)
         entries = read_mput(
             call.headers,
@@ -205,10 +205,10 @@ class BatchEndpoints:
         )
         if not config.enabled:
             raise RequestError(503, f"enabled is off in the configuration of {namespace.name}")
-        if self._namespace.refuses(sum(entry.size_bytes for entry, _ in entries)):
+        if self._namespace.limits.refuses(sum(entry.size_bytes for entry, _ in entries)):
             raise busy("evictions wait for the archive, and archive_when_full is refuse; try later")
         chain = call.headers.get("Fleet-Chain") == "1"
-        chain = chain and namespace.keeps_chains([entry for entry, _ in entries])
+        chain = chain and namespace.limits.keeps_chains([entry for entry, _ in entries])
         if any(self._namespace.tombstones.needed(entry.key) for entry, _ in entries):
             return self._mput_durably(entries, chain=chain)
         versions, _ = self._mput(entries, chain=chain)
@@ -279,7 +279,7 @@ class BatchEndpoints:
         Others are answered while this goes on, a 256th of the cache at a time.
         """
         self._check_owned()
-        clients, config = self._namespace.clients, self._namespace.config
+        clients, config = self._namespace.clients, self._namespace.limits.config
         (own,) = clients.keys(config, call.headers, [""])
         prefix, after = own + request.prefix, own + request.after
         found: list[str] = []
@@ -306,7 +306,7 @@ class BatchEndpoints:
         """The keys in the payload, as they are kept for this client."""
         self._check_owned()
         namespace, keys = self._namespace, read_keys(call.payload, limit)
-        return namespace.clients.keys(namespace.config, call.headers, keys)
+        return namespace.clients.keys(namespace.limits.config, call.headers, keys)
 
     def _check_owned(self) -> None:
         check_owned(self._lease, self._namespace.name)

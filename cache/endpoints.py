@@ -132,7 +132,7 @@ class NamespaceEndpoints:
             namespace.latencies.hit.add(time.perf_counter_ns() - started_ns)
             return self._hit(entry, call)
         if call.headers.get("Fleet-No-Restore") == "1" or not namespace.may_restore(key):
-            if namespace.config.enabled:
+            if namespace.limits.config.enabled:
                 self._classes.miss(name)
                 self._classes.took(name, started_ns)
                 namespace.latencies.miss.add(time.perf_counter_ns() - started_ns)
@@ -161,7 +161,7 @@ class NamespaceEndpoints:
 
     def _kept_key(self, call: Call) -> Callable[[str], str]:
         """What gives the key under which a key of this client, which is admitted, is kept."""
-        clients, config = self._namespace.clients, self._namespace.config
+        clients, config = self._namespace.clients, self._namespace.limits.config
         return functools.partial(clients.key, config, clients.admit(config, call.headers))
 
     def _hit(self, entry: Entry, call: Call) -> Answer | Awaitable[Answer]:
@@ -214,9 +214,9 @@ class NamespaceEndpoints:
 
     def _check_announced(self, request: PutRequest) -> None:
         """Refuse what could not be kept before it is sent."""
-        if not self._namespace.config.enabled:
+        if not self._namespace.limits.config.enabled:
             self._refuse_disabled()
-        limit_bytes, which = self._namespace.value_limit
+        limit_bytes, which = self._namespace.limits.value_limit
         if request.size_bytes > limit_bytes:
             raise RequestError(
                 413,
@@ -229,12 +229,12 @@ class NamespaceEndpoints:
         except VersionConflictError as error:
             raise RequestError(409, str(error)) from None
         try:
-            self._namespace.check_room(request.key, request.size_bytes)
+            self._namespace.limits.check_room(request.key, request.size_bytes)
         except ValueError as error:
             raise RequestError(413, str(error)) from None
 
     def _check_room(self, size_bytes: int) -> None:
-        if self._namespace.refuses(size_bytes):
+        if self._namespace.limits.refuses(size_bytes):
             raise busy("evictions wait for the archive, and archive_when_full is refuse; try later")
 
     def _store(self, entry: Entry, expected_version: str | None) -> Answer | Awaitable[Answer]:
@@ -258,7 +258,7 @@ class NamespaceEndpoints:
 
     def _kept(self, entry: Entry) -> Answer:
         headers = {"Fleet-Version": entry.version}
-        if not self._namespace.caches(entry):
+        if not self._namespace.limits.caches(entry):
             headers["Fleet-Status"] = "not-cached"
         return Answer(headers=headers)
 
@@ -356,7 +356,7 @@ class NamespaceEndpoints:
             namespace=namespace.name,
             instance=self._instance,
             generation=namespace.generation,
-            policy=namespace.config.eviction_policy,
+            policy=namespace.limits.config.eviction_policy,
             total_entries=len(namespace.memory),
             memory_used_mb=namespace.used_mb,
             used_bytes=namespace.memory.used_bytes,

@@ -53,7 +53,7 @@ class LargeEvictions:
         try:
             await asyncio.to_thread(entry.compute_digest)
         except OSError:
-            self._namespace.lose(entry)
+            self._namespace.holdings.lose(entry)
             return True
         keep, give_up = message_of_parts(item, self._namespace)
         missing = set(range(part_count(entry.value_bytes)))
@@ -65,7 +65,7 @@ class LargeEvictions:
                 wanted = outbox.get(item.key) is item
                 await self._publish_manifest(item, keep if wanted else give_up)
             except OSError:
-                self._namespace.lose(entry)  # the next round gives up what was sent of it
+                self._namespace.holdings.lose(entry)  # the next round gives up what was sent of it
                 continue
             except TooLargeError as error:
                 log.error("eviction_too_large", error=str(error))

@@ -131,7 +131,7 @@ class LmcacheEndpoints:
             timestamp=instant(self._clock()),
             instance_id=self._instance,
             metrics=self.metrics(),
-            config=self._namespace.config,
+            config=self._namespace.limits.config,
             top_entries=[_shown(entry) for entry in self._namespace.hot.top(asked.top)],
         )
         return self._versioned(status)
@@ -149,11 +149,11 @@ class LmcacheEndpoints:
         moved_bytes = counters.hit_bytes + counters.put_bytes
 
         def tokens(count: int) -> int | None:
-            return count if namespace.has_seen_tokens else None
+            return count if namespace.holdings.has_seen_tokens else None
 
         return LmcacheMetrics(
             status=self._state(),
-            enabled=namespace.config.enabled,
+            enabled=namespace.limits.config.enabled,
             total_size_mb=limit_bytes / MIB,
             used_size_mb=used_bytes / MIB,
             available_size_mb=(limit_bytes - used_bytes) / MIB,
@@ -175,7 +175,7 @@ class LmcacheEndpoints:
 
     def _config(self, call: Call) -> Answer:
         self._read(call, LmcacheRequest)
-        return self._versioned(self._namespace.config)
+        return self._versioned(self._namespace.limits.config)
 
     async def _configure(self, call: Call) -> Answer:
         self._check_owned()
@@ -191,7 +191,7 @@ class LmcacheEndpoints:
             raise RequestError(
                 503, "the configuration could not be stored durably; ask what is in force"
             ) from error
-        return self._versioned(self._namespace.config)
+        return self._versioned(self._namespace.limits.config)
 
     async def _optimize(self, call: Call) -> Answer:
         self._read(call, LmcacheRequest)
@@ -208,7 +208,7 @@ class LmcacheEndpoints:
     def _state(self) -> LmcacheState:
         if self._tuning.configuration.problem:
             return "error"
-        if not self._namespace.config.enabled:
+        if not self._namespace.limits.config.enabled:
             return "disabled"
         return "initializing" if self._warmup.is_running else "enabled"
 

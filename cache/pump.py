@@ -43,7 +43,7 @@ class Pump:
                 payload, headers = message(item, self._namespace)
             except OSError:
                 if item.entry is not None:
-                    self._namespace.lose(item.entry)
+                    self._namespace.holdings.lose(item.entry)
                 continue
             try:
                 await self._publisher.publish_raw(

@@ -41,7 +41,7 @@ class Ranges:
             if not entry.digest:
                 return self._digested(entry)
         except OSError:
-            self._namespace.lose(entry)
+            self._namespace.holdings.lose(entry)
             return MISS
         return Answer(headers=self._where(entry))
 
@@ -50,7 +50,7 @@ class Ranges:
         try:
             await asyncio.to_thread(entry.compute_digest)
         except OSError:
-            self._namespace.lose(entry)
+            self._namespace.holdings.lose(entry)
             return MISS
         return Answer(headers=self._where(entry))
 
@@ -79,7 +79,7 @@ class Ranges:
         try:
             return Answer(found[0].payload(first, end))
         except OSError:
-            self._namespace.lose(found[0])
+            self._namespace.holdings.lose(found[0])
             raise _changed(version) from None
 
 

@@ -19,9 +19,10 @@ from cache.endpoints import NamespaceEndpoints
 from cache.files import Files
 from cache.invalidations import Invalidations
 from cache.large_evictions import LargeEvictions
+from cache.limits import configured
 from cache.lmcache import LmcacheEndpoints
 from cache.lmcache_front import LmcacheFront
-from cache.namespace import Namespace, configured
+from cache.namespace import Namespace
 from cache.ownership import Ownership, OwnershipError
 from cache.pump import Pump
 from cache.room import Room
@@ -281,7 +282,7 @@ class CacheService:
             namespace, tuning, warmup, lease, endpoints.clear, instance, clock
         )
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(namespace.remove_files)
+            stack.callback(namespace.holdings.remove_files)
             stack.callback(endpoints.uploads.close)
             stack.push_async_callback(await link.listen())
             stack.push_async_callback(
@@ -343,7 +344,7 @@ class CacheService:
                 async with asyncio.timeout(self._settings.drain_timeout_seconds):
                     await warmup.save_at_stop()
                     if archive_all:
-                        await namespace.evict_everything("stop")
+                        await namespace.trimming.evict_everything("stop")
                     await namespace.outbox.drained()
         in_ram = len(namespace.memory) if archive_all else 0
         if namespace.outbox.pending or in_ram:
@@ -366,7 +367,7 @@ class CacheService:
             instance=self._instance,
             namespace=namespace.name,
             observed_at=instant(self._clock()),
-            policy=namespace.config.eviction_policy,
+            policy=namespace.limits.config.eviction_policy,
             entries=len(memory),
             used_bytes=memory.used_bytes,
             limit_bytes=memory.limit_bytes,
@@ -384,7 +385,7 @@ class CacheService:
             outbox_entries=len(outbox),
             outbox_bytes=outbox.used_bytes,
             classes=classes.stats(),
-            is_enabled=namespace.config.enabled,
+            is_enabled=namespace.limits.config.enabled,
             evictions_returned_total=namespace.learner.returns,
             expired_lookups_total=memory.expired_lookups,
             expired_lookups_late_seconds_total=memory.expired_late_ns / SECOND_NS,
@@ -436,8 +437,8 @@ def _configuration_state(owned: _Owned) -> tuple[ComponentState, str]:
     if configuration.ignored:
         fields = ", ".join(configuration.ignored)
         return "degraded", f"fields of a newer release do nothing here: {fields}"[:300]
-    if namespace.surplus_bytes:
-        surplus = namespace.surplus_bytes / MIB
+    if namespace.limits.surplus_bytes:
+        surplus = namespace.limits.surplus_bytes / MIB
         return "degraded", f"RAM is {surplus:.1f} MiB above max_size_mb and shrinks"
     text = f"version {configuration.version}" if configuration.version else "of the settings"
-    return "ok", text if namespace.config.enabled else f"{text}, enabled is off"
+    return "ok", text if namespace.limits.config.enabled else f"{text}, enabled is off"

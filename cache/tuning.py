@@ -52,7 +52,7 @@ class Tuning:
         configuration.on_change = self._use
 
     def _use(self) -> None:
-        self._namespace.configure(self.configuration.current)
+        self._namespace.limits.configure(self.configuration.current)
         self._settled.clear()
         self._changed.set()
 
@@ -90,7 +90,7 @@ class Tuning:
             before = len(memory)
             expired = worthless = freed_bytes = 0
             for keys in _steps(memory.key_batches()):
-                gone = self._namespace.sweep(keys)
+                gone = self._namespace.trimming.sweep(keys)
                 expired += len(gone[0])
                 worthless += len(gone[1])
                 freed_bytes += sum(entry.size_bytes for entry in itertools.chain(*gone))
@@ -126,9 +126,9 @@ class Tuning:
     async def _shrink(self) -> None:
         namespace = self._namespace
         step_until = time.perf_counter() + STEP_SECONDS
-        while namespace.surplus_bytes:
+        while namespace.limits.surplus_bytes:
             await namespace.outbox.roomy()
-            namespace.shrink()
+            namespace.trimming.shrink()
             if time.perf_counter() >= step_until:
                 await asyncio.sleep(0)
                 step_until = time.perf_counter() + STEP_SECONDS

@@ -98,7 +98,7 @@ class WarmingQueue:
             raise RequestError(503, f"there is no archive to warm from: archive_mode is {mode}")
         check_keys(request.keys, MAX_CHAIN_KEYS)
         namespace = self._namespace
-        keys = namespace.clients.keys(namespace.config, call.headers, request.keys)
+        keys = namespace.clients.keys(namespace.limits.config, call.headers, request.keys)
         if request.cancel:
             self._counts.left_out += len(self._waiting)
             self._waiting.clear()

@@ -35,7 +35,7 @@ class Warmup:
         self._link = link
         self._state = state
         self._key = f"cache.{namespace.name}.hot"
-        self.is_running = namespace.config.cache_warmup and namespace.archiving
+        self.is_running = namespace.limits.config.cache_warmup and namespace.archiving
 
     async def run(self) -> None:
         """Bring back what was hot once the archive can be asked, then remember what is."""
@@ -55,7 +55,7 @@ class Warmup:
         Raises:
             PublishError: the server does not answer.
         """
-        if not self._namespace.config.cache_warmup:
+        if not self._namespace.limits.config.cache_warmup:
             return
         keys, characters = [], 0
         for entry in self._namespace.hot.top(KEPT):
@@ -68,10 +68,10 @@ class Warmup:
 
     async def save_at_stop(self) -> None:
         """Remember, and send what is hot to the archive."""
-        if self._namespace.config.cache_warmup and self._namespace.archiving:
+        if self._namespace.limits.config.cache_warmup and self._namespace.archiving:
             with contextlib.suppress(PublishError):
                 await self.save()
-            await self._namespace.evict_hottest("stop")
+            await self._namespace.trimming.evict_hottest("stop")
 
     async def _bring_back(self) -> None:
         try:

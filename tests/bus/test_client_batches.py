@@ -115,7 +115,7 @@ async def test_refusals_name_the_entries_and_what_follows_them_in_a_chain_is_not
     blocks = {f"block-{number}": bytes(300_000) for number in range(9)}  # three in a message
     client.patient = False
     refuses = iter([False, True])
-    monkeypatch.setattr("cache.namespace.Namespace.refuses", lambda *_: next(refuses))
+    monkeypatch.setattr("cache.limits.Limits.refuses", lambda *_: next(refuses))
 
     with pytest.raises(PutManyError, match="429 6 entries refused; 'block-3'") as refused:
         await client.put_many(blocks, chain=True)

@@ -434,14 +434,14 @@ def test_writes_that_need_a_tombstone_are_refused_while_too_many_wait(clock: Clo
 def test_refusing_keeps_restores_and_returning_values_out_of_a_full_cache(clock: Clock) -> None:
     space = namespace(clock, outbox_max_bytes=16 * MB, archive_when_full="refuse")
     for number in range(40):
-        if not space.refuses(HALF):
+        if not space.limits.refuses(HALF):
             space.put(entry(f"key-{number}", HALF))
     big = entry("old", HALF, version="v")
 
     answer = space.finish_restore("old", space.restores.begin("old"), big)
     waiting = space.find("key-0")
 
-    assert space.refuses(HALF)
+    assert space.limits.refuses(HALF)
     assert space.outbox.lost == 0
     assert answer is not None
     assert space.memory.peek("old") is None
@@ -455,7 +455,7 @@ async def test_everything_in_ram_can_be_sent_to_the_outbox(clock: Clock) -> None
         space.put(entry(key))
     space.put(entry("not archived", ttl_seconds=0))
 
-    await space.evict_everything("stop")
+    await space.trimming.evict_everything("stop")
 
     assert list(space.outbox.waiting_values()) == ["a", "b", "c"]
     assert len(space.memory) == 0
@@ -693,7 +693,7 @@ async def test_no_descriptors_are_needed_to_clear_sweep_or_configure(
 ) -> None:
     space = namespace(clock, files=files)
     kept = put_files(space, "abc")
-    config = space.config
+    config = space.limits.config
     opened: list[str] = []
     really_open = os.open
 
@@ -703,11 +703,11 @@ async def test_no_descriptors_are_needed_to_clear_sweep_or_configure(
 
     with monkeypatch.context() as patch:
         patch.setattr("cache.value_file.os.open", note_open)
-        space.configure(msgspec.structs.replace(config, enable_sharing=False))
-        space.configure(config)
+        space.limits.configure(msgspec.structs.replace(config, enable_sharing=False))
+        space.limits.configure(config)
         configured = have_names(kept)
         clock.ns += 30 * 24 * 3600 * SECOND_NS
-        space.sweep("a")
+        space.trimming.sweep("a")
         swept = have_names(kept)
         await space.clear(2)
 
@@ -728,9 +728,9 @@ def test_a_value_that_was_replaced_while_it_was_read_is_not_lost(
     space.put(old := entry("a", 300_000))
     space.put(new := entry("a", 300_000))
 
-    space.lose(old)
+    space.holdings.lose(old)
     kept = space.peek("a")
-    space.lose(new)
+    space.holdings.lose(new)
 
     assert kept == (new, "ram")
     assert space.peek("a") is None
