@@ -139,7 +139,7 @@ class Replay:
             last_accessed_ns=self._now_ns,
             earlier_uses=0,
         )
-        namespace.finish_restore(key, namespace.restores.begin(key), entry)
+        namespace.restores.finish(key, namespace.restores.begin(key), entry)
 
     async def _take_evictions(self) -> None:
         outbox = self._namespace.outbox

@@ -116,7 +116,7 @@ class ArchiveLink:
         try:
             entry = await self._ask_for(key, restore)
         finally:
-            self._namespace.finish_restore(key, restore, entry)
+            self._namespace.restores.finish(key, restore, entry)
         return restore
 
     async def _ask_for(self, key: str, restore: Restore) -> Entry | None:

@@ -39,13 +39,8 @@ class ArchivedKeys:
     there are no more than the eviction stream and the outbox hold.
     """
 
-    def __init__(
-        self,
-        *,
-        known: bool = False,
-        on_settled: Callable[[Target, str], None] = lambda _target, _version: None,
-    ) -> None:
-        self._on_settled = on_settled
+    def __init__(self, *, known: bool = False) -> None:
+        self.on_settled: Callable[[Target, str], None] = lambda _target, _version: None
         self.known = known
         self.caught_up = known
         self._hashes: set[int] = set()
@@ -93,7 +88,7 @@ class ArchivedKeys:
             self._hashes.discard(key_hash(target))
 
     def _settle(self, target: Target) -> None:
-        self._on_settled(target, self._floors.pop(target).version)
+        self.on_settled(target, self._floors.pop(target).version)
 
     def allows(self, key: str, version: str, tags: Iterable[str] = ()) -> bool:
         """Whether this `version` is not older than the newest tombstone of its key and tags."""

@@ -125,7 +125,7 @@ class BatchEndpoints:
         if (
             missing
             and call.headers.get("Fleet-No-Restore") != "1"
-            and any(self._namespace.may_restore(keys[place]) for place in missing)
+            and any(self._namespace.restores.possible(keys[place]) for place in missing)
         ):
             return self._restored(reply, missing, name, started_ns)
         if self._namespace.limits.config.enabled:
@@ -166,7 +166,7 @@ class BatchEndpoints:
         async def bring_back() -> None:
             for place in todo:
                 key = reply.keys[place]
-                if self._namespace.may_restore(key):
+                if self._namespace.restores.possible(key):
                     if reply.is_full:
                         reply.sizes[place] = LEFT_OUT
                         continue

@@ -22,7 +22,7 @@ from cache.ranges import MISS, Ranges
 from cache.requests import PutRequest, read_file_put, read_put, read_upload
 from cache.room import Room
 from cache.same_host import SameHost
-from cache.settings import CacheSettings
+from cache.settings import MIB, CacheSettings
 from cache.tags import TagDeletion, is_by_tag
 from cache.tombstones import OutboxCrowdedError
 from cache.uploads import Uploads
@@ -131,7 +131,7 @@ class NamespaceEndpoints:
             self._classes.took(name or entry.request_class, started_ns)
             namespace.latencies.hit.add(time.perf_counter_ns() - started_ns)
             return self._hit(entry, call)
-        if call.headers.get("Fleet-No-Restore") == "1" or not namespace.may_restore(key):
+        if call.headers.get("Fleet-No-Restore") == "1" or not namespace.restores.possible(key):
             if namespace.limits.config.enabled:
                 self._classes.miss(name)
                 self._classes.took(name, started_ns)
@@ -358,7 +358,7 @@ class NamespaceEndpoints:
             generation=namespace.generation,
             policy=namespace.limits.config.eviction_policy,
             total_entries=len(namespace.memory),
-            memory_used_mb=namespace.used_mb,
+            memory_used_mb=namespace.memory.used_bytes / MIB,
             used_bytes=namespace.memory.used_bytes,
             limit_bytes=namespace.memory.limit_bytes,
             cache_hits=counters.hits,

@@ -1,4 +1,4 @@
-"""One namespace as its owner keeps it: versions, generation, RAM, outbox. No I/O."""
+"""One namespace as its owner keeps it: reads and writes, versions, generation. No I/O."""
 
 import asyncio
 import functools
@@ -18,7 +18,7 @@ from cache.hot import HotEntries
 from cache.latency import Latencies
 from cache.limits import Limits, configured
 from cache.outbox import Item, Outbox
-from cache.restores import Restore, Restores
+from cache.restores import Restores
 from cache.reuse import ReuseLearner
 from cache.settings import MIB, CacheSettings
 from cache.tombstones import Tombstones
@@ -48,6 +48,9 @@ class Namespace:
     because every owner's epoch is above its predecessor's. What leaves RAM for room goes to the
     outbox. A write of a key that may be archived puts a tombstone into the outbox, so that the
     older copy never comes back.
+
+    Here are its reads and writes. `limits` says what is taken in, `holdings` has it in RAM or
+    outbox, `trimming` makes RAM smaller, and `restores` brings back from the archive.
     """
 
     def __init__(
@@ -77,8 +80,7 @@ class Namespace:
         self.learner = ReuseLearner(settings.ttl.watched_evictions)
         self.archive_mode = settings.archive_mode
         self.archiving = self.archive_mode == "on"
-        self.restores = Restores()
-        self.archived = ArchivedKeys(known=not self.archiving, on_settled=self.restores.settled)
+        self.archived = ArchivedKeys(known=not self.archiving)
         self.tombstones = Tombstones(
             self.archived, self.outbox, message_ids, clock, archiving=self.archiving
         )
@@ -97,6 +99,16 @@ class Namespace:
             self.counters,
             clock,
         )
+        self.restores = Restores(
+            self.memory,
+            self.limits,
+            self.holdings,
+            self.archived,
+            self.counters,
+            clock,
+            archiving=self.archiving,
+        )
+        self.archived.on_settled = self.restores.settled
         self.hot = HotEntries(self.memory.peek)
         self.trimming = Trimming(
             settings,
@@ -322,49 +334,6 @@ class Namespace:
             entry.access_count += hits - 1
             self.count(entry, hits)
         return entry
-
-    def may_restore(self, key: str) -> bool:
-        """Whether the archive may hold `key` and can be believed."""
-        return (
-            self.limits.config.enabled
-            and self.archiving
-            and self.archived.caught_up
-            and self.archived.may_hold(key)
-        )
-
-    def finish_restore(self, key: str, restore: Restore, entry: Entry | None) -> Entry | None:
-        """What to answer: the restored entry, now in RAM, what was written meanwhile, or None.
-
-        `entry` is refused where the key was written or the namespace cleared while the archive
-        was asked, and where it is older than a tombstone of the key, or expired.
-        """
-        self.restores.end(key, restore)
-        found = self.holdings.peek(key)
-        if found is not None:
-            restore.answer = found[0]
-        elif entry is not None:
-            if (
-                not restore.allows(entry)
-                or not self.archived.allows(key, entry.version, entry.tags)
-                or entry.expired(self._clock())
-            ):
-                self.counters.restores_refused += 1
-            else:
-                self.counters.restores += 1
-                self.counters.restored_bytes += entry.value_bytes
-                self.counters.restored_cost_seconds += entry.cost_seconds or 0.0
-                restore.answer = entry
-                bound, before = restore.may_evict_bytes, self.memory.used_bytes + entry.size_bytes
-                if bound is None or before - self.memory.limit_bytes <= bound:
-                    self.holdings.keep_if_room(entry)
-                    restore.evicted_bytes = max(0, before - self.memory.used_bytes)
-        restore.finished.set()
-        return restore.answer
-
-    @property
-    def used_mb(self) -> float:
-        """RAM used, in units of 1024·1024 bytes."""
-        return self.memory.used_bytes / MIB
 
     def _next_version(self) -> str:
         self._writes += 1

@@ -1,9 +1,15 @@
-"""Questions to the archive that are under way, one for each key."""
+"""Questions to the archive, one for each key: whether to ask, and what an answer is worth."""
 
 import asyncio
 
+from cache.archived import ArchivedKeys
+from cache.counters import Counters
 from cache.entry import Entry
+from cache.entry_store import EntryStore
+from cache.holdings import Holdings
+from cache.limits import Limits
 from cache.outbox import Target
+from schemas.protocols import Clock
 
 
 class Restore:
@@ -35,28 +41,83 @@ class Restore:
 
 
 class Restores:
-    """Those that are under way; what is written or deleted meanwhile makes them stale."""
+    """Those under way, and what comes of them; what is written or deleted makes them stale."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        memory: EntryStore,
+        limits: Limits,
+        holdings: Holdings,
+        archived: ArchivedKeys,
+        counters: Counters,
+        clock: Clock,
+        *,
+        archiving: bool,
+    ) -> None:
+        self._memory = memory
+        self._limits = limits
+        self._holdings = holdings
+        self._archived = archived
+        self._counters = counters
+        self._clock = clock
+        self._archiving = archiving
         self._by_key: dict[str, Restore] = {}
 
     def __len__(self) -> int:
         """How many keys the archive is being asked for now."""
         return len(self._by_key)
 
+    def possible(self, key: str) -> bool:
+        """Whether the archive may hold `key` and can be believed."""
+        return (
+            self._limits.config.enabled
+            and self._archiving
+            and self._archived.caught_up
+            and self._archived.may_hold(key)
+        )
+
     def under_way(self, key: str) -> Restore | None:
         """The unanswered question for `key` that still is worth waiting for."""
         return self._by_key.get(key)
 
     def begin(self, key: str) -> Restore:
-        """Note that the archive is asked for `key`; `end` must follow, whatever comes."""
+        """Note that the archive is asked for `key`; `finish` must follow, whatever comes."""
         restore = self._by_key[key] = Restore()
         return restore
 
-    def end(self, key: str, restore: Restore) -> None:
-        """It is answered, or given up."""
+    def finish(self, key: str, restore: Restore, entry: Entry | None) -> Entry | None:
+        """What to answer: the restored entry, now in RAM, what was written meanwhile, or None.
+
+        `entry` is refused where the key was written or the namespace cleared while the archive
+        was asked, and where it is older than a tombstone of the key, or expired.
+        """
         if self._by_key.get(key) is restore:
             del self._by_key[key]
+        found = self._holdings.peek(key)
+        if found is not None:
+            restore.answer = found[0]
+        elif entry is not None:
+            self._take(restore, entry)
+        restore.finished.set()
+        return restore.answer
+
+    def _take(self, restore: Restore, entry: Entry) -> None:
+        counters, memory = self._counters, self._memory
+        if (
+            not restore.allows(entry)
+            or not self._archived.allows(entry.key, entry.version, entry.tags)
+            or entry.expired(self._clock())
+        ):
+            counters.restores_refused += 1
+            return
+        counters.restores += 1
+        counters.restored_bytes += entry.value_bytes
+        counters.restored_cost_seconds += entry.cost_seconds or 0.0
+        restore.answer = entry
+        bound, before = restore.may_evict_bytes, memory.used_bytes + entry.size_bytes
+        if bound is None or before - memory.limit_bytes <= bound:
+            self._holdings.keep_if_room(entry)
+            restore.evicted_bytes = max(0, before - memory.used_bytes)
 
     def written(self, key: str) -> None:
         """What the archive has of `key` is outdated."""

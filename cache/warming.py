@@ -114,7 +114,9 @@ class WarmingQueue:
         if not (self._settings.match_prefetch and self._namespace.archived.known):
             return 0
         wanted = list(
-            itertools.takewhile(self._namespace.may_restore, keys[: self._settings.warm_queue_keys])
+            itertools.takewhile(
+                self._namespace.restores.possible, keys[: self._settings.warm_queue_keys]
+            )
         )
         room = self._settings.warm_queue_keys - len(self._waiting)
         new = [key for key in wanted if key not in self._waiting][:room]
@@ -149,7 +151,7 @@ class WarmingQueue:
         counts, memory = self._counts, self._namespace.memory
         if self._namespace.peek(key) is not None:
             counts.here += 1
-        elif not self._namespace.may_restore(key):
+        elif not self._namespace.restores.possible(key):
             counts.absent += 1
         else:
             left_bytes = int(self._settings.warm_evict_ratio * memory.limit_bytes)

@@ -89,7 +89,7 @@ class Warmup:
             for key in waiting:
                 if memory.used_bytes > FULL_RATIO * memory.limit_bytes:
                     return
-                if self._namespace.peek(key) is None and self._namespace.may_restore(key):
+                if self._namespace.peek(key) is None and self._namespace.restores.possible(key):
                     await self._link.restore(key)
 
         before = self._namespace.counters.restores

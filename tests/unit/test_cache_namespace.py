@@ -218,7 +218,7 @@ def test_with_the_archive_off_evictions_end_here(clock: Clock) -> None:
     assert space.put(entry("key")) is None
     assert space.delete("key")[2] is None
     assert len(space.outbox) == 0
-    assert not space.may_restore("key")
+    assert not space.restores.possible("key")
 
 
 def test_only_keys_that_may_be_archived_need_a_tombstone(clock: Clock) -> None:
@@ -242,7 +242,7 @@ def test_before_the_first_sync_every_write_needs_a_tombstone(clock: Clock) -> No
 
     assert put is not None
     assert deleted is not None
-    assert not space.may_restore("c")
+    assert not space.restores.possible("c")
 
 
 def test_overwriting_and_deleting_take_the_old_value_out_of_the_outbox(clock: Clock) -> None:
@@ -268,7 +268,7 @@ def test_a_restored_entry_is_in_ram_with_its_old_version(clock: Clock) -> None:
     space = namespace(clock)
     restore = space.restores.begin("key")
 
-    answer = space.finish_restore("key", restore, restored("key", "v"))
+    answer = space.restores.finish("key", restore, restored("key", "v"))
 
     assert answer is space.find("key")
     assert answer is not None
@@ -287,7 +287,7 @@ def test_a_restore_is_refused_when_the_key_was_written_meanwhile(clock: Clock) -
     space.put(entry("key", HALF, ttl_seconds=0))
     space.archived.confirm("key", "f", tombstone=True)
     evict(space, "other", ttl_seconds=0)
-    answer = space.finish_restore("key", restore, restored("key", evicted.version))
+    answer = space.restores.finish("key", restore, restored("key", evicted.version))
 
     assert answer is None
     assert space.peek("key") is None
@@ -303,7 +303,7 @@ async def test_a_restore_is_refused_after_delete_and_clear(clock: Clock, write: 
         space.delete("key")
     else:
         await space.clear(2)
-    answer = space.finish_restore("key", restore, restored("key", "v"))
+    answer = space.restores.finish("key", restore, restored("key", "v"))
 
     assert answer is None
     assert space.peek("key") is None
@@ -315,7 +315,7 @@ def test_a_restore_below_an_unconfirmed_tombstone_is_refused(clock: Clock) -> No
     space.delete("key")
 
     restore = space.restores.begin("key")
-    answer = space.finish_restore("key", restore, restored("key", evicted.version))
+    answer = space.restores.finish("key", restore, restored("key", evicted.version))
 
     assert answer is None
 
@@ -338,9 +338,9 @@ async def test_a_restore_below_a_tombstone_confirmed_since_it_was_asked_is_refus
         space.archived.begin_sync((), ())
         space.archived.finish_sync(())
     old = restored("key", evicted.version, tags=("t",))
-    answer = space.finish_restore("key", restore, old)
+    answer = space.restores.finish("key", restore, old)
     new = restored("key", "f", tags=("t",))
-    later = space.finish_restore("key", space.restores.begin("key"), new)
+    later = space.restores.finish("key", space.restores.begin("key"), new)
 
     assert answer is None
     assert later is not None
@@ -349,10 +349,10 @@ async def test_a_restore_below_a_tombstone_confirmed_since_it_was_asked_is_refus
 def test_an_expired_restore_is_refused_at_its_instant(clock: Clock) -> None:
     space = namespace(clock)
 
-    at = space.finish_restore(
+    at = space.restores.finish(
         "a", space.restores.begin("a"), restored("a", "v", expires_at_ns=clock.ns)
     )
-    before = space.finish_restore(
+    before = space.restores.finish(
         "b", space.restores.begin("b"), restored("b", "v", expires_at_ns=clock.ns + 1)
     )
 
@@ -366,7 +366,7 @@ def test_a_value_written_while_the_archive_was_asked_is_the_answer(clock: Clock)
     written = entry("key")
 
     space.put(written)
-    answer = space.finish_restore("key", restore, restored("key", "old"))
+    answer = space.restores.finish("key", restore, restored("key", "old"))
 
     assert answer is written
 
@@ -392,7 +392,7 @@ async def test_clear_empties_ram_and_outbox_and_leaves_the_archive_behind(clock:
     assert await space.outbox.take() is told
     assert tombstone is not None
     assert tombstone.acknowledged
-    assert not space.may_restore("evicted")
+    assert not space.restores.possible("evicted")
     assert space.generation == 2
 
 
@@ -438,7 +438,7 @@ def test_refusing_keeps_restores_and_returning_values_out_of_a_full_cache(clock:
             space.put(entry(f"key-{number}", HALF))
     big = entry("old", HALF, version="v")
 
-    answer = space.finish_restore("old", space.restores.begin("old"), big)
+    answer = space.restores.finish("old", space.restores.begin("old"), big)
     waiting = space.find("key-0")
 
     assert space.limits.refuses(HALF)
@@ -608,7 +608,7 @@ async def test_a_restore_that_was_asked_before_its_tag_was_deleted_is_refused(
     assert tombstone is not None
     space.archived.confirm(tombstone.target, version, tombstone=True)
     found = {
-        key: space.finish_restore(
+        key: space.restores.finish(
             key, restores[key], entry(key, version="000000000000-0000000001", tags=tags)
         )
         for key, tags in (("tagged", ("t",)), ("other", ("s",)))
@@ -638,7 +638,7 @@ async def test_a_restore_for_which_too_much_must_leave_is_answered_but_not_kept(
 
     for restore, key, size in zip(restores, ("large", "small"), (100_000, 1000), strict=True):
         restore.may_evict_bytes = 50_000
-        space.finish_restore(key, restore, entry(key, size, version="000000000000-0000000001"))
+        space.restores.finish(key, restore, entry(key, size, version="000000000000-0000000001"))
 
     assert all(restore.answer is not None for restore in restores)
     assert [space.peek(key) is not None for key in ("large", "small")] == [False, True]
