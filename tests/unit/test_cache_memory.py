@@ -73,6 +73,17 @@ def test_statistics_count_lookups_and_start_again_after_clear() -> None:
     }
 
 
+def test_evictions_are_counted_from_the_last_clear_on() -> None:
+    manager = InMemoryKVCacheManager(1)
+    for key in ("first", "second"):
+        manager.set(key, bytes(MB - 10))
+    before = manager.get_stats()["evictions"]
+
+    manager.clear()
+
+    assert (before, manager.get_stats()["evictions"]) == (1, 0)
+
+
 def test_tokens_are_those_of_what_is_held() -> None:
     manager = InMemoryKVCacheManager(1)
     manager.set("kept", b"value", prefix_tokens=5)

@@ -396,6 +396,29 @@ async def test_clear_empties_ram_and_outbox_and_leaves_the_archive_behind(clock:
     assert space.generation == 2
 
 
+async def test_what_waits_for_the_archive_is_gone_with_a_clear(clock: Clock) -> None:
+    space = namespace(clock)
+    evict(space, "evicted")
+    waited = space.peek("evicted")
+
+    await space.clear(2)
+
+    assert waited is not None
+    assert space.peek("evicted") is None
+
+
+async def test_a_limit_that_ram_had_not_shrunk_to_holds_after_a_clear(clock: Clock) -> None:
+    space = namespace(clock)
+    space.put(entry("key", HALF))
+    space.limits.configure(msgspec.structs.replace(space.limits.config, max_size_mb=0.25))
+    before = space.memory.limit_bytes
+
+    await space.clear(2)
+
+    assert before == space.counters.put_bytes + len("key")
+    assert space.memory.limit_bytes == MB // 4
+
+
 async def test_others_go_on_while_much_is_cleared_and_see_nothing_of_it(clock: Clock) -> None:
     space = namespace(clock)
     for number in range(5000):
@@ -686,6 +709,21 @@ def test_a_file_loses_its_name_with_a_write_though_somebody_still_reads_it(
 
     assert not os.path.exists(read.path)
     assert bytes(read) == bytes(300_000)
+
+
+def test_a_file_loses_its_name_once_only_the_archive_has_it(clock: Clock, files: Files) -> None:
+    space = namespace(clock, files=files)
+    (sent,) = put_files(space, "a")
+    for filler in ("filler-1", "filler-2"):
+        space.put(entry(filler, HALF, ttl_seconds=0))
+    found = space.peek("a")
+    waited = have_names([sent])
+
+    assert found is not None
+    space.outbox.confirm("a", found[0].version)
+
+    assert (found[1], waited) == ("outbox", [True])
+    assert have_names([sent]) == [False]
 
 
 async def test_no_descriptors_are_needed_to_clear_sweep_or_configure(
