@@ -144,7 +144,7 @@ class BatchEndpoints:
             return namespace.find_many(keys)
         here = []
         for place, key in enumerate(keys):
-            if namespace.peek(key) is None and namespace.may_restore(key):
+            if namespace.holdings.peek(key) is None and namespace.restores.possible(key):
                 reply.sizes[place] = LEFT_OUT
             else:
                 here.append(place)
