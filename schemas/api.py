@@ -127,8 +127,14 @@ class HistoryReply(msgspec.Struct, frozen=True, kw_only=True):
     ]
     start: Annotated[Instant, Meta(description="begin of the range")]
     end: Annotated[Instant, Meta(description="end of the range")]
-    samples: Annotated[list[HistorySample], Meta(description="in time order; at most `limit`")]
+    samples: Annotated[
+        list[HistorySample],
+        Meta(description="in time order; at most `limit`, and 768 KiB of JSON"),
+    ]
     matched: Annotated[Count, Meta(description="how many there are in the range, before thinning")]
+    text: Annotated[
+        str, Meta(description="why there are none, and since when there are some; else empty")
+    ] = ""
 
 
 class UtilizationReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,32 +1,23 @@
 """Answers `api.gpu.history`, `api.engine.history` and `api.system.history` from the streams."""
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Literal
 
 import msgspec
 
 from handlers.foreign import ForeignMessages
-from handlers.rollup import MINUTE_NS
+from handlers.queries.raw_or_rollups import RawOrRollups, Wanted
+from handlers.queries.time_range import time_range
 from handlers.settings import QuerySettings
 from schemas.api import HistoryReply, HistoryRequest, HistorySample
 from schemas.engines import EngineMetrics
-from schemas.message import UNDECODABLE, Message
+from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics, Rollup
-from schemas.protocols import Call, Clock, Delivery, PublishError, RequestError, Subscriber
-from schemas.units import SECOND_NS, instant, to_ns
+from schemas.protocols import Call, Clock, RequestError, Subscriber
+from schemas.units import instant
 from schemas.views import engine_numbers, gpu_numbers, host_numbers
 
-T = TypeVar("T")
-
 DEFAULT_SECONDS = 600.0
-SCANS = 2
-"""Scans at a time, of each kind; the others wait. Bounds the memory they take."""
-
-_SKEW_NS = 5 * SECOND_NS
-# A rollup is stored after its minute; handlers that catch up store it later still.
-_ROLLUP_DELAY_NS = 10 * MINUTE_NS
 
 Kind = Literal["gpu", "engine", "host"]
 _TYPES: Mapping[Kind, type[Message]] = {
@@ -41,6 +32,7 @@ _NUMBERS: Mapping[Kind, Callable[[Any], Mapping[str, float]]] = {
 }
 PARTS: tuple[Kind, ...] = ("gpu", "engine")
 """Parts of a node, by the field that names them in metrics, requests and samples."""
+_WORDS: Mapping[Kind, str] = {"gpu": "GPU", "engine": "engine", "host": "machine"}
 
 
 class History:
@@ -48,7 +40,7 @@ class History:
 
     From the raw metrics where they reach back to its start, else (or when they are more than
     `history_scan_bytes`) from the rollups, whose values are summaries of a minute. Thinned to
-    the request's limit, each node, GPU or engine evenly.
+    the request's limit, and to what fits into an answer, each node, GPU or engine evenly.
     """
 
     def __init__(
@@ -60,14 +52,10 @@ class History:
         foreign: ForeignMessages,
     ) -> None:
         self._kind = kind
-        self._foreign = foreign
-        self._subscriber = subscriber
-        self._settings = settings
+        self._samples = RawOrRollups(subscriber, settings, foreign)
         self._clock = clock
-        self._scans = asyncio.Semaphore(SCANS)
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_TYPES[kind])
         self._numbers = _NUMBERS[kind]
-        self._rollup_decoder = msgspec.json.Decoder(Rollup)
 
     async def answer(self, request: HistoryRequest, call: Call) -> HistoryReply:
         """The samples of the range; the node may stand at the end of the subject.
@@ -79,96 +67,47 @@ class History:
             if part != self._kind and getattr(request, part) is not None:
                 raise RequestError(400, f"{part}: not known here, ask api.{part}.history")
         node = _node(request, call)
-        start_ns, end_ns = _range(request, self._clock())
-        try:
-            async with asyncio.timeout(self._settings.history_timeout_seconds), self._scans:
-                return await self._read(node, request, start_ns, end_ns)
-        except TimeoutError as error:
-            raise RequestError(503, "the history could not be read in time") from error
-        except PublishError as error:
-            raise RequestError(503, "the history cannot be read now") from error
+        start_ns, end_ns = time_range(
+            request.start,
+            request.end,
+            request.seconds,
+            self._clock(),
+            default_seconds=DEFAULT_SECONDS,
+        )
+        wanted = self._wanted(node, getattr(request, self._kind, None))
+        what = f"{_WORDS[self._kind]} metric{f' of node {node!r}' if node else ''}"
+        found = await self._samples.read(wanted, start_ns, end_ns, request.limit, what=what)
+        return HistoryReply(
+            source=found.source,
+            start=instant(start_ns),
+            end=instant(end_ns),
+            samples=list(found.samples),
+            matched=found.matched,
+            text=found.text,
+        )
 
-    async def _read(
-        self, node: str | None, request: HistoryRequest, start_ns: int, end_ns: int
-    ) -> HistoryReply:
-        part: str | None = getattr(request, self._kind, None)
-        source: Literal["metrics", "rollups"] = "metrics"
-        samples: Sequence[HistorySample] = ()
-        if await self._raw_reaches(start_ns):
-            subject = f"metrics.{self._kind}.{node or '*'}"
-            if self._kind in PARTS:
-                subject += f".{part or '*'}"
-            raw = await self._scan("METRICS", subject, start_ns, end_ns)
-            if raw is not None:
-                matched = len(raw)
-                thinned = _thinned(raw, request.limit, lambda delivery: delivery.subject)
-                samples = self._decoded(thinned, self._raw_sample)
-                return _reply(source, start_ns, end_ns, samples, matched)
-        source = "rollups"
-        subject = f"rollup.{self._kind}.{node if node and self._kind == 'host' else '*'}"
+    def _wanted(self, node: str | None, part: str | None) -> Wanted[HistorySample]:
+        raw = f"metrics.{self._kind}.{node or '*'}"
+        if self._kind in PARTS:
+            raw += f".{part or '*'}"
+        rollups = f"rollup.{self._kind}.{node if node and self._kind == 'host' else '*'}"
         if node and part:
-            subject = f"rollup.{self._kind}.{node}-{part}"
-        rollups = await self._scan("ROLLUPS", subject, start_ns, end_ns + _ROLLUP_DELAY_NS)
-        if rollups is None:
-            raise RequestError(
-                413,
-                f"this range holds more than {self._settings.history_scan_bytes} bytes: name a "
-                "node and its part, or ask for less time",
-            )
-        samples = [
-            sample
-            for sample in self._decoded(rollups, self._rollup_sample)
-            if start_ns <= to_ns(sample.at) < end_ns
-            and node in {None, sample.node}
-            and part in {None, getattr(sample, self._kind, None)}
-        ]
-        kept = _thinned(
-            samples, request.limit, lambda sample: (sample.node, sample.gpu, sample.engine)
+            rollups = f"rollup.{self._kind}.{node}-{part}"
+
+        def of_rollup(rollup: Rollup) -> HistorySample | None:
+            sample = self._rollup_sample(rollup)
+            its_part = getattr(sample, self._kind, None)
+            return sample if node in {None, sample.node} and part in {None, its_part} else None
+
+        return Wanted(
+            raw_subject=raw,
+            rollup_subject=rollups,
+            raw_series=lambda delivery: delivery.subject,
+            raw_sample=self._raw_sample,
+            rollup_sample=of_rollup,
+            series=_series,
+            narrower="name a node and its part",
         )
-        return _reply(source, start_ns, end_ns, kept, len(samples))
-
-    async def _raw_reaches(self, start_ns: int) -> bool:
-        """Whether the raw metrics go back to `start_ns`, or as far as the rollups do."""
-        raw_ns = await self._first_ns("METRICS")
-        if raw_ns is None or raw_ns <= start_ns:
-            return raw_ns is not None
-        rollup_ns = await self._first_ns("ROLLUPS")
-        return rollup_ns is None or raw_ns <= rollup_ns
-
-    async def _first_ns(self, stream: str) -> int | None:
-        async with contextlib.aclosing(self._subscriber.read(stream)) as deliveries:
-            async for delivery in deliveries:
-                return delivery.stored_ns
-        return None
-
-    async def _scan(
-        self, stream: str, subject: str, start_ns: int, end_ns: int
-    ) -> list[Delivery] | None:
-        """What the stream holds in the range; None when that is more than we may read."""
-        found: list[Delivery] = []
-        scanned_bytes = 0
-        deliveries = self._subscriber.read(
-            stream, subject=subject, start_ns=start_ns, end_ns=end_ns
-        )
-        async with contextlib.aclosing(deliveries):
-            async for delivery in deliveries:
-                scanned_bytes += len(delivery.payload)
-                if scanned_bytes > self._settings.history_scan_bytes:
-                    return None
-                found.append(delivery)
-        return found
-
-    def _decoded(
-        self, deliveries: Sequence[Delivery], decode: Callable[[bytes], HistorySample]
-    ) -> list[HistorySample]:
-        """The samples that decode. A foreign message in the stream must not hide the others."""
-        samples = []
-        for delivery in deliveries:
-            try:
-                samples.append(decode(delivery.payload))
-            except UNDECODABLE as error:
-                self._foreign.pass_over(delivery, error)
-        return samples
 
     def _raw_sample(self, payload: bytes) -> HistorySample:
         metrics = self._decoder.decode(payload)
@@ -180,8 +119,7 @@ class History:
             **self._part(getattr(metrics, self._kind, None)),
         )
 
-    def _rollup_sample(self, payload: bytes) -> HistorySample:
-        rollup = self._rollup_decoder.decode(payload)
+    def _rollup_sample(self, rollup: Rollup) -> HistorySample:
         node = rollup.node or rollup.id
         values: dict[str, object] = dict(rollup.metrics)
         if rollup.energy_joules is not None:
@@ -199,6 +137,10 @@ class History:
         return {self._kind: name} if self._kind in PARTS else {}
 
 
+def _series(sample: HistorySample) -> Hashable:
+    return sample.node, sample.gpu, sample.engine
+
+
 def _node(request: HistoryRequest, call: Call) -> str | None:
     """The node of the request or of the subject `api.<group>.history.<node>`."""
     tokens = call.subject.split(".")
@@ -207,63 +149,3 @@ def _node(request: HistoryRequest, call: Call) -> str | None:
     if request.node not in {None, tokens[3]}:
         raise RequestError(400, f"node: {request.node!r}, but the subject names {tokens[3]!r}")
     return tokens[3]
-
-
-def _range(request: HistoryRequest, now_ns: int) -> tuple[int, int]:
-    """Start and end of the request in ns."""
-    if request.start is not None and request.seconds is not None:
-        raise RequestError(400, "seconds: give either start or seconds, not both")
-    end_ns = now_ns if request.end is None else to_ns(request.end)
-    if end_ns > now_ns + _SKEW_NS:
-        raise RequestError(400, "end: lies in the future")
-    if request.start is None:
-        seconds = request.seconds if request.seconds is not None else DEFAULT_SECONDS
-        return max(0, end_ns - int(seconds * SECOND_NS)), end_ns
-    start_ns = to_ns(request.start)
-    if start_ns > now_ns:
-        raise RequestError(400, "start: lies in the future")
-    if start_ns >= end_ns:
-        raise RequestError(400, "start: must be before end")
-    return max(0, start_ns), end_ns
-
-
-def _thinned(items: Sequence[T], limit: int, series_of: Callable[[T], Hashable]) -> Sequence[T]:
-    """At most `limit` items, in order: of each series its share, evenly spaced.
-
-    The first and the last of a series stay; of a share of one, the last. Where there are more
-    series than the limit, only the first ones have a share.
-    """
-    if len(items) <= limit:
-        return items
-    series: dict[Hashable, list[int]] = {}
-    for index, item in enumerate(items):
-        series.setdefault(series_of(item), []).append(index)
-    share, more = divmod(limit, len(series))
-    kept: list[int] = []
-    for number, indexes in enumerate(series.values()):
-        kept += _spaced(indexes, share + (number < more))
-    return [items[index] for index in sorted(kept)]
-
-
-def _spaced(items: Sequence[T], count: int) -> Sequence[T]:
-    if len(items) <= count:
-        return items
-    if count <= 1:
-        return items[len(items) - count :]
-    return [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
-
-
-def _reply(
-    source: Literal["metrics", "rollups"],
-    start_ns: int,
-    end_ns: int,
-    samples: Sequence[HistorySample],
-    matched: int,
-) -> HistoryReply:
-    return HistoryReply(
-        source=source,
-        start=instant(start_ns),
-        end=instant(end_ns),
-        samples=list(samples),
-        matched=matched,
-    )

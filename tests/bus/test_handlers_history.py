@@ -12,7 +12,8 @@ import structlog
 
 from agent.bus import Bus
 from handlers.foreign import ForeignMessages
-from handlers.queries.history import SCANS, History
+from handlers.queries.history import History
+from handlers.queries.range_reader import SCANS
 from handlers.settings import HandlersSettings, QuerySettings
 from schemas.analysis import Utilization
 from schemas.api import HistoryReply, HistoryRequest, RecommendationsReply, UtilizationReply
