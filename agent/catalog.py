@@ -66,6 +66,14 @@ from schemas.api import (
 )
 from schemas.consolidation import ConsolidationsReply
 from schemas.decisions import ExecuteReply, ExecuteRequest, ExplainRequest, Explanation
+from schemas.history import (
+    AdviceHistoryReply,
+    AdviceHistoryRequest,
+    AnalysisHistoryReply,
+    AnalysisHistoryRequest,
+    CacheHistoryReply,
+    CacheHistoryRequest,
+)
 from schemas.insights import InsightsReply, InsightsRequest
 from schemas.lmcache import (
     LmcacheConfig,
@@ -209,6 +217,13 @@ def endpoints() -> Iterator[EndpointSpec]:
         )
     yield from _history("engine")
     yield EndpointSpec(
+        "api.cache.history",
+        "handlers",
+        "what caches did in a time range, ours and LMCaches",
+        CacheHistoryRequest,
+        CacheHistoryReply,
+    )
+    yield EndpointSpec(
         "api.analysis.utilization",
         "handlers",
         "latest utilization of nodes, pools, fleet",
@@ -236,6 +251,13 @@ def endpoints() -> Iterator[EndpointSpec]:
     ):
         yield EndpointSpec(f"api.analysis.{name}", "handlers", text, Filter, reply)
     yield EndpointSpec(
+        "api.analysis.history",
+        "handlers",
+        "utilization, waste, trends, opportunities or plans of a time range",
+        AnalysisHistoryRequest,
+        AnalysisHistoryReply,
+    )
+    yield EndpointSpec(
         "api.analysis.report",
         "handlers",
         "a period in money, from its recorded hours",
@@ -248,6 +270,13 @@ def endpoints() -> Iterator[EndpointSpec]:
         "recommendations that stand",
         Filter,
         RecommendationsReply,
+    )
+    yield EndpointSpec(
+        "api.optimize.history",
+        "handlers",
+        "what was advised in a time range, and what became of it",
+        AdviceHistoryRequest,
+        AdviceHistoryReply,
     )
     yield EndpointSpec(
         "api.optimize.execute",

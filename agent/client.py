@@ -8,13 +8,12 @@ from typing import Any, Literal, TypeVar
 from agent import decisions
 from agent.alert_client import AlertCalls
 from agent.cache_client import CacheClient
+from agent.history_client import HistoryCalls
 from agent.whole_run import RUN_SECONDS, whole_run
 from schemas.api import (
     ClearReply,
     Filter,
     HealthReply,
-    HistoryReply,
-    HistoryRequest,
     LatestReply,
     RecommendationsReply,
     UtilizationReply,
@@ -43,7 +42,7 @@ INSIGHT_TIMEOUT_SECONDS = 90.0
 """One that is written may wait for another, and each for a model up to its deadline."""
 
 
-class ResourceAgent(AlertCalls):
+class ResourceAgent(AlertCalls, HistoryCalls):
     """Asks the fleet. Every call raises `schemas.protocols.RequestError` when it is refused.
 
     With `fresh_from=NODE` that node's agent answers with a sample at most a second old; otherwise
@@ -91,63 +90,6 @@ class ResourceAgent(AlertCalls):
     async def get_gpu_metrics(self, node: str | None = None) -> LatestReply:
         """All GPU values, of one node or of the fleet."""
         return await self.gpu("metrics", node=node)
-
-    async def gpu_history(
-        self,
-        *,
-        node: str | None = None,
-        gpu: str | None = None,
-        seconds: float | None = None,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        limit: int = 1000,
-    ) -> HistoryReply:
-        """GPU samples of a time range; the reply says whether from raw metrics or rollups."""
-        request = HistoryRequest(
-            node=token(node) if node else None,
-            gpu=gpu,
-            seconds=seconds,
-            start=start,
-            end=end,
-            limit=limit,
-        )
-        return await self._ask("api.gpu.history", request, HistoryReply)
-
-    async def engine_history(
-        self,
-        *,
-        node: str | None = None,
-        engine: str | None = None,
-        seconds: float | None = None,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        limit: int = 1000,
-    ) -> HistoryReply:
-        """Engine samples of a time range; the reply says whether from raw metrics or rollups."""
-        request = HistoryRequest(
-            node=token(node) if node else None,
-            engine=engine,
-            seconds=seconds,
-            start=start,
-            end=end,
-            limit=limit,
-        )
-        return await self._ask("api.engine.history", request, HistoryReply)
-
-    async def system_history(
-        self,
-        *,
-        node: str | None = None,
-        seconds: float | None = None,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        limit: int = 1000,
-    ) -> HistoryReply:
-        """Host samples of a time range; the reply says whether from raw metrics or rollups."""
-        request = HistoryRequest(
-            node=token(node) if node else None, seconds=seconds, start=start, end=end, limit=limit
-        )
-        return await self._ask("api.system.history", request, HistoryReply)
 
     async def analyze_utilization(
         self, *, node: str | None = None, pool: str | None = None

@@ -91,6 +91,7 @@ class SyncResourceAgent(_Sync[ResourceAgent]):
     gpu_history = _waiting(ResourceAgent.gpu_history)
     engine_history = _waiting(ResourceAgent.engine_history)
     system_history = _waiting(ResourceAgent.system_history)
+    cache_history = _waiting(ResourceAgent.cache_history)
     health = _waiting(ResourceAgent.health)
 
     analyze = _waiting(ResourceAgent.analyze)
@@ -98,10 +99,12 @@ class SyncResourceAgent(_Sync[ResourceAgent]):
     get_waste = _waiting(ResourceAgent.get_waste)
     get_trends = _waiting(ResourceAgent.get_trends)
     get_opportunities = _waiting(ResourceAgent.get_opportunities)
+    analysis_history = _waiting(ResourceAgent.analysis_history)
     get_report = _waiting(ResourceAgent.get_report)
     insights = _waiting(ResourceAgent.insights)
 
     get_scaling_recommendations = _waiting(ResourceAgent.get_scaling_recommendations)
+    advice_history = _waiting(ResourceAgent.advice_history)
     get_consolidations = _waiting(ResourceAgent.get_consolidations)
     explain = _waiting(ResourceAgent.explain)
     approve = _waiting(ResourceAgent.approve)

@@ -51,6 +51,7 @@ def default_handlers(
         UtilizationHandler(settings.utilization, "fleet"),
         RollupHandler(settings.rollup, "node"),
         RollupHandler(settings.rollup, "pool"),
+        RollupHandler(settings.rollup, "fleet"),
         AlertsHandler(settings.alerts, book, "node"),
         AlertsHandler(settings.alerts, book, "pool"),
         AlertsHandler(settings.alerts, book, "fleet"),

@@ -1,4 +1,4 @@
-"""One minute of every host, GPU, engine and pool as min, mean, max and p95."""
+"""One minute of every host, GPU, engine, pool and cache as min, mean, max and p95."""
 
 import dataclasses
 import math
@@ -11,15 +11,15 @@ from handlers.settings import RollupSettings
 from handlers.slots import STEP_NS, TICK_NS, turn_of
 from handlers.window import OfLast
 from schemas.analysis import Scope
-from schemas.engines import EngineMetrics
+from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics, Rollup, Summary
 from schemas.protocols import Emit, Moment
-from schemas.units import SECOND_NS, instant, to_ns
-from schemas.views import engine_row, gpu_row, host_row
+from schemas.units import SECOND_NS, instant, to_ns, token
+from schemas.views import cache_row, engine_row, gpu_row, host_row
 
-Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics
-Kind: TypeAlias = Literal["host", "gpu", "engine", "pool"]
+Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics | CacheMetrics
+Kind: TypeAlias = Literal["host", "gpu", "engine", "pool", "cache"]
 
 Names: TypeAlias = tuple[str, ...]
 Values: TypeAlias = tuple[float | None, ...]
@@ -27,6 +27,8 @@ Values: TypeAlias = tuple[float | None, ...]
 MINUTE_NS = 60 * SECOND_NS
 SILENT_NS = 2 * MINUTE_NS
 """What a counter rose by in a longer time is of no minute."""
+MAX_CACHES = 1_000
+"""Namespaces of caches in one minute; further ones are left out of it."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -43,12 +45,16 @@ class _Bucket:
     energy_joules: float | None = None
     engines: set[str] | None = None
     simulated: bool = False
+    instance: str | None = None
+    namespace: str | None = None
 
 
 def _numbers(message: Metrics) -> tuple[Names, Values]:
     if isinstance(message, HostMetrics):
         return host_row(message)
-    return gpu_row(message) if isinstance(message, GpuMetrics) else engine_row(message)
+    if isinstance(message, GpuMetrics):
+        return gpu_row(message)
+    return engine_row(message) if isinstance(message, EngineMetrics) else cache_row(message)
 
 
 _row = OfLast(_numbers)
@@ -61,18 +67,21 @@ class RollupHandler:
     That is `grace_seconds` after it, and up to 5 s more: nodes and pools take turns, as thousands
     at once would hold up messages.
 
-    One instance of scope node for hosts, GPUs and engines, one of scope pool. A pool's numbers
+    One instance of scope node for hosts, GPUs and engines, one of scope pool, and one of scope
+    fleet for caches, of which each namespace is a source. A pool's numbers
     are the samples of all its members together, named `host_…`, `gpu_…`, `engine_…`, and
     `engines`, how many reported. Energy is what the GPUs' counters rose by, sample to sample,
     and falls to the minute of the later sample; a counter that fell, or that was silent for two
     minutes, adds nothing.
     """
 
-    consumes: tuple[type[Message], ...] = (HostMetrics, GpuMetrics, EngineMetrics)
     tick_ns = STEP_NS
 
-    def __init__(self, settings: RollupSettings, scope: Literal["node", "pool"]) -> None:
+    def __init__(self, settings: RollupSettings, scope: Scope) -> None:
         self.name = f"rollup_{scope}"
+        self.consumes: tuple[type[Message], ...] = (HostMetrics, GpuMetrics, EngineMetrics)
+        if scope == "fleet":
+            self.consumes = (CacheMetrics,)
         self.scope: Scope = scope
         self._late_ns = MINUTE_NS + int(settings.grace_seconds * SECOND_NS)
         # A minute, its grace, and the counters' last values from before it.
@@ -86,10 +95,13 @@ class RollupHandler:
         """Give out the minutes that are over, then add the sample to its own."""
         emits = list(self.tick(now)) if now.ns >= self._next_ns else []
         part, name = _source(message)
-        if self.scope == "node":
+        node = message.node
+        if isinstance(message, CacheMetrics):
+            group, key = message.instance, (part, message.instance, name)
+        elif self.scope == "node":
             group, key = message.node, (part, message.node, name)
         elif message.pool is not None:
-            group, key = message.pool, ("pool", message.pool, "")
+            group, key, node = message.pool, ("pool", message.pool, ""), None
         else:
             return emits
         due_ns = now.ns - now.ns % MINUTE_NS + self._late_ns + turn_of(group) * STEP_NS
@@ -101,8 +113,11 @@ class RollupHandler:
             self._next_ns = min(self._open)
         bucket = buckets.get(key)
         if bucket is None:
-            node = message.node if self.scope == "node" else None
+            if part == "cache" and len(buckets) >= MAX_CACHES:
+                return emits
             bucket = buckets[key] = _Bucket(now.ns // MINUTE_NS * MINUTE_NS, node, message.pool)
+            if isinstance(message, CacheMetrics):
+                bucket.instance, bucket.namespace = message.instance, message.namespace
         names, values = _row(message)
         bucket.rows[part, names].append(values)
         if message.simulated:
@@ -165,7 +180,11 @@ def _source(message: Metrics) -> tuple[Kind, str]:
     """What it is of, and that one's name on its node."""
     if isinstance(message, HostMetrics):
         return "host", ""
-    return ("gpu", message.gpu) if isinstance(message, GpuMetrics) else ("engine", message.engine)
+    if isinstance(message, GpuMetrics):
+        return "gpu", message.gpu
+    if isinstance(message, EngineMetrics):
+        return "engine", message.engine
+    return "cache", message.namespace
 
 
 def _rollup(kind: Kind, id_: str, bucket: _Bucket) -> Rollup:
@@ -181,13 +200,16 @@ def _rollup(kind: Kind, id_: str, bucket: _Bucket) -> Rollup:
         metrics["engines"] = summarise([len(bucket.engines)])
     return Rollup(
         kind=kind,
-        id=id_,
+        # Two names of a cache may be longer together than one token may be.
+        id=id_ if kind != "cache" else token(id_),
         node=bucket.node,
         pool=bucket.pool,
         minute_at=instant(bucket.minute_ns),
         metrics=metrics,
         energy_joules=bucket.energy_joules,
         simulated=bucket.simulated,
+        instance=bucket.instance,
+        namespace=bucket.namespace,
     )
 
 

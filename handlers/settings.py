@@ -70,7 +70,7 @@ class UtilizationSettings(Table, frozen=True, kw_only=True):
 
 
 class RollupSettings(Table, frozen=True, kw_only=True):
-    """Minutes of hosts, GPUs, engines and pools."""
+    """Minutes of hosts, GPUs, engines, pools and caches."""
 
     grace_seconds: Annotated[
         float,

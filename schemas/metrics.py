@@ -407,21 +407,31 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Rollup(Message, frozen=True, kw_only=True):
-    """One minute of one host, GPU, engine or pool.
+    """One minute of one host, GPU, engine, pool or cache.
 
     Published by the handlers once the minute is over, once per minute and source (its message id
     makes a second one a duplicate). `metrics` holds only what was measured in that minute.
     `energy_joules` comes from the GPU's own counter, else it is absent. `id` is the node for a
-    host, `<node>-<gpu>` for a GPU, `<node>-<engine>` for an engine, the pool for a pool.
+    host, `<node>-<gpu>` for a GPU, `<node>-<engine>` for an engine, the pool for a pool,
+    `<instance>-<namespace>` for a cache.
     """
 
     SUBJECT: ClassVar[str] = "rollup.{kind}.{id}"
     PUBLISHER: ClassVar[str] = "handlers"
     STREAM: ClassVar[str | None] = "ROLLUPS"
 
-    kind: Annotated[Literal["host", "gpu", "engine", "pool"], Meta(description="what `id` names")]
-    id: Annotated[Token, Meta(description="node, `<node>-<gpu>`, `<node>-<engine>` or pool")]
-    node: Annotated[Token | None, Meta(description="its machine; null: a pool")] = None
+    kind: Annotated[
+        Literal["host", "gpu", "engine", "pool", "cache"], Meta(description="what `id` names")
+    ]
+    id: Annotated[
+        Token,
+        Meta(
+            description="node, `<node>-<gpu>`, `<node>-<engine>`, pool or `<instance>-<namespace>`"
+        ),
+    ]
+    node: Annotated[Token | None, Meta(description="its machine; null: a pool, or our cache")] = (
+        None
+    )
     pool: Annotated[Token | None, Meta(description="as its samples say; null: in none")] = None
     minute_at: Annotated[
         Instant, Meta(description="begin of the minute in which the stream stored the samples")
@@ -441,3 +451,9 @@ class Rollup(Message, frozen=True, kw_only=True):
         ),
     ] = None
     simulated: Simulated = False
+    instance: Annotated[
+        Token | None, Meta(description="`instance` of CacheMetrics; null: not a cache")
+    ] = None
+    namespace: Annotated[
+        Token | None, Meta(description="`namespace` of CacheMetrics; null: not a cache")
+    ] = None

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from schemas.engines import EngineMetrics
+from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.metrics import GpuMetrics, HostMetrics
 
 _IDENTITY = frozenset({"node", "node_name", "gpu", "pool", "observed_at", "simulated"})
@@ -95,6 +95,35 @@ _ENGINE_NUMBERS = (
     "ttft_p95_seconds",
     "itl_p95_seconds",
 )
+_CACHE_NUMBERS = (
+    "entries",
+    "used_bytes",
+    "limit_bytes",
+    "usage_ratio",
+    "disk_used_bytes",
+    "remote_used_bytes",
+    "hits_total",
+    "misses_total",
+    "hit_ratio",
+    "puts_total",
+    "evictions_total",
+    "evictions_acknowledged_total",
+    "evictions_lost_total",
+    "evictions_returned_total",
+    "expired_lookups_total",
+    "restores_total",
+    "restores_declined_total",
+    "restored_bytes_total",
+    "restored_cost_seconds_total",
+    "outbox_entries",
+    "outbox_bytes",
+    "lookup_tokens_total",
+    "hit_tokens_total",
+    "token_hit_ratio",
+    "lookup_p95_seconds",
+    "retrieve_p95_seconds",
+    "store_p95_seconds",
+)
 _CPU_NUMBERS = ("utilization_ratio", "load_average_1m")
 _MEMORY_NUMBERS = ("utilization_ratio", "used_bytes", "swap_utilization_ratio")
 _CGROUP_NUMBERS = ("memory_utilization_ratio", "cpu_used_cores", "cpu_throttled_periods_ratio")
@@ -118,6 +147,7 @@ Row: TypeAlias = tuple[tuple[str, ...], tuple[float | None, ...]]
 
 _gpu_values = operator.attrgetter(*_GPU_NUMBERS)
 _engine_values = operator.attrgetter(*_ENGINE_NUMBERS)
+_cache_values = operator.attrgetter(*_CACHE_NUMBERS)
 _cpu_values = operator.attrgetter(*_CPU_NUMBERS)
 _memory_values = operator.attrgetter(*_MEMORY_NUMBERS)
 _cgroup_values = operator.attrgetter(*_CGROUP_NUMBERS)
@@ -161,6 +191,11 @@ def engine_row(metrics: EngineMetrics) -> Row:
     return _ENGINE_NUMBERS, _engine_values(metrics)
 
 
+def cache_row(metrics: CacheMetrics) -> Row:
+    """The gauges and the main counters of one namespace of a cache."""
+    return _CACHE_NUMBERS, _cache_values(metrics)
+
+
 def host_row(metrics: HostMetrics) -> Row:
     """The gauges of one machine, flat.
 
@@ -196,6 +231,11 @@ def gpu_numbers(metrics: GpuMetrics) -> dict[str, float]:
 def engine_numbers(metrics: EngineMetrics) -> dict[str, float]:
     """The measured gauges of one engine, by field name; what was not measured is absent."""
     return _measured(engine_row(metrics))
+
+
+def cache_numbers(metrics: CacheMetrics) -> dict[str, float]:
+    """What `cache_row` has, by field name; what was not measured is absent."""
+    return _measured(cache_row(metrics))
 
 
 def host_numbers(metrics: HostMetrics) -> dict[str, float]:

@@ -2,11 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TypeVar
 
+from handlers.foreign import ForeignMessages
+from handlers.queries.thinning import gently
 from handlers.settings import QuerySettings
+from schemas.message import UNDECODABLE
 from schemas.protocols import Delivery, PublishError, RequestError, Subscriber
 from schemas.units import instant
+
+T = TypeVar("T")
 
 SCANS = 2
 """Scans at a time, of each kind; the others wait. Bounds the memory they take."""
@@ -15,9 +21,12 @@ SCANS = 2
 class RangeReader:
     """Few scans at a time, each within `history_scan_bytes` and `history_timeout_seconds`."""
 
-    def __init__(self, subscriber: Subscriber, settings: QuerySettings) -> None:
+    def __init__(
+        self, subscriber: Subscriber, settings: QuerySettings, foreign: ForeignMessages
+    ) -> None:
         self._subscriber = subscriber
         self._settings = settings
+        self._foreign = foreign
         self._scans = asyncio.Semaphore(SCANS)
 
     @contextlib.asynccontextmanager
@@ -58,6 +67,21 @@ class RangeReader:
                     return None
                 found.append(delivery)
         return found
+
+    def decoded(self, delivery: Delivery, decode: Callable[[bytes], T]) -> T | None:
+        """What comes of it; None, and counted, where it is not what its subject says."""
+        try:
+            return decode(delivery.payload)
+        except UNDECODABLE as error:
+            self._foreign.pass_over(delivery, error)
+            return None
+
+    async def all_decoded(
+        self, deliveries: Sequence[Delivery], decode: Callable[[bytes], T | None]
+    ) -> list[T]:
+        """What comes of those that decode: a foreign message must not hide the others."""
+        found = await gently(deliveries, lambda delivery: self.decoded(delivery, decode))
+        return [one for one in found if one is not None]
 
     def too_much(self, narrower: str) -> RequestError:
         """The refusal of a range that holds too much; `narrower`: what to name instead."""

@@ -11,7 +11,6 @@ from handlers.queries.range_reader import RangeReader
 from handlers.queries.thinning import fitting, gently, thinned
 from handlers.rollup import MINUTE_NS
 from handlers.settings import QuerySettings
-from schemas.message import UNDECODABLE
 from schemas.metrics import Rollup
 from schemas.protocols import Delivery, Subscriber
 from schemas.units import to_ns
@@ -60,8 +59,7 @@ class RawOrRollups:
     def __init__(
         self, subscriber: Subscriber, settings: QuerySettings, foreign: ForeignMessages
     ) -> None:
-        self._reader = RangeReader(subscriber, settings)
-        self._foreign = foreign
+        self._reader = RangeReader(subscriber, settings, foreign)
 
     async def read(
         self, wanted: Wanted[S], start_ns: int, end_ns: int, limit: int, *, what: str
@@ -93,11 +91,7 @@ class RawOrRollups:
         keys = await gently(raw, wanted.raw_series)
         theirs = [(key, one) for key, one in zip(keys, raw, strict=True) if key is not None]
         kept = thinned(theirs, limit, lambda pair: pair[0])
-        samples = [
-            sample
-            for sample in await gently(kept, lambda pair: self._decoded(pair[1], wanted.raw_sample))
-            if sample is not None
-        ]
+        samples = await self._reader.all_decoded([one for _, one in kept], wanted.raw_sample)
         return Samples("metrics", await fitting(samples, wanted.series), len(theirs))
 
     async def _rollups(
@@ -114,8 +108,7 @@ class RawOrRollups:
                 return None
             return wanted.rollup_sample(rollup)
 
-        found = await gently(rollups, lambda delivery: self._decoded(delivery, sample))
-        samples = [one for one in found if one is not None]
+        samples = await self._reader.all_decoded(rollups, sample)
         kept = thinned(samples, limit, wanted.series)
         return Samples("rollups", await fitting(kept, wanted.series), len(samples))
 
@@ -126,11 +119,3 @@ class RawOrRollups:
             return raw_ns is not None
         rollup_ns = await self._reader.first_ns("ROLLUPS")
         return rollup_ns is None or raw_ns <= rollup_ns
-
-    def _decoded(self, delivery: Delivery, decode: Callable[[bytes], S | None]) -> S | None:
-        """A foreign message in the stream must not hide the others."""
-        try:
-            return decode(delivery.payload)
-        except UNDECODABLE as error:
-            self._foreign.pass_over(delivery, error)
-            return None

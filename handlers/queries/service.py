@@ -1,11 +1,14 @@
-"""The query endpoints of the handlers service (`api.gpu`, `system`, `analysis`, `optimize`)."""
+"""The query endpoints of the handlers service: latest values, judgements, histories, advice."""
 
 from collections import Counter
 from typing import Any
 
 import msgspec
 
+from handlers.decisions.advice_history import AdviceHistory
 from handlers.foreign import ForeignMessages
+from handlers.queries.analysis_history import AnalysisHistory
+from handlers.queries.cache_history import CacheHistory
 from handlers.queries.history import History
 from handlers.queries.latest import Latest, LatestStore, Metrics
 from handlers.queries.standing import Standing
@@ -22,6 +25,14 @@ from schemas.api import (
     UtilizationReply,
 )
 from schemas.consolidation import ConsolidationsReply
+from schemas.history import (
+    AdviceHistoryReply,
+    AdviceHistoryRequest,
+    AnalysisHistoryReply,
+    AnalysisHistoryRequest,
+    CacheHistoryReply,
+    CacheHistoryRequest,
+)
 from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Call, Clock, Endpoint, RequestError, Subscriber, json_endpoint
 from schemas.report import (
@@ -63,6 +74,30 @@ def query_endpoints(
             )
             for suffix, tokens in (("", ""), ("_of_node", ".*"))
         ]
+    read_by = (subscriber, settings.queries, clock, foreign)
+    endpoints += [
+        json_endpoint(
+            "cache_history",
+            "api.cache.history",
+            CacheHistoryRequest,
+            CacheHistory(*read_by).answer,
+            reply_type=CacheHistoryReply,
+        ),
+        json_endpoint(
+            "analysis_history",
+            "api.analysis.history",
+            AnalysisHistoryRequest,
+            AnalysisHistory(*read_by).answer,
+            reply_type=AnalysisHistoryReply,
+        ),
+        json_endpoint(
+            "optimize_history",
+            "api.optimize.history",
+            AdviceHistoryRequest,
+            AdviceHistory(*read_by).answer,
+            reply_type=AdviceHistoryReply,
+        ),
+    ]
     reader = StreamReader(subscriber, settings.queries, foreign)
     standing = Standing(reader, settings.queries, clock)
     for group, name, reply, answer in (

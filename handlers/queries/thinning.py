@@ -63,12 +63,13 @@ async def fitting(
     rows: Sequence[T], series_of: Callable[[T], Hashable], most_bytes: int = REPLY_BYTES
 ) -> Sequence[T]:
     """`rows`, thinned further where they would not fit into one answer."""
-    size_bytes = sum(await gently(rows, _size))
+    size_bytes = sum(await gently(rows, size_of))
     while size_bytes > most_bytes and rows:
         rows = thinned(rows, len(rows) * most_bytes // (size_bytes + 1), series_of)
-        size_bytes = sum(await gently(rows, _size))
+        size_bytes = sum(await gently(rows, size_of))
     return rows
 
 
-def _size(row: object) -> int:
+def size_of(row: object) -> int:
+    """Bytes of a row in an answer, with what parts it from the next."""
     return len(msgspec.json.encode(row)) + 1

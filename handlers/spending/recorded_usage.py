@@ -7,7 +7,7 @@ from schemas.spending import Usage, Waste
 from schemas.units import to_ns
 
 # An hour is stored after its end; handlers that catch up, as far as raw metrics are kept, later.
-_STORED_LATER_NS = 25 * HOUR_NS
+STORED_LATER_NS = 25 * HOUR_NS
 
 
 async def recorded_hours(
@@ -28,7 +28,7 @@ async def recorded_hours(
         RequestError: 413 that is too much to read, 503 the streams do not answer.
     """
     subject = f"rollup.usage.{scope}.{group}"
-    usages = await reader.between("ROLLUPS", Usage, subject, start_ns, end_ns + _STORED_LATER_NS)
+    usages = await reader.between("ROLLUPS", Usage, subject, start_ns, end_ns + STORED_LATER_NS)
     for waste in await reader.last("EVENTS", Waste, f"analysis.waste.{scope}.{group}"):
         usages += waste.hours
     # Of an hour told twice the first counts: the rollup is whole, Waste may be of its middle.
