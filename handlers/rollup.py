@@ -28,7 +28,7 @@ MINUTE_NS = 60 * SECOND_NS
 SILENT_NS = 2 * MINUTE_NS
 """What a counter rose by in a longer time is of no minute."""
 MAX_CACHES = 1_000
-"""Namespaces of caches in one minute; further ones are left out of it."""
+"""Namespaces of caches in the minutes not given out yet; further ones are left out."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -113,7 +113,7 @@ class RollupHandler:
             self._next_ns = min(self._open)
         bucket = buckets.get(key)
         if bucket is None:
-            if part == "cache" and len(buckets) >= MAX_CACHES:
+            if part == "cache" and sum(map(len, self._open.values())) >= MAX_CACHES:
                 return emits
             bucket = buckets[key] = _Bucket(now.ns // MINUTE_NS * MINUTE_NS, node, message.pool)
             if isinstance(message, CacheMetrics):

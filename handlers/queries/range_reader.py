@@ -97,7 +97,8 @@ class RangeReader:
         for stream, subject in places:
             first_ns = await self.first_ns(stream, subject)
             if first_ns is not None:
-                found.append(f"FLEET_{stream} reaches back to {instant(first_ns):%F %T}Z")
+                reaches = "" if found else " reaches back"
+                found.append(f"FLEET_{stream}{reaches} to {instant(first_ns):%F %T}Z")
         if found:
             return f"no {what} is recorded in this range; {' and '.join(found)}"
         streams = dict.fromkeys(f"FLEET_{stream}" for stream, _ in places)

@@ -1,11 +1,14 @@
+from typing import Any
+
 import pytest
 
-from handlers.rollup import RollupHandler, summarise
+from handlers.rollup import MAX_CACHES, RollupHandler, summarise
 from handlers.settings import RollupSettings
 from handlers.slots import STEP_NS, turn_of
+from schemas.engines import CacheMetrics
 from schemas.metrics import Rollup, Summary
 from schemas.protocols import Emit
-from schemas.units import SECOND_NS, to_ns
+from schemas.units import SECOND_NS, instant, to_ns
 from tests.support.samples import START_NS, at, engine, gpu, host
 
 
@@ -170,3 +173,46 @@ def test_after_the_window_silence() -> None:
     handler.tick(at(70))
 
     assert [handler.tick(at(second)) for second in range(75, 900, 5)] == [[]] * 165
+
+
+def cache(name: str, namespace: str = "default", **fields: Any) -> CacheMetrics:
+    return CacheMetrics(instance=name, namespace=namespace, observed_at=instant(START_NS), **fields)
+
+
+def test_each_namespace_of_a_cache_has_a_minute_of_its_own() -> None:
+    handler = RollupHandler(RollupSettings(), "fleet")
+    handler.handle(cache("c1", entries=2, hits_total=10), at(0))
+    handler.handle(cache("c1", "chat", entries=7), at(1))
+    handler.handle(cache("c1", entries=4, hits_total=30), at(59))
+
+    first, second = rollups(list(handler.tick(at(70))))
+
+    assert (first.subject(), first.instance, first.namespace) == (
+        "rollup.cache.c1-chat",
+        "c1",
+        "chat",
+    )
+    assert (second.id, second.node, to_ns(second.minute_at)) == ("c1-default", None, START_NS)
+    assert second.metrics == {
+        "entries": Summary(min=2, mean=3, max=4, p95=4, count=2),
+        "hits_total": Summary(min=10, mean=20, max=30, p95=30, count=2),
+    }
+
+
+def test_caches_beyond_the_most_of_a_minute_are_left_out_and_long_names_are_tokens() -> None:
+    handler = RollupHandler(RollupSettings(), "fleet")
+    name = "i" * 128
+    handler.handle(cache(name, "n" * 128, entries=1), at(0))
+    for number in range(MAX_CACHES + 5):
+        handler.handle(cache("c", f"n{number}", entries=1), at(1))
+
+    found = rollups(list(handler.tick(at(70))))
+
+    assert len(found) == MAX_CACHES
+    (long,) = [one for one in found if one.instance == name]
+    assert len(long.id) == 64
+
+
+def test_a_machines_and_a_pools_minutes_have_no_caches() -> None:
+    assert CacheMetrics not in RollupHandler(RollupSettings(), "node").consumes
+    assert RollupHandler(RollupSettings(), "fleet").consumes == (CacheMetrics,)
