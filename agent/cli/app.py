@@ -20,6 +20,7 @@ from agent.cli import archive as cli_archive
 from agent.cli import backtest as cli_backtest
 from agent.cli import cache as cli_cache
 from agent.cli import cache_values as cli_cache_values
+from agent.cli import history as cli_history
 from agent.cli import insights as cli_insights
 from agent.cli import replay as cli_replay
 from agent.cli import report as cli_report
@@ -311,6 +312,7 @@ for command in (cli_advice.advise, cli_advice.approve, cli_advice.reject, cli_ad
 app.command()(cli_replay.replay)
 app.command()(cli_backtest.backtest)
 app.command()(cli_analyze.analyze)
+app.command()(cli_history.history)
 app.command()(cli_report.report)
 app.command()(cli_insights.insights)
 app.command()(cli_top.top)

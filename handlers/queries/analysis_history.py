@@ -24,6 +24,8 @@ from schemas.protocols import Call, Clock, Delivery, RequestError, Subscriber
 from schemas.units import SECOND_NS, instant
 
 DEFAULT_SECONDS = 21_600.0
+LACKING_RATIO = 0.1
+"""Where the events lack less of the range, they tell it better than hours and minutes do."""
 
 Events: TypeAlias = dict[Place, list[Delivery]]
 Chosen: TypeAlias = dict[Place, Sequence[Delivery | Recorded]]
@@ -35,10 +37,10 @@ _SCOPES: Mapping[str, Scope] = {"fleet": "fleet", "pool": "pool", "node": "node"
 class AnalysisHistory:
     """Reads what was judged, of each place (node, pool, fleet) from one source.
 
-    From the events where they reach back to the begin of the range: FLEET_EVENTS keeps 7 days,
-    and the last 1,000 of each kind and place. Else from the rollups, where they reach further:
-    hours of money and use, minutes of machines and pools. Thinned to the request's limit, and to
-    what fits into an answer, each place evenly. What is thinned out is never decoded.
+    From the events, unless they lack more than a tenth of the range, its begin, and the rollups
+    do not: FLEET_EVENTS keeps 7 days, and the last 1,000 of each kind and place; the rollups 90
+    days of hours of money and use, and minutes of machines and pools. Thinned to the request's
+    limit, and to what fits into an answer, each place evenly. What is thinned out is not decoded.
     """
 
     def __init__(
@@ -91,7 +93,8 @@ class AnalysisHistory:
         """Of each place its events, or what is recorded where that tells of a time before."""
         events = await self._events(f"analysis.{kind}.{scope}.{name}", start_ns, end_ns)
         older: dict[Place, list[Recorded]] = {}
-        if kind in TOLD_NS and not _reach_back(events, start_ns + TOLD_NS[kind]):
+        lacking_ns = max(TOLD_NS.get(kind, 0), int((end_ns - start_ns) * LACKING_RATIO))
+        if kind in TOLD_NS and not _reach_back(events, start_ns + lacking_ns):
             older = await recorded(self._reader, kind, scope, name, start_ns, end_ns)
         if events is None:
             if not older:
@@ -101,7 +104,8 @@ class AnalysisHistory:
         for place in sorted({*events, *older}, key=lambda at: (list(_SCOPES).index(at[0]), at[1])):
             told, before = events.get(place, []), older.get(place, [])
             is_older = before and (
-                not told or before[0].begin_ns + before[0].period_ns <= told[0].stored_ns
+                not told
+                or before[0].begin_ns + before[0].period_ns + lacking_ns <= told[0].stored_ns
             )
             chosen[place] = before if is_older else told
         return chosen

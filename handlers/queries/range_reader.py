@@ -93,7 +93,7 @@ class RangeReader:
 
     async def why_nothing(self, what: str, *places: tuple[str, str]) -> str:
         """Why an answer is empty, from the first message in each of these streams and subjects."""
-        found = []
+        found: list[str] = []
         for stream, subject in places:
             first_ns = await self.first_ns(stream, subject)
             if first_ns is not None:

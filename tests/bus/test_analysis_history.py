@@ -257,6 +257,22 @@ async def test_events_answer_where_nothing_older_is_recorded(bus: Bus) -> None:
     assert (reply.source, reply.matched) == ("events", 1)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "source"), [pytest.param(50_000, "events", id="little"), (3_600, "rollups")]
+)
+async def test_events_answer_where_they_lack_little_of_the_range(
+    bus: Bus, seconds: int, source: str
+) -> None:
+    begin_ns = time.time_ns() - 50 * MINUTE_NS
+    await put(
+        bus,
+        minute(begin_ns, "host", "n1", cpu_utilization_ratio=0.5),
+        like(Utilization, scope="node", id="n1"),
+    )
+
+    assert (await analysis(bus, "utilization", node="n1", seconds=seconds)).source == source
+
+
 async def test_each_place_is_told_from_one_source(bus: Bus) -> None:
     now_ns = time.time_ns()
     await put(
