@@ -221,7 +221,10 @@ def _range(since: str, until: str | None) -> dict[str, Any]:
     except ValueError as error:
         fail(error, code=2)
     if start >= (end or now):
-        fail(ValueError(f"--since {since}: must be before {until or 'now'}"), code=2)
+        fail(
+            ValueError(f"--since {since}: must be before {f'--until {until}' if until else 'now'}"),
+            code=2,
+        )
     if (end or now) - start > timedelta(days=MOST_DAYS):
         fail(ValueError(f"--since {since}: nothing is kept for more than {MOST_DAYS} days"), code=2)
     if end is None:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,7 +17,10 @@ from schemas.history import AdviceHistoryReply, AnalysisHistoryReply
 BARS = "▁▂▃▄▅▆▇█"
 LEAST_BARS, MOST_BARS = 8, 60
 MOST_PLACES = 12
+LONGEST_STEP = 2.5
+"""A gap is what is longer than so many of the usual steps from a sample to the next."""
 _ORDER = {"fleet": 0, "pool": 1, "node": 2}
+_SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 _UNITS = {"_watts": "W", "_celsius": "°C", "_hertz": "Hz", "_joules": "J"}
 
 
@@ -64,21 +68,28 @@ def history_lines(
     cells = {(place, line.name): _cells(line) for place, table in tables.items() for line in table}
     widths = [max(map(len, column)) for column in zip(*cells.values(), _HEADS, strict=True)]
     name_width = max((len(_label(name)) for _, name in cells), default=0)
-    bars = columns - 2 - name_width - 2 - sum(width + 2 for width in widths)
+    left = columns - 2 - name_width
+    gap = 2 if left - 2 - sum(width + 2 for width in widths) >= LEAST_BARS else 1
+    bars = left - gap - sum(width + gap for width in widths)
     bars = max(LEAST_BARS, min(MOST_BARS, bars))
+    between = " " * gap
     seconds = (reply.end - reply.start).total_seconds() / bars
-    head = "".join(f"  {text:>{width}}" for text, width in zip(_HEADS, widths, strict=True))
+    head = _row(_HEADS, widths, between)
     lines[-1] += f"; a bar is {human.duration(seconds)}"
     for number, (place, table) in enumerate(tables.items()):
         simulated = " (simulated)" if any(one.simulated for one in by_place[place]) else ""
         name = human.printable(place) + simulated
-        left = 2 + name_width + 2 + bars
-        lines += ["", name if number else f"{name:{left}}{head}" if len(name) < left else name]
+        left = 2 + name_width + gap + bars
+        if number:
+            lines += ["", name]
+        elif len(name) <= left:
+            lines += ["", f"{name:{left}}{head}"]
+        else:
+            lines += ["", name, f"{'':{left}}{head}"]
         for line in table:
             drawn = _drawn(line, bars, reply.start, reply.end)
-            numbers = zip(cells[place, line.name], widths, strict=True)
-            text = "".join(f"  {cell:>{width}}" for cell, width in numbers)
-            lines.append(f"  {_label(line.name):{name_width}}  {drawn:{bars}}{text}")
+            numbers = _row(cells[place, line.name], widths, between)
+            lines.append(f"  {_label(line.name):{name_width}}{between}{drawn:{bars}}{numbers}")
         if not table:
             lines.append("  none of these was measured")
     if len(places) > MOST_PLACES:
@@ -132,6 +143,10 @@ _SOURCES = {
     "rollups": "rollups",
     "both": "events and rollups",
 }
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], between: str) -> str:
+    return "".join(f"{between}{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def _line(name: str, points: Sequence[Point]) -> _Line | None:
@@ -189,17 +204,29 @@ def _text(name: str, value: float) -> str:
     if name.endswith("_total"):
         return human.amount(value, 3)
     if "_bytes" in name:
-        return human.size(value)
+        return _size(value)
     if name.endswith("_seconds"):
         return human.duration(value)
     unit = next((unit for suffix, unit in _UNITS.items() if name.endswith(suffix)), "")
     return f"{human.amount(value, 3)} {unit}".rstrip()
 
 
-def _drawn(line: _Line, bars: int, start: datetime, end: datetime) -> str:
-    """A bar for each stretch of time, the mean of what is in it; a gap where nothing is.
+def _size(count_bytes: float) -> str:
+    """`0 B`, `992 MiB`, `1.2 GiB`: short, for columns."""
+    unit = 0
+    while abs(count_bytes) >= 999.5 and unit < len(_SIZES) - 1:
+        count_bytes /= 1024
+        unit += 1
+    digits = 1 if unit and abs(count_bytes) < 9.95 else 0
+    return f"{count_bytes:.{digits}f} {_SIZES[unit]}"
 
-    From the lowest to the highest, of a ratio from 0 to 1. Of words how often each was said.
+
+def _drawn(line: _Line, bars: int, start: datetime, end: datetime) -> str:
+    """A bar for each stretch of time, the mean of what is in it.
+
+    From the lowest to the highest, of a ratio from 0 to 1. Where samples come more rarely than
+    bars, a bar stands until the next one; what is much longer is a gap. Of words how often each
+    was said.
     """
     if line.words:
         said = Counter(line.words).most_common()
@@ -207,10 +234,18 @@ def _drawn(line: _Line, bars: int, start: datetime, end: datetime) -> str:
         return text if len(text) <= bars else f"{text[: bars - 1]}…"
     stretches: list[list[float]] = [[] for _ in range(bars)]
     whole = (end - start).total_seconds()
-    for at, value in line.known:
-        place = int((at - start).total_seconds() / whole * bars)
-        stretches[min(max(place, 0), bars - 1)].append(value)
+    places = [
+        min(max(int((at - start).total_seconds() / whole * bars), 0), bars - 1)
+        for at, _ in line.known
+    ]
+    for place, (_, value) in zip(places, line.known, strict=True):
+        stretches[place].append(value)
     means = [math.fsum(values) / len(values) if values else None for values in stretches]
+    steps = [later - place for place, later in itertools.pairwise(places)]
+    longest = LONGEST_STEP * statistics.median(steps) if steps else 0.0
+    for place, step in zip(places, steps, strict=False):
+        if step <= longest:
+            means[place + 1 : place + step] = [means[place]] * (step - 1)
     known = [mean for mean in means if mean is not None]
     low, high = (0.0, 1.0) if line.name.endswith("_ratio") else (min(known), max(known))
     low, high = min(low, *known), max(high, *known)
