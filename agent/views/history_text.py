@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -18,7 +17,7 @@ BARS = "▁▂▃▄▅▆▇█"
 LEAST_BARS, MOST_BARS = 8, 60
 MOST_PLACES = 12
 LONGEST_STEP = 2.5
-"""A gap is what is longer than so many of the usual steps from a sample to the next."""
+"""A gap is what is longer than so many of the usual steps (at most which three in four are)."""
 _ORDER = {"fleet": 0, "pool": 1, "node": 2}
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 _UNITS = {"_watts": "W", "_celsius": "°C", "_hertz": "Hz", "_joules": "J"}
@@ -241,11 +240,13 @@ def _drawn(line: _Line, bars: int, start: datetime, end: datetime) -> str:
     for place, (_, value) in zip(places, line.known, strict=True):
         stretches[place].append(value)
     means = [math.fsum(values) / len(values) if values else None for values in stretches]
-    steps = [later - place for place, later in itertools.pairwise(places)]
-    longest = LONGEST_STEP * statistics.median(steps) if steps else 0.0
-    for place, step in zip(places, steps, strict=False):
-        if step <= longest:
-            means[place + 1 : place + step] = [means[place]] * (step - 1)
+    steps = [
+        (at - before).total_seconds() for (before, _), (at, _) in itertools.pairwise(line.known)
+    ]
+    usual = sorted(steps)[3 * len(steps) // 4] if steps else 0.0
+    for step, (place, next_place) in zip(steps, itertools.pairwise(places), strict=True):
+        if step <= LONGEST_STEP * usual and next_place > place:
+            means[place + 1 : next_place] = [means[place]] * (next_place - place - 1)
     known = [mean for mean in means if mean is not None]
     low, high = (0.0, 1.0) if line.name.endswith("_ratio") else (min(known), max(known))
     low, high = min(low, *known), max(high, *known)
