@@ -192,6 +192,27 @@ async def test_both_ends_of_a_range_are_exact(bus: Bus) -> None:
     assert await nodes(second + 1000, third + 1000) == [2]
 
 
+@pytest.mark.parametrize(
+    ("later_ns", "found"),
+    [pytest.param(0, [0], id="its begin, not its end"), pytest.param(1, [1], id="later by 1 ns")],
+)
+async def test_the_last_seconds_are_exact_to_the_nanosecond(
+    bus: Bus, later_ns: int, found: list[int]
+) -> None:
+    for number in range(2):
+        await put(bus, like(Utilization, nodes=number))
+    first, second = [one.stored_ns for one in await stored(bus, "EVENTS", "analysis.>")]
+
+    reply = await analysis(
+        bus,
+        "utilization",
+        clock=lambda: second + later_ns,
+        seconds=(second - first + 0.5) / SECOND_NS,  # so that none is lost by rounding
+    )
+
+    assert [row.values["nodes"] for row in reply.rows] == found
+
+
 async def test_more_than_the_limit_is_thinned_evenly_by_place(bus: Bus) -> None:
     for number in range(20):
         await put(
