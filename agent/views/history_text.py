@@ -102,7 +102,7 @@ def advice_lines(reply: AdviceHistoryReply) -> list[str]:
     if not reply.rows:
         return [*lines, reply.text]
     of_all = "" if len(reply.rows) == reply.matched else f", the newest of {reply.matched:,}"
-    lines.append(f"{len(reply.rows):,} recommendations{of_all}, from FLEET_RECOMMENDATIONS")
+    lines.append(f"{_count(len(reply.rows), 'recommendation')}{of_all}, from FLEET_RECOMMENDATIONS")
     for row in reply.rows:
         advice = row.life.advice
         change = ""
@@ -132,7 +132,13 @@ def _found(reply: Reply, points: Sequence[Point]) -> str:
     is_analysis = isinstance(reply, AnalysisHistoryReply)
     rows = len(points)
     kept = "" if rows == reply.matched else f" of {reply.matched:,}, thinned evenly"
-    return f"{rows:,} {'rows' if is_analysis else 'samples'}{kept}, from {_SOURCES[reply.source]}"
+    return (
+        f"{_count(rows, 'row' if is_analysis else 'sample')}{kept}, from {_SOURCES[reply.source]}"
+    )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 _HEADS = ("low", "mean", "high", "last")

@@ -66,7 +66,7 @@ class AdviceHistory:
                     closed=life.closed(now_ns),
                     life=life,
                 )
-                for stored_ns, life in await self._lives(told, start_ns, end_ns)
+                for stored_ns, life in await self._lives(told, end_ns)
                 if request.action in {None, life.advice.action}
             ]
             text = ""
@@ -83,9 +83,7 @@ class AdviceHistory:
                 text=text,
             )
 
-    async def _lives(
-        self, told: Sequence[Delivery], start_ns: int, end_ns: int
-    ) -> Sequence[tuple[int, Life]]:
+    async def _lives(self, told: Sequence[Delivery], end_ns: int) -> Sequence[tuple[int, Life]]:
         """The life of each recommendation of the range, with when it was stored."""
         lives: dict[str, tuple[int, Life]] = {}
 
@@ -99,7 +97,7 @@ class AdviceHistory:
             earlier = lives.get(earlier_advice(message) or "")
             if earlier is not None:
                 earlier[1].add(message)
-            if isinstance(message, Recommendation) and start_ns <= delivery.stored_ns < end_ns:
+            if isinstance(message, Recommendation) and delivery.stored_ns < end_ns:
                 # Told twice it is the same advice.
                 name = message.recommendation_id
                 lives.setdefault(name, (delivery.stored_ns, Life(advice=message)))

@@ -17,6 +17,9 @@ T = TypeVar("T")
 SCANS = 2
 """Scans at a time, of each kind; the others wait. Bounds the memory they take."""
 
+_ROUNDED_NS = 1_000
+"""NATS is asked by a rounded microsecond, which may be the one after."""
+
 
 class RangeReader:
     """Few scans at a time, each within `history_scan_bytes` and `history_timeout_seconds`."""
@@ -58,10 +61,12 @@ class RangeReader:
         found: list[Delivery] = []
         scanned_bytes = 0
         deliveries = self._subscriber.read(
-            stream, subject=subject, start_ns=start_ns, end_ns=end_ns
+            stream, subject=subject, start_ns=max(1, start_ns - _ROUNDED_NS), end_ns=end_ns
         )
         async with contextlib.aclosing(deliveries):
             async for delivery in deliveries:
+                if delivery.stored_ns < start_ns:
+                    continue
                 scanned_bytes += len(delivery.payload)
                 if scanned_bytes > self._settings.history_scan_bytes:
                     return None

@@ -93,7 +93,7 @@ def test_of_a_minute_the_lowest_and_highest_sample_count() -> None:
 
     lines = history_lines("GPUs", reply, ["x_ratio"], 80)
 
-    assert lines[1].startswith("1 samples, from rollups")
+    assert lines[1].startswith("1 sample, from rollups")
     assert lines[-1].endswith("10 %  50 %  90 %  50 %")
 
 
