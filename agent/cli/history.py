@@ -103,7 +103,12 @@ _TITLES = {"gpu": "GPUs", "system": "machines", "engine": "engines", "cache": "c
 
 
 def history(
-    what: Annotated[What, typer.Argument(help="of what")],
+    what: Annotated[
+        What,
+        typer.Argument(
+            metavar="WHAT", help="metrics (the first four), judgements, or advice with its end"
+        ),
+    ],
     since: Annotated[
         str, typer.Option(help="how far back, like 30m, 6h or 7d, or since when, like 2026-11-22")
     ] = "6h",

@@ -93,6 +93,8 @@ async def test_metrics_health_and_history_have_types(fleet: str) -> None:
         history = await agent.system_history(node="n1", seconds=60)
         gpu_history = await agent.gpu_history(seconds=60)
         engine_history = await agent.engine_history(node="n1", engine="e0", seconds=60)
+        cache_history = await agent.cache_history(seconds=60)
+        judged = await agent.analysis_history("waste", seconds=60)
         plans = await agent.get_consolidations("chat")
 
     assert all(row.simulated for row in gpus.rows)
@@ -105,6 +107,8 @@ async def test_metrics_health_and_history_have_types(fleet: str) -> None:
     assert (plans.rows, bool(plans.text)) == ([], True)
     assert len({sample.gpu for sample in gpu_history.samples}) == 2
     assert (engine_history.source, engine_history.samples) == ("metrics", [])
+    assert {sample.namespace for sample in cache_history.samples} <= {"default"}
+    assert (cache_history.source, judged.kind) == ("metrics", "waste")
 
 
 async def test_refusals_name_what_is_wrong(fleet: str) -> None:

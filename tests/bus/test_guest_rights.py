@@ -165,6 +165,7 @@ async def test_a_guest_takes_no_advice_away_from_a_queue_group(pair: tuple[Guest
     "subject",
     [
         *(f"{ROOT}.api.{group}.x" for group in ("health", "gpu", "system", "analysis")),
+        f"{ROOT}.api.cache.history",
         *(
             f"{ROOT}.cache.default.{op}"
             for op in ("get", "put", "match", "mget", "mput", "exists", "meta", "stats")
@@ -201,6 +202,7 @@ async def test_a_guest_may_ask_harmless_endpoints(subject: str, pair: tuple[Gues
         "evicted_part.default.e.0",
         "service.registered.cache.a",
         "api.optimize.execute",
+        "api.cache.clear",
         "api.lmcache.clear",
         "api.archive.restore.default",
         "cache.default.delete",
