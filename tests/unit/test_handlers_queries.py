@@ -79,8 +79,9 @@ def test_every_query_subject_of_the_contract_is_served_once() -> None:
         "gpu": "metrics history utilization temperature memory power",
         "engine": "history",
         "system": "cpu memory disk network all history",
-        "analysis": "utilization trends waste opportunities report",
-        "optimize": "scale_up scale_down consolidate recommendations",
+        "cache": "history",
+        "analysis": "utilization trends waste opportunities report history",
+        "optimize": "scale_up scale_down consolidate recommendations history",
     }
     subjects = {
         f"api.{group}.{name}" for group, names in expected.items() for name in names.split()
