@@ -11,6 +11,7 @@
 Names and layouts are for ever: what was stored by any release stays readable.
 """
 
+import threading
 from collections.abc import Iterator
 
 import zstandard
@@ -34,8 +35,13 @@ SAMPLE_PIECE_BYTES = 32 * 1024
 SAMPLE_PIECES = 4
 COUNTED_NUMBERS = 128
 FEW_VALUES = 80
+SMALL_BYTES = 128 * 1024
+"""For larger values a compressor is made each time: it keeps as much memory as its largest took."""
 BLOCK_NUMBERS = 64 * 1024
 """Shuffled in one step, which holds the interpreter's lock for well under a millisecond."""
+
+
+_of_thread = threading.local()
 
 
 class CodecError(ValueError):
@@ -76,9 +82,10 @@ def compress(value: bytes, *, dtype: str = "", level: int, min_ratio: float) -> 
 def compress_as(codec: str, value: bytes, level: int) -> bytes:
     """`value` by a codec of `WIDTH_BYTES`, whether it pays or not."""
     width = WIDTH_BYTES[codec]
-    # A compressor must not be shared between threads; making one costs microseconds.
     if width == 1:
-        return zstandard.ZstdCompressor(level=level).compress(value)
+        if len(value) > SMALL_BYTES:
+            return zstandard.ZstdCompressor(level=level).compress(value)
+        return _small_compressor(level).compress(value)
     compressor = zstandard.ZstdCompressor(level=SHUFFLED_LEVEL).compressobj(size=len(value))
     stored = []
     count = len(value) // width
@@ -90,6 +97,14 @@ def compress_as(codec: str, value: bytes, level: int) -> bytes:
     stored.append(compressor.compress(value[count * width :]))
     stored.append(compressor.flush())
     return b"".join(stored)
+
+
+def _small_compressor(level: int) -> zstandard.ZstdCompressor:
+    """This thread's own, as none may be shared. To make one takes five times as long as 4 KiB."""
+    if getattr(_of_thread, "level", None) != level:
+        _of_thread.level, _of_thread.compressor = level, zstandard.ZstdCompressor(level=level)
+    kept: zstandard.ZstdCompressor = _of_thread.compressor
+    return kept
 
 
 def decompress(codec: str, stored: bytes | memoryview, *, size_bytes: int) -> bytes | memoryview:

@@ -14,7 +14,7 @@ from archive.keeping import Count, Keeping, Kept
 from archive.packer import INLINE_BYTES
 from archive.parts import Parts
 from archive.settings import ArchiveSettings
-from schemas.cache import EVICTED_HEADER, INLINE_LIMIT_BYTES, Evicted, decode_header
+from schemas.cache import EVICTED_HEADER, Evicted, decode_header
 from schemas.message import UNDECODABLE
 from schemas.protocols import Delivery, PublishError, WorkItem, WorkQueue
 
@@ -26,6 +26,7 @@ EXTEND_SECONDS = 10.0
 LARGE_AT_ONCE = 4
 BATCH = 64
 """Small evictions that are handled together: for some milliseconds nothing else is done."""
+TAKEN_AT_ONCE = 1024
 GATHER_SECONDS = 0.02
 """More may come while fewer than a batch are there; it takes longer until they are durable."""
 TAKE_SECONDS = 0.25
@@ -154,17 +155,22 @@ class Intake:
     async def _take(self, keeping: Keeping) -> Sequence[WorkItem]:
         free = self._settings.in_flight - self.in_flight
         free_bytes = self._settings.in_flight_bytes - self._bytes
-        batch = max(1, min(free, free_bytes // INLINE_LIMIT_BYTES))
         try:
             await keeping.ready()
-            items = await self._queue.take(STREAM, CONSUMER, batch=batch, wait_seconds=TAKE_SECONDS)
+            items = await self._queue.take(
+                STREAM,
+                CONSUMER,
+                batch=min(free, TAKEN_AT_ONCE),
+                max_bytes=free_bytes,
+                wait_seconds=TAKE_SECONDS,
+            )
         except PublishError as error:
             if not self.queue_error:
                 log.warning("evictions_unreachable", error=str(error))
             self.queue_error = str(error)
             return []
         self.queue_error = ""
-        if len(items) < BATCH:
+        if len(items) < BATCH and not (items and items[-1].pending):
             await asyncio.sleep(GATHER_SECONDS)
         return items
 

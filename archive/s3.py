@@ -24,6 +24,7 @@ from botocore.parsers import ResponseParserError
 
 from archive.lifecycle import LifecycleReport
 from archive.money import billed_as
+from archive.s3_body import Body
 from archive.s3_failures import failure
 from archive.s3_lifecycle import install
 from archive.s3_multipart import upload
@@ -89,7 +90,8 @@ class S3Store:
     async def put(self, name: str, content: bytes) -> None:
         """Store durably; an object of that name is replaced."""
         key = self._key(name)
-        await self._ask(lambda s3: s3.put_object(Bucket=self._bucket, Key=key, Body=content))
+        bucket = self._bucket
+        await self._ask(lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=Body(content)))
 
     async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
         """Store the concatenation of `pieces`, in parts of 8 MiB where it is longer than one."""

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from archive.s3_body import Body
 from archive.store import StoreError
 
 PART_BYTES = 8 * 1024 * 1024
@@ -27,7 +28,7 @@ async def upload(ask: Ask, bucket: str, key: str, pieces: AsyncIterable[bytes]) 
     parts = _parts(pieces)
     first = await anext(parts, b"")
     if len(first) != PART_BYTES:  # it is the last
-        await ask(lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=first))
+        await ask(lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=Body(first)))
         return
     begun = await ask(lambda s3: s3.create_multipart_upload(Bucket=bucket, Key=key))
     named = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
@@ -48,7 +49,9 @@ async def _send(
 ) -> list[dict[str, Any]]:
     async def send(number: int, part: bytes) -> dict[str, Any]:
         try:
-            answer = await ask(lambda s3: s3.upload_part(PartNumber=number, Body=part, **named))
+            answer = await ask(
+                lambda s3: s3.upload_part(PartNumber=number, Body=Body(part), **named)
+            )
         finally:
             slots.release()
         return {"PartNumber": number, "ETag": answer["ETag"]}

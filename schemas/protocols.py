@@ -288,6 +288,10 @@ class WorkItem(Protocol):
     def attempt(self) -> int:
         """1 for the first delivery."""
 
+    @property
+    def pending(self) -> int:
+        """How many more waited in the queue when it was given out."""
+
     async def done(self) -> None:
         """Acknowledge and wait for the server's confirmation: it will not come again."""
 
@@ -305,9 +309,19 @@ class WorkQueue(Protocol):
     """Takes messages from a work-queue stream."""
 
     async def take(
-        self, stream: str, consumer: str, *, batch: int, wait_seconds: float
+        self,
+        stream: str,
+        consumer: str,
+        *,
+        batch: int,
+        wait_seconds: float,
+        max_bytes: int | None = None,
     ) -> Sequence[WorkItem]:
-        """Up to `batch` items for the durable `consumer`, waiting at most `wait_seconds`."""
+        """Up to `batch` items for the durable `consumer`, waiting at most `wait_seconds`.
+
+        Where `max_bytes` is given, what is on its way is no more than that, headers included, or
+        than the largest message there may be.
+        """
 
     async def done_all(self, items: Sequence[WorkItem]) -> bool:
         """Acknowledge items together; False: not confirmed, so any of them may come again."""

@@ -361,10 +361,16 @@ class Bus(PublishingConnection):
             await heed(self._js.delete_msg(name, sequence))
 
     async def take(
-        self, stream: str, consumer: str, *, batch: int, wait_seconds: float
+        self,
+        stream: str,
+        consumer: str,
+        *,
+        batch: int,
+        wait_seconds: float,
+        max_bytes: int | None = None,
     ) -> Sequence[WorkItem]:
         """Items of a work queue; see WorkQueue."""
-        return await self._queue(stream, consumer).take(batch, wait_seconds)
+        return await self._queue(stream, consumer).take(batch, max_bytes, wait_seconds)
 
     async def done_all(self, items: Sequence[WorkItem]) -> bool:
         """Acknowledge items together; see WorkQueue."""

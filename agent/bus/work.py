@@ -34,6 +34,7 @@ log = structlog.get_logger()
 ACK_WAIT_SECONDS = 30.0
 ACK_TIMEOUT_SECONDS = 5.0
 MAX_ACK_PENDING = 8192
+SUBJECTS_BYTES = 4096
 RETRY_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 CUT_BYTES = 64 * 1024
@@ -46,7 +47,7 @@ class BusWorkItem:
     def __init__(self, queue: "PullQueue", message: Msg) -> None:
         self._queue = queue
         self._message = message
-        sequence, _, stored_ns, _ = ack_fields(message.reply)
+        sequence, _, stored_ns, self._pending = ack_fields(message.reply)
         self._delivery = Delivery(
             queue.names.relative(message.subject),
             message.data,
@@ -64,6 +65,11 @@ class BusWorkItem:
     def attempt(self) -> int:
         """1 for the first delivery."""
         return int(self._message.metadata.num_delivered or 1)
+
+    @property
+    def pending(self) -> int:
+        """How many more waited when it was given out."""
+        return self._pending
 
     @property
     def ack_subject(self) -> str:
@@ -130,29 +136,35 @@ class PullQueue:
         self._pull = 0
         self._pull_until = 0.0
         self._asked = 0
+        self._was_full = False
 
-    async def take(self, batch: int, wait_seconds: float) -> list[BusWorkItem]:
+    async def take(
+        self, batch: int, max_bytes: int | None, wait_seconds: float
+    ) -> list[BusWorkItem]:
         """Up to `batch` items, as soon as there is one; empty after `wait_seconds` without any.
+
+        The server is asked for so many, of `max_bytes` together, at once; what of them comes later
+        is given out by later calls.
 
         Raises:
             PublishError: the stream does not exist or the server does not answer.
         """
         deadline = time.monotonic() + wait_seconds
         with raised_as(PublishError, self._stream):
-            await self._ask(batch, deadline)
+            await self._ask(batch, max_bytes, deadline)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_seconds):
                     while not self._arrived:
                         await self._news.wait()
-                        if not self._arrived:
+                        if not self._arrived and not self._was_full:
                             await asyncio.sleep(RETRY_SECONDS)
-                        await self._ask(batch, deadline)
+                        await self._ask(batch, max_bytes, deadline)
         if not self._arrived:
             await self._check(wait_seconds)
         taken = min(batch, len(self._arrived))
         return [BusWorkItem(self, self._arrived.popleft()) for _ in range(taken)]
 
-    async def _ask(self, batch: int, deadline: float) -> None:
+    async def _ask(self, batch: int, max_bytes: int | None, deadline: float) -> None:
         self._news.clear()
         if self._arrived:
             return
@@ -161,9 +173,13 @@ class PullQueue:
         if self._asked > 0 and now < self._pull_until:
             return
         self._pull += 1
+        self._was_full = False
         self._asked = batch
         self._pull_until = deadline
         body = {"batch": batch, "expires": int(max(deadline - now, 0.01) * 1e9)}
+        if max_bytes is not None:
+            # The server counts subjects, too; what is larger than this would never come.
+            body["max_bytes"] = max(max_bytes, self.client.max_payload + SUBJECTS_BYTES)
         await heed(
             self.client.publish(
                 f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
@@ -203,9 +219,10 @@ class PullQueue:
             self._arrived.append(message)
             self._news.set()
         elif message.subject == f"{self._inbox}.{self._pull}":
-            # 404 none, 408 expired, 409 consumer gone or server shutting down, 503 nobody there;
-            # for an earlier pull it says nothing about this one.
-            self._is_sure = self._is_sure and status not in ("409", "503")
+            # 404 none, 408 expired, 409 consumer gone, server shutting down, or no more in
+            # `max_bytes`, 503 nobody there; for an earlier pull it says nothing about this one.
+            self._was_full = "MaxBytes" in (message.headers or {}).get("Description", "")
+            self._is_sure = self._is_sure and (self._was_full or status not in ("409", "503"))
             self._pull_until = 0.0
             self._news.set()
 

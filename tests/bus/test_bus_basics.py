@@ -301,6 +301,26 @@ async def test_a_failing_callback_does_not_end_the_subscription(bus: Bus) -> Non
     assert bus.counters["bad_messages_total"] == 1
 
 
+async def test_what_is_on_its_way_is_no_more_than_asked_for(bus: Bus) -> None:
+    for number in range(90):
+        await bus.publish_raw("evicted.default", bytes(350_000), message_id=str(number))
+    bound = 1_200_000
+    taken: list[WorkItem] = []
+    most = 0
+
+    async with asyncio.timeout(5):  # a pause for each pull that is full would take longer
+        while len(taken) < 90:
+            items = await bus.take(
+                "EVICTIONS", "archiver", batch=100, max_bytes=bound, wait_seconds=1
+            )
+            info = await bus.jetstream.consumer_info("FLEET_EVICTIONS", "archiver")
+            most = max(most, int(info.num_ack_pending or 0) - len(taken))
+            taken += items
+
+    assert [item.pending for item in taken] == list(reversed(range(90)))
+    assert most == 3
+
+
 async def test_work_comes_again_until_done_and_poison_goes_to_the_dead(bus: Bus) -> None:
     for text in ("one", "two"):
         await bus.publish_raw("evicted.default", text.encode(), {"H": "1"}, message_id=text)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -20,14 +20,14 @@ class Uploads:
     async def ask(self, request: Callable[[Any], Awaitable[Any]]) -> Any:
         return await request(self)
 
-    async def put_object(self, *, Body: bytes, **_: str) -> None:
-        self.puts.append(Body)
+    async def put_object(self, *, Body: BinaryIO, **_: str) -> None:
+        self.puts.append(Body.read())
 
     async def create_multipart_upload(self, **_: str) -> dict[str, str]:
         return {"UploadId": "u"}
 
-    async def upload_part(self, *, PartNumber: int, Body: bytes, **_: str) -> dict[str, str]:
-        self.parts[PartNumber] = Body
+    async def upload_part(self, *, PartNumber: int, Body: BinaryIO, **_: str) -> dict[str, str]:
+        self.parts[PartNumber] = Body.read()
         return {"ETag": f"e{PartNumber}"}
 
     async def complete_multipart_upload(
