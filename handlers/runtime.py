@@ -17,6 +17,7 @@ import structlog
 from handlers.admission import Admission
 from handlers.members import Members
 from handlers.outgoing import Outgoing
+from handlers.slot_group import SlotGroup
 from handlers.slots import Routed, Slot, Watermark, slot_of
 from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.lifecycle import Component
@@ -167,7 +168,7 @@ class HandlersRuntime:
         self._observe = observe
         self._clock = clock
         self._owned: dict[int, _Owned] = {}
-        self._attached: list[_Owned] = []
+        self._attached: SlotGroup[_Owned] = SlotGroup()
         self._live_sequence = 0
         self._replayed = 0
         self._last_stored_ns = 0
@@ -339,6 +340,9 @@ class HandlersRuntime:
 
     async def _catch_up(self, acquired: Sequence[_Owned]) -> None:
         """Feed the new slots from their windows up to where the live reader is, then join it."""
+        group: SlotGroup[_Owned] = SlotGroup()
+        for owned in acquired:
+            group.join(owned, owned.slot)
         start_ns = min(owned.slot.start_ns for owned in acquired)
         whole_ns = min(owned.slot.whole_ns for owned in acquired)
         _, reached = await self._subscriber.stream_bounds("METRICS")
@@ -346,20 +350,21 @@ class HandlersRuntime:
             engines = self._history.read(
                 "METRICS", subject=EngineMetrics.pattern(), start_ns=start_ns, end_ns=whole_ns
             )
-            await self._replay(acquired, engines)
+            await self._replay(group, engines)
         # A little earlier: NATS takes microseconds. Slots pass over what they have seen.
         whole = self._history.read("METRICS", start_ns=max(start_ns, whole_ns - SECOND_NS))
-        await self._replay(acquired, whole)
+        await self._replay(group, whole)
         while reached < self._live_sequence:
             target = self._live_sequence
             newer = self._history.read("METRICS", start_sequence=reached + 1)
-            await self._replay(acquired, newer)
+            await self._replay(group, newer)
             reached = target
         # No await since the last look at the live sequence: nothing can slip in between.
-        self._attached.extend(acquired)
+        for owned in acquired:
+            self._attached.join(owned, owned.slot)
 
     async def _replay(
-        self, acquired: Sequence[_Owned], history: AsyncGenerator[Delivery, None]
+        self, group: SlotGroup[_Owned], history: AsyncGenerator[Delivery, None]
     ) -> None:
         async with contextlib.aclosing(history):
             async for delivery in history:
@@ -370,25 +375,22 @@ class HandlersRuntime:
                     continue
                 if not self._admission.admits(message, delivery.stored_ns):
                     continue
-                waiting = self._feed(acquired, message, delivery)
+                waiting = self._feed(group, message, delivery)
                 if waiting is not None:
                     await waiting
 
     def _feed(
-        self, to: Sequence[_Owned], message: Message, delivery: Delivery
+        self, to: SlotGroup[_Owned], message: Message, delivery: Delivery
     ) -> Awaitable[None] | None:
         """At once, or, where ticks are due, slot by slot: they judge every node."""
-        routed = Routed(message, Moment(delivery.stored_ns, delivery.sequence))
-        for owned in to:
-            if owned.slot.next_tick_ns <= delivery.stored_ns:
-                return self._feed_in_steps(tuple(to), routed)
-        for owned in to:
-            emits = owned.slot.feed(routed)
-            if emits:  # seldom
-                self._outgoing.add(owned, emits)
+        now = Moment(delivery.stored_ns, delivery.sequence)
+        if to.is_due(now.ns):
+            return self._feed_in_steps(to, Routed(message, now))
+        for owned, emits in to.feed(message, now):
+            self._outgoing.add(owned, emits)
         return None
 
-    async def _feed_in_steps(self, to: Sequence[_Owned], routed: Routed) -> None:
+    async def _feed_in_steps(self, to: SlotGroup[_Owned], routed: Routed) -> None:
         for owned in to:
             self._outgoing.add(owned, owned.slot.feed(routed))
             await asyncio.sleep(0)
@@ -399,8 +401,7 @@ class HandlersRuntime:
         await self._give_up(owned)
 
     def _detach(self, owned: _Owned) -> None:
-        if owned in self._attached:
-            self._attached.remove(owned)
+        self._attached.leave(owned.slot)
 
     async def _give_up(self, owned: _Owned) -> None:
         self._detach(owned)
@@ -420,14 +421,15 @@ class HandlersRuntime:
             now_ns = self._now_ns() - SILENCE_NS
             if now_ns <= self._last_stored_ns:
                 continue
-            for owned in list(self._attached):
-                self._outgoing.add(owned, owned.slot.advance(now_ns))
+            for owned in self._attached:
+                emits = owned.slot.advance(now_ns, self._live_sequence)
+                self._outgoing.add(owned, emits)
                 await asyncio.sleep(0)
 
     async def _save_loop(self) -> None:
         while True:
             await asyncio.sleep(SAVE_SECONDS)
-            for owned in list(self._attached):
+            for owned in self._attached:
                 await self._save(owned)
 
     async def _save(self, owned: _Owned) -> None:

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn, TypeAlias, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ TICK_NS = 5 * SECOND_NS
 STEP_NS = TICK_NS // 10
 """Handlers of many groups, whose `tick_ns` this is, judge a tenth of them at a time."""
 TURNS = TICK_NS // STEP_NS
+SCOPES = ("node", "pool", "fleet")
 FLEET = "all"
 """The key of the whole fleet."""
 
@@ -28,6 +29,7 @@ _FNV_OFFSET = 0x811C9DC5
 _FNV_PRIME = 0x01000193
 
 
+@functools.lru_cache(maxsize=1 << 17)
 def slot_of(scope: str, key: str, slots: int) -> int:
     """The slot of a key: FNV-1a (32 bit) of `<scope>.<key>` modulo `slots`.
 
@@ -78,23 +80,10 @@ class Routed:
 
     message: Message
     now: Moment
-    _scopes: Mapping[int, Sequence[str]] | None = None
-
-    def scopes(self, slots: int) -> Mapping[int, Sequence[str]]:
-        """By slot, the scopes in which its key lies there; looked up once for all slots."""
-        if self._scopes is None:
-            message = self.message
-            self._scopes = _scopes(key_of(message, "node"), key_of(message, "pool"), slots)
-        return self._scopes
 
 
-@functools.lru_cache(maxsize=1 << 17)
-def _scopes(node: str | None, pool: str | None, slots: int) -> Mapping[int, Sequence[str]]:
-    by_slot: dict[int, list[str]] = {}
-    for scope, key in (("node", node), ("pool", pool), ("fleet", FLEET)):
-        if key is not None:
-            by_slot.setdefault(slot_of(scope, key, slots), []).append(scope)
-    return by_slot
+Hearer: TypeAlias = tuple[Callable[[Message, Moment], Sequence[Emit]], Handler]
+"""A handler, after its `handle`: bound once, as each message has a dozen of them."""
 
 
 def _raise(handler: Handler, error: Exception) -> NoReturn:
@@ -141,44 +130,67 @@ class Slot:
         self._last_message_ns = self.start_ns
         self.next_tick_ns = (self.start_ns // STEP_NS + 1) * STEP_NS
         self._stepping = [one for one in handlers if getattr(one, "tick_ns", TICK_NS) == STEP_NS]
-        self._by_type: dict[tuple[type[Message], str], list[Handler]] = {}
-        for handler in handlers:
-            for kind in handler.consumes:
-                self._by_type.setdefault((kind, handler.scope), []).append(handler)
+        self._hearers: dict[tuple[type[Message], tuple[str, ...]], tuple[Hearer, ...]] = {}
+
+    def hearers(self, message: Message) -> Sequence[Hearer]:
+        """The handlers that own a key of such a message; nearly always, of eight slots, none."""
+        keys = ((scope, key_of(message, scope)) for scope in SCOPES)
+        scopes = tuple(
+            scope
+            for scope, key in keys
+            if key is not None and slot_of(scope, key, self._slots) == self.index
+        )
+        kind = type(message)
+        found = self._hearers.get((kind, scopes))
+        if found is None:
+            found = self._hearers[kind, scopes] = tuple(
+                (handler.handle, handler)
+                for scope in scopes
+                for handler in self.handlers
+                if handler.scope == scope and kind in handler.consumes
+            )
+        return found
 
     def feed(self, routed: Routed) -> Sequence[Emit]:
         """One message of the stream, of whatever key; messages already seen are skipped."""
-        now, sequence = routed.now, routed.now.sequence
+        message, now = routed.message, routed.now
+        if now.sequence <= self.last_sequence:
+            return QUIET
+        emitted = self._run_ticks(now.ns, now.sequence - 1)
+        self._last_message_ns = max(self._last_message_ns, now.ns)
+        hearers = self.hearers(message)
+        if not hearers:
+            self.last_sequence = now.sequence
+            return emitted
+        return [*emitted, *self.hear(message, now, hearers)]
+
+    def hear(self, message: Message, now: Moment, hearers: Sequence[Hearer]) -> Sequence[Emit]:
+        """One message with its `hearers`, while no tick is due; seen already, it is skipped.
+
+        Slots in a group hear those of their keys alone, and twice a second any one by `feed`.
+        """
+        sequence = now.sequence
         if sequence <= self.last_sequence:
             return QUIET
-        emitted: list[Emit] = []
-        if self.next_tick_ns <= now.ns:
-            emitted = self._run_ticks(now.ns, sequence - 1)
         self.last_sequence = sequence
-        self._last_message_ns = max(self._last_message_ns, now.ns)
-        scopes = routed.scopes(self._slots).get(self.index)
-        if scopes is None:
-            return emitted  # most slots, for most messages
         is_quiet = sequence <= self._watermark.sequence
-        if not is_quiet:
+        if not (is_quiet or self._restored):
             self._restore()
-        message = routed.message
-        kind = type(message)
-        for scope in scopes:
-            for handler in self._by_type.get((kind, scope), ()):
-                # As `_guarded`, which costs as much as some of them.
-                try:
-                    given = handler.handle(message, now)
-                except Exception as error:
-                    self._on_failure(handler, error)
-                    continue
-                if given and not is_quiet:
-                    emitted += given
-        return emitted
+        emitted: list[Emit] | None = None
+        for handle, handler in hearers:
+            # As `_guarded`, which costs as much as some of them.
+            try:
+                given = handle(message, now)
+            except Exception as error:
+                self._on_failure(handler, error)
+                continue
+            if given and not is_quiet:
+                emitted = [*(emitted or ()), *given]
+        return QUIET if emitted is None else emitted
 
-    def advance(self, ns: int) -> Sequence[Emit]:
-        """Stream time reached `ns` without a message: run the ticks up to it."""
-        return self._run_ticks(ns, self.last_sequence)
+    def advance(self, ns: int, sequence: int = 0) -> Sequence[Emit]:
+        """Stream time reached `ns` without a message after `sequence`: run the ticks up to it."""
+        return self._run_ticks(ns, max(sequence, self.last_sequence))
 
     def _run_ticks(self, ns: int, sequence: int) -> list[Emit]:
         emitted: list[Emit] = []

@@ -701,12 +701,13 @@ async def test_events_that_wait_together_are_published_together(bus: Bus) -> Non
 
     async with with_faults(bus, Faulty(bus, publish_all=publish_all)) as running:
         await until(lambda: len(running._attached) >= 2)
-        running._outgoing.add(running._attached[0], [event("n1", number) for number in range(100)])
+        owned = next(iter(running._attached))
+        running._outgoing.add(owned, [event("n1", number) for number in range(100)])
         await until(lambda: running.counters["published_total"] == 100)
 
         assert [len(batch) for batch in batches] == [64, 36]
         assert len(await published(bus)) == 100
-        assert running._attached[0].unpublished == 0
+        assert owned.unpublished == 0
 
 
 async def test_a_loop_that_ended_is_a_failed_component(bus: Bus) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from handlers import default_handlers
 from handlers.settings import HandlersSettings
+from handlers.slot_group import SlotGroup
 from handlers.slots import Routed, Slot, Watermark, replay
 from schemas.engines import EngineMetrics
 from schemas.message import Message
@@ -110,6 +111,56 @@ def test_a_new_owner_continues_where_the_old_one_stopped(whole: list[Emit], is_w
 
     assert [emit.message_id for emit in told] == [emit.message_id for emit in whole]
     assert [emit.message for emit in told] == [emit.message for emit in whole]
+
+
+def eight(watermarks: Sequence[Watermark]) -> list[Slot]:
+    settings = HandlersSettings()
+    slots = range(settings.slots)
+    return [
+        Slot(index, settings.slots, default_handlers(settings), watermarks[index])
+        for index in slots
+    ]
+
+
+def fed_together(slots: Sequence[Slot], messages: Sequence[Routed]) -> list[list[Emit]]:
+    """What each slot says to the messages, of which it is fed those that concern it."""
+    group: SlotGroup[int] = SlotGroup()
+    said: list[list[Emit]] = [[] for _ in slots]
+    for slot in slots:
+        group.join(slot.index, slot)
+    for routed in messages:
+        if group.is_due(routed.now.ns):
+            for index in group:
+                said[index] += slots[index].feed(routed)
+            continue
+        for index, emits in group.feed(routed.message, routed.now):
+            said[index] += emits
+    return said
+
+
+@pytest.mark.parametrize("cuts", [1, 3])
+def test_slots_that_are_fed_what_concerns_them_say_the_same(cuts: int) -> None:
+    """Also after hand-overs, each slot of eight by its own watermark."""
+    messages = recorded()
+    length = len(messages) // cuts
+    nothing = [Watermark(sequence=0, ns=0)] * 8
+    everything, concerned = eight(nothing), eight(nothing)
+    expected: list[list[Emit]] = [[] for _ in everything]
+    told: list[list[Emit]] = [[] for _ in concerned]
+    for begin in range(0, len(messages), length):
+        of_now = messages[: begin + length]
+        for slot in everything:
+            since = [routed for routed in of_now if routed.now.ns >= slot.start_ns]
+            expected[slot.index] += [emit for routed in since for emit in slot.feed(routed)]
+        start_ns = min(slot.start_ns for slot in concerned)
+        since = [routed for routed in of_now if routed.now.ns >= start_ns]
+        for index, emits in enumerate(fed_together(concerned, since)):
+            told[index] += emits
+        everything = eight([slot.watermark() for slot in everything])
+        concerned = eight([slot.watermark() for slot in concerned])
+
+    assert sum(map(len, told)) > 100
+    assert told == expected
 
 
 class EveryTick:
