@@ -7,6 +7,7 @@ from typing import Literal
 from handlers.scaling.cache_loss import CacheLoss
 from handlers.scaling.demand import Demand
 from handlers.scaling.plan import Planned
+from handlers.scaling.replica_loads import load_of
 from handlers.scaling.replica_price import DerivedPrice
 from handlers.scaling.replicas import SIGNALS, GpuSignal, Signal
 from handlers.scaling.scale_down import (
@@ -155,18 +156,16 @@ def _evidence(
 ) -> list[Evidence]:
     """The mean of each signal now, and before scaling down what a failure would make of it."""
     demand, evidence = change.demand, []
+    loads = [
+        (report.metrics.engine, load_of(report.metrics, with_rates=True)) for report in reports
+    ]
     survivors = max(1, change.target - settings.failures_survived)
     for signal in demand.signals:
         values = {signal.name: (signal.mean, signal.target)}
         if change.action == "scale_down" and not signal.is_latency:
             projected = demand.total(signal) / survivors
             values[f"{signal.name}_projected"] = (projected, demand.limit(signal))
-        is_gpu = isinstance(signal, GpuSignal)
-        engines = [
-            report.metrics.engine
-            for report, value in zip(reports, signal.values, strict=not is_gpu)
-            if value is not None
-        ]
+        engines = [engine for engine, load in loads if signal.is_measured(load)]
         evidence += [
             Evidence(
                 signal=name,

@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
-from statistics import fmean
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from handlers.scaling.replica_loads import IN_FLIGHT, RUNNING_MAX, ReplicaLoads
 from handlers.scaling.replicas import CAPACITY, Signal
-from schemas.engines import EngineMetrics
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Demand:
 
     def __init__(
         self,
-        engines: Collection[EngineMetrics],
+        loads: ReplicaLoads,
         signals: Sequence[Signal],
         expected: Expected | None,
         *,
@@ -41,23 +40,21 @@ class Demand:
     ) -> None:
         self.signals = signals
         self.is_planned = is_planned
-        self.replicas = len(engines)
+        self.replicas = loads.replicas
         self.expected = expected if expected is not None and expected.p90 >= 1.0 else None
         self.optional = optional
-        self._engines = engines
+        self._loads = loads
 
     @functools.cached_property
     def in_flight(self) -> float:
         """Requests running and waiting now, of the replicas that tell."""
-        return float(
-            sum((one.requests_running or 0) + (one.requests_waiting or 0) for one in self._engines)
-        )
+        return self._loads.total(IN_FLIGHT)[0]
 
     @functools.cached_property
     def running_max(self) -> float | None:
         """Requests that one replica runs at once, by those that tell; None: none does."""
-        limits = [one.requests_running_max for one in self._engines if one.requests_running_max]
-        return fmean(limits) if limits else None
+        limits, replicas = self._loads.total(RUNNING_MAX)
+        return limits / replicas if replicas else None
 
     @property
     def unknown(self) -> str:

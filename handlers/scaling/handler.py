@@ -95,7 +95,7 @@ class ScalingHandler:
         if pool.plan is not None:
             pool.plan.add(message, now.ns)
         busy = self._gpus.busy(message.pool) if self._counts_gpus else None
-        signals = measure(engines.loads.values(), self._settings, busy)
+        signals = measure(engines.loads, self._settings, busy)
         pool.held = None
         if not signals:
             pool.since_ns = None
@@ -111,11 +111,7 @@ class ScalingHandler:
         expected = self._expect(message.pool, now.ns)
         is_planned = planned is not None
         demand = Demand(
-            engines.metrics.values(),
-            signals,
-            expected,
-            is_planned=is_planned,
-            optional=self._optional,
+            engines.loads, signals, expected, is_planned=is_planned, optional=self._optional
         )
         found = self._judge(pool, pool.since_ns, demand, planned, now)
         if isinstance(found, Change):

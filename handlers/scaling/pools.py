@@ -10,8 +10,9 @@ from handlers.scaling.advice import Report
 from handlers.scaling.cache_loss import Pace
 from handlers.scaling.held import HeldLog
 from handlers.scaling.plan import HISTORY_NS, Plan, PlanState
+from handlers.scaling.replica_loads import Replica, ReplicaLoads, load_of
 from handlers.scaling.replica_price import ReplicaGpus
-from handlers.scaling.replicas import Load, counts_rates, load_of
+from handlers.scaling.replicas import counts_rates
 from handlers.scaling.scale_down import Held
 from handlers.settings import ScalingSettings
 from handlers.window import ExpiringDict, RollingMax
@@ -77,44 +78,37 @@ class _Snapshot(msgspec.Struct):
     kept: list[tuple[int, str, Kept]] = []
 
 
-Engine: TypeAlias = tuple[str, str]
-"""Its node, and its name there."""
-
-
 class Engines:
-    """The engines of a pool that were heard of within `ttl_ns`: metrics and load, by node and name.
+    """The engines of a pool that were heard of within `ttl_ns`: metrics and loads.
 
-    Each message of a pool judges all of it: a sample of an engine that is there costs O(1).
+    Each message of a pool judges all of it: a sample of an engine costs O(1).
     """
 
     def __init__(self, ttl_ns: int, *, with_rates: bool = False) -> None:
         self._with_rates = with_rates
-        self.metrics: dict[Engine, EngineMetrics] = {}
-        self.loads: dict[Engine, Load] = {}
-        self._heard: ExpiringDict[Engine, None] = ExpiringDict(ttl_ns, on_forgotten=self._forget)
+        self.metrics: dict[Replica, EngineMetrics] = {}
+        self.loads = ReplicaLoads()
+        self._heard: ExpiringDict[Replica, None] = ExpiringDict(ttl_ns, on_forgotten=self._forget)
 
     def put(self, message: EngineMetrics, now_ns: int) -> None:
         """Take the last sample of an engine."""
         engine = (message.node, message.engine)
-        is_new = engine not in self.metrics
         self._heard.put(engine, None, now_ns)
         self.metrics[engine] = message
-        self.loads[engine] = load_of(message, with_rates=self._with_rates)
-        if is_new:
-            self.metrics = dict(sorted(self.metrics.items(), key=lambda item: item[0]))
-            self.loads = dict(sorted(self.loads.items(), key=lambda item: item[0]))
+        self.loads.put(engine, load_of(message, with_rates=self._with_rates))
 
     def expire(self, now_ns: int) -> None:
         """Forget those that were silent."""
         self._heard.expire(now_ns)
 
     def reports(self) -> list[Report]:
-        """What each said last, and when."""
-        heard = {engine: ns for ns, engine, _ in self._heard.touched()}
-        return [Report(heard[engine], metrics) for engine, metrics in self.metrics.items()]
+        """What each said last, and when, by node and name."""
+        heard = sorted((engine, ns) for ns, engine, _ in self._heard.touched())
+        return [Report(ns, self.metrics[engine]) for engine, ns in heard]
 
-    def _forget(self, engine: Engine) -> None:
-        del self.metrics[engine], self.loads[engine]
+    def _forget(self, engine: Replica) -> None:
+        del self.metrics[engine]
+        self.loads.discard(engine)
 
 
 @dataclasses.dataclass(slots=True)
@@ -122,7 +116,7 @@ class Pool:
     """What is remembered of one pool."""
 
     engines: Engines
-    hits: ExpiringDict[Engine, float]  # the prefix caches' last hit ratios
+    hits: ExpiringDict[Replica, float]  # the prefix caches' last hit ratios
     fewest_desired: RollingMax  # of the negated count: its maximum is the minimum
     fewest_in_panic: RollingMax  # the same, over a shorter hold
     most_desired: RollingMax

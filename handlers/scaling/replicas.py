@@ -1,14 +1,14 @@
 """How many replicas the HPA rule asks for, by the load signals of a pool. Pure."""
 
-import dataclasses
-import functools
 import math
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Self
 
+import msgspec
+
+from handlers.scaling.replica_loads import Load, ReplicaLoads
 from handlers.settings import ScalingSettings
 from handlers.utilization.gpu_busy import GpuBusy
-from schemas.engines import EngineMetrics
 
 WAITING, KV_CACHE, CAPACITY = "requests_waiting", "kv_cache_usage_ratio", "capacity_usage_ratio"
 SIGNALS = 3
@@ -17,16 +17,12 @@ PROMPT, GENERATION = "prompt_tokens_per_second", "generation_tokens_per_second"
 GPU_BUSY = "gpu_busy_ratio"
 LATENCY_MOST = 2.0
 """Latency grows faster than load: for it at most twice as many replicas, HPA's default limit."""
+_PLACES = {WAITING: 0, KV_CACHE: 1, CAPACITY: 2, TTFT: 3, ITL: 4, PROMPT: 5, GENERATION: 6}
+"""In a `Load`."""
 
 
-Load: TypeAlias = tuple[float | None, ...]
-"""Of one replica: requests waiting, use of its KV cache and of what it can run at once, the
-latencies TTFT and ITL, and where they count prompt and generated tokens a second."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Signal:
-    """One load signal: a value per replica (None = not measured), at least one of them known.
+class Signal(msgspec.Struct, frozen=True, gc=False):
+    """One load signal: the sum of the replicas that were measured, at least one of them.
 
     `saturation` is the value at which a replica can take no more; None where there is no limit.
     A latency is none that replicas share: one without requests has none, and tells nothing.
@@ -35,7 +31,10 @@ class Signal:
     name: str
     target: float
     saturation: float | None
-    values: tuple[float | None, ...]
+    known: float
+    measured: float
+    """How many replicas."""
+    replicas: int
 
     @property
     def is_latency(self) -> bool:
@@ -43,46 +42,34 @@ class Signal:
         return self.name in (TTFT, ITL)
 
     @property
-    def measured(self) -> float:
-        """How many replicas were measured."""
-        return self._known[1]
-
-    @property
     def mean(self) -> float:
         """The mean of the replicas that were measured."""
-        known, count = self._known
-        return known / count
+        return self.known / self.measured
 
     def total(self, missing: float) -> float:
         """The sum over all replicas, an unknown one counted as `missing`, a latency as the mean."""
-        known, count = self._known
-        if count == len(self.values):
-            return known
-        if self.is_latency:
-            missing = self.mean
-        return math.fsum(missing if value is None else value for value in self.values)
+        unknown = self.replicas - self.measured
+        return self.known + unknown * (self.mean if self.is_latency else missing)
 
-    @functools.cached_property
-    def _known(self) -> tuple[float, int]:
-        """Their sum, and how many were measured."""
-        try:
-            return math.fsum(self.values), len(self.values)  # type: ignore[arg-type]  # if all were
-        except TypeError:
-            known = [value for value in self.values if value is not None]
-            return math.fsum(known), len(known)
+    def is_measured(self, load: Load) -> bool:
+        """Whether a replica with this load is one of those."""
+        return load[_PLACES[self.name]] is not None
 
 
-@dataclasses.dataclass(frozen=True)
-class GpuSignal(Signal):
-    """How busy the GPUs of a pool are: `values` is empty, as no replica's own GPUs are known."""
+class GpuSignal(Signal, frozen=True, gc=False):
+    """How busy the GPUs of a pool are: which replicas' they are is not known.
+
+    `measured` is as many replicas as the share of the GPUs that were measured, and `known` what
+    those come to; `of_gpus` tells both.
+    """
 
     busy: GpuBusy
-    replicas: int
 
-    @property
-    def measured(self) -> float:
-        """As many replicas as the share of the GPUs that were measured."""
-        return self.replicas * self.busy.known / self.busy.gpus
+    @classmethod
+    def of_gpus(cls, target: float, busy: GpuBusy, replicas: int) -> Self:
+        """The signal of a pool of `replicas` whose GPUs are as `busy`."""
+        known, measured = (replicas * of / busy.gpus for of in (busy.busy, busy.known))
+        return cls(GPU_BUSY, target, 1.0, known, measured, replicas, busy)
 
     @property
     def mean(self) -> float:
@@ -94,6 +81,10 @@ class GpuSignal(Signal):
         unknown = self.busy.gpus - self.busy.known
         return self.replicas * (self.busy.busy + missing * unknown) / self.busy.gpus
 
+    def is_measured(self, load: Load) -> bool:
+        """Of no replica is it known."""
+        return False
+
 
 def counts_rates(settings: ScalingSettings) -> bool:
     """Whether a token rate has a target."""
@@ -104,28 +95,8 @@ def counts_rates(settings: ScalingSettings) -> bool:
     return targets != (None, None)
 
 
-def load_of(engine: EngineMetrics, *, with_rates: bool = False) -> Load:
-    """What one replica tells of its load; the rates of tokens only where they are asked for.
-
-    One that sleeps has no queue because it serves nothing, so it counts as not measured.
-    """
-    if engine.is_sleeping:
-        return (None,) * 7 if with_rates else (None,) * 5
-    running, most = engine.requests_running, engine.requests_running_max
-    load = (
-        engine.requests_waiting,
-        engine.kv_cache_usage_ratio,
-        None if running is None or not most else running / most,
-        engine.ttft_p95_seconds,
-        engine.itl_p95_seconds,
-    )
-    if not with_rates:  # every message of a pool reads those of all its replicas
-        return load
-    return (*load, engine.prompt_tokens_per_second, engine.generation_tokens_per_second)
-
-
 def measure(
-    loads: Iterable[Load], settings: ScalingSettings, busy: GpuBusy | None = None
+    loads: ReplicaLoads, settings: ScalingSettings, busy: GpuBusy | None = None
 ) -> list[Signal]:
     """The signals that at least one replica, or GPU, measured, of those that have a target."""
     kinds: tuple[tuple[str, float | None, float | None], ...] = (
@@ -137,15 +108,14 @@ def measure(
         (PROMPT, settings.prompt_target_tokens_per_second, None),
         (GENERATION, settings.generation_target_tokens_per_second, None),
     )
-    columns = list(zip(*loads, strict=True))
-    signals = [
-        Signal(name, target, saturation, values)
-        for (name, target, saturation), values in zip(kinds, columns, strict=False)
-        if target is not None and any(value is not None for value in values)
-    ]
-    if settings.gpu_busy_target_ratio is not None and busy is not None and columns:
-        replicas = len(columns[0])
-        signals.append(GpuSignal(GPU_BUSY, settings.gpu_busy_target_ratio, 1.0, (), busy, replicas))
+    signals = []
+    for name, target, saturation in kinds:
+        known, measured = loads.total(_PLACES[name]) if target is not None else (0.0, 0)
+        if target is not None and measured:
+            signals.append(Signal(name, target, saturation, known, measured, loads.replicas))
+    gpu_target = settings.gpu_busy_target_ratio
+    if gpu_target is not None and busy is not None and loads.replicas:
+        signals.append(GpuSignal.of_gpus(gpu_target, busy, loads.replicas))
     return signals
 
 

@@ -3,17 +3,19 @@
 import pytest
 
 from handlers.scaling.demand import Demand, Expected
-from handlers.scaling.replicas import load_of, measure
+from handlers.scaling.replicas import measure
 from handlers.settings import ScalingSettings
 from handlers.utilization.gpu_busy import GpuBusy
 from schemas.engines import EngineMetrics
 from tests.support.samples import engine
+from tests.support.scaling import replica_loads
 
 
 def demand(*engines: EngineMetrics, p90: float | None = None) -> Demand:
     expected = None if p90 is None else Expected(p90, 900.0)
     settings = ScalingSettings(ttft_target_seconds=2.0)
-    return Demand(engines, measure(map(load_of, engines), settings), expected)
+    loads = replica_loads(engines)
+    return Demand(loads, measure(loads, settings), expected)
 
 
 def kv(*values: float | None) -> Demand:
@@ -77,10 +79,10 @@ def test_the_load_expected_needs_more(
     ],
 )
 def test_by_a_plan_replicas_may_be_filled_to_the_full(kv: float, waiting: int, needed: int) -> None:
-    engines = [engine(name, kv=kv, waiting=waiting) for name in ("e0", "e1")]
-    signals = measure(map(load_of, engines), ScalingSettings())
+    loads = replica_loads([engine(name, kv=kv, waiting=waiting) for name in ("e0", "e1")])
+    signals = measure(loads, ScalingSettings())
 
-    assert Demand(engines, signals, None, is_planned=True).needed == needed
+    assert Demand(loads, signals, None, is_planned=True).needed == needed
 
 
 @pytest.mark.parametrize(
@@ -109,9 +111,9 @@ def tokens_and_gpus(
         for number, rate in enumerate(rates)
     ]
     gpus = GpuBusy(2 * len(rates), known, busy, ("nvml",))
-    loads = [load_of(one, with_rates=True) for one in engines]
+    loads = replica_loads(engines, with_rates=True)
     expected = None if p90 is None else Expected(p90, 900.0)
-    return Demand(engines, measure(loads, settings, gpus), expected)
+    return Demand(loads, measure(loads, settings, gpus), expected)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,10 @@ def test_by_a_plan_gpus_may_be_filled_to_the_full() -> None:
     found = tokens_and_gpus(0, 0, busy=2.0)
 
     assert found.needed == 2
-    assert Demand([engine()] * 2, found.signals, None, is_planned=True).needed == 1
+    assert (
+        Demand(replica_loads([engine(), engine("e1")]), found.signals, None, is_planned=True).needed
+        == 1
+    )
 
 
 def test_without_a_signal_that_is_shared_out_nothing_is_known_to_be_needed() -> None:
@@ -148,10 +153,10 @@ def test_without_a_signal_that_is_shared_out_nothing_is_known_to_be_needed() -> 
 
 
 def test_a_signal_that_has_a_target_must_be_measured() -> None:
-    engines = [engine(kv=0.1)]
-    signals = measure(map(load_of, engines), ScalingSettings())
+    loads = replica_loads([engine(kv=0.1)])
+    signals = measure(loads, ScalingSettings())
 
-    found = Demand(engines, signals, None, optional=["gpu_busy_ratio"])
+    found = Demand(loads, signals, None, optional=["gpu_busy_ratio"])
 
     assert found.unknown == "gpu_busy_ratio has a target, but is not measured"
-    assert Demand(engines, signals, None, optional=["kv_cache_usage_ratio"]).unknown == ""
+    assert Demand(loads, signals, None, optional=["kv_cache_usage_ratio"]).unknown == ""

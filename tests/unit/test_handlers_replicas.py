@@ -1,46 +1,53 @@
+import math
 from typing import Any
 
 import pytest
 
+from handlers.scaling.replica_loads import load_of
 from handlers.scaling.replicas import (
     GpuSignal,
     Signal,
     desired_replicas,
     lacking,
-    load_of,
     measure,
     optional_signals,
 )
 from handlers.settings import ScalingSettings
 from handlers.utilization.gpu_busy import GpuBusy
 from tests.support.samples import engine
+from tests.support.scaling import replica_loads
+
+
+def signal(
+    name: str, target: float, saturation: float | None, values: tuple[float | None, ...]
+) -> Signal:
+    known = [value for value in values if value is not None]
+    return Signal(name, target, saturation, math.fsum(known), len(known), len(values))
 
 
 def waiting(*values: float | None) -> Signal:
-    return Signal("requests_waiting", 5.0, None, values)
+    return signal("requests_waiting", 5.0, None, values)
 
 
 def kv(*values: float | None) -> Signal:
-    return Signal("kv_cache_usage_ratio", 0.85, 1.0, values)
+    return signal("kv_cache_usage_ratio", 0.85, 1.0, values)
 
 
 def capacity(*values: float | None) -> Signal:
-    return Signal("capacity_usage_ratio", 0.80, 1.0, values)
+    return signal("capacity_usage_ratio", 0.80, 1.0, values)
 
 
 def ttft(*values: float | None) -> Signal:
-    return Signal("ttft_p95_seconds", 2.0, None, values)
+    return signal("ttft_p95_seconds", 2.0, None, values)
 
 
 def prompt(*values: float | None) -> Signal:
-    return Signal("prompt_tokens_per_second", 1000.0, None, values)
+    return signal("prompt_tokens_per_second", 1000.0, None, values)
 
 
 def gpus(replicas: int, *, busy: float, known: int, gpus: int) -> Signal:
     """At a target of 0.7, of which `busy` is the sum of the known ones."""
-    return GpuSignal(
-        "gpu_busy_ratio", 0.7, 1.0, (), GpuBusy(gpus, known, busy, ("nvml",)), replicas
-    )
+    return GpuSignal.of_gpus(0.7, GpuBusy(gpus, known, busy, ("nvml",)), replicas)
 
 
 @pytest.mark.parametrize(
@@ -157,39 +164,40 @@ def test_what_is_not_measured_is_named_where_it_keeps_replicas(
 def test_only_measured_signals_count() -> None:
     engines = [engine("a", waiting=3), engine("b", running=4, running_max=0)]
 
-    signals = measure(map(load_of, engines), ScalingSettings())
+    signals = measure(replica_loads(engines), ScalingSettings())
 
-    assert [(signal.name, signal.values) for signal in signals] == [("requests_waiting", (3, None))]
+    assert signals == [waiting(3, None)]
+    assert [signals[0].is_measured(load_of(one)) for one in engines] == [True, False]
 
 
 def test_a_replica_that_sleeps_is_no_spare_room() -> None:
     awake = engine("a", waiting=0, kv=0.3)
     asleep = engine("b", waiting=0, kv=0.0, is_sleeping=True)
 
-    signals = measure(map(load_of, [awake, asleep]), ScalingSettings())
+    signals = measure(replica_loads([awake, asleep]), ScalingSettings())
 
-    assert [signal.values for signal in signals] == [(0, None), (0.3, None)]
+    assert signals == [waiting(0, None), kv(0.3, None)]
     assert desired_replicas(signals, 2, tolerance_ratio=0.10) == 2
-    assert measure([load_of(asleep)], ScalingSettings()) == []
+    assert measure(replica_loads([asleep]), ScalingSettings()) == []
 
 
 def test_latency_counts_where_it_has_a_target() -> None:
     engines = [engine("a", ttft_p95_seconds=1.5, itl_p95_seconds=0.02), engine("b")]
     settings = ScalingSettings(ttft_target_seconds=2.0)
 
-    signals = measure(map(load_of, engines), settings)
+    signals = measure(replica_loads(engines), settings)
 
-    assert measure(map(load_of, engines), ScalingSettings()) == []
-    assert [(one.name, one.target, one.values) for one in signals] == [
-        ("ttft_p95_seconds", 2.0, (1.5, None))
-    ]
+    assert measure(replica_loads(engines), ScalingSettings()) == []
+    assert signals == [ttft(1.5, None)]
     assert signals[0].total(0.0) == 3.0
 
 
 def test_capacity_is_running_against_the_most_that_can_run() -> None:
-    (signal,) = measure([load_of(engine(running=48, running_max=64))], ScalingSettings())
+    loads = replica_loads([engine(running=48, running_max=64)])
 
-    assert (signal.name, signal.mean) == ("capacity_usage_ratio", 0.75)
+    (found,) = measure(loads, ScalingSettings())
+
+    assert (found.name, found.mean) == ("capacity_usage_ratio", 0.75)
 
 
 def test_rates_of_tokens_count_where_they_have_a_target() -> None:
@@ -201,29 +209,37 @@ def test_rates_of_tokens_count_where_they_have_a_target() -> None:
     settings = ScalingSettings(
         prompt_target_tokens_per_second=1000.0, generation_target_tokens_per_second=100.0
     )
-    loads = [load_of(one, with_rates=True) for one in engines]
+    loads = replica_loads(engines, with_rates=True)
 
     signals = measure(loads, settings)
 
     assert measure(loads, ScalingSettings()) == []
-    assert [(one.name, one.target, one.saturation, one.values) for one in signals] == [
-        ("prompt_tokens_per_second", 1000.0, None, (800.0, None, None)),
-        ("generation_tokens_per_second", 100.0, None, (90.0, None, None)),
+    assert measure(replica_loads(engines), settings) == []
+    assert signals == [
+        signal("prompt_tokens_per_second", 1000.0, None, (800.0, None, None)),
+        signal("generation_tokens_per_second", 100.0, None, (90.0, None, None)),
+    ]
+    of_each = [load_of(one, with_rates=True) for one in engines]
+    assert [[one.is_measured(load) for load in of_each] for one in signals] == [
+        [True, False, False],
+        [True, False, False],
     ]
 
 
 def test_gpus_count_where_they_have_a_target() -> None:
     busy, settings = GpuBusy(4, 3, 2.4, ("nvml",)), ScalingSettings(gpu_busy_target_ratio=0.7)
-    loads = [load_of(engine()), load_of(engine("b"))]
+    loads = replica_loads([engine(), engine("b")])
 
     assert measure(loads, ScalingSettings(), busy) == []
     assert measure(loads, settings, None) == []
-    (signal,) = measure(loads, settings, busy)
-    assert (signal.name, signal.target, signal.saturation) == ("gpu_busy_ratio", 0.7, 1.0)
-    assert signal.mean == pytest.approx(0.8)
-    assert signal.total(0.0) == pytest.approx(2 * 2.4 / 4)
-    assert signal.total(1.0) == pytest.approx(2 * 3.4 / 4)
-    assert signal.measured == 1.5
+    (found,) = measure(loads, settings, busy)
+    assert (found.name, found.target, found.saturation) == ("gpu_busy_ratio", 0.7, 1.0)
+    assert found.mean == pytest.approx(0.8)
+    assert found.total(0.0) == pytest.approx(2 * 2.4 / 4)
+    assert found.total(1.0) == pytest.approx(2 * 3.4 / 4)
+    assert found.measured == 1.5
+    assert found.known == pytest.approx(2 * 2.4 / 4)
+    assert not found.is_measured(load_of(engine(kv=0.1), with_rates=True))
 
 
 def test_signals_with_a_target_of_their_own_must_be_measured() -> None:

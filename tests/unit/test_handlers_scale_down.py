@@ -7,18 +7,19 @@ import pytest
 
 from handlers.scaling.cache_loss import Caches
 from handlers.scaling.demand import Demand, Expected
-from handlers.scaling.replicas import load_of, measure
+from handlers.scaling.replicas import measure
 from handlers.scaling.scale_down import Held, scale_down
 from handlers.settings import ScalingSettings
 from tests.support.samples import engine
+from tests.support.scaling import replica_loads
 
 
 def pool(replicas: int, p90: float | None = None, **load: Any) -> Demand:
     """Replicas with the same load each, half of the KV cache used by default."""
     load = {"waiting": 0, "kv": 0.5, "running": 10} | load
-    engines = [engine(f"e{number}", **load) for number in range(replicas)]
+    loads = replica_loads([engine(f"e{number}", **load) for number in range(replicas)])
     expected = None if p90 is None else Expected(p90, 900.0)
-    return Demand(engines, measure(map(load_of, engines), ScalingSettings()), expected)
+    return Demand(loads, measure(loads, ScalingSettings()), expected)
 
 
 NOTHING_KNOWN = Caches([engine(kv=None)], None, None)
@@ -89,7 +90,12 @@ def test_what_a_replica_would_carry_must_be_known() -> None:
 
 def test_a_signal_that_has_a_target_must_be_known() -> None:
     demand = pool(8)
-    blind = Demand([engine()] * 8, demand.signals, None, optional=["gpu_busy_ratio"])
+    blind = Demand(
+        replica_loads(engine(f"e{i}") for i in range(8)),
+        demand.signals,
+        None,
+        optional=["gpu_busy_ratio"],
+    )
 
     assert judged(demand, 5) == 6
     assert judged(blind, 5) == Held(
