@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Literal, TypeAlias
 
@@ -16,7 +16,7 @@ from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics, Rollup, Summary
 from schemas.protocols import Emit, Moment
 from schemas.units import SECOND_NS, instant, to_ns, token
-from schemas.views import cache_row, engine_row, gpu_row, host_row
+from schemas.views import Row, cache_row, engine_row, gpu_row, host_row
 
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics | CacheMetrics
 Kind: TypeAlias = Literal["host", "gpu", "engine", "pool", "cache"]
@@ -38,27 +38,49 @@ class _Bucket:
     minute_ns: int
     node: str | None
     pool: str | None
-    rows: dict[tuple[Kind, Names], list[Values]] = dataclasses.field(
-        default_factory=lambda: defaultdict(list)
-    )
-    """The samples by their names, mostly all the same: put together by name at the end."""
+    rows: dict[Kind, list[Row]] = dataclasses.field(default_factory=dict)
+    """The samples: put together by name at the end."""
     energy_joules: float | None = None
-    engines: set[str] | None = None
+    engines: set[str] = dataclasses.field(default_factory=set)
     simulated: bool = False
     instance: str | None = None
     namespace: str | None = None
 
 
-def _numbers(message: Metrics) -> tuple[Names, Values]:
+Key: TypeAlias = tuple[Kind, str, str]
+"""Of what, its node, and its name there; of a host the name is empty.
+
+Of a cache its instance and namespace."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Source:
+    """A host, GPU, engine or cache, and where its samples of one minute go."""
+
+    bucket: _Bucket
+    rows: list[Row]
+    """Of its kind in that bucket."""
+    group: str
+    due_ns: int
+    """When the bucket is given out."""
+    heard_ns: int
+    joules: float = math.inf
+    """The counter's last value; infinite: none."""
+    joules_ns: int = 0
+
+
+def _sample_of(message: Metrics, ns: int) -> tuple[Key, Row]:
     if isinstance(message, HostMetrics):
-        return host_row(message)
+        return ("host", message.node, ""), host_row(message)
     if isinstance(message, GpuMetrics):
-        return gpu_row(message)
-    return engine_row(message) if isinstance(message, EngineMetrics) else cache_row(message)
+        return ("gpu", message.node, message.gpu), gpu_row(message)
+    if isinstance(message, EngineMetrics):
+        return ("engine", message.node, message.engine), engine_row(message)
+    return ("cache", message.instance, message.namespace), cache_row(message)
 
 
-_row = OfLast(_numbers)
-"""The numbers of a message; its node's and its pool's rollup ask one after the other."""
+_sample = OfLast(_sample_of)
+"""The source and numbers of a message; its node's and its pool's rollup ask one after the other."""
 
 
 class RollupHandler:
@@ -87,47 +109,68 @@ class RollupHandler:
         # A minute, its grace, and the counters' last values from before it.
         self.window_ns = 2 * MINUTE_NS + self._late_ns + TICK_NS
         # By the instant at which they are given out.
-        self._open: dict[int, dict[tuple[Kind, str, str], _Bucket]] = {}
-        self._joules: dict[tuple[str, str], tuple[int, float]] = {}
+        self._open: dict[int, dict[Key, _Bucket]] = {}
+        self._sources: dict[Key, _Source] = {}
         self._done_ns = self._next_ns = self._forget_ns = 0
 
     def handle(self, message: Metrics, now: Moment) -> list[Emit]:
         """Give out the minutes that are over, then add the sample to its own."""
         emits = list(self.tick(now)) if now.ns >= self._next_ns else []
-        part, name = _source(message)
-        node = message.node
+        key, row = _sample(message, now.ns)
         if isinstance(message, CacheMetrics):
-            group, key = message.instance, (part, message.instance, name)
-        elif self.scope == "node":
-            group, key = message.node, (part, message.node, name)
-        elif message.pool is not None:
-            group, key, node = message.pool, ("pool", message.pool, ""), None
+            group: str | None = message.instance
         else:
+            group = message.node if self.scope == "node" else message.pool
+        if group is None:
             return emits
-        due_ns = now.ns - now.ns % MINUTE_NS + self._late_ns + turn_of(group) * STEP_NS
+        source = self._sources.get(key)
+        if (
+            source is None
+            or not 0 <= now.ns - source.bucket.minute_ns < MINUTE_NS
+            or source.group != group
+            or source.due_ns <= self._done_ns
+        ):
+            source = self._placed(key, source, message, group, now.ns)
+            if source is None:
+                return emits
+        source.rows.append(row)
+        source.heard_ns = now.ns
+        if message.simulated:
+            source.bucket.simulated = True
+        if isinstance(message, GpuMetrics):
+            _add_energy(source, message.energy_joules_total, now.ns)
+        return emits
+
+    def _placed(
+        self, key: Key, before: _Source | None, message: Metrics, group: str, ns: int
+    ) -> _Source | None:
+        """The source with its bucket; None: the minute was given out, or has too many caches."""
+        minute_ns = ns - ns % MINUTE_NS
+        due_ns = minute_ns + self._late_ns + turn_of(group) * STEP_NS
         if due_ns <= self._done_ns:
-            return emits
+            return None
         buckets = self._open.get(due_ns)
         if buckets is None:
             buckets = self._open[due_ns] = {}
             self._next_ns = min(self._open)
-        bucket = buckets.get(key)
+        is_pool = self.scope == "pool"
+        of: Key = ("pool", group, "") if is_pool else key
+        bucket = buckets.get(of)
         if bucket is None:
-            if part == "cache" and sum(map(len, self._open.values())) >= MAX_CACHES:
-                return emits
-            bucket = buckets[key] = _Bucket(now.ns // MINUTE_NS * MINUTE_NS, node, message.pool)
+            if key[0] == "cache" and sum(map(len, self._open.values())) >= MAX_CACHES:
+                return None
+            node = None if is_pool else message.node
+            bucket = buckets[of] = _Bucket(minute_ns, node, message.pool)
             if isinstance(message, CacheMetrics):
                 bucket.instance, bucket.namespace = message.instance, message.namespace
-        names, values = _row(message)
-        bucket.rows[part, names].append(values)
-        if message.simulated:
-            bucket.simulated = True
-        if isinstance(message, GpuMetrics):
-            self._add_energy(bucket, message, now.ns)
-        elif self.scope == "pool" and isinstance(message, EngineMetrics):
-            bucket.engines = bucket.engines or set()
-            bucket.engines.add(f"{message.node}-{message.engine}")
-        return emits
+        kind, node_name, name = key
+        if is_pool and kind == "engine":
+            bucket.engines.add(f"{node_name}-{name}")
+        source = _Source(bucket, bucket.rows.setdefault(kind, []), group, due_ns, ns)
+        if before is not None:
+            source.joules, source.joules_ns = before.joules, before.joules_ns
+        self._sources[key] = source
+        return source
 
     def tick(self, now: Moment) -> Sequence[Emit]:
         """Give out the minutes whose grace is over, of the sources whose turn has come."""
@@ -148,7 +191,7 @@ class RollupHandler:
                 if one.metrics or one.energy_joules is not None
             ]
         self._next_ns = min(self._open, default=0)
-        self._forget_joules(now.ns)
+        self._forget(now.ns)
         return emits
 
     def snapshot(self) -> bytes | None:
@@ -158,40 +201,29 @@ class RollupHandler:
     def restore(self, snapshot: bytes) -> None:
         """Nothing to take over."""
 
-    def _add_energy(self, bucket: _Bucket, message: GpuMetrics, now_ns: int) -> None:
-        total = message.energy_joules_total
-        if total is None:
-            return
-        key = (message.node, message.gpu)
-        before_ns, before = self._joules.get(key, (now_ns, math.inf))
-        self._joules[key] = (now_ns, total)
-        if total >= before and now_ns - before_ns < SILENT_NS:
-            bucket.energy_joules = (bucket.energy_joules or 0.0) + total - before
-
-    def _forget_joules(self, now_ns: int) -> None:
-        """Once a minute, of GPUs that are gone."""
+    def _forget(self, now_ns: int) -> None:
+        """Once a minute, sources that are gone."""
         if now_ns >= self._forget_ns:
             self._forget_ns = now_ns + MINUTE_NS
-            joules = self._joules.items()
-            self._joules = {key: last for key, last in joules if now_ns - last[0] < SILENT_NS}
+            sources = self._sources.items()
+            self._sources = {key: one for key, one in sources if now_ns - one.heard_ns < SILENT_NS}
 
 
-def _source(message: Metrics) -> tuple[Kind, str]:
-    """What it is of, and that one's name on its node."""
-    if isinstance(message, HostMetrics):
-        return "host", ""
-    if isinstance(message, GpuMetrics):
-        return "gpu", message.gpu
-    if isinstance(message, EngineMetrics):
-        return "engine", message.engine
-    return "cache", message.namespace
+def _add_energy(source: _Source, total: float | None, now_ns: int) -> None:
+    if total is None:
+        return
+    before, before_ns = source.joules, source.joules_ns
+    source.joules, source.joules_ns = total, now_ns
+    if total >= before and now_ns - before_ns < SILENT_NS:
+        bucket = source.bucket
+        bucket.energy_joules = (bucket.energy_joules or 0.0) + total - before
 
 
 def _rollup(kind: Kind, id_: str, bucket: _Bucket) -> Rollup:
     columns: dict[str, list[float]] = defaultdict(list)
-    for (part, names), rows in bucket.rows.items():
+    for part, names, values in _tables(bucket):
         prefix = f"{part}_" if kind == "pool" else ""
-        for name, column in zip(names, zip(*rows, strict=True), strict=True):
+        for name, column in zip(names, zip(*values, strict=True), strict=True):
             known = [float(value) for value in column if value is not None]
             if known:
                 columns[prefix + name] += known
@@ -211,6 +243,20 @@ def _rollup(kind: Kind, id_: str, bucket: _Bucket) -> Rollup:
         instance=bucket.instance,
         namespace=bucket.namespace,
     )
+
+
+def _tables(bucket: _Bucket) -> Iterator[tuple[Kind, Names, Sequence[Values]]]:
+    """The samples with the same names together: those of a kind are all alike, nearly always."""
+    for kind, rows in bucket.rows.items():
+        names, values = zip(*rows, strict=True)
+        if names.count(names[0]) == len(names):
+            yield kind, names[0], values
+            continue
+        by_names: dict[Names, list[Values]] = {}
+        for row_names, row_values in rows:
+            by_names.setdefault(row_names, []).append(row_values)
+        for alike, of in by_names.items():
+            yield kind, alike, of
 
 
 def summarise(values: Sequence[float]) -> Summary:

@@ -132,46 +132,42 @@ class LastSeen(Generic[K]):
 
 
 class OfLast(Generic[K, V]):
-    """What `make` gives for the last key: who asks for the same one after the other shares it."""
+    """What `make` gives for the last key and instant: who asks for them after another shares it."""
 
-    def __init__(self, make: Callable[[K], V]) -> None:
+    def __init__(self, make: Callable[[K, int], V]) -> None:
         self._make = make
-        self._last: tuple[K, V] | None = None
+        self._last: tuple[K, int, V] | None = None
 
-    def __call__(self, key: K) -> V:
-        """What was made of this very object, which does not change."""
-        if self._last is None or self._last[0] is not key:
-            self._last = (key, self._make(key))
-        return self._last[1]
+    def __call__(self, key: K, ns: int) -> V:
+        """What was made of this very object, which does not change, at this instant."""
+        last = self._last
+        if last is None or last[0] is not key or last[1] != ns:
+            last = self._last = (key, ns, self._make(key, ns))
+        return last[2]
 
 
 class RowWindow(msgspec.Struct, gc=False):
-    """Samples of several values each, a row, with their instants; at most `MAX_SAMPLES`.
+    """Samples of several values each, a row, whose last value is its instant.
 
-    No float of its own for each value, and nothing but two lists for the garbage collector: there
-    are hundreds of thousands of windows.
+    At most `MAX_SAMPLES`. No float of its own for each value, and nothing but a list for the
+    garbage collector: there are hundreds of thousands of windows.
     """
 
-    instants: list[int] = []
     rows: list[tuple[Any, ...]] = []
 
-    def add(self, ns: int, row: tuple[Any, ...]) -> None:
-        """Add a sample; `ns` grows from call to call."""
-        if len(self.rows) >= MAX_SAMPLES:
-            del self.instants[0], self.rows[0]
-        self.instants.append(ns)
-        self.rows.append(row)
+    def add(self, row: tuple[Any, ...]) -> None:
+        """Add a sample; its instant grows from call to call."""
+        rows = self.rows
+        if len(rows) >= MAX_SAMPLES:
+            del rows[0]
+        rows.append(row)
 
     def expire(self, oldest_ns: int) -> bool:
         """Drop samples of `oldest_ns` and before; whether any is left."""
-        gone = 0
-        for ns in self.instants:
-            if ns > oldest_ns:
-                break
-            gone += 1
-        if gone:
-            del self.instants[:gone], self.rows[:gone]
-        return bool(self.rows)
+        rows = self.rows
+        while rows and rows[0][-1] <= oldest_ns:
+            del rows[0]
+        return bool(rows)
 
 
 class RollingMax:

@@ -109,7 +109,7 @@ class GpuMinutes:
         self._joules_before: dict[PartKey, float | None] = {}
         self._tokens_before: dict[PartKey, tuple[float | None, float | None]] = {}
 
-    def add_gpu(self, message: GpuMetrics) -> None:
+    def add_gpu(self, message: GpuMetrics, ns: int) -> None:
         """Take a sample of a GPU, or of a MIG instance."""
         if message.parent is not None:
             instances = self._instances.setdefault((message.node, message.parent), {})
@@ -117,7 +117,7 @@ class GpuMinutes:
             if len(ratios) < MAX_SAMPLES:
                 ratios.append(activity(message)[0])
             return
-        sample = gpu_sample(message)
+        sample = gpu_sample(message, ns)
         gpu = self._gpus.get(sample.key)
         if gpu is None:
             gpu = self._gpus[sample.key] = _Gpu(sample)
@@ -195,7 +195,7 @@ class GpuMinutes:
 
     def _judge(self, gpu: _Gpu, running: float | None, settings: UtilizationSettings) -> GpuMinute:
         latest = gpu.latest
-        utilization, memory, active, power, joules, watts, sources = zip(*gpu.rows, strict=True)
+        utilization, memory, active, power, joules, watts, sources, _ = zip(*gpu.rows, strict=True)
         ratio, source = _mean(active), sources[-1]
         if ratio is None and latest.key in self._instances:
             means = [_mean(ratios) for ratios in self._instances[latest.key].values()]

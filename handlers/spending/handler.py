@@ -110,7 +110,7 @@ class WasteHandler:
                 return emits
             group = self._groups[key] = _Group()
         if isinstance(message, GpuMetrics):
-            group.minutes.add_gpu(message)
+            group.minutes.add_gpu(message, now.ns)
         else:
             group.minutes.add_engine(message)
         return emits

@@ -45,9 +45,9 @@ def activity(metrics: GpuMetrics) -> tuple[float | None, str | None]:
 
 GpuRow = tuple[Any, ...]
 """Utilization, memory and activity ratio, share of the power limit, joules since the driver's
-start, watts, all None where not measured; and what measured the activity."""
-JOULES = 4
-"""The place of the joules in it."""
+start, watts, all None where not measured; what measured the activity; and the instant."""
+JOULES, SOURCE = 4, 6
+"""The places of the joules and of what measured the activity in it."""
 
 
 class GpuSample(msgspec.Struct, frozen=True, gc=False):
@@ -60,7 +60,7 @@ class GpuSample(msgspec.Struct, frozen=True, gc=False):
     row: GpuRow
 
 
-def _sample(message: GpuMetrics) -> GpuSample:
+def _sample(message: GpuMetrics, ns: int) -> GpuSample:
     watts, limit = message.power_watts, message.power_limit_watts
     ratio, source = activity(message)
     row = (
@@ -71,6 +71,7 @@ def _sample(message: GpuMetrics) -> GpuSample:
         message.energy_joules_total,
         watts,
         source,
+        ns,
     )
     return GpuSample(
         (message.node, message.gpu), message.name, message.pool, message.simulated, row

@@ -2,7 +2,6 @@
 
 import dataclasses
 import operator
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -12,7 +11,14 @@ import msgspec
 from handlers.settings import Thresholds, UtilizationSettings
 from handlers.slots import STEP_NS, TURNS, turn_of
 from handlers.utilization.gpu_busy import BusyGpu, GpuBusy, gpu_busy
-from handlers.utilization.gpu_state import GpuEvidence, gpu_sample, gpu_state, in_words
+from handlers.utilization.gpu_state import (
+    SOURCE,
+    GpuEvidence,
+    PartKey,
+    gpu_sample,
+    gpu_state,
+    in_words,
+)
 from handlers.utilization.levels import (
     RANK,
     balance,
@@ -50,6 +56,23 @@ Means: TypeAlias = Mapping[Resource | Evidence, Mapping[str | None, float]]
 """Of each resource, and evidence, the mean of each part that measured it."""
 
 RESOURCES: tuple[Resource, ...] = ("cpu", "memory", "gpu", "gpu_memory", "kv_cache")
+HOSTS, GPUS, ENGINES = range(3)
+_PLACES: Mapping[Resource, tuple[int, int]] = {
+    "cpu": (HOSTS, 0),
+    "memory": (HOSTS, 1),
+    "gpu": (GPUS, 0),
+    "gpu_memory": (GPUS, 1),
+    "kv_cache": (ENGINES, 0),
+}
+"""Of a resource, which parts have it, and its place in their rows."""
+_ROWS: tuple[tuple[Resource | Evidence, ...], ...] = (
+    ("cpu", "memory"),
+    ("gpu", "gpu_memory", "gpu_activity", "gpu_power"),
+    ("kv_cache", "requests_running"),
+)
+"""What the values in the rows of hosts, GPUs and engines are."""
+_RESOURCES_OF_ROWS = (_ROWS[HOSTS], _ROWS[GPUS][:2], _ROWS[ENGINES][:1])
+"""Without the evidence, which stands behind."""
 _KEY = operator.itemgetter(0)
 
 
@@ -84,7 +107,7 @@ class _Part(RowWindow, kw_only=True, gc=False):
     """As `busy_source`."""
 
 
-Parts: TypeAlias = dict[tuple[str, str], _Part]
+Parts: TypeAlias = dict[PartKey, _Part]
 """By node and name; of a host the name is empty."""
 
 
@@ -93,9 +116,8 @@ class _Group:
     """What is remembered of one node, pool or the fleet."""
 
     heard_ns: int
-    hosts: Parts = dataclasses.field(default_factory=dict)
-    gpus: Parts = dataclasses.field(default_factory=dict)
-    engines: Parts = dataclasses.field(default_factory=dict)
+    parts: tuple[Parts, Parts, Parts] = dataclasses.field(default_factory=lambda: ({}, {}, {}))
+    """Hosts, GPUs and engines."""
     levels: dict[Resource, Level] = dataclasses.field(default_factory=dict)
     severities: dict[SeriesKey, Severity] = dataclasses.field(default_factory=dict)
     simulated_ns: int | None = None
@@ -140,8 +162,12 @@ class UtilizationHandler:
         self._span_ns = int(settings.window_seconds * SECOND_NS)
         self._publish_ns = int(settings.publish_seconds * SECOND_NS)
         self.window_ns = self._span_ns + self._publish_ns
+        self._groups: dict[str, _Group] = {}
         # By turn, so that a tick looks at no other groups.
-        self._groups: list[dict[str, _Group]] = [{} for _ in range(TURNS)]
+        self._turns: list[dict[str, _Group]] = [{} for _ in range(TURNS)]
+        self._names = _ROWS if scope == "node" else _RESOURCES_OF_ROWS
+        if follows_busy:
+            self._names = (_ROWS[HOSTS], _ROWS[GPUS], _RESOURCES_OF_ROWS[ENGINES])
         self._ticked_ns = 0
         self._thresholds: dict[Resource | Evidence, Thresholds] = {
             "cpu": settings.cpu,
@@ -155,26 +181,20 @@ class UtilizationHandler:
         key = self._group_key(message)
         if key is None:
             return ()
-        groups = self._groups[turn_of(key)]
-        group = groups.get(key)
+        group = self._groups.get(key)
         if group is None or now.ns - group.heard_ns >= self.window_ns:
-            group = groups[key] = _Group(now.ns)
+            group = self._groups[key] = self._turns[turn_of(key)][key] = _Group(now.ns)
         group.heard_ns = now.ns
         if message.simulated:
             group.simulated_ns = now.ns
-        if isinstance(message, HostMetrics):
-            parts, name = group.hosts, ""
-        elif isinstance(message, GpuMetrics):
-            parts, name = group.gpus, message.gpu
-        else:
-            parts, name = group.engines, message.engine
-        part = parts.get((message.node, name))
+        kind, source, row = _sample(message, now.ns)
+        parts = group.parts[kind]
+        part = parts.get(source)
         if part is None:
             if len(parts) >= MAX_ENTRIES:
                 return ()
-            part = _Part(id=self._id(message.node, name))
-            parts[message.node, name] = part
-        part.add(now.ns, _values(message))
+            part = parts[source] = _Part(id=self._id(*source))
+        part.add(row)
         if self._follows_busy and isinstance(message, GpuMetrics):
             part.is_divided = message.parent is None and bool(message.is_mig_enabled)
             part.is_simulated = message.simulated
@@ -186,10 +206,10 @@ class UtilizationHandler:
         before_ns, self._ticked_ns = self._ticked_ns, now.ns
         emits = []
         for turn in _turns_between(before_ns, now.ns):
-            groups = self._groups[turn]
+            groups = self._turns[turn]
             for key, group in sorted(groups.items(), key=_KEY):
                 if now.ns - group.heard_ns >= self.window_ns:
-                    del groups[key]
+                    del groups[key], self._groups[key]
                     continue
                 message = self._judge(key, group, now.ns)
                 if message is not None:
@@ -198,7 +218,7 @@ class UtilizationHandler:
 
     def busy(self, pool: str) -> GpuBusy | None:
         """How busy its GPUs were in the last window, each 5 s anew; None: none was measured."""
-        group = self._groups[turn_of(pool)].get(pool)
+        group = self._groups.get(pool)
         return None if group is None else group.busy
 
     def snapshot(self) -> bytes | None:
@@ -212,16 +232,14 @@ class UtilizationHandler:
                     group.published,
                     group.published_ns,
                 )
-                for groups in self._groups
-                for key, group in groups.items()
+                for key, group in self._groups.items()
             ]
         )
 
     def restore(self, snapshot: bytes) -> None:
         """Take them over for the groups that the replay has seen; any other is forgotten by now."""
-        groups = {key: group for some in self._groups for key, group in some.items()}
         for memory in msgspec.json.decode(snapshot, type=list[_Memory]):
-            group = groups.get(memory.key)
+            group = self._groups.get(memory.key)
             if group is not None:
                 group.levels = memory.levels
                 group.severities = dict(memory.severities)
@@ -241,15 +259,15 @@ class UtilizationHandler:
     def _judge(self, key: str, group: _Group, now_ns: int) -> Utilization | None:
         means = self._means(group, now_ns)
         group.busy = self._busy(group, means) if self._follows_busy else None
-        if not (group.hosts or group.gpus or group.engines):
+        if not any(group.parts):
             return None
         uses = self._uses(group, means)
         bottlenecks = self._bottlenecks(group, means, uses)
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
-        scarce = "gpu" if group.gpus else "cpu"
+        scarce = "gpu" if group.parts[GPUS] else "cpu"
         use = next((use for use in uses if use.resource == scarce), None)
         health = health_of(bottlenecks, parts_degrade_only=self.scope != "node") if uses else None
-        is_listed = self.scope == "node" and bool(group.gpus)
+        is_listed = self.scope == "node" and bool(group.parts[GPUS])
         evidence = self._gpu_evidence(group, means) if is_listed else {}
         states = {gpu: gpu_state(self._settings, known) for gpu, known in evidence.items()}
         told = _Told(
@@ -278,49 +296,31 @@ class UtilizationHandler:
                 for gpu, known in evidence.items()
             ],
             balance_ratio=balance(list(of_gpus.values())),
-            nodes=len({node for parts, _ in self._parts(group) for node, _ in parts}),
+            nodes=len({node for parts in group.parts for node, _ in parts}),
             simulated=simulated_ns is not None and now_ns - simulated_ns < self._span_ns,
-        )
-
-    def _parts(self, group: _Group) -> tuple[tuple[Parts, tuple[Resource | Evidence, ...]], ...]:
-        """The parts of a group, and what the values in their rows are."""
-        if self.scope == "node":
-            return (
-                (group.hosts, ("cpu", "memory")),
-                (group.gpus, ("gpu", "gpu_memory", "gpu_activity", "gpu_power")),
-                (group.engines, ("kv_cache", "requests_running")),
-            )
-        return (
-            (group.hosts, ("cpu", "memory")),
-            (
-                group.gpus,
-                ("gpu", "gpu_memory", "gpu_activity", "gpu_power")
-                if self._follows_busy
-                else ("gpu", "gpu_memory"),
-            ),
-            (group.engines, ("kv_cache",)),
         )
 
     def _means(self, group: _Group, now_ns: int) -> Means:
         """Those of the window; what was before it is forgotten."""
         oldest_ns = now_ns - self._span_ns
         means: dict[Resource | Evidence, dict[str | None, float]] = {}
-        for parts, names in self._parts(group):
+        for parts, names in zip(group.parts, self._names, strict=True):
             if not parts:
                 continue
             found = [means.setdefault(name, {}) for name in names]
             for key, part in list(parts.items()):
-                if not part.expire(oldest_ns):
+                id_, rows = part.id, part.rows
+                if rows[0][-1] <= oldest_ns and not part.expire(oldest_ns):
                     del parts[key]
                     continue
-                id_, count, columns = part.id, len(part.rows), zip(*part.rows, strict=True)
+                count, columns = len(rows), zip(*rows, strict=True)
                 # Every number of every part each 5 s: as little as can be for each.
                 try:
                     for of_parts, total in zip(found, map(sum, columns), strict=False):
                         of_parts[id_] = total / count
                 except TypeError:  # one of them was not measured
                     for place, of_parts in enumerate(found):
-                        known = [row[place] for row in part.rows if row[place] is not None]
+                        known = [row[place] for row in rows if row[place] is not None]
                         if known:
                             of_parts[id_] = sum(known) / len(known)
         return means
@@ -354,17 +354,11 @@ class UtilizationHandler:
 
     def _resources(self, group: _Group, uses: list[_Use]) -> list[ResourceUse]:
         """As they are published, with their peaks."""
-        peaks: dict[str, float] = defaultdict(float)
-        for parts, names in self._parts(group):
-            for part in parts.values():
-                for name, column in zip(names, zip(*part.rows, strict=True), strict=False):
-                    values = (peaks[name], *column)
-                    peaks[name] = max(value for value in values if value is not None)
         return [
             ResourceUse(
                 resource=use.resource,
                 mean_ratio=use.mean,
-                peak_ratio=peaks[use.resource],
+                peak_ratio=_peak(group, use.resource),
                 level=use.level,
             )
             for use in uses
@@ -424,15 +418,16 @@ class UtilizationHandler:
             for name in ("gpu_activity", "gpu_memory", "gpu_power", "requests_running")
         )
         requests_running = sum(running.values()) if running else None
+        gpus = group.parts[GPUS]
         return {
             gpu: GpuEvidence(
                 activity_ratio=activity.get(gpu),
-                activity_source=group.gpus[node, gpu].rows[-1][-1],
+                activity_source=gpus[node, gpu].rows[-1][SOURCE],
                 memory_ratio=memory.get(gpu),
                 power_ratio=power.get(gpu),
                 requests_running=requests_running,
             )
-            for node, gpu in sorted(group.gpus)
+            for node, gpu in sorted(gpus)
         }
 
     def _busy(self, group: _Group, means: Means) -> GpuBusy | None:
@@ -454,7 +449,7 @@ class UtilizationHandler:
                     ),
                     part.is_simulated,
                 )
-                for part in group.gpus.values()
+                for part in group.parts[GPUS].values()
                 if not part.is_divided
             ),
         )
@@ -479,23 +474,41 @@ class UtilizationHandler:
         )
 
 
+def _peak(group: _Group, resource: Resource) -> float:
+    """The highest sample of a resource that was measured."""
+    kind, place = _PLACES[resource]
+    rows = [row for part in group.parts[kind].values() for row in part.rows]
+    values = list(map(operator.itemgetter(place), rows))
+    if None in values:
+        values = [value for value in values if value is not None]
+    return float(max(values))
+
+
 def _turns_between(before_ns: int, now_ns: int) -> set[int]:
     """The turns that have come since `before_ns`."""
     last = now_ns // STEP_NS
     return {step % TURNS for step in range(max(before_ns // STEP_NS, last - TURNS) + 1, last + 1)}
 
 
-def _values_of(message: Metrics) -> tuple[Any, ...]:
-    """As `_parts` names them; of a GPU more than that, last what measured its activity."""
+def _sample_of(message: Metrics, ns: int) -> tuple[int, PartKey, tuple[Any, ...]]:
+    """The kind of its part, which one, and the row: as `_ROWS` has it.
+
+    Of a GPU it is more than that; last is the instant.
+    """
     if isinstance(message, HostMetrics):
         cpu, memory = message.cpu, message.memory
-        return (
+        row = (
             cpu.utilization_ratio if cpu else None,
             memory.utilization_ratio if memory else None,
+            ns,
         )
+        return HOSTS, (message.node, ""), row
     if isinstance(message, GpuMetrics):
-        return gpu_sample(message).row
-    return (message.kv_cache_usage_ratio, message.requests_running)
+        sample = gpu_sample(message, ns)
+        return GPUS, sample.key, sample.row
+    row = (message.kv_cache_usage_ratio, message.requests_running, ns)
+    return ENGINES, (message.node, message.engine), row
 
 
-_values = OfLast(_values_of)
+_sample = OfLast(_sample_of)
+"""What a message says; its node's, its pool's and the fleet's handler ask one after the other."""

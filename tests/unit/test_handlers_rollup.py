@@ -213,6 +213,65 @@ def test_caches_beyond_the_most_of_a_minute_are_left_out_and_long_names_are_toke
     assert len(long.id) == 64
 
 
+def test_a_cache_goes_on_from_minute_to_minute_and_one_left_out_costs_nothing() -> None:
+    handler = RollupHandler(RollupSettings(), "fleet")
+    handler.handle(cache("c1", entries=1), at(0))
+    for number in range(MAX_CACHES):
+        handler.handle(cache("c", f"n{number}", entries=1), at(1))
+    handler.handle(cache("c1", entries=3), at(2))
+    followed = len(handler._sources)
+    first = [one for one in rollups(list(handler.tick(at(70)))) if one.instance == "c1"]
+    handler.handle(cache("c", f"n{MAX_CACHES - 1}", entries=5), at(71))
+    handler.handle(cache("c1", entries=7), at(80))
+    second = rollups(list(handler.tick(at(130))))
+
+    assert followed == MAX_CACHES
+    assert [one.metrics["entries"].mean for one in first] == [2.0]
+    assert {one.id: one.metrics["entries"].mean for one in second} == {
+        "c1-default": 7.0,
+        f"c-n{MAX_CACHES - 1}": 5.0,
+    }
+
+
 def test_a_machines_and_a_pools_minutes_have_no_caches() -> None:
     assert CacheMetrics not in RollupHandler(RollupSettings(), "node").consumes
     assert RollupHandler(RollupSettings(), "fleet").consumes == (CacheMetrics,)
+
+
+def test_a_gpu_that_moves_counts_in_both_pools() -> None:
+    handler = RollupHandler(RollupSettings(), "pool")
+    for second, pool in ((0, "a"), (5, "a"), (10, "b"), (15, "a")):
+        sample = gpu(pool=pool, temperature_celsius=50.0, energy_joules_total=100.0 * second)
+        handler.handle(sample, at(second))
+
+    found = {one.id: one for one in rollups(list(handler.tick(at(70))))}
+
+    assert {pool: one.metrics["gpu_temperature_celsius"].count for pool, one in found.items()} == {
+        "a": 3,
+        "b": 1,
+    }
+    assert {pool: one.energy_joules for pool, one in found.items()} == {"a": 1000.0, "b": 500.0}
+
+
+def test_the_energy_of_a_sample_too_late_for_its_minute_is_told_with_the_next() -> None:
+    handler = node_handler()
+    handler.handle(gpu(energy_joules_total=100.0), at(10))
+    handler.tick(at(70))
+    handler.handle(gpu(energy_joules_total=200.0), at(59))  # the server's clock was set back
+    handler.handle(gpu(energy_joules_total=300.0), at(75))
+
+    (minute,) = rollups(list(handler.tick(at(130))))
+
+    assert (to_ns(minute.minute_at) - START_NS, minute.energy_joules) == (60 * SECOND_NS, 200.0)
+
+
+def test_what_is_silent_for_two_minutes_is_forgotten() -> None:
+    handler = node_handler()
+    handler.handle(host(cpu=0.5), at(0))
+    followed = []
+    for second in (70, 190):
+        handler.handle(host("n2", cpu=0.5), at(second))
+        handler.tick(at(second))
+        followed.append(len(handler._sources))
+
+    assert followed == [2, 1]

@@ -77,8 +77,8 @@ def test_items_without_an_instant_forgets_nothing() -> None:
 @pytest.mark.parametrize(
     ("oldest_ns", "rows"),
     [
-        pytest.param(9, [(3.0, None), (1.0, 2.0)], id="both samples"),
-        pytest.param(10, [(1.0, 2.0)], id="the older one is out"),
+        pytest.param(9, [(3.0, None, 10), (1.0, 2.0, 20)], id="both samples"),
+        pytest.param(10, [(1.0, 2.0, 20)], id="the older one is out"),
         pytest.param(20, [], id="none left"),
     ],
 )
@@ -86,8 +86,8 @@ def test_a_window_forgets_what_is_as_old(
     oldest_ns: int, rows: list[tuple[float | None, ...]]
 ) -> None:
     window = RowWindow()
-    window.add(10, (3.0, None))
-    window.add(20, (1.0, 2.0))
+    window.add((3.0, None, 10))
+    window.add((1.0, 2.0, 20))
 
     is_any_left = window.expire(oldest_ns)
 
@@ -97,21 +97,27 @@ def test_a_window_forgets_what_is_as_old(
 def test_a_flood_of_samples_is_bounded() -> None:
     window = RowWindow()
     for ns in range(MAX_SAMPLES + 10):
-        window.add(ns, (float(ns),))
+        window.add((float(ns), ns))
 
-    assert (len(window.rows), window.rows[0]) == (MAX_SAMPLES, (10.0,))
+    assert (len(window.rows), window.rows[0]) == (MAX_SAMPLES, (10.0, 10))
 
 
-def test_what_is_made_of_the_last_key_is_made_once() -> None:
-    made: list[list[int]] = []
-    of_last = OfLast(made.append)
+def test_what_is_made_of_the_last_key_and_instant_is_made_once() -> None:
+    made: list[tuple[list[int], int]] = []
+
+    def make(key: list[int], ns: int) -> int:
+        made.append((key, ns))
+        return len(made)
+
+    of_last = OfLast(make)
     first: list[int] = []
     equal: list[int] = []
 
-    for key in (first, first, equal, first):
-        of_last(key)
+    found = [of_last(*one) for one in ((first, 1), (first, 1), (equal, 1), (first, 1), (first, 2))]
 
-    assert [key is first for key in made] == [True, False, True]
+    assert found == [1, 1, 2, 3, 4]
+    assert [ns for _, ns in made] == [1, 1, 1, 2]
+    assert [key is first for key, _ in made] == [True, False, True, True]
 
 
 def test_the_keys_untouched_since_an_instant_are_the_oldest_first() -> None:
