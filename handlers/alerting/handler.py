@@ -1,11 +1,11 @@
 """Alerts from rules: on every sample of a node, on aggregates of pools and of the fleet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from handlers.alerting.aggregates import Aggregates
 from handlers.alerting.book import AlertBook
-from handlers.alerting.judge import Judge
+from handlers.alerting.judge import Judge, PartKey, Track
 from handlers.alerting.metric_path import OF_THE_FLEET
 from handlers.alerting.rule import Group
 from handlers.alerting.subject import FLEET, Subject, part_of, source_of, subject_of
@@ -16,6 +16,8 @@ from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Emit, Moment
 from schemas.units import SECOND_NS
+
+_NONE: frozenset[str] = frozenset()
 
 
 class AlertsHandler:
@@ -42,7 +44,7 @@ class AlertsHandler:
         """Raise, update or clear what this sample decides."""
         judge = self._judge
         emits = judge.follow(now) if now.ns >= judge.policy.ends_ns else []
-        groups = judge.policy.groups[self.scope].get(type(message), ())
+        groups = judge.groups.get(type(message), ())
         if self.scope == "node":
             emits += self._judged(groups, message, message.node, now)
             if type(message) is HostMetrics and judge.warm(message.node) is not None:
@@ -60,11 +62,14 @@ class AlertsHandler:
     ) -> list[Emit]:
         """What the rules say to a message: nearly always nothing, and quickly."""
         emits: list[Emit] = []
+        warm = self._judge.warm(id_)
+        tracked = _tracked(warm, message) if warm else _NONE
         for group in groups:
             found = group.holders(message)
             if found is None:
                 continue
-            if self._judge.warm(id_) is not None or not group.is_fine(found):
+            # Of what is fine only a track on it hears: not one of another GPU, or group.
+            if not tracked.isdisjoint(group.names) or not group.is_fine(found):
                 emits += self._seen(group, found, message, id_, now)
         return emits
 
@@ -116,3 +121,9 @@ class AlertsHandler:
     def restore(self, snapshot: bytes) -> None:
         """Take them over."""
         self._judge.restore(snapshot)
+
+
+def _tracked(warm: Mapping[PartKey, Track], message: Message) -> frozenset[str]:
+    """The rules that have a track on a part that `message` tells of."""
+    source = source_of(message)
+    return frozenset([track.rule for track in warm.values() if track.source == source])

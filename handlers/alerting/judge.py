@@ -61,6 +61,8 @@ class Judge:
         # What a restored track was judged by may not be in force any more.
         self._is_due = False
         self.policy: Policy = book.first
+        self.groups = self.policy.groups[scope]
+        """Of the rules in force, by the type of message that they read."""
 
     def warm(self, id_: str) -> Mapping[PartKey, Track] | None:
         """What is remembered of a node, pool or the fleet; None, nearly always, is nothing."""
@@ -191,6 +193,7 @@ class Judge:
             return []
         while self.policy.next is not None and now.ns >= self.policy.ends_ns:
             self.policy = self.policy.next
+        self.groups = self.policy.groups[self._scope]
         self._is_due = False
         emits: list[Emit] = []
         for track in [track for warm in self._warm.values() for track in warm.values()]:
