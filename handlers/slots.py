@@ -42,9 +42,9 @@ def slot_of(scope: str, key: str, slots: int) -> int:
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def turn_of(key: str) -> int:
-    """Which step of each 5 s is the group's, the same everywhere."""
-    return zlib.crc32(key.encode()) % TURNS
+def turn_of(key: str, turns: int = TURNS) -> int:
+    """Which step of each 5 s, or of so many `turns`, is the group's, the same everywhere."""
+    return zlib.crc32(key.encode()) % turns
 
 
 class Watermark(msgspec.Struct, frozen=True, kw_only=True):

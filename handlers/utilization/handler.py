@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from handlers.settings import Thresholds, UtilizationSettings
-from handlers.slots import STEP_NS, TURNS, turn_of
+from handlers.slots import STEP_NS, TICK_NS, TURNS, turn_of
 from handlers.utilization.gpu_busy import BusyGpu, GpuBusy, gpu_busy
 from handlers.utilization.gpu_state import (
     SOURCE,
@@ -56,6 +56,10 @@ Means: TypeAlias = Mapping[Resource | Evidence, Mapping[str | None, float]]
 """Of each resource, and evidence, the mean of each part that measured it."""
 
 RESOURCES: tuple[Resource, ...] = ("cpu", "memory", "gpu", "gpu_memory", "kv_cache")
+CALM_TURNS = 2 * TURNS
+"""A calm group is judged once in so many steps."""
+CALM_WINDOW_SECONDS = 60.0
+"""A mean over so long, or longer, moves little from one judgement to the next."""
 HOSTS, GPUS, ENGINES = range(3)
 _PLACES: Mapping[Resource, tuple[int, int]] = {
     "cpu": (HOSTS, 0),
@@ -115,6 +119,8 @@ Parts: TypeAlias = dict[PartKey, _Part]
 class _Group:
     """What is remembered of one node, pool or the fleet."""
 
+    turn: int
+    """Which of the `CALM_TURNS` is the group's own: it is judged then, calm or not."""
     heard_ns: int
     parts: tuple[Parts, Parts, Parts] = dataclasses.field(default_factory=lambda: ({}, {}, {}))
     """Hosts, GPUs and engines."""
@@ -138,6 +144,8 @@ class _Use(NamedTuple):
 class UtilizationHandler:
     """Judges the means of the last `window_seconds` every 5 s, each group at instants of its own.
 
+    Every 10 s while nothing changes: of a group whose last judgements changed nothing every other
+    one is left out. A mean over 60 s moves little in 5 s; one over less is judged every 5 s always.
     One instance per scope. For a node the parts are its GPUs and engines; for a pool or the fleet
     they are `<node>`, `<node>-<gpu>`, `<node>-<engine>`, and a bottleneck without `resource_id`
     is one of the mean over all. Publishes when level, health, bottlenecks or the state of a GPU
@@ -145,7 +153,9 @@ class UtilizationHandler:
     as a change, so that one GPU among thousands does not publish them all. GPUs are listed for
     nodes only.
 
-    With `follows_busy`, of pools, `busy` tells how busy their GPUs are.
+    With `follows_busy`, of pools, `busy` tells how busy their GPUs are. Those are judged every 5 s
+    always: at which instants a calm group is depends on what was published of it, so a replay of
+    what advice rests on would not see the GPUs as they were seen.
     """
 
     consumes: tuple[type[Message], ...] = (HostMetrics, GpuMetrics, EngineMetrics)
@@ -161,6 +171,8 @@ class UtilizationHandler:
         self._settings = settings
         self._span_ns = int(settings.window_seconds * SECOND_NS)
         self._publish_ns = int(settings.publish_seconds * SECOND_NS)
+        # A mean over less moves more in 5 s.
+        self._calms = settings.window_seconds >= CALM_WINDOW_SECONDS and not follows_busy
         self.window_ns = self._span_ns + self._publish_ns
         self._groups: dict[str, _Group] = {}
         # By turn, so that a tick looks at no other groups.
@@ -183,7 +195,9 @@ class UtilizationHandler:
             return ()
         group = self._groups.get(key)
         if group is None or now.ns - group.heard_ns >= self.window_ns:
-            group = self._groups[key] = self._turns[turn_of(key)][key] = _Group(now.ns)
+            group = self._groups[key] = self._turns[turn_of(key)][key] = _Group(
+                turn_of(key, CALM_TURNS), now.ns
+            )
         group.heard_ns = now.ns
         if message.simulated:
             group.simulated_ns = now.ns
@@ -205,11 +219,13 @@ class UtilizationHandler:
         """Judge the groups whose turn has come since the tick before."""
         before_ns, self._ticked_ns = self._ticked_ns, now.ns
         emits = []
-        for turn in _turns_between(before_ns, now.ns):
-            groups = self._turns[turn]
+        for step in _steps_between(before_ns, now.ns):
+            groups = self._turns[step % TURNS]
             for key, group in sorted(groups.items(), key=_KEY):
                 if now.ns - group.heard_ns >= self.window_ns:
                     del groups[key], self._groups[key]
+                    continue
+                if step % CALM_TURNS != group.turn and self._is_calm(group, now.ns):
                     continue
                 message = self._judge(key, group, now.ns)
                 if message is not None:
@@ -220,6 +236,14 @@ class UtilizationHandler:
         """How busy its GPUs were in the last window, each 5 s anew; None: none was measured."""
         group = self._groups.get(pool)
         return None if group is None else group.busy
+
+    def _is_calm(self, group: _Group, now_ns: int) -> bool:
+        """Whether the judgement before published nothing, and it is not time to publish again.
+
+        By what the snapshot has: a new owner judges at the same instants.
+        """
+        age_ns = now_ns - group.published_ns
+        return self._calms and 2 * TICK_NS <= age_ns < self._publish_ns
 
     def snapshot(self) -> bytes | None:
         """The levels and severities of each group, and what was last published of it."""
@@ -484,10 +508,10 @@ def _peak(group: _Group, resource: Resource) -> float:
     return float(max(values))
 
 
-def _turns_between(before_ns: int, now_ns: int) -> set[int]:
-    """The turns that have come since `before_ns`."""
+def _steps_between(before_ns: int, now_ns: int) -> range:
+    """The last of the steps that have come since `before_ns`, each turn once."""
     last = now_ns // STEP_NS
-    return {step % TURNS for step in range(max(before_ns // STEP_NS, last - TURNS) + 1, last + 1)}
+    return range(max(before_ns // STEP_NS, last - TURNS) + 1, last + 1)
 
 
 def _sample_of(message: Metrics, ns: int) -> tuple[int, PartKey, tuple[Any, ...]]:

@@ -1,6 +1,7 @@
 """How busy the GPUs of a pool are: which of them count, and what is not known."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -105,6 +106,22 @@ def test_silent_gpus_are_not_known_after_the_window() -> None:
     assert pool.busy(55) is not None
     assert pool.busy(60) is None
     assert pool.handler.busy("other") is None
+
+
+def test_a_pool_in_which_nothing_changes_is_looked_at_every_5_s_all_the_same() -> None:
+    pool, published = Pool(), 0
+    for second in range(0, 170, 5):
+        pool.hear(second, utilization_ratio=second / 1000)
+        pool.hear(second, "g1", utilization_ratio=second / 1000)
+        for step in range(1, 10):
+            published += len(pool.handler.tick(at(second + step / 2)))
+        of_window = [one / 1000 for one in range(max(0, second - 55), second + 1, 5)]
+
+        found = pool.handler.busy("chat")
+        assert found is not None
+        assert found.busy == pytest.approx(2 * fmean(of_window))
+
+    assert published < 6
 
 
 def test_nothing_is_followed_that_nobody_asks_for() -> None:

@@ -1,7 +1,7 @@
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,8 @@ from handlers.settings import UtilizationSettings
 from handlers.utilization.handler import Metrics, UtilizationHandler
 from schemas.analysis import Scope, Utilization
 from schemas.metrics import GpuMetrics
-from tests.support.samples import at, engine, gpu, host
+from schemas.units import SECOND_NS
+from tests.support.samples import START_NS, at, engine, gpu, host
 
 
 def judged(
@@ -272,6 +273,55 @@ def test_a_kernel_that_only_waits_holds_a_gpu_idle() -> None:
 
     assert judgement is not None
     assert [(use.state, use.source) for use in judgement.gpus] == [("idle_held", "sm_activity")]
+
+
+def judged_seconds(
+    monkeypatch: pytest.MonkeyPatch, cpu_by_second: Sequence[float], **settings: float
+) -> list[int]:
+    """At which seconds a node is judged whose host says so much every 5 s; ticks each 0.5 s."""
+    handler = UtilizationHandler(UtilizationSettings(**settings), "node")  # type: ignore[arg-type]
+    seconds: list[int] = []
+    judge = UtilizationHandler._judge
+
+    def counted(self: UtilizationHandler, key: str, group: Any, now_ns: int) -> Any:
+        seconds.append((now_ns - START_NS) // SECOND_NS)
+        return judge(self, key, group, now_ns)
+
+    monkeypatch.setattr(UtilizationHandler, "_judge", counted)
+    for number, cpu in enumerate(cpu_by_second):
+        handler.handle(host(cpu=cpu), at(5 * number))
+        for step in range(10):
+            handler.tick(at(5 * number + step / 2 + 0.25))
+    return seconds[1:]  # the first tick knows none before, and judges whatever there is
+
+
+def test_a_calm_group_is_judged_every_10_s_and_one_that_changes_every_5_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = judged_seconds(monkeypatch, [0.1] * 20 + [1.0] * 20)
+
+    gaps = [b - a for a, b in itertools.pairwise(seconds)]
+    calm = [gap for second, gap in zip(seconds, gaps, strict=False) if 20 < second < 50]
+    # From 0.1 to 1.0 in a minute the level changes four times, and each time it is looked at soon.
+    changing = [gap for second, gap in zip(seconds, gaps, strict=False) if 100 < second < 170]
+    assert set(gaps) == {5, 10}
+    assert set(calm) == {10}
+    assert changing.count(5) >= 4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"window_seconds": 59.0}, id="a mean over less moves more"),
+        pytest.param({"publish_seconds": 5.0}, id="it is to be said so often"),
+    ],
+)
+def test_settings_may_ask_for_every_5_s(
+    settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = judged_seconds(monkeypatch, [0.1] * 20, **settings)
+
+    assert {b - a for a, b in itertools.pairwise(seconds)} == {5}
 
 
 def test_many_groups_are_judged_at_instants_of_their_own_each_once_in_5_s() -> None:
