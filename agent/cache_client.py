@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 import msgspec
 
@@ -26,7 +27,12 @@ from schemas.api import (
     TagReply,
     WarmReply,
 )
-from schemas.cache import INLINE_LIMIT_BYTES, MAX_KEY_BYTES, encode_header
+from schemas.cache import (
+    BATCH_ANSWER_BYTES,
+    INLINE_LIMIT_BYTES,
+    MAX_KEY_BYTES,
+    encode_header,
+)
 from schemas.units import token
 
 T = TypeVar("T")
@@ -64,7 +70,12 @@ class CacheClient(Connected):
         self.namespace = token(namespace)
         self._who = {} if client is None else {"Fleet-Client": client}
         self.same_host = SameHost(bus, self.namespace, self._who)
-        self._gets, self._puts = Gets(self._asking_once), Puts(self._asking_once)
+        # For a message of several, each of which asks again by itself where that is to be done.
+        # Nothing here holds the client: open files go with it, at once.
+        once = functools.partial(
+            Asking, bus, self.namespace, self._who, REQUEST_SECONDS, patient=False
+        )
+        self._gets, self._puts = Gets(once), Puts(once)
 
     async def close(self) -> None:
         """Close what is open of the cache's files, then the connection if it is this client's."""
@@ -238,35 +249,51 @@ class CacheClient(Connected):
         """
         puts, encoded = self._puts, _key_bytes(key)
         headers = _put_headers(ttl_seconds, request_class, tags, meta)
-        if (
-            puts.others_are_under_way
-            and isinstance(value, bytes)
-            and len(value) <= VALUE_BYTES
-            and self._may_coalesce(encoded, deadline_seconds, on_progress)
-        ):
-            started = time.monotonic()
-            entry = BatchEntry(
-                key=key,
-                size=len(value),
-                prefix_tokens=prefix_tokens,
-                parent=parent or None,
-                cost_seconds=cost_seconds,
-                version=version,
-            )
-            kept = await puts.put(entry, value, headers)
-            if kept is not ALONE:
-                return kept
-            deadline_seconds -= time.monotonic() - started
-        asking, source = self._asking(deadline_seconds), Source(value, size_bytes)
-        optional: dict[str, Any] = {
+        of_its_own = {
             "Fleet-Prefix-Tokens": prefix_tokens,
             "Fleet-Parent": encode_header(parent) if parent else None,
             "Fleet-Cost-Seconds": cost_seconds,
             "Fleet-Version": version,
-            **self._who,
         }
-        headers |= {name: str(text) for name, text in optional.items() if text is not None}
-        headers["Fleet-Key"] = encode_header(key)
+        may_coalesce = (
+            puts.others_are_under_way
+            and isinstance(value, bytes)
+            and len(value) <= VALUE_BYTES
+            and self._may_coalesce(encoded, deadline_seconds, on_progress)
+        )
+        if not may_coalesce and not puts.is_begun(key):
+            own = {**headers, **_told(of_its_own)}
+            return await self._put(key, value, size_bytes, own, deadline_seconds, on_progress)
+        started = time.monotonic()
+        async with puts.turn([key], deadline_seconds, is_put=may_coalesce):
+            if may_coalesce and isinstance(value, bytes):
+                entry = BatchEntry(
+                    key=key,
+                    size=len(value),
+                    prefix_tokens=prefix_tokens,
+                    parent=parent or None,
+                    cost_seconds=cost_seconds,
+                    version=version,
+                )
+                kept = await puts.put(entry, value, headers)
+                if kept is not ALONE:
+                    return kept
+            left_seconds = deadline_seconds - (time.monotonic() - started)
+            own = {**headers, **_told(of_its_own)}
+            return await self._put(key, value, size_bytes, own, left_seconds, on_progress)
+
+    async def _put(
+        self,
+        key: str,
+        value: Buffer | BinaryIO | AsyncIterator[bytes],
+        size_bytes: int | None,
+        headers: dict[str, str],
+        deadline_seconds: float,
+        on_progress: OnProgress | None = None,
+    ) -> str:
+        """Put it by itself, now."""
+        asking, source = self._asking(deadline_seconds), Source(value, size_bytes)
+        headers |= {**self._who, "Fleet-Key": encode_header(key)}
         if isinstance(value, Buffer):
             whole = memoryview(value).cast("B")
             handed_over = await asking.in_time(self.same_host.put(whole, headers, asking))
@@ -280,11 +307,11 @@ class CacheClient(Connected):
             payload = value
         else:
             payload = await asking.in_time(source.read_all())
-        puts.under_way += 1
+        self._puts.under_way += 1
         try:
             return (await asking.ask("put", payload, headers)).headers["Fleet-Version"]
         finally:
-            puts.under_way -= 1
+            self._puts.under_way -= 1
 
     def _may_coalesce(
         self, key: bytes, deadline_seconds: float, on_progress: OnProgress | None
@@ -294,11 +321,8 @@ class CacheClient(Connected):
             and on_progress is None
             and deadline_seconds >= REQUEST_SECONDS
             and len(key) <= KEY_BYTES
+            and self._bus.max_payload > BATCH_ANSWER_BYTES  # else an answer may be refused
         )
-
-    def _asking_once(self) -> Asking:
-        """For a message of several, each of which asks again by itself where that is to be done."""
-        return Asking(self._bus, self.namespace, self._who, REQUEST_SECONDS, patient=False)
 
     def _asking(
         self, deadline_seconds: float, *, request_seconds: float = REQUEST_SECONDS
@@ -324,7 +348,12 @@ class CacheClient(Connected):
 
     async def delete(self, key: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> CacheReply:
         """Remove the entry from RAM and archive; `existed` tells whether RAM had it."""
-        return await self._reply("delete", _key_bytes(key), CacheReply, deadline_seconds)
+        encoded, started = _key_bytes(key), time.monotonic()
+        if not self._puts.is_begun(key):
+            return await self._reply("delete", encoded, CacheReply, deadline_seconds)
+        async with self._puts.turn([key], deadline_seconds):
+            left_seconds = deadline_seconds - (time.monotonic() - started)
+            return await self._reply("delete", encoded, CacheReply, left_seconds)
 
     async def exists(self, key: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> bool:
         """Whether the entry is in RAM or on its way to the archive, which is not asked."""
@@ -416,25 +445,20 @@ class CacheClient(Connected):
         ]
 
         ends_at = time.monotonic() + deadline_seconds
+        headers = _put_headers(ttl_seconds, request_class, tags, meta)
 
         async def put_one(entry: BatchEntry, value: bytes) -> str:
-            return await self.put(
-                entry.key,
-                value,
-                ttl_seconds=ttl_seconds,
-                prefix_tokens=entry.prefix_tokens,
-                parent=entry.parent,
-                cost_seconds=entry.cost_seconds,
-                request_class=request_class,
-                tags=tags,
-                meta=meta,
-                deadline_seconds=ends_at - time.monotonic(),
-            )
+            of_its_own = {
+                "Fleet-Prefix-Tokens": entry.prefix_tokens,
+                "Fleet-Parent": encode_header(entry.parent) if entry.parent else None,
+                "Fleet-Cost-Seconds": entry.cost_seconds,
+            }
+            own = {**headers, **_told(of_its_own)}
+            return await self._put(entry.key, value, None, own, ends_at - time.monotonic())
 
-        headers = _put_headers(ttl_seconds, request_class, tags, meta)
-        return await self._batches(deadline_seconds).put(
-            entries, headers, put_one, chain=chain, parent=parent
-        )
+        async with self._puts.turn(items, deadline_seconds):
+            batches = self._batches(ends_at - time.monotonic())
+            return await batches.put(entries, headers, put_one, chain=chain, parent=parent)
 
     async def keys(
         self, prefix: str = "", *, deadline_seconds: float = DEADLINE_SECONDS
@@ -477,6 +501,10 @@ def _get_headers(*, restore: bool, request_class: str | None) -> dict[str, str]:
     return headers
 
 
+def _told(optional: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in optional.items() if value is not None}
+
+
 def _put_headers(
     ttl_seconds: float | None,
     request_class: str | None,
@@ -494,7 +522,7 @@ def _put_headers(
         "Fleet-Tags": ",".join(map(encode_header, tags)) or None,
         "Fleet-Meta": encode_header(msgspec.json.encode(dict(meta)).decode()) if meta else None,
     }
-    return {name: text for name, text in optional.items() if text is not None}
+    return _told(optional)
 
 
 def _key_bytes(key: str) -> bytes:

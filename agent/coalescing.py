@@ -6,13 +6,15 @@ that begin with it.
 """
 
 import asyncio
+import contextlib
 import enum
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from agent.asking import Asking
+from agent.asking import UNANSWERED, Asking
 from schemas.api import BatchEntry, BatchError
 from schemas.protocols import RequestError
 
@@ -25,6 +27,8 @@ KEY_BYTES = 512
 """Longer keys go alone, so that a message of them is never too large."""
 VALUE_BYTES = MESSAGE_BYTES // FEWEST_TOGETHER
 """Larger values are put alone."""
+OPEN_MESSAGES = 4
+"""With so many kinds of headers in one turn, or fewer, each finds its own message."""
 _ALONE_AFTER = (400, 413, 429)
 """Refusals of a message that may not be one of each in it; alone it says so, or is waited for."""
 _SMOOTHING = 1 / 16
@@ -59,13 +63,11 @@ class _Message(Generic[T, R]):
 class _Coalescing(Generic[T, R]):
     """Collects what is asked for in one turn of the event loop, and sends it."""
 
-    keeps_order = False
-    """Whether nothing may overtake what was asked for before it."""
-
     def __init__(self, asking: Callable[[], Asking]) -> None:
         """`asking`: makes what asks for one message, which fails at once where it is busy."""
         self._asking = asking
         self._open: list[_Message[T, R]] = []
+        self._keys: set[str] = set()
         self._sending: set[asyncio.Task[None]] = set()
         self.under_way = 0
         """How many are asked for alone now."""
@@ -78,13 +80,14 @@ class _Coalescing(Generic[T, R]):
     async def _together(
         self, key: str, item: T, headers: Mapping[str, str], size_bytes: int, most: int
     ) -> R | Alone:
+        if key in self._keys:  # it counts each time that it is asked for
+            return ALONE
         loop = asyncio.get_running_loop()
         if not self._open:
             loop.call_soon(self._send)
-        for message in self._open[-1:] if self.keeps_order else self._open:
+        for message in self._open[-OPEN_MESSAGES:]:
             if (
-                key not in message.items
-                and message.headers == headers
+                message.headers == headers
                 and len(message.items) < most
                 and message.size_bytes + size_bytes <= MESSAGE_BYTES
             ):
@@ -93,17 +96,18 @@ class _Coalescing(Generic[T, R]):
             message = _Message(headers)
             self._open.append(message)
         future: asyncio.Future[R | Alone] = loop.create_future()
+        self._keys.add(key)
         message.items[key] = item
         message.futures.append(future)
         message.size_bytes += size_bytes
         return await future
 
     def _send(self) -> None:
-        messages, self._open = self._open, []
-        if len(messages) == len(messages[0].futures) == 1:
-            _settle(messages[0].futures, [ALONE])
-            return
+        messages, self._open, self._keys = self._open, [], set()
         for message in messages:
+            if len(message.futures) == 1:
+                _settle(message.futures, [ALONE])
+                continue
             task = asyncio.get_running_loop().create_task(self._exchange(message))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
@@ -175,10 +179,58 @@ class Gets(_Coalescing[None, "bytes | None"]):
         return values
 
 
-class Puts(_Coalescing["tuple[BatchEntry, bytes]", str]):
+class Puts(_Coalescing[tuple[bytes, bytes], str]):
     """Puts of values of at most `VALUE_BYTES`."""
 
-    keeps_order = True
+    def __init__(self, asking: Callable[[], Asking]) -> None:
+        super().__init__(asking)
+        self._begun: dict[str, asyncio.Future[None]] = {}
+
+    def is_begun(self, key: str) -> bool:
+        """Whether a put of this key is under way that `turn` would wait for."""
+        return key in self._begun
+
+    @contextlib.asynccontextmanager
+    async def turn(
+        self, keys: Iterable[str], deadline_seconds: float, *, is_put: bool = False
+    ) -> AsyncIterator[None]:
+        """Wait for the puts of these keys that were begun before, so that none is overtaken.
+
+        Only puts that may travel with others (`is_put`) could be: each leaves somewhat after it
+        was begun. Where none is under way nothing is waited for, and nothing kept.
+
+        Raises:
+            RequestError: 408, they were not done in time.
+        """
+        keys = list(keys)
+        before = {key: self._begun[key] for key in keys if key in self._begun}
+        ours: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        kept = keys if is_put else list(before)
+        for key in kept:
+            self._begun[key] = ours
+        try:
+            if before:
+                async with asyncio.timeout(deadline_seconds):
+                    await asyncio.wait(set(before.values()))
+            yield
+        except TimeoutError:
+            text = f"not done within {deadline_seconds:g} s (deadline_seconds)"
+            raise RequestError(UNANSWERED, text) from None
+        finally:
+            self._end(kept, ours, {one for one in before.values() if not one.done()})
+
+    def _end(
+        self, keys: Iterable[str], ours: asyncio.Future[None], left: set[asyncio.Future[None]]
+    ) -> None:
+        """Let the next ones go, once all of `left` are done: some did not wait for them."""
+        if not left:
+            ours.set_result(None)
+            for key in keys:
+                if self._begun.get(key) is ours:
+                    del self._begun[key]
+            return
+        one = next(iter(left))
+        one.add_done_callback(lambda done: self._end(keys, ours, left - {done}))
 
     async def put(self, entry: BatchEntry, value: bytes, headers: Mapping[str, str]) -> str | Alone:
         """The version, or `ALONE`; `headers` hold for all in the message.
@@ -186,16 +238,24 @@ class Puts(_Coalescing["tuple[BatchEntry, bytes]", str]):
         Raises:
             RequestError: the entry was refused.
         """
-        item = (entry, value)
-        return await self._together(entry.key, item, headers, len(value), MOST_TOGETHER)
+        try:
+            line = _encode(entry)
+            is_finite = entry.cost_seconds is None or math.isfinite(entry.cost_seconds)
+        except (TypeError, ValueError):  # of numpy, say: a header takes its text
+            return ALONE
+        if not is_finite:  # JSON would say nothing
+            return ALONE
+        size_bytes = len(line) + len(value)
+        return await self._together(entry.key, (line, value), headers, size_bytes, MOST_TOGETHER)
 
     async def _ask(
-        self, message: _Message[tuple[BatchEntry, bytes], str]
+        self, message: _Message[tuple[bytes, bytes], str]
     ) -> list[str | Alone | RequestError]:
         items = message.items.values()
-        line = _encode([entry for entry, _ in items])
-        payload = b"".join((line, b"\n", *(value for _, value in items)))
-        answer = await self._asking().ask("mput", payload, message.headers)
+        lines = b",".join(line for line, _ in items)
+        payload = b"".join((b"[", lines, b"]\n", *(value for _, value in items)))
+        headers = {**message.headers, "Fleet-No-Wait": "1"}
+        answer = await self._asking().ask("mput", payload, headers)
         return [_version(one) for one in _decode_versions(answer.payload)]
 
 
@@ -216,6 +276,8 @@ def _settle(futures: Sequence[asyncio.Future[Any]], results: Sequence[object]) -
 
 
 def _fail(futures: Sequence[asyncio.Future[Any]], error: Exception) -> None:
+    """Each has an error of its own: one that is raised twice tells of both places."""
     for future in futures:
         if not future.done():
-            future.set_exception(error)
+            refusal = isinstance(error, RequestError) and RequestError(error.code, error.text)
+            future.set_exception(refusal or error)

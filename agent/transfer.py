@@ -135,7 +135,7 @@ class Transfer:
         self, key: bytes, restore: bool, files: SameHost | None
     ) -> OpenFile | Found | bytes | None:
         headers = {} if restore else {"Fleet-No-Restore": "1"}
-        if self.request_class is not None:
+        if self.request_class:
             headers["Fleet-Class"] = self.request_class
         if files is not None and files.is_possible:
             headers["Fleet-Same-Host"] = "1"

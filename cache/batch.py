@@ -110,8 +110,9 @@ class BatchEndpoints:
         keys = self._keys_of(call, MAX_BATCH_KEYS)
         name = self._classes.check(call.headers)
         reply = _Reply(keys)
+        waits = call.headers.get("Fleet-No-Wait") != "1"
         missing: list[int] = []
-        for place, entry in reversed(list(enumerate(self._find(reply, call)))):
+        for place, entry in reversed(list(enumerate(self._find(reply, call, waits=waits)))):
             if entry is None:
                 if reply.sizes[place] is None:
                     missing.append(place)
@@ -124,6 +125,7 @@ class BatchEndpoints:
         latencies.hit.add(time.perf_counter_ns() - started_ns, reply.taken)
         if (
             missing
+            and waits
             and call.headers.get("Fleet-No-Restore") != "1"
             and any(self._namespace.restores.possible(keys[place]) for place in missing)
         ):
@@ -136,20 +138,37 @@ class BatchEndpoints:
             latencies.miss.add(time.perf_counter_ns() - started_ns, len(missing))
         return reply.answer()
 
-    def _find(self, reply: "_Reply", call: Call) -> Sequence[Entry | None]:
-        """The entries; those that are to be left out, as they would be waited for, are so."""
+    def _find(self, reply: "_Reply", call: Call, *, waits: bool) -> Sequence[Entry | None]:
+        """The entries; what is not to be waited for, or will find no room, is left out before.
+
+        So that who then asks for it alone is counted once.
+        """
         namespace, keys = self._namespace, reply.keys
-        asks_archive = namespace.archiving and call.headers.get("Fleet-No-Restore") != "1"
-        if call.headers.get("Fleet-No-Wait") != "1" or not asks_archive:
+        if waits:
             return namespace.find_many(keys)
+        asks_archive = call.headers.get("Fleet-No-Restore") != "1"
+        room_bytes = reply.room_bytes
         here = []
-        for place, key in enumerate(keys):
-            if namespace.holdings.peek(key) is None and namespace.restores.possible(key):
-                reply.sizes[place] = LEFT_OUT
+        for place in reversed(range(len(keys))):
+            found = namespace.holdings.peek(keys[place])
+            if found is None:
+                fits = not asks_archive or not namespace.restores.possible(keys[place])
             else:
+                size = found[0].value_bytes
+                fits = size <= min(room_bytes, INLINE_LIMIT_BYTES)
+                room_bytes -= size if fits else 0
+            if fits:
                 here.append(place)
-        found = dict(zip(here, namespace.find_many([keys[place] for place in here]), strict=True))
-        return [found.get(place) for place in range(len(keys))]
+            else:
+                reply.sizes[place] = LEFT_OUT
+        here.reverse()
+        found_there = namespace.find_many([keys[place] for place in here])
+        entries: list[Entry | None] = [None] * len(keys)
+        for place, entry in zip(here, found_there, strict=True):
+            entries[place] = entry
+            if entry is None and asks_archive and namespace.restores.possible(keys[place]):
+                reply.sizes[place] = LEFT_OUT  # its life ended just now
+        return entries
 
     def _offer(self, reply: "_Reply", place: int, entry: Entry) -> bool:
         try:
@@ -192,7 +211,8 @@ class BatchEndpoints:
         """Keep the entries; the answer is a JSON list with the version or error of each.
 
         A malformed message keeps none of them. 409: another version is here. 503 "kept here":
-        the archive, which may hold an older value, cannot be told in time.
+        the archive, which may hold an older value, cannot be told in time; with
+        `Fleet-No-Wait: 1` an entry of which it would have to be told is 429.
         """
         self._check_owned()
         namespace, config = self._namespace, self._namespace.limits.config
@@ -207,11 +227,24 @@ class BatchEndpoints:
             raise RequestError(503, f"enabled is off in the configuration of {namespace.name}")
         if self._namespace.limits.refuses(sum(entry.size_bytes for entry, _ in entries)):
             raise busy("evictions wait for the archive, and archive_when_full is refuse; try later")
+        if call.headers.get("Fleet-No-Wait") == "1":
+            return self._mput_at_once(entries)
         chain = call.headers.get("Fleet-Chain") == "1"
         chain = chain and namespace.limits.keeps_chains([entry for entry, _ in entries])
         if any(self._namespace.tombstones.needed(entry.key) for entry, _ in entries):
             return self._mput_durably(entries, chain=chain)
         versions, _ = self._mput(entries, chain=chain)
+        return Answer(_encode(versions))
+
+    def _mput_at_once(self, entries: Sequence[tuple[Entry, str | None]]) -> Answer:
+        """Those of which the archive need not be told; the others are 429, and not kept."""
+        later = BatchError(
+            error="the archive has to be told of it; put it alone", code=429, retry_after_seconds=0
+        )
+        versions: Versions = [later] * len(entries)
+        for place, one in enumerate(entries):
+            if not self._namespace.tombstones.needed(one[0].key):
+                (versions[place],), _ = self._mput([one], chain=False)
         return Answer(_encode(versions))
 
     async def _mput_durably(
@@ -320,7 +353,7 @@ class _Reply:
         self.sizes: list[int | None] = [None] * len(keys)
         self.is_full = False
         self._taken: dict[int, tuple[Entry, bytes]] = {}
-        self._room_bytes = BATCH_ANSWER_BYTES - SIZE_BYTES * len(keys) - 2
+        self.room_bytes = BATCH_ANSWER_BYTES - SIZE_BYTES * len(keys) - 2
 
     def offer(self, place: int, entry: Entry) -> bool:
         """Take the entry in, if its value still fits; whether it does.
@@ -329,12 +362,12 @@ class _Reply:
             OSError: its file was removed or cut by somebody else.
         """
         size = entry.value_bytes
-        if size > min(self._room_bytes, INLINE_LIMIT_BYTES):
+        if size > min(self.room_bytes, INLINE_LIMIT_BYTES):
             self.is_full = self.is_full or size <= INLINE_LIMIT_BYTES
             self.sizes[place] = LEFT_OUT
             return False
         self._taken[place] = entry, entry.payload()
-        self._room_bytes -= size
+        self.room_bytes -= size
         self.sizes[place] = size
         return True
 

@@ -45,7 +45,7 @@ class Uploads:
     are within `room`: an upload for which there is none is refused with 429 before anything is
     kept. An upload without a new part for `timeout_seconds` is forgotten, and so are
     all at `close`. Parts may come in any order, and again: what is here already is not replaced.
-    The digest is computed in a thread while further parts come. `store` is called once, with a
+    The digest is computed while further parts come. `store` is called once, with a
     value whose digest is right.
     """
 

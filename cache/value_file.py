@@ -44,7 +44,7 @@ class ValueFile:
         return value
 
     def digest(self, digest: Digest) -> None:
-        """Feed the whole value to `digest`; slow, so in a thread."""
+        """Feed the whole value to `digest`; slow for a large one, so in a thread."""
         with self._opened() as fd:
             _feed(digest, fd, 0, self.size_bytes)
 
@@ -100,7 +100,7 @@ class Draft:
         self._buffer[first : first + len(payload)] = payload
 
     def digest(self, digest: Digest, first: int, end: int) -> None:
-        """Feed a range that was written to `digest`; slow, so in a thread."""
+        """Feed a range that was written to `digest`."""
         digest.update(memoryview(self._buffer)[first:end])
 
     def finish(self) -> memoryview | ValueFile:

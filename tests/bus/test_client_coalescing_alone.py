@@ -1,0 +1,198 @@
+"""What travels alone though others are under way: it overtakes nobody, and nobody waits for it."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from agent.bus import Bus, ensure_streams
+from agent.client import CacheClient
+from cache.service import CacheService
+from schemas.protocols import Answer, Call, Endpoint, RequestError
+from tests.support.cache_service import running, synced
+from tests.support.slow_archive import SlowArchive
+
+pytestmark = pytest.mark.bus
+
+
+@pytest.fixture
+async def service(bus: Bus) -> AsyncIterator[CacheService]:
+    async with running(bus, archive_mode="off", max_memory_mb=64) as started:
+        yield started
+
+
+@pytest.fixture
+def client(bus: Bus) -> CacheClient:
+    return CacheClient(bus)
+
+
+class Number:
+    """As numpy's: no int, but it has the text of one."""
+
+    def __str__(self) -> str:
+        return "16"
+
+
+Last = Callable[[CacheClient], Awaitable[Any]]
+LATER: dict[str, Last] = {
+    "large": lambda client: client.put("k", bytes(100_000)),
+    "bytearray": lambda client: client.put("k", bytearray(b"new")),
+    "short deadline": lambda client: client.put("k", b"new", deadline_seconds=4),
+    "many": lambda client: client.put_many({"k": b"new", "l": b"new"}),
+    "delete": lambda client: client.delete("k"),
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+async def test_nothing_overtakes_a_put_of_its_key(
+    service: CacheService, client: CacheClient, later: str
+) -> None:
+    await asyncio.gather(client.put("other", b"x"), client.put("k", b"old"), LATER[later](client))
+
+    left = {"large": bytes(100_000), "delete": None}.get(later, b"new")
+    assert await client.get("k") == left
+
+
+async def test_what_a_neighbours_refusal_sends_alone_is_not_overtaken(
+    service: CacheService, client: CacheClient
+) -> None:
+    results = await asyncio.gather(
+        client.put("other", b"x"),
+        client.put("k", b"old"),
+        client.put("bad", b"x", prefix_tokens=-1),
+        client.put("k", b"new"),
+        client.put("another", b"x"),
+        client.put("k", b"newest"),
+        return_exceptions=True,
+    )
+
+    assert [isinstance(one, RequestError) for one in results] == [n == 2 for n in range(6)]
+    assert await client.get("k") == b"newest"
+
+
+async def test_who_gives_up_waiting_lets_nobody_overtake(bus: Bus, client: CacheClient) -> None:
+    """The first put is not answered; the second gives up; the third waits for the first."""
+    began, answer = asyncio.Event(), asyncio.Event()
+    seen: list[bytes] = []
+
+    async def put(call: Call) -> Answer:
+        seen.append(call.payload)
+        if call.payload == b"1":
+            began.set()
+            await answer.wait()
+        return Answer(headers={"Fleet-Version": "1"})
+
+    await bus.serve("cache", [Endpoint("put", "cache.default.put", put)], description="test")
+    other = asyncio.create_task(client.put("other", b"x"))
+    await asyncio.sleep(0)
+    first = asyncio.create_task(client.put("k", b"1"))
+    await began.wait()
+    with pytest.raises(RequestError, match=r"408 not done within 0\.05 s"):
+        await client.put("k", b"2", deadline_seconds=0.05)
+    third = asyncio.create_task(client.put("k", b"3"))
+    await client.put("others are served meanwhile", b"y")
+    before = list(seen)
+    answer.set()
+    await asyncio.gather(other, first, third)
+
+    assert b"3" not in before
+    assert seen == [*before, b"3"]
+
+
+@pytest.mark.parametrize(
+    ("own", "is_refused"),
+    [
+        ({"prefix_tokens": Number()}, False),
+        ({"cost_seconds": Number()}, False),
+        ({"cost_seconds": float("nan")}, True),
+        ({"cost_seconds": float("inf")}, True),
+        ({"version": Number()}, True),
+        ({"parent": "\ud800"}, True),
+    ],
+    ids=str,
+)
+async def test_what_one_says_of_itself_is_its_own_affair(
+    service: CacheService, client: CacheClient, own: dict[str, Any], is_refused: bool
+) -> None:
+    results = await asyncio.gather(
+        client.put("other", b"x"),
+        client.put("innocent", b"x"),
+        client.put("k", b"x", **own),
+        client.put("another", b"x"),
+        return_exceptions=True,
+    )
+
+    assert [isinstance(one, Exception) for one in results] == [False, False, is_refused, False]
+
+
+async def test_nobody_waits_for_a_neighbours_tombstone(bus: Bus, client: CacheClient) -> None:
+    archive = SlowArchive()
+    await archive.serve(bus, "archived")
+    async with running(bus, tombstone_timeout_seconds=4) as service:
+        await synced(service)
+        await bus.jetstream.delete_stream(bus.names.stream("EVICTIONS"))
+        first = asyncio.create_task(client.put("first", b"value"))
+        await asyncio.sleep(0)
+        archived = asyncio.create_task(client.put("archived", b"value"))
+        async with asyncio.timeout(3):
+            await asyncio.gather(client.put("new-1", b"value"), client.put("new-2", b"value"))
+        waits = not archived.done()
+        with pytest.raises(RequestError, match="503 kept here"):
+            await archived
+        await first
+        await ensure_streams(bus)
+
+    assert waits
+
+
+async def test_what_an_answer_has_no_room_for_counts_as_used_once(bus: Bus) -> None:
+    client = CacheClient(bus)
+    async with running(bus, archive_mode="off", max_memory_mb=64):
+        sizes = {"large": 600_000, **{f"middle-{n}": 300_000 for n in range(6)}}
+        await client.put_many({key: bytes(size) for key, size in sizes.items()})
+        await client.put_many({f"small-{n}": b"x" for n in range(40)})
+
+        await asyncio.gather(
+            *map(client.get, [f"small-{n}" for n in range(40)]), *map(client.get, sizes)
+        )
+        counts = [(await client.meta(key)).access_count for key in sizes]
+        hits = (await client.stats()).cache_hits
+
+    assert counts == [1] * 7
+    assert hits == 47
+
+
+async def test_a_class_without_a_name_is_none(service: CacheService, client: CacheClient) -> None:
+    await client.put("key", b"value")
+
+    found = await asyncio.gather(*(client.get("key", request_class="") for _ in range(3)))
+
+    assert found == [b"value"] * 3
+
+
+async def test_each_has_an_error_of_its_own(bus: Bus, client: CacheClient) -> None:
+    def refuse(_call: Call) -> Answer:
+        raise RequestError(503, "not now")
+
+    ends = [Endpoint(name, f"cache.default.{name}", refuse) for name in ("get", "mget")]
+    await bus.serve("cache", ends, description="test")
+
+    gets = [client.get(str(n)) for n in range(6)]
+    errors = [one for one in await asyncio.gather(*gets, return_exceptions=True)]
+
+    assert len({id(error) for error in errors}) == 6
+    assert {str(error) for error in errors} == {"503 not now"}
+
+
+def test_a_client_that_is_dropped_goes_at_once(bus: Bus) -> None:
+    gc.disable()
+    try:
+        client = CacheClient(bus).of("other")
+        files = weakref.ref(client.same_host)
+        del client
+        assert files() is None
+    finally:
+        gc.enable()
