@@ -112,7 +112,7 @@ async def test_who_gives_up_waiting_lets_nobody_overtake(bus: Bus, client: Cache
         ({"version": Number()}, True),
         ({"parent": "\ud800"}, True),
     ],
-    ids=str,
+    ids=["tokens", "cost", "no cost", "endless cost", "version", "parent"],
 )
 async def test_what_one_says_of_itself_is_its_own_affair(
     service: CacheService, client: CacheClient, own: dict[str, Any], is_refused: bool
