@@ -241,7 +241,8 @@ class Vault:
             # Reading took time, and a clear may have come meanwhile.
             if not index.holds(entry) or index.find(key, self.clock()) is None:
                 return None
-            index.hand_out(entry)
+            if generation is not None:  # a cache asked, and has it now
+                index.hand_out(entry)
             return manifest, value
 
     def lock(self, namespace: str, key: str) -> asyncio.Lock:

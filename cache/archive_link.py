@@ -44,8 +44,14 @@ from schemas.units import token
 log = structlog.get_logger()
 
 CHECK_SECONDS = 0.25
+LAST_KEY = "f" * 16
+"""No key is listed after it."""
 KEYS_TIMEOUT_SECONDS = 5.0
 _decode_stored = msgspec.json.Decoder(Stored).decode
+
+
+async def _no_generation(_generation: int) -> None:
+    """Nobody keeps one."""
 
 
 class ArchiveLink:
@@ -67,6 +73,8 @@ class ArchiveLink:
         *,
         restore_timeout_seconds: float,
     ) -> None:
+        self.adopt: Callable[[int], Awaitable[None]] = _no_generation
+        """Told that the archive knows a newer generation: to go on from that one."""
         self._room = room
         self._namespace = namespace
         self._requester = requester
@@ -88,7 +96,9 @@ class ArchiveLink:
 
     async def run(self) -> None:
         """Sync with the archive whenever that is due, for ever."""
+        is_heeded = not self._namespace.archiving
         while True:
+            is_heeded = is_heeded or await self._heed_generation()
             await self._advance_sync()
             await asyncio.sleep(CHECK_SECONDS)
 
@@ -241,6 +251,26 @@ class ArchiveLink:
         self._sync_until = None
         self.error = ""
         log.info("archive_synced", namespace=self._namespace.name, archived_keys=len(hashes))
+
+    async def _heed_generation(self) -> bool:
+        """Go on from the archive's generation, where the bus has forgotten that there was one.
+
+        What is evicted under an older one would be taken for cleared, and thrown away. False: it
+        could not be asked yet.
+        """
+        try:
+            answer = await self._requester.request(
+                f"api.archive.keys.{self._namespace.name}",
+                headers={"Fleet-After": LAST_KEY},
+                timeout_seconds=KEYS_TIMEOUT_SECONDS,
+            )
+            newest = int(answer.headers.get("Fleet-Generation", "0"))
+            if newest > self._namespace.generation:
+                await self.adopt(newest)
+        except (PublishError, RequestError, ValueError, TimeoutError) as error:
+            log.debug("generation_not_heard", namespace=self._namespace.name, error=str(error))
+            return False
+        return True
 
     async def _listed_keys(self) -> list[int]:
         hashes: list[int] = []

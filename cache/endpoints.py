@@ -380,6 +380,30 @@ class NamespaceEndpoints:
             classes=self._classes.stats(),
         )
 
+    async def adopt(self, generation: int) -> None:
+        """The archive has this generation, newer than ours: the bus has lost its record of it.
+
+        What was cleared since then, under a number that the archive takes for an older one, is
+        cleared once more.
+
+        Raises:
+            PublishError: it could not be made durable.
+        """
+        async with self._clearing:
+            namespace = self._namespace
+            if generation <= namespace.generation:
+                return
+            is_cleared = namespace.clears > 0
+            try:
+                raised = await self._ownership.raise_generation(generation + is_cleared)
+            except OwnershipError as error:
+                raise PublishError(str(error)) from error
+            if is_cleared:
+                await namespace.clear(raised)
+            else:
+                namespace.generation = raised
+        log.warning("generation_adopted", namespace=namespace.name, generation=raised)
+
     async def clear(self, _request: Nothing, _call: Call) -> ClearReply:
         """Empty the namespace, archive included.
 

@@ -69,6 +69,8 @@ class Namespace:
         self.files = files or Files(msgspec.structs.replace(settings, same_host=False))
         self.epoch_ms = epoch_ms
         self.generation = generation
+        self.clears = 0
+        """Since this instance owns it."""
         self.counters = Counters()
         self.memory = EntryStore(
             settings.max_memory_mb * MIB, settings.eviction_policy, clock=clock
@@ -313,6 +315,7 @@ class Namespace:
             How many entries left RAM, and what tells the archive.
         """
         self.generation = generation
+        self.clears += 1
         self.archived.forget()
         entries = len(self.memory)
         freeing = self.holdings.clear_in_steps()

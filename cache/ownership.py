@@ -51,15 +51,16 @@ class Ownership:
                 return
         raise OwnershipError(f"somebody else keeps writing {self._key}")
 
-    async def raise_generation(self) -> int:
-        """Persist the next generation and return it.
+    async def raise_generation(self, to: int | None = None) -> int:
+        """Persist the next generation, or a higher one where it is named; return what it is.
 
         Raises:
             OwnershipError: another instance took the namespace over.
             PublishError: the server does not answer; the generation may or may not be raised.
         """
         for _ in range(TRIES):
-            if await self._write(_Record(epoch_ms=self.epoch_ms, generation=self.generation + 1)):
+            wanted = self.generation + 1 if to is None else max(to, self.generation)
+            if await self._write(_Record(epoch_ms=self.epoch_ms, generation=wanted)):
                 return self.generation
             # A write of ours that seemed to fail may have come through after all.
             stored = await self._read()

@@ -274,6 +274,7 @@ class CacheService:
             clock,
             room,
         )
+        link.adopt = endpoints.adopt
         warming = WarmingQueue(namespace, link, lease, publisher, settings, instance, clock)
         batches = BatchEndpoints(namespace, link, lease, classes, settings, clock, warming.prefetch)
         tuning = Tuning(namespace, configuration, publisher, instance, clock)

@@ -97,6 +97,29 @@ async def test_a_kept_value_is_fetched_by_this_and_the_next_process(
     assert len(list(store.folder.iterdir())) == 1
 
 
+async def test_only_what_a_cache_fetched_goes_first_where_the_budget_is_used_up(
+    store: FailingStore, clock: ManualClock
+) -> None:
+    vault = Vault(store, msgspec.structs.replace(SETTINGS, budget_bytes=10**6), clock)
+    await vault.keep(evicted(score=0.5), b"value")
+
+    def score() -> float:
+        entry = vault.index("default").find("k", clock())
+        assert entry is not None
+        return entry.score
+
+    before = score()
+    await fetch(vault)
+    read_by_people = score()
+    await fetch(vault, generation=0)
+
+    handed_out = score()
+    await vault.close()
+
+    assert before == read_by_people == 0.5
+    assert handed_out < 0.5
+
+
 async def test_unknown_keys_and_namespaces_are_misses_and_leave_no_trace(vault: Vault) -> None:
     await vault.keep(evicted(), b"value")
 
