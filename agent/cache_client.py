@@ -12,7 +12,7 @@ import msgspec
 
 from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, Asking
 from agent.batches import REQUEST_SECONDS as BATCH_SECONDS
-from agent.batches import Batches
+from agent.batches import Batches, PutManyError
 from agent.bus import Bus
 from agent.coalescing import ALONE, KEY_BYTES, VALUE_BYTES, Gets, Puts
 from agent.connected import Connected
@@ -21,6 +21,7 @@ from agent.sources import Buffer, Source
 from agent.transfer import Found, OnProgress, Transfer
 from schemas.api import (
     BatchEntry,
+    BatchError,
     CacheReply,
     EntryMeta,
     NamespaceStats,
@@ -33,6 +34,7 @@ from schemas.cache import (
     MAX_KEY_BYTES,
     encode_header,
 )
+from schemas.protocols import RequestError
 from schemas.units import token
 
 T = TypeVar("T")
@@ -264,9 +266,11 @@ class CacheClient(Connected):
         if not may_coalesce and not puts.is_begun(key):
             own = {**headers, **_told(of_its_own)}
             return await self._put(key, value, size_bytes, own, deadline_seconds, on_progress)
-        started = time.monotonic()
+        started, waited = time.monotonic(), puts.is_begun(key)
         async with puts.turn([key], deadline_seconds, is_put=may_coalesce):
-            if may_coalesce and isinstance(value, bytes):
+            left_seconds = deadline_seconds - (time.monotonic() - started)
+            is_in_time = left_seconds >= REQUEST_SECONDS or not waited
+            if may_coalesce and is_in_time and isinstance(value, bytes):
                 entry = BatchEntry(
                     key=key,
                     size=len(value),
@@ -375,7 +379,9 @@ class CacheClient(Connected):
 
     async def delete_tag(self, tag: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> TagReply:
         """Remove all that was put with this tag, from RAM and archive."""
-        return await self._batches(deadline_seconds).delete_tag(tag)
+        ends_at = time.monotonic() + deadline_seconds
+        async with self._puts.turn(self._puts.begun, deadline_seconds):
+            return await self._batches(ends_at - time.monotonic()).delete_tag(tag)
 
     async def match(
         self, keys: Sequence[str], *, deadline_seconds: float = DEADLINE_SECONDS
@@ -456,9 +462,15 @@ class CacheClient(Connected):
             own = {**headers, **_told(of_its_own)}
             return await self._put(entry.key, value, None, own, ends_at - time.monotonic())
 
-        async with self._puts.turn(items, deadline_seconds):
-            batches = self._batches(ends_at - time.monotonic())
-            return await batches.put(entries, headers, put_one, chain=chain, parent=parent)
+        try:
+            async with self._puts.turn(items, deadline_seconds):
+                batches = self._batches(ends_at - time.monotonic())
+                return await batches.put(entries, headers, put_one, chain=chain, parent=parent)
+        except PutManyError:
+            raise
+        except RequestError as late:
+            refused = BatchError(error=late.text, code=late.code)
+            raise PutManyError({}, dict.fromkeys(items, refused)) from None
 
     async def keys(
         self, prefix: str = "", *, deadline_seconds: float = DEADLINE_SECONDS

@@ -8,6 +8,7 @@ that begin with it.
 import asyncio
 import contextlib
 import enum
+import itertools
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
@@ -58,6 +59,13 @@ class _Message(Generic[T, R]):
         self.items: dict[str, T] = {}
         self.futures: list[asyncio.Future[R | Alone]] = []
         self.size_bytes = 0
+
+    def drop_given_up(self) -> None:
+        """Leave out what nobody waits for any more: its caller may have gone on."""
+        waiting = [not future.done() for future in self.futures]
+        if not all(waiting):
+            self.items = dict(itertools.compress(self.items.items(), waiting))
+            self.futures = list(itertools.compress(self.futures, waiting))
 
 
 class _Coalescing(Generic[T, R]):
@@ -114,6 +122,9 @@ class _Coalescing(Generic[T, R]):
 
     async def _exchange(self, message: _Message[T, R]) -> None:
         """Ask, and tell each what it asked for; never raises."""
+        message.drop_given_up()
+        if not message.futures:
+            return
         try:
             _settle(message.futures, await self._ask(message))
         except RequestError as error:
@@ -190,14 +201,19 @@ class Puts(_Coalescing[tuple[bytes, bytes], str]):
         """Whether a put of this key is under way that `turn` would wait for."""
         return key in self._begun
 
+    @property
+    def begun(self) -> list[str]:
+        """The keys of the puts that `turn` would wait for."""
+        return list(self._begun)
+
     @contextlib.asynccontextmanager
     async def turn(
         self, keys: Iterable[str], deadline_seconds: float, *, is_put: bool = False
     ) -> AsyncIterator[None]:
         """Wait for the puts of these keys that were begun before, so that none is overtaken.
 
-        Only puts that may travel with others (`is_put`) could be: each leaves somewhat after it
-        was begun. Where none is under way nothing is waited for, and nothing kept.
+        Only puts that may travel with others (`is_put`) could be, as each leaves somewhat after it
+        was begun, and who waits here. Where none is under way nothing is waited for, or kept.
 
         Raises:
             RequestError: 408, they were not done in time.
@@ -205,7 +221,7 @@ class Puts(_Coalescing[tuple[bytes, bytes], str]):
         keys = list(keys)
         before = {key: self._begun[key] for key in keys if key in self._begun}
         ours: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        kept = keys if is_put else list(before)
+        kept = keys if is_put or before else []
         for key in kept:
             self._begun[key] = ours
         try:
@@ -241,7 +257,7 @@ class Puts(_Coalescing[tuple[bytes, bytes], str]):
         try:
             line = _encode(entry)
             is_finite = entry.cost_seconds is None or math.isfinite(entry.cost_seconds)
-        except (TypeError, ValueError):  # of numpy, say: a header takes its text
+        except (TypeError, ValueError, OverflowError):  # of numpy, say: a header takes its text
             return ALONE
         if not is_finite:  # JSON would say nothing
             return ALONE

@@ -6,11 +6,15 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from agent.asking import REQUEST_SECONDS
+from agent.batches import PutManyError
 from agent.bus import Bus, ensure_streams
 from agent.client import CacheClient
 from cache.service import CacheService
+from schemas.api import BatchEntry
 from schemas.protocols import Answer, Call, Endpoint, RequestError
 from tests.support.cache_service import running, synced
 from tests.support.slow_archive import SlowArchive
@@ -102,6 +106,119 @@ async def test_who_gives_up_waiting_lets_nobody_overtake(bus: Bus, client: Cache
     assert seen == [*before, b"3"]
 
 
+class SlowPuts:
+    """A cache whose put of `k` waits for the test, and whose batches are answered at once."""
+
+    def __init__(self) -> None:
+        self.began, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.kept: dict[str, bytes] = {}
+
+    async def _put(self, call: Call) -> Answer:
+        key = call.headers["Fleet-Key"]
+        if key == "k" and not self.may_answer.is_set():
+            self.began.set()
+            await self.may_answer.wait()
+        self.kept[key] = call.payload
+        return Answer(headers={"Fleet-Version": "1"})
+
+    def _mput(self, call: Call) -> Answer:
+        line, _, values = call.payload.partition(b"\n")
+        entries = msgspec.json.decode(line, type=list[BatchEntry])
+        for entry in entries:
+            self.kept[entry.key], values = values[: entry.size], values[entry.size :]
+        return Answer(msgspec.json.encode(["1"] * len(entries)))
+
+    async def hold(self, bus: Bus, client: CacheClient) -> list[asyncio.Task[str]]:
+        """Serve, with a put of `k` under way that may travel with others."""
+        ends = [
+            Endpoint("put", "cache.default.put", self._put),
+            Endpoint("mput", "cache.default.mput", self._mput),
+        ]
+        await bus.serve("cache", ends, description="test")
+        puts = [asyncio.create_task(client.put("other", b"x"))]
+        await asyncio.sleep(0)
+        puts.append(asyncio.create_task(client.put("k", b"1")))
+        await self.began.wait()
+        return puts
+
+
+async def test_who_waits_is_not_overtaken_in_any_of_its_keys(bus: Bus, client: CacheClient) -> None:
+    cache = SlowPuts()
+    puts: list[asyncio.Task[Any]] = [*await cache.hold(bus, client)]
+
+    puts.append(asyncio.create_task(client.put_many({"k": b"2", "l": b"old"})))
+    await asyncio.sleep(0)
+    puts.append(asyncio.create_task(client.put("l", b"new")))
+    await client.put("elsewhere", b"y")
+    cache.may_answer.set()
+    await asyncio.gather(*puts)
+
+    assert (cache.kept["k"], cache.kept["l"]) == (b"2", b"new")
+
+
+async def test_many_that_give_up_waiting_are_all_told(bus: Bus, client: CacheClient) -> None:
+    cache = SlowPuts()
+    puts = await cache.hold(bus, client)
+
+    with pytest.raises(PutManyError) as late:
+        await client.put_many({"k": b"2", "l": b"3"}, deadline_seconds=0.05)
+    cache.may_answer.set()
+    await asyncio.gather(*puts)
+
+    assert {key: error.code for key, error in late.value.errors.items()} == {"k": 408, "l": 408}
+
+
+async def test_after_a_wait_the_deadline_still_holds(bus: Bus, client: CacheClient) -> None:
+    """What is left when the wait is over is less than a message of several may take."""
+    cache = SlowPuts()
+    puts = await cache.hold(bus, client)
+    sent: list[str] = []
+    client._puts.put = lambda *_: sent.append("together")  # type: ignore[assignment,method-assign]
+
+    waiting = asyncio.create_task(client.put("k", b"2", deadline_seconds=REQUEST_SECONDS))
+    await asyncio.sleep(0)
+    cache.may_answer.set()
+    await asyncio.gather(*puts, waiting)
+
+    assert sent == []
+    assert cache.kept["k"] == b"2"
+
+
+async def test_a_deletion_by_tag_takes_what_was_begun_before(
+    service: CacheService, client: CacheClient
+) -> None:
+    for number in range(20):
+        await asyncio.gather(
+            client.put("other", b"x"),
+            client.put(f"k-{number}", b"x", tags=["t"]),
+            client.put("another", b"x"),
+            client.delete_tag("t"),
+        )
+
+    assert await client.get_many(f"k-{number}" for number in range(20)) == {}
+
+
+async def test_what_was_given_up_does_not_come_after_what_its_caller_did_then(
+    service: CacheService, client: CacheClient
+) -> None:
+    async def change_mind() -> None:
+        try:
+            await client.put("k", b"old")
+        except asyncio.CancelledError:
+            await client.put("k", bytearray(b"new"))
+
+    puts = [asyncio.create_task(client.put(key, b"x")) for key in ("other", "another")]
+    await asyncio.sleep(0)
+    changing = asyncio.create_task(change_mind())
+    third = asyncio.create_task(client.put("third", b"x"))
+    await asyncio.sleep(0)
+    changing.cancel()
+    await asyncio.gather(*puts, changing, third)
+    await client.put_many({"a": b"after", "b": b"all"})
+
+    assert await client.get("k") == b"new"
+
+
 @pytest.mark.parametrize(
     ("own", "is_refused"),
     [
@@ -109,10 +226,11 @@ async def test_who_gives_up_waiting_lets_nobody_overtake(bus: Bus, client: Cache
         ({"cost_seconds": Number()}, False),
         ({"cost_seconds": float("nan")}, True),
         ({"cost_seconds": float("inf")}, True),
+        ({"cost_seconds": 10**400}, True),
         ({"version": Number()}, True),
         ({"parent": "\ud800"}, True),
     ],
-    ids=["tokens", "cost", "no cost", "endless cost", "version", "parent"],
+    ids=["tokens", "cost", "no cost", "endless cost", "huge cost", "version", "parent"],
 )
 async def test_what_one_says_of_itself_is_its_own_affair(
     service: CacheService, client: CacheClient, own: dict[str, Any], is_refused: bool
@@ -126,6 +244,7 @@ async def test_what_one_says_of_itself_is_its_own_affair(
     )
 
     assert [isinstance(one, Exception) for one in results] == [False, False, is_refused, False]
+    assert not isinstance(results[2], OverflowError)
 
 
 async def test_nobody_waits_for_a_neighbours_tombstone(bus: Bus, client: CacheClient) -> None:
