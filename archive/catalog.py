@@ -127,6 +127,11 @@ class Catalog:
                 return segment.read_record(found.name, record, found.object_bytes)
             except ArchiveObjectError as error:
                 log.warning("archive_index_wrong", name=found.name, reason=error.reason)
+            entries = _of_record(found.name, record)
+            if entries is not None:
+                # What it deletes and replaces stays so, and what was cut off is told as damaged.
+                self.unreadable += 1
+                return entries
         try:
             if segment.seal_of(found.name):
                 return await self._of_segment(found)
@@ -173,3 +178,13 @@ class Catalog:
         entry = segment.read_alone(found.name, start, found.object_bytes)
         await self.stored(found.name, segment.footer(found.name, [record_of(entry)]))
         return [entry]
+
+
+def _of_record(name: str, record: bytes) -> list[IndexEntry] | None:
+    """What a segment of another length held, by its own record; None: that is not readable."""
+    if not segment.seal_of(name):
+        return None
+    try:
+        return segment.read_footer(name, record)
+    except ArchiveObjectError:
+        return None

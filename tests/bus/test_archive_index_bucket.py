@@ -1,6 +1,7 @@
 """The index in its bucket: a start reads no object, and the objects alone restore it."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from archive.index_entry import object_name
 from archive.settings import ArchiveSettings
 from archive.store import StoreError
 from archive.sweep import Sweeper
-from archive.vault import Vault
+from archive.vault import DamagedObjectError, Vault
 from schemas.protocols import PublishError
 from tests.support.evictions import FailingStore, ManualClock, evicted, single_object, tombstone
 
@@ -143,10 +144,37 @@ async def test_a_torn_segment_is_noticed_though_its_record_is_whole(
     path.write_bytes(content[: len(content) // 2])
 
     again = await loaded(store, clock, bucket)
+    known = held(again)
+    found, damaged = [], []
+    for key in known:
+        try:
+            found.append(await again.fetch("default", key, None))
+        except DamagedObjectError:
+            damaged.append(key)
 
-    assert again.catalog.unreadable == 1
-    assert 21 < len(held(again)) < 31
-    assert all([await again.fetch("default", key, None) for key in held(again)])
+    assert again.catalog.unreadable == 1 + len(damaged)
+    assert known == held(vault)
+    assert all(found)
+    assert len(damaged) > 0
+    assert 21 < len(found) < 31
+
+
+async def test_what_a_torn_segment_deleted_and_replaced_does_not_come_back(
+    vault: Vault, store: FailingStore, clock: ManualClock, bucket: KvBucket
+) -> None:
+    deleted, replaced = list(held(vault))[:2]
+    before = set(store.folder.glob("*.object"))
+    await vault.keep(tombstone(deleted, "c1-01"), b"")
+    await vault.keep(evicted(replaced, b"newer", version="c1-02"), b"newer")
+    for path in set(store.folder.glob("*.object")) - before:
+        os.truncate(path, 60)
+
+    again = await loaded(store, clock, bucket)
+
+    assert await again.fetch("default", deleted, None) is None
+    with pytest.raises(DamagedObjectError):
+        await again.fetch("default", replaced, None)
+    assert await again.fetch("default", replaced, None) is None
 
 
 async def test_a_removed_segment_leaves_nothing_in_the_bucket(
