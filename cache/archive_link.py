@@ -96,11 +96,12 @@ class ArchiveLink:
 
     async def run(self) -> None:
         """Sync with the archive whenever that is due, for ever."""
-        is_heeded = not self._namespace.archiving
-        while True:
-            is_heeded = is_heeded or await self._heed_generation()
-            await self._advance_sync()
-            await asyncio.sleep(CHECK_SECONDS)
+        async with asyncio.TaskGroup() as group:
+            if self._namespace.archiving:
+                group.create_task(self._heed_generation())
+            while True:
+                await self._advance_sync()
+                await asyncio.sleep(CHECK_SECONDS)
 
     async def restore(self, key: str) -> Entry | None:
         """The entry that the archive has of `key`, now in RAM; None where it has none to give.
@@ -252,25 +253,27 @@ class ArchiveLink:
         self.error = ""
         log.info("archive_synced", namespace=self._namespace.name, archived_keys=len(hashes))
 
-    async def _heed_generation(self) -> bool:
+    async def _heed_generation(self) -> None:
         """Go on from the archive's generation, where the bus has forgotten that there was one.
 
-        What is evicted under an older one would be taken for cleared, and thrown away. False: it
-        could not be asked yet.
+        What is evicted under an older one would be taken for cleared, and thrown away. Asked until
+        it is answered.
         """
-        try:
-            answer = await self._requester.request(
-                f"api.archive.keys.{self._namespace.name}",
-                headers={"Fleet-After": LAST_KEY},
-                timeout_seconds=KEYS_TIMEOUT_SECONDS,
-            )
-            newest = int(answer.headers.get("Fleet-Generation", "0"))
-            if newest > self._namespace.generation:
-                await self.adopt(newest)
-        except (PublishError, RequestError, ValueError, TimeoutError) as error:
-            log.debug("generation_not_heard", namespace=self._namespace.name, error=str(error))
-            return False
-        return True
+        while True:
+            try:
+                answer = await self._requester.request(
+                    f"api.archive.keys.{self._namespace.name}",
+                    headers={"Fleet-After": LAST_KEY},
+                    timeout_seconds=KEYS_TIMEOUT_SECONDS,
+                )
+                newest = int(answer.headers.get("Fleet-Generation", "0"))
+                if newest > self._namespace.generation:
+                    await self.adopt(newest)
+            except (PublishError, RequestError, ValueError, TimeoutError) as error:
+                log.debug("generation_unheard", namespace=self._namespace.name, error=str(error))
+                await asyncio.sleep(CHECK_SECONDS)
+            else:
+                return
 
     async def _listed_keys(self) -> list[int]:
         hashes: list[int] = []

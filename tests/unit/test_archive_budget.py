@@ -106,8 +106,8 @@ async def test_the_next_process_finds_the_same_order_and_trims_to_its_budget(
 
 async def test_what_the_cache_has_again_goes_first_until_it_is_evicted_anew(vault: Vault) -> None:
     await fill(vault, 11)
-    best = await vault.fetch("default", "10", None)
-    also = await vault.fetch("default", "9", None)
+    best = await vault.fetch("default", "10", 0)
+    also = await vault.fetch("default", "9", 0)
     outcome, _ = await vault.keep(value("9", idle_seconds=0), VALUE)
 
     for number in range(11, 14):
