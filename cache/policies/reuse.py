@@ -2,6 +2,9 @@
 
 from bisect import bisect_right
 from math import exp, log
+from operator import mul
+
+from schemas.units import SECOND_NS
 
 LAST, NEW = 0, 1  # keys never used again so far: the last of its chain (often partial), any other
 COUNTS, GAPS = 2, 5  # keys used again: once or more often, by the time since the use before
@@ -9,8 +12,10 @@ CLASSES = 2 + COUNTS * GAPS
 
 _EDGES_SECONDS = [0.0] + [2 ** (half / 2) for half in range(40)]  # to 9 days, by half octaves
 _STARTS_SECONDS = _EDGES_SECONDS[:-1]
+STARTS_NS = [int(start * SECOND_NS) for start in _STARTS_SECONDS]
 _BINS = len(_STARTS_SECONDS)
 _MIDDLES = [log(0.7)] + [(half - 0.5) / 2 * log(2) for half in range(1, _BINS)]
+_MIDDLE_SECONDS = [exp(middle) for middle in _MIDDLES]
 _LEARN_EVERY = 8192
 _FORGET_ABOVE = 1 << 17
 _SNAPSHOTS = 96
@@ -49,7 +54,8 @@ class ReuseModel:
     uses per second of keeping over all times to keep on from that age (Gittins' index). The first
     is steady where there is little to learn from, the second sees what its form cannot express.
 
-    Counts are halved when they reach 131,072 keys, so that the model follows its traffic.
+    Counts are halved when they reach 131,072 keys, so that the model follows its traffic. A class
+    is estimated when its worth is asked for: most classes are empty most of the time.
     """
 
     def __init__(self) -> None:
@@ -58,8 +64,12 @@ class ReuseModel:
         self._snapshots: list[tuple[float, list[float]]] = []
         self._keys = 0
         self._due = 0
-        self._worth: list[list[float]] = []
-        self.learn_if_due(0.0)
+        self._is_stale = True
+        self._used = [0.0] * CLASSES
+        self._logs = [0.0] * CLASSES
+        self._old = [[0.0] * CLASSES] * _BINS
+        self.worths: list[list[float] | None] = [None] * CLASSES
+        self.note_if_due(0.0)
 
     def place(self, rank: int, keys: int) -> None:
         """`keys` keys came into a class."""
@@ -77,12 +87,14 @@ class ReuseModel:
 
     def worth(self, rank: int, age_seconds: float) -> float:
         """Uses a second to expect of a key of this class, last used that long ago."""
-        return self._worth[rank][bisect_right(_STARTS_SECONDS, age_seconds) - 1]
+        worths = self.worths[rank] or self.estimate(rank)
+        return worths[bisect_right(_STARTS_SECONDS, age_seconds) - 1]
 
-    def learn_if_due(self, now_seconds: float) -> None:
-        """Update every worth, now and then: 1 ms at most every 8,192 keys placed."""
+    def note_if_due(self, now_seconds: float) -> None:
+        """Note how many keys came, now and then: what is worth how much is to be learned anew."""
         if self._keys < self._due:
             return
+        self._is_stale = True
         self._due = self._keys + min(self._keys + 64, _LEARN_EVERY)
         self._snapshots.append((now_seconds, self._placed.copy()))
         if len(self._snapshots) > _SNAPSHOTS:
@@ -91,35 +103,40 @@ class ReuseModel:
             self._snapshots = self._snapshots[:half:2] + self._snapshots[half:]
         if sum(self._placed) > _FORGET_ABOVE:
             self._forget()
-        self._learn(now_seconds)
 
     def _forget(self) -> None:
         self._placed = [keys / 2 for keys in self._placed]
         self._gaps = [[keys / 2 for keys in gaps] for gaps in self._gaps]
         self._snapshots = [(at, [keys / 2 for keys in row]) for at, row in self._snapshots]
 
-    def _learn(self, now_seconds: float) -> None:
-        used = [sum(gaps) for gaps in self._gaps]
-        logs = [
-            sum(keys * middle for keys, middle in zip(gaps, _MIDDLES, strict=True))
-            for gaps in self._gaps
-        ]
+    def learn_if_due(self, now_seconds: float) -> None:
+        """Learn from what was noted since the last time; before `worth` is asked for.
+
+        With all classes in use 1 ms, at most every 8,192 keys placed.
+        """
+        if not self._is_stale:
+            return
+        self._is_stale = False
+        self._used = [sum(gaps) for gaps in self._gaps]
+        self._logs = [sum(map(mul, gaps, _MIDDLES)) for gaps in self._gaps]
+        self._old = self._placed_before(now_seconds)
+        self.worths = [None] * CLASSES
+
+    def estimate(self, rank: int) -> list[float]:
+        """The worths of a class, one for each bin of ages; from then on in `worths`, too."""
+        used, logs = self._used, self._logs
         typical = (sum(logs) + 10 * log(_PRIOR_GAP_SECONDS)) / (sum(used) + 10)
-        old = self._placed_before(now_seconds)
-        self._worth = []
-        for rank in range(CLASSES):
-            share = self._share(_pool(rank), used)
-            columns = (LAST, NEW) if rank < 2 else range(2 + (rank - 2) % GAPS, CLASSES, GAPS)
-            gap = _mean_gap(columns, logs, used, typical)
-            own_gap = _mean_gap((rank,), logs, used, typical)
-            histogram = self._by_histogram(rank, self._share(_row(rank), used), own_gap, old)
-            self._worth.append(
-                [
-                    max(by_histogram, 1e-30) ** _HISTOGRAM_WEIGHT
-                    * (share / gap * (1 + exp(middle) / gap) ** -_POWER) ** (1 - _HISTOGRAM_WEIGHT)
-                    for by_histogram, middle in zip(histogram, _MIDDLES, strict=True)
-                ]
-            )
+        share = self._share(_pool(rank), used)
+        columns = (LAST, NEW) if rank < 2 else range(2 + (rank - 2) % GAPS, CLASSES, GAPS)
+        gap = _mean_gap(columns, logs, used, typical)
+        own_gap = _mean_gap((rank,), logs, used, typical)
+        histogram = self._by_histogram(rank, self._share(_row(rank), used), own_gap, self._old)
+        worths = self.worths[rank] = [
+            max(by_histogram, 1e-30) ** _HISTOGRAM_WEIGHT
+            * (share / gap * (1 + middle / gap) ** -_POWER) ** (1 - _HISTOGRAM_WEIGHT)
+            for by_histogram, middle in zip(histogram, _MIDDLE_SECONDS, strict=True)
+        ]
+        return worths
 
     def _share(self, ranks: range, used: list[float]) -> float:
         """The share of the keys of `ranks` that is used again."""

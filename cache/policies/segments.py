@@ -126,6 +126,12 @@ class SegmentQueue:
         if len(keys) <= segment.sparse_keys:
             self.shrink(segment)
 
+    def take_keys(self, segment: Segment) -> tuple[dict[str, None], int]:
+        """Take out all that is in `segment`: its `keys` and `sparse_keys`."""
+        keys, segment.keys = segment.keys, {}
+        self._drop(segment)
+        return keys, segment.sparse_keys
+
     def pop(self) -> str:
         """Take out the oldest key, of a chain the deepest."""
         segment = next(iter(self.segments))

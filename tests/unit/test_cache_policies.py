@@ -1,7 +1,7 @@
 """Eviction policies behind the cache: order, chains, switching, and what `prefix` learns."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -191,7 +191,8 @@ def test_parts_of_one_request_leave_from_the_deepest_whatever_their_classes() ->
     policy = manager._contents.policy
     assert isinstance(policy, Prefix)
     head = contents(manager)["a00000"].place
-    policy._model._worth[head.rank] = [0.0] * len(policy._model._worth[head.rank])
+    policy._model.learn_if_due(0.0)
+    policy._model.worths[head.rank] = [0.0] * len(policy._model.estimate(head.rank))
 
     left = [entry.key for entry in iter(manager.take_next, None)]
 
@@ -516,6 +517,40 @@ def test_prefix_keeps_what_is_used_again_and_lru_does_not() -> None:
     assert found["prefix"] > 0.9 * 400 * 12
 
 
+def slow_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every search is done anew, and no part of a chain is moved as a whole."""
+    monkeypatch.setattr(Prefix, "_next_least", lambda _self: None)
+    monkeypatch.setattr(Prefix, "_is_all", lambda _self, _entries, _segment: False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_short_ways_of_prefix_change_nothing(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replayed() -> tuple[list[int], list[str]]:
+        rng = random.Random(seed)
+        manager, clock, value = room_for(60, "prefix")
+        matches = []
+        for _ in range(3000):
+            clock.ns += rng.randrange(2 * SECOND_NS)
+            path = "".join(rng.choices("aaaab", k=rng.randrange(1, 12)))
+            keys = [path[: depth + 1] for depth in range(len(path))] + [f"{path}{rng.random():.1f}"]
+            matches.append(request(manager, keys, value))
+            if rng.random() < 0.1:
+                manager.delete(rng.choice(keys))
+            for _ in range(rng.choice([0, 0, 0, 40])):
+                clock.ns += rng.randrange(2 * SECOND_NS)
+                manager.set(f"single{rng.randrange(500)}", value)
+                manager.get(f"single{rng.randrange(500)}")
+        check(manager)
+        return matches, [entry.key for entry in iter(manager.take_next, None)]
+
+    quick = replayed()
+    slow_prefix(monkeypatch)
+
+    assert replayed() == quick
+
+
 def test_prefix_follows_traffic_that_changes() -> None:
     manager, clock, value = room_for(60, "prefix")
     found = 0
@@ -575,12 +610,12 @@ class Everything(Remembered):
         super().__init__()
         self.notes: dict[str, tuple[int, int]] = {}
 
-    def put(self, key: str, rank: int, used_at_ns: int) -> None:
-        self.notes[key] = (rank, used_at_ns)
+    def put(self, keys: Iterable[str], rank: int, used_at_ns: int) -> None:
+        self.notes |= dict.fromkeys(keys, (rank, used_at_ns))
 
-    def take(self, key: str, now_ns: int) -> tuple[int, float] | None:
-        rank, used_at_ns = self.notes.pop(key, (None, 0))
-        return None if rank is None else (rank, (now_ns - used_at_ns) / SECOND_NS)
+    def take(self, entries: Sequence[Entry], now_ns: int) -> list[tuple[int, float] | None]:
+        notes = [self.notes.pop(entry.key, None) for entry in entries]
+        return [note and (note[0], (now_ns - note[1]) / SECOND_NS) for note in notes]
 
 
 def test_what_left_comes_back_as_used_again_even_where_keys_of_it_are_forgotten() -> None:
@@ -591,7 +626,7 @@ def test_what_left_comes_back_as_used_again_even_where_keys_of_it_are_forgotten(
     request(manager, chain("a", 5), value)
     clock.ns += SECOND_NS
     request(manager, chain("b", 20), value)
-    policy._remembered.take("a00001", clock.ns)
+    policy._take([Entry(key="a00001", value=b"")], clock.ns)
     clock.ns += 9 * SECOND_NS
 
     request(manager, chain("a", 5), value)
@@ -618,7 +653,8 @@ def test_the_model_learns_which_class_returns_and_forgets_it_again() -> None:
             model.place(rank, 5000)
             model.place(other, 5000)
             model.use(rank, 10.0, 4500)
-            model.learn_if_due(100.0)
+            model.note_if_due(100.0)
+        model.learn_if_due(100.0)
 
     before = model.worth(2, 5.0) / model.worth(NEW, 5.0)
     teach(NEW, 2)
@@ -642,13 +678,13 @@ def test_worth_falls_with_age() -> None:
 
 def test_remembered_gives_each_key_once_with_its_class_and_gap() -> None:
     remembered = Remembered()
-    remembered.put("a", 11, 5 * SECOND_NS)
+    a, b, stranger = (Entry(key=key, value=b"") for key in ("a", "b", "stranger"))
+    remembered.put(["a", "b"], 11, 5 * SECOND_NS)
 
-    first = remembered.take("a", 8 * SECOND_NS)
-    second = remembered.take("a", 8 * SECOND_NS)
+    first = remembered.take([a, stranger], 8 * SECOND_NS)
+    second = remembered.take([a, b], 8 * SECOND_NS)
 
-    assert (first, second) == ((11, 3.0), None)
-    assert remembered.take("stranger", 8 * SECOND_NS) is None
+    assert (first, second) == ([(11, 3.0), None], [None, (11, 3.0)])
 
 
 def test_a_segment_that_lost_most_of_its_keys_gives_back_their_memory() -> None:
