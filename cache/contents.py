@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from cache.entry import Entry
+from cache.entry import BareEntry, Entry
 from cache.policies import make_policy
 from cache.policies.policy import EvictionPolicy
 from cache.policies.switching import Switching
@@ -116,6 +116,28 @@ class Contents:
         if self._switching is not None:
             self._hand_over(_BATCH, now_ns)
         return evicted
+
+    def renew(self, key: str, value: bytes, prefix_tokens: int | None, now_ns: int) -> bool:
+        """Have the entry of `key` hold `value` as the newest, as if it had just come with it.
+
+        A quarter of the time of a `put`. False where that must be done: for what is not here, has
+        no room, or has more than a `BareEntry`, which nobody but the cache may know.
+        """
+        entry = self.shards[hash(key) & SHARD_MASK].get(key)
+        if type(entry) is not BareEntry or entry.parent is not None:
+            return False
+        used_bytes = self.used_bytes + len(value) - len(entry.value)
+        if used_bytes > self.limit_bytes or self._switching is not None:
+            return False
+        if prefix_tokens != entry.prefix_tokens:
+            self.tokens += (prefix_tokens or 0) - (entry.prefix_tokens or 0)
+            entry.prefix_tokens = prefix_tokens
+        self.used_bytes = used_bytes
+        entry.value = value
+        entry.last_accessed_ns = now_ns
+        entry.access_count = 0
+        self.policy.renewed(entry, now_ns)
+        return True
 
     def put_chain(
         self, chain: Sequence[Entry], sizes: Mapping[str, int], now_ns: int

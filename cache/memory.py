@@ -58,16 +58,17 @@ class InMemoryKVCacheManager(EntryStore):
         if prefix_tokens is not None:
             _check_tokens(prefix_tokens)
         # As `store`, spelled out where a call more would be a tenth of a set.
-        size_bytes = len(value) + (len(key) if key.isascii() else utf8_bytes(key))
         now_ns = self._clock()
-        entry = _BareEntry(
-            key=key, value=value, last_accessed_ns=now_ns, prefix_tokens=prefix_tokens
-        )
         self._lock.acquire()
         try:
             if self._reads:
                 self._count_reads()
-            self._contents.put(entry, size_bytes, now_ns)
+            if not self._contents.renew(key, value, prefix_tokens, now_ns):
+                entry = _BareEntry(
+                    key=key, value=value, last_accessed_ns=now_ns, prefix_tokens=prefix_tokens
+                )
+                size_bytes = len(value) + (len(key) if key.isascii() else utf8_bytes(key))
+                self._contents.put(entry, size_bytes, now_ns)
         finally:
             self._lock.release()
 

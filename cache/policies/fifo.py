@@ -12,6 +12,7 @@ class Fifo(SegmentQueue, EvictionPolicy):
 
     added = SegmentQueue.append
     removed = SegmentQueue.discard
+    renewed = SegmentQueue.renew
     holds = SegmentQueue.holds
 
     def used(self, entries: Sequence[Entry]) -> None:

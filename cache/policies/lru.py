@@ -13,6 +13,7 @@ class Lru(SegmentQueue, EvictionPolicy):
     added = SegmentQueue.append
     used = SegmentQueue.move
     removed = SegmentQueue.discard
+    renewed = SegmentQueue.renew
     holds = SegmentQueue.holds
 
     def chain_added(self, entries: Sequence[Entry], parent: Entry | None, now_ns: int) -> None:

@@ -32,6 +32,11 @@ class EvictionPolicy(abc.ABC):
     def removed(self, entry: Entry) -> None:
         """`entry` was deleted, replaced, or has expired."""
 
+    def renewed(self, entry: Entry, now_ns: int) -> None:
+        """`entry`, held here, is another one now, of the same key."""
+        self.removed(entry)
+        self.added(entry, now_ns)
+
     @abc.abstractmethod
     def pop(self) -> str:
         """Take out the key that should leave next; only called while there is one."""

@@ -111,6 +111,19 @@ class SegmentQueue:
             entry.place = segment
         segment.sparse_keys = len(keys) // 4
 
+    def renew(self, entry: Entry, now_ns: int) -> None:
+        """`entry`, held here, becomes the newest."""
+        segment = entry.place
+        keys = segment.keys
+        key = entry.key
+        del keys[key]
+        if segment is self._open:
+            keys[key] = None
+            return
+        if len(keys) <= segment.sparse_keys:
+            self.shrink(segment)
+        self.append(entry, now_ns)
+
     def discard(self, entry: Entry) -> None:
         """Take `entry` out."""
         segment = entry.place

@@ -83,6 +83,18 @@ class LfuModel(LruModel):
 MODELS: dict[str, Callable[[], LruModel]] = {"lru": LruModel, "fifo": FifoModel, "lfu": LfuModel}
 
 
+def stored(manager: InMemoryKVCacheManager, entry: Entry, _model: LruModel) -> list[str]:
+    """The keys that left for `entry`."""
+    return [old.key for old in manager.store(entry)]
+
+
+def put(manager: InMemoryKVCacheManager, entry: Entry, model: LruModel) -> list[str]:
+    """As `stored`, by the manager's own `set`."""
+    manager.set(entry.key, bytes(entry.value), prefix_tokens=len(entry.value) % 7)
+    held = contents(manager)
+    return [old for old in model.order() if old not in held]
+
+
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_ten_thousand_random_operations_agree_with_a_reference_model(policy: str) -> None:
     seed = 20261121
@@ -99,8 +111,8 @@ def test_ten_thousand_random_operations_agree_with_a_reference_model(policy: str
         clock.ns += rng.randrange(-SECOND_NS // 2, SECOND_NS)
         if operation == "set":
             entry = Entry(key=key, value=bytes(rng.choice([0, 10, 1000, 30_000, 200_000])))
-            evicted = [old.key for old in manager.store(entry)]
             model.uses.pop(key, None)
+            evicted = rng.choice([stored, put])(manager, entry, model)
             if policy in MODELS:
                 assert evicted == model.order()[: len(evicted)], where
             for old in evicted:
@@ -415,6 +427,31 @@ def test_what_the_older_policy_still_holds_leaves_last_and_in_its_order() -> Non
 
     kept = [f"{number:06d}" for number in range(3000) if number != 2000]
     assert left == [*kept, "002000", "newest"]
+
+
+@pytest.mark.usefixtures("slow_switch")
+def test_a_switch_ends_though_all_that_is_set_is_here_already() -> None:
+    manager, _, value = room_for(50, "lru")
+    for key in chain("a", 20):
+        manager.set(key, value)
+    manager.set_policy("fifo")
+
+    for key in chain("a", 20):
+        manager.set(key, value)
+
+    check(manager)
+    assert type(manager._contents.policy) is POLICIES["fifo"]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_key_of_a_chain_that_is_set_alone_is_no_longer_of_it(policy: str) -> None:
+    manager, _, value = room_for(8, policy)
+    request(manager, chain("a", 3), value)
+
+    manager.set("a00001", value)
+
+    assert contents(manager)["a00001"].parent is None
+    check(manager)
 
 
 def test_clearing_ends_a_switch() -> None:
