@@ -305,25 +305,11 @@ async def run_cache(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             yield instance
 
 
-async def check_archive_store(settings: Settings) -> tuple[bool, str]:
-    """Whether this user, on this machine, can write the archive's store; and what it says."""
-    from archive.store import StoreError  # noqa: PLC0415
-    from archive.stores import make_store  # noqa: PLC0415
+async def check_archive_store(settings: Settings) -> tuple[str, list[str]]:
+    """What the archive's store is, and all that this user, on this machine, may not do there."""
+    from archive.checkup import checked  # noqa: PLC0415
 
-    folder = settings.archive_folder()
-    if settings.archive.bucket_and_prefix is None and not folder.exists():
-        place = next(place for place in folder.parents if place.exists())
-        if not os.access(place, os.W_OK | os.X_OK):
-            return False, f"folder {folder} cannot be made: this user cannot write to {place}"
-        return True, f"folder {folder} will be made"
-    store = make_store(settings.archive, folder, BlockingThread)
-    try:
-        await store.open()
-        return True, f"{store.description}: {await store.probe()}"
-    except StoreError as error:
-        return False, str(error)
-    finally:
-        await store.close()
+    return await checked(settings.archive, settings.archive_folder(), BlockingThread)
 
 
 @contextlib.asynccontextmanager

@@ -45,7 +45,7 @@ async def doctor_checks(settings: Settings, found: Found) -> list[Check]:
     checks = [
         _check_state_folder(settings),
         await asyncio.to_thread(_check_binary),
-        await _check_archive_store(settings),
+        *await _check_archive_store(settings),
     ]
     try:
         async with await connect(
@@ -99,14 +99,13 @@ def _check_state_folder(settings: Settings) -> Check:
     )
 
 
-async def _check_archive_store(settings: Settings) -> Check:
-    ok, text = await check_archive_store(settings)
-    return Check(
-        name="archive store",
-        ok=ok,
-        text=text,
-        remedy="" if ok else "then run doctor again; a running archive goes on by itself",
-    )
+async def _check_archive_store(settings: Settings) -> list[Check]:
+    """One check, or one for each thing that is wrong."""
+    text, troubles = await check_archive_store(settings)
+    remedy = "then run doctor again; a running archive goes on by itself"
+    return [
+        Check(name="archive store", ok=False, text=trouble, remedy=remedy) for trouble in troubles
+    ] or [Check(name="archive store", ok=True, text=text)]
 
 
 def _check_binary() -> Check:

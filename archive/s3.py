@@ -25,9 +25,10 @@ from botocore.parsers import ResponseParserError
 from archive.lifecycle import LifecycleReport
 from archive.money import billed_as
 from archive.s3_body import Body
-from archive.s3_failures import failure
+from archive.s3_failures import failure, other_scheme
 from archive.s3_lifecycle import install
 from archive.s3_multipart import upload
+from archive.s3_rights import ForbiddenError, needed_right, refusals
 from archive.s3_signing import sign_in_threads
 from archive.settings import S3Settings
 from archive.store import LEFTOVER_SECONDS, StoredObject, StoreError, check_name, is_name
@@ -176,6 +177,19 @@ class S3Store:
             return LifecycleReport("off", "archive.s3.lifecycle is off: only the sweep removes")
         return await install(self._ask, self._bucket, self._objects)
 
+    async def refusals(self) -> list[StoreError]:
+        """What of all that the archive asks for is refused, or fails; for an operator who looks.
+
+        Objects of its own are written and removed; rules are put on the bucket as an archive does
+        that runs.
+        """
+        found = [error async for error in refusals(self._ask, self._bucket, self._prefix)]
+        if all(isinstance(error, ForbiddenError) for error in found):
+            report = await self.install_lifecycle()
+            if report.state == "degraded":
+                found.append(StoreError(f"archive {self.description}: {report.text}"))
+        return found
+
     async def probe(self) -> str:
         """Ask for an object; once a minute, and after a failure, write and delete one instead."""
         if self._must_reconnect:
@@ -253,22 +267,28 @@ class S3Store:
                 raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> StoreError:
-        detail = str(error)
+        detail = said = str(error)
         names = [kind.__name__ for kind in type(error).__mro__]
+        operation = ""
         if isinstance(error, ClientError):
             names = [_code(error)]
             detail = _detail(error)
-        meaning = failure(names)
+            operation = str(error.operation_name)
+        meaning = failure(names, said)
         if meaning.credentials:
             self._must_reconnect = True
         self._trial_due_seconds = 0.0
+        raised = ForbiddenError if meaning.forbidden else StoreError
         text = meaning.text.format(
             bucket=self._bucket,
             endpoint=self._endpoint,
             deadline=f"{self._settings.deadline_seconds:g}",
             detail=detail[:MAX_DETAIL_CHARACTERS],
+            operation=operation,
+            other_scheme=other_scheme(self._endpoint),
+            right=needed_right(operation, detail, self._bucket, self._prefix),
         )
-        return StoreError(f"archive {self.description}: {text}")
+        return raised(f"archive {self.description}: {text}")
 
     async def _reconnect(self) -> None:
         """Read the credentials anew, once nothing runs on the old connections."""

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
-    """`text` may name `{bucket}`, `{endpoint}`, `{deadline}` and `{detail}`.
+    """`text` may name `{bucket}`, `{endpoint}`, `{deadline}`, `{detail}`, `{operation}`, `{right}`.
 
+    `{other_scheme}`: whether the endpoint means the other of http and https; empty at AWS.
     `credentials`: new ones may be there by now, so read them again before the next try.
+    `forbidden`: a right is missing; others may be there.
     """
 
     text: str
     credentials: bool = False
+    forbidden: bool = False
 
 
 _NO_CREDENTIALS = Failure(
@@ -45,11 +48,11 @@ _NO_ANSWER = Failure(
 _UNREACHABLE = Failure(
     "{endpoint} cannot be reached: is the server running, and the name, port and network right?"
 )
-_CUT = Failure("the connection broke off: is a proxy, or the server itself, being restarted?")
-_FORBIDDEN = Failure(
-    "permission denied ({detail}): allow s3:ListBucket on the bucket, and s3:GetObject, "
-    "s3:PutObject and s3:DeleteObject below the prefix"
+_NO_CONNECTION = dataclasses.replace(_UNREACHABLE, text=f"{_UNREACHABLE.text}{{other_scheme}}")
+_CUT = Failure(
+    "the connection broke off: is a proxy, or the server itself, being restarted?{other_scheme}"
 )
+_FORBIDDEN = Failure("permission denied ({detail}): allow {right}", forbidden=True)
 _SERVER_FAULT = Failure("the server failed ({detail}): its log says why")
 _CHANGED = Failure(
     "the server did not get what was sent ({detail}): a proxy or the network changed it"
@@ -61,8 +64,20 @@ _CHECKSUM = Failure(
 )
 _NOT_S3 = Failure(
     "what answers is not S3 ({detail}): is {endpoint} the S3 port and not a web console, and is "
-    "the proxy before it well?"
+    "the proxy before it well?{other_scheme}"
 )
+
+_NOT_IMPLEMENTED = Failure(
+    "the server does not know what was asked of it ({operation}: {detail}): it needs a newer "
+    "version of that server, or another one; what the archive asks for is tested by "
+    "tests/system/test_store_conformance.py"
+)
+_PLAIN_TEXT = Failure(
+    "{endpoint} does not speak TLS: where that server has no certificate, write http:// in "
+    "archive.s3.endpoint_url, else correct its port"
+)
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "packet length too long", "record layer failure")
+"""What OpenSSL calls an answer that is not TLS; its error has no other code."""
 
 _BY_NAME = {
     # Codes of S3 and of servers like it.
@@ -100,6 +115,8 @@ _BY_NAME = {
     "InsufficientStorage": _FULL,
     "XMinioStorageFull": _FULL,
     "507": _FULL,
+    "NotImplemented": _NOT_IMPLEMENTED,
+    "501": _NOT_IMPLEMENTED,
     "InternalError": _SERVER_FAULT,
     # A bare status: S3 itself would have sent a code.
     "400": _NOT_S3,
@@ -129,7 +146,7 @@ _BY_NAME = {
     "ProxyConnectionError": Failure("the HTTP proxy cannot be reached: {detail}"),
     "TimeoutError": _NO_ANSWER,
     "ReadTimeoutError": _NO_ANSWER,
-    "ConnectTimeoutError": _UNREACHABLE,
+    "ConnectTimeoutError": _NO_CONNECTION,
     "EndpointConnectionError": _UNREACHABLE,
     "ConnectionClosedError": _CUT,
     "ResponseStreamingError": _CUT,
@@ -139,9 +156,20 @@ _BY_NAME = {
 }
 
 
-def failure(names: Iterable[str]) -> Failure:
+def failure(names: Iterable[str], said: str = "") -> Failure:
     """What the first known of `names` means: an S3 code, an HTTP status, or an exception's class.
 
-    Unknown ones are shown as they came.
+    Of TLS what the library `said` tells more than its class. Unknown ones are shown as they came.
     """
+    if any(words.lower() in said.lower() for words in _NO_TLS):
+        return _PLAIN_TEXT
     return next((_BY_NAME[name] for name in names if name in _BY_NAME), Failure("{detail}"))
+
+
+def other_scheme(endpoint: str) -> str:
+    """The question whether `endpoint` (a URL, or AWS) should begin with the other scheme."""
+    if endpoint.startswith("http://"):
+        return " Does it want https:// in archive.s3.endpoint_url?"
+    if endpoint.startswith("https://"):
+        return " Does it want http:// in archive.s3.endpoint_url?"
+    return ""

@@ -9,9 +9,8 @@ _NONE_YET = "NoSuchLifecycleConfiguration"
 _UNKNOWN = frozenset({"NotImplemented", "MethodNotAllowed", "UnsupportedOperation", "501", "405"})
 _REFUSED = frozenset({"AccessDenied", "403"})
 NOT_ALLOWED = (
-    "the bucket's lifecycle rules may not be {verb}: allow s3:GetLifecycleConfiguration and "
-    "s3:PutLifecycleConfiguration, or set archive.s3.lifecycle to off; until then only the sweep "
-    "removes what has expired"
+    "the bucket's lifecycle rules may not be {verb}: allow {right} on {bucket}, or set "
+    "archive.s3.lifecycle to off; until then only the sweep removes what has expired"
 )
 
 
@@ -52,7 +51,7 @@ async def _read(s3: Any, bucket: str) -> list[Rule] | LifecycleReport:  # noqa: 
     except s3.exceptions.ClientError as error:
         if _code(error) == _NONE_YET:
             return []
-        return _explained(error, "read")
+        return _explained(error, bucket, "read", "s3:GetLifecycleConfiguration")
     return list(answer.get("Rules", ()))
 
 
@@ -62,11 +61,11 @@ async def _write(s3: Any, bucket: str, rules: list[Rule]) -> LifecycleReport | N
             Bucket=bucket, LifecycleConfiguration={"Rules": rules}
         )
     except s3.exceptions.ClientError as error:
-        return _explained(error, "written")
+        return _explained(error, bucket, "written", "s3:PutLifecycleConfiguration")
     return None
 
 
-def _explained(error: Exception, verb: str) -> LifecycleReport:
+def _explained(error: Exception, bucket: str, verb: str, right: str) -> LifecycleReport:
     code = _code(error)
     if code in _UNKNOWN:
         return LifecycleReport(
@@ -74,7 +73,8 @@ def _explained(error: Exception, verb: str) -> LifecycleReport:
             f"the server has no lifecycle rules ({code}): only the sweep removes what has expired",
         )
     if code in _REFUSED:
-        return LifecycleReport("degraded", NOT_ALLOWED.format(verb=verb))
+        text = NOT_ALLOWED.format(verb=verb, right=right, bucket=bucket)
+        return LifecycleReport("degraded", text)
     raise error
 
 

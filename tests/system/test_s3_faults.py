@@ -24,6 +24,7 @@ from archive.settings import S3Settings
 from archive.store import StoredObject, StoreError
 from benchmarks.moto import ACCESS_KEY, CREDENTIALS, SECRET_KEY
 from tests.support.s3_double import Answer, S3Double, http, s3_error
+from tests.support.wire import impostor
 
 NAME = "ab" * 32
 CONTENT = b"content " * 1000
@@ -102,8 +103,9 @@ def closed_port() -> int:
             id="no bucket",
         ),
         pytest.param(
-            s3_error(403, "AccessDenied", "User x may not s3:PutObject"),
-            "permission denied (AccessDenied: User x may not s3:PutObject): allow s3:ListBucket",
+            s3_error(403, "AccessDenied", "User x may not s3:GetObject"),
+            "permission denied (AccessDenied: User x may not s3:GetObject): allow s3:GetObject on "
+            "bucket/prefix/*, and s3:ListBucket on bucket: without that",
             id="no permission",
         ),
         pytest.param(
@@ -173,6 +175,17 @@ def closed_port() -> int:
         pytest.param(
             s3_error(400, "Teapot", "x" * 10_000), "Teapot: xxx", id="unknown code, much text"
         ),
+        pytest.param(
+            s3_error(501, "NotImplemented", "A header"),
+            "does not know what was asked of it (GetObject: NotImplemented: A header): it needs a",
+            id="not implemented",
+        ),
+        pytest.param(http(501), "does not know what was asked of it (GetObject: 501", id="501"),
+        pytest.param(
+            http(400, b"Client sent an HTTP request to an HTTPS server.\n"),
+            "what answers is not S3 (400: Bad Request)",
+            id="Go's answer to http where it wants https",
+        ),
         pytest.param(None, "the connection broke off", id="closed without an answer"),
     ],
 )
@@ -204,6 +217,32 @@ async def test_what_is_not_s3_is_named() -> None:
     async with S3Double(lambda *_: page) as server, s3(server.url) as store:
         with pytest.raises(StoreError, match="what answers is not S3"):
             await store.list_objects()
+
+
+async def test_http_where_the_server_wants_https_is_asked_about(tls: Tls) -> None:
+    async with S3Double(lambda *_: http(200), tls.server) as server:
+        async with s3(server.url.replace("https", "http")) as store:
+            with pytest.raises(StoreError, match=r"want https:// in archive\.s3\.endpoint_url"):
+                await store.get(NAME)
+
+
+async def test_https_where_the_server_has_no_tls_is_named() -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(http(400))
+        await writer.drain()
+
+    async with impostor(plain) as port, s3(f"https://127.0.0.1:{port}") as store:
+        with pytest.raises(StoreError, match=r"does not speak TLS: .* write http:// in archive"):
+            await store.get(NAME)
+
+
+async def test_https_where_nobody_speaks_is_asked_about() -> None:
+    async with S3Double(lambda *_: http(200)) as server:
+        url = server.url.replace("http", "https")
+        async with s3(url, connect_timeout_seconds=0.5) as store:
+            with pytest.raises(StoreError, match=r"want http:// in archive\.s3\.endpoint_url"):
+                await store.get(NAME)
 
 
 async def test_an_address_where_nobody_listens_is_named() -> None:

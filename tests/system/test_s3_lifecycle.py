@@ -149,13 +149,13 @@ async def installed(answers: dict[str, Answer], **settings: Any) -> tuple[str, s
         pytest.param(
             {"GET": s3_error(403, "AccessDenied")},
             "degraded",
-            "may not be read: allow s3:GetLifecycleConfiguration",
+            "may not be read: allow s3:GetLifecycleConfiguration on bucket",
             id="may not read",
         ),
         pytest.param(
             {"GET": NO_RULES, "PUT": s3_error(403, "AccessDenied")},
             "degraded",
-            "may not be written: allow s3:GetLifecycleConfiguration",
+            "may not be written: allow s3:PutLifecycleConfiguration on bucket",
             id="may not write",
         ),
         pytest.param(
