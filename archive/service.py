@@ -12,6 +12,7 @@ import structlog
 
 from archive.announce import Announcer
 from archive.catalog import Catalog
+from archive.condition import Condition
 from archive.dead_letters import DeadLetters
 from archive.handover import Handover
 from archive.helper import Helper
@@ -20,7 +21,6 @@ from archive.intake import CONSUMER, STREAM, Intake
 from archive.job import Job, OnProgress
 from archive.keeper import Keeper
 from archive.keeping import Kept
-from archive.lifecycle import LifecycleReport
 from archive.parts import Parts
 from archive.queries import Queries
 from archive.settings import ArchiveSettings
@@ -41,13 +41,10 @@ from schemas.protocols import (
     Requester,
     WorkQueue,
 )
-from schemas.units import instant
 
 log = structlog.get_logger()
 
 LEASE = "archive"
-LIFECYCLE_SECONDS = 3600.0
-"""Between two looks at the bucket's rules, which others may change."""
 READY_SECONDS = 10.0
 """Who starts services need not wait longer for a store that is slow to read, or fails slowly."""
 Serve = Callable[[Sequence[Endpoint]], Awaitable[Callable[[], Awaitable[None]]]]
@@ -135,6 +132,15 @@ class ArchiveService:
             settings=settings,
         )
         self._keeper = Keeper(self._vault, store, self._is_owner, self._count)
+        self._condition = Condition(
+            store,
+            bus.letters,
+            settings,
+            clock,
+            trouble=lambda: self._vault.packer.store_error or self._load_error,
+            pending=self._queries.pending,
+            queue_trouble=lambda: self._intake.queue_error,
+        )
         self._lease: Lease | None = None
         self._sweeping = asyncio.Lock()
         self._state = "starting"
@@ -143,8 +149,6 @@ class ArchiveService:
         self._tasks = asyncio.TaskGroup()
         self._work: asyncio.Task[None] | None = None
         self._probes: asyncio.Task[None] | None = None
-        self._components: list[Component] = []
-        self._lifecycle: list[Component] = []
         self._load_error = ""
 
     async def __aenter__(self) -> Self:
@@ -200,7 +204,10 @@ class ArchiveService:
     def components(self) -> list[Component]:
         """The lease as it is now, store and backlog as the last probe saw them."""
         lease: ComponentState = "ok" if self._state in ("active", "helping") else "degraded"
-        return [self._component("lease", lease, self._state), *self._components, *self._lifecycle]
+        return [
+            self._condition.component("lease", lease, self._state),
+            *self._condition.components(),
+        ]
 
     def counters(self) -> dict[str, float]:
         """Totals of this process and sizes now, all namespaces together."""
@@ -285,7 +292,7 @@ class ArchiveService:
             async with asyncio.TaskGroup() as group:
                 regular = [
                     group.create_task(self._sweep_regularly()),
-                    group.create_task(self._keep_lifecycle()),
+                    group.create_task(self._condition.keep_lifecycle()),
                 ]
                 await self._take_over()
                 await self._intake.run(self._vault, lease, self._stopping, self._count)
@@ -295,7 +302,7 @@ class ArchiveService:
             for job in self._jobs:
                 await job.stop()
             await self._vault.close()
-            self._lifecycle = []
+            self._condition.forget_lifecycle()
             await stop_serving()
             await self._handover.close()
             await self._queries.announced()
@@ -351,49 +358,10 @@ class ArchiveService:
                 on_progress(removed.total(), None)
         return removed
 
-    async def _keep_lifecycle(self) -> None:
-        while True:
-            pause_seconds = LIFECYCLE_SECONDS
-            try:
-                report = await self._store.install_lifecycle()
-            except StoreError as error:
-                pause_seconds = self._settings.retry_max_seconds
-                report = LifecycleReport("degraded", str(error))
-            if report is None:
-                return
-            component = self._component("lifecycle", report.state, report.text)
-            if [component.text] != [old.text for old in self._lifecycle]:
-                say = log.warning if report.state == "degraded" else log.info
-                say("archive_lifecycle", state=report.state, text=report.text)
-            self._lifecycle = [component]
-            await asyncio.sleep(pause_seconds)
-
     async def _probe_regularly(self) -> None:
         while not self._stopping.is_set():
-            await self._probe()
+            await self._condition.look()
             await self._pause(self._settings.probe_interval_seconds)
-
-    async def _probe(self) -> None:
-        store_error = self._vault.packer.store_error or self._load_error
-        try:
-            room = await self._store.probe()
-        except StoreError as error:
-            store_error = str(error)
-        pending = await self._queries.pending()
-        backlog_error = self._intake.queue_error
-        if pending is None:
-            backlog_error = backlog_error or "the eviction stream does not answer"
-        self._components = [
-            self._component("store", "failed" if store_error else "ok", store_error or room),
-            self._component(
-                "backlog",
-                "failed" if backlog_error else "ok",
-                backlog_error or f"{pending} evictions wait",
-            ),
-        ]
-
-    def _component(self, name: str, state: ComponentState, text: str) -> Component:
-        return Component(name=name, state=state, text=text, probed_at=instant(self._clock()))
 
     def _enter(self, state: str) -> None:
         self._state = state

@@ -344,6 +344,13 @@ class LetterStream(Protocol):
     ) -> AsyncGenerator[Delivery, None]:
         """What `stream` holds now, in order, as Subscriber has it."""
 
+    async def count(self, stream: str, subject: str) -> int:
+        """How many messages `stream` holds on subjects that match.
+
+        Raises:
+            PublishError: the server does not answer, or this user may not.
+        """
+
     async def remove(self, stream: str, sequence: int) -> None:
         """Remove one message.
 

@@ -354,6 +354,13 @@ class Bus(PublishingConnection):
         with raised_as(PublishError, f"stream {name}"):
             await heed(self._js.purge_stream(name, subject=full))
 
+    async def count(self, stream: str, subject: str) -> int:
+        """How many messages are there on subjects that match; see LetterStream."""
+        name, full = self.names.stream(stream), self.names.absolute(subject)
+        with raised_as(PublishError, f"stream {name}"):
+            info = await heed(self._js.stream_info(name, subjects_filter=full))
+        return sum((info.state.subjects or {}).values())
+
     async def remove(self, stream: str, sequence: int) -> None:
         """Remove one message; see LetterStream."""
         name = self.names.stream(stream)

@@ -237,7 +237,10 @@ def health(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the installation's health; exit code 0 when ready, 1 when not. For probes."""
+    """Show the installation's health; exit code 1 when it is not ready, or a role has failed.
+
+    With --here, for probes: 1 when this instance is not ready.
+    """
     settings = load_settings(config, state_dir, password_file=password_file).settings
     if here and role is None:
         fail(ValueError("--here needs --role: a node may have one instance of each"), code=2)

@@ -1,13 +1,15 @@
 """`resource-agent archive`: what is archived, dead letters, work on the whole archive."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import typer
 from rich.markup import escape
 
 from agent import human
 from agent.archive_client import ArchiveClient
+from agent.archive_outage import ArchiveOutage, outage, store_trouble
 from agent.bus import Bus
 from agent.cli.options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
 from agent.cli.output import (
@@ -20,9 +22,14 @@ from agent.cli.output import (
 )
 from agent.cli.start import Where, ask, errors, fail
 from agent.client import CacheClient
-from schemas.api import ArchiveEntry, ArchiveJob, DeadLetter
+from schemas.api import ArchiveEntry, ArchiveJob, ArchiveStatus, DeadLetter
+from schemas.protocols import RequestError
+
+T = TypeVar("T")
 
 LIMIT_SECONDS = 300.0
+UNAVAILABLE = (503, 408)
+"""Nobody serves, the store cannot be read, or no answer came in time."""
 
 app = typer.Typer(
     name="archive", help="Shows and tends what was evicted and kept.", no_args_is_help=True
@@ -39,17 +46,18 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show what the archive of a namespace holds, what waits, and what went wrong."""
+
+    async def work(bus: Bus) -> tuple[ArchiveStatus, str]:
+        return await ArchiveClient(bus, namespace).status(), await store_trouble(bus)
+
     where = (config, state_dir, password_file, nats_url)
-    reply = ask(
-        where,
-        lambda bus: ArchiveClient(bus, namespace).status(),
-        quiet=as_json,
-        limit_seconds=LIMIT_SECONDS,
-    )
+    reply, trouble = _ask(where, work, as_json=as_json)
     if as_json:
         print_json(reply)
     else:
         print_fields(reply)
+    if trouble:
+        errors.print(f"its {escape(trouble)}")
 
 
 @app.command("ls")
@@ -75,7 +83,7 @@ def list_entries(
         return found, False
 
     where = (config, state_dir, password_file, nats_url)
-    entries, more = ask(where, work, quiet=as_json, limit_seconds=LIMIT_SECONDS)
+    entries, more = _ask(where, work, as_json=as_json)
     if as_json:
         print_json({"entries": entries, "more": more})
         return
@@ -109,7 +117,7 @@ def get(
             return await ArchiveClient(bus, namespace).get(key, on_progress)
 
     where = (config, state_dir, password_file, nats_url)
-    value = ask(where, work, quiet=as_json, limit_seconds=LIMIT_SECONDS)
+    value = _ask(where, work, as_json=as_json)
     write_value(key, namespace, value, output, as_json=as_json)
 
 
@@ -196,7 +204,7 @@ def dead(
         return sent_back + [await archived.drop(letter) for letter in drop or ()]
 
     where = (config, state_dir, password_file, nats_url)
-    letters = ask(where, work, quiet=as_json, limit_seconds=LIMIT_SECONDS)
+    letters = _ask(where, work, as_json=as_json)
     if as_json:
         print_json({"letters": letters})
         return
@@ -207,12 +215,37 @@ def dead(
         errors.print(f"{len(retry or ())} sent back, {len(drop or ())} dropped")
 
 
+def _ask(
+    where: Where,
+    work: Callable[[Bus], Awaitable[T]],
+    *,
+    as_json: bool,
+    limit_seconds: float | None = LIMIT_SECONDS,
+) -> T:
+    """Run `work`; where the archive cannot be asked now, say all that is known of it instead."""
+
+    async def explained(bus: Bus) -> T | ArchiveOutage:
+        try:
+            return await work(bus)
+        except RequestError as error:
+            if error.code not in UNAVAILABLE:
+                raise
+            return await outage(bus, error.text)
+
+    found = ask(where, explained, quiet=as_json, limit_seconds=limit_seconds)
+    if isinstance(found, ArchiveOutage):
+        if as_json:
+            print_json(found)
+        fail(RequestError(UNAVAILABLE[0], found.text()))
+    return found
+
+
 def _run_job(name: Literal["sweep", "reindex"], where: Where, *, as_json: bool) -> None:
     async def work(bus: Bus) -> ArchiveJob:
         with counted(None, name) as show:
             return await ArchiveClient(bus).run(name, lambda job: show(job.done, job.total))
 
-    job = ask(where, work, quiet=as_json, limit_seconds=None)
+    job = _ask(where, work, as_json=as_json, limit_seconds=None)
     if as_json:
         print_json(job)
     elif job.state == "done":

@@ -26,9 +26,10 @@ COLOURS = {"ok": "green", "off": "dim", "degraded": "yellow", "failed": "red"}
 
 
 async def print_health(bus: Bus, role: Role | None, instance: str | None, *, as_json: bool) -> bool:
-    """Print the installation's health, or that of `role`; True when ready.
+    """Print the installation's health, or that of `role`; True when ready, and nothing failed.
 
-    With an `instance` of the role (a token), that one answers, of itself alone.
+    With an `instance` of the role (a token), that one answers, of itself alone: then it is True
+    when ready. Whoever restarts what is not must not restart an archiver whose store is away.
     """
     subject = "api.health.detailed"
     if instance is not None:
@@ -37,9 +38,13 @@ async def print_health(bus: Bus, role: Role | None, instance: str | None, *, as_
     health = msgspec.json.decode(answer.payload, type=HealthReply)
     roles = [one for one in health.roles if role in (None, one.role)]
     ready = health.ready if role is None else any(one.ready for one in roles)
+    works = ready
+    if instance is None:
+        failed = [one for one in roles if one.state == "failed" and (one.expected or role)]
+        works = ready and not failed
     if as_json:
         print(answer.payload.decode())
-        return ready
+        return works
     if role is None:
         colour = {"healthy": "green", "degraded": "yellow", "critical": "red"}[health.status]
         console.print(f"[{colour}]{health.status}[/], {'ready' if ready else 'not ready'}")
@@ -63,7 +68,7 @@ async def print_health(bus: Bus, role: Role | None, instance: str | None, *, as_
                 f"[dim]({human.duration(one.component_age_seconds[component.name])} ago)[/]",
                 soft_wrap=True,
             )
-    return ready
+    return works
 
 
 def print_checks(checks: list[Check], *, as_json: bool) -> None:

@@ -220,10 +220,11 @@ async def test_what_is_not_s3_is_named() -> None:
 
 
 async def test_http_where_the_server_wants_https_is_asked_about(tls: Tls) -> None:
-    async with S3Double(lambda *_: http(200), tls.server) as server:
-        async with s3(server.url.replace("https", "http")) as store:
-            with pytest.raises(StoreError, match=r"want https:// in archive\.s3\.endpoint_url"):
-                await store.get(NAME)
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(S3Double(lambda *_: http(200), tls.server))
+        store = await stack.enter_async_context(s3(server.url.replace("https", "http")))
+        with pytest.raises(StoreError, match=r"want https:// in archive\.s3\.endpoint_url"):
+            await store.get(NAME)
 
 
 async def test_https_where_the_server_has_no_tls_is_named() -> None:
