@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 
 from agent.bus.bucket import KvBucket
 from agent.bus.cancellation import heed
-from agent.bus.client import ConnectionLostError
+from agent.bus.client import ConnectionLostError, DeniedError
 from agent.bus.connection import Login
 from agent.bus.errors import BusError, LoginRefusedError, raised_as
 from agent.bus.names import Names
@@ -130,6 +130,12 @@ class Bus(PublishingConnection):
             answer = await self._client.ask(subject, payload, headers or {}, timeout_seconds)
         except nats.errors.NoRespondersError:
             raise RequestError(503, f"nobody serves {subject}") from None
+        except DeniedError as error:
+            raise RequestError(
+                403,
+                f"{subject}: the server denied it to this user ({reason(error)}); give this user "
+                "that right in the server's configuration, or log in as another one",
+            ) from None
         except ConnectionLostError as error:
             raise RequestError(408, f"{subject}: {reason(error)}") from error
         except nats.errors.TimeoutError:

@@ -30,6 +30,7 @@ FLUSH_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 _NO_ANSWER = nats.errors.TimeoutError()
 _VERSION_LINE = len(b"NATS/1.0\r\n")
+_DENIED = re.compile(r'(publish|subscription) to "([^"]+)"', re.IGNORECASE)
 _NO_SUBJECT = re.compile(r"\s|^$")
 
 
@@ -58,6 +59,10 @@ class ConnectionLostError(nats.errors.TimeoutError):
 
     def __str__(self) -> str:
         return "the connection broke before the answer came"
+
+
+class DeniedError(nats.errors.Error):
+    """The server does not let this user ask that, or hear the answer; in the server's words."""
 
 
 class Question(NamedTuple):
@@ -127,6 +132,7 @@ class BusClient(Client):
         self._inbox_bytes = b"\0"
         self._inbox_opening = asyncio.Lock()
         self._asked: dict[str, asyncio.Future[Answer] | _Place] = {}
+        self._asked_of: dict[str, str] = {}
         self._question_numbers = itertools.count()
 
     async def settle(self) -> None:
@@ -163,6 +169,7 @@ class BusClient(Client):
 
         Raises:
             ConnectionLostError: the connection broke meanwhile.
+            DeniedError: this user may not; told as soon as the server says so.
             nats.errors.Error: no responders, no answer in time, or not connected.
             OSError: the socket failed.
         """
@@ -174,6 +181,7 @@ class BusClient(Client):
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Answer] = loop.create_future()
         self._asked[number] = answered
+        self._asked_of[number] = subject
         give_up = loop.call_later(timeout_seconds, _give_up, answered)
         reply = self._inbox + number
         try:
@@ -182,7 +190,7 @@ class BusClient(Client):
             return await answered
         finally:
             give_up.cancel()
-            del self._asked[number]
+            del self._asked[number], self._asked_of[number]
 
     async def ask_all(
         self, questions: Sequence[Question], timeout_seconds: float
@@ -202,8 +210,9 @@ class BusClient(Client):
         give_up = asyncio.get_running_loop().call_later(timeout_seconds, asked.end)
         try:
             for place, (number, question) in enumerate(zip(numbers, questions, strict=True)):
-                self._asked[number] = _Place(asked, place)
                 subject, payload, headers = question
+                self._asked[number] = _Place(asked, place)
+                self._asked_of[number] = subject
                 reply = self._inbox + number
                 if not self._write(subject, reply, payload, headers):
                     await self.publish(subject, payload, reply, headers=dict(headers) or None)
@@ -212,6 +221,7 @@ class BusClient(Client):
             give_up.cancel()
             for number in numbers:
                 self._asked.pop(number, None)
+                self._asked_of.pop(number, None)
         return asked.answers
 
     async def _open_inbox(self) -> None:
@@ -349,10 +359,32 @@ class BusClient(Client):
         # nats-py closes for good on most of what a server may say, a revoked login included.
         if PERMISSIONS_ERR in err_msg:
             await super()._process_err(err_msg)
+            self._deny(err_msg)
             return
         error = nats.errors.Error(f"nats: {err_msg}")
         await self._error_cb(error)
         await self._process_op_err(error)
+
+    def _deny(self, said: str) -> None:
+        """Tell those who wait for what was denied: nats-py would let them wait.
+
+        The server names the subject, not the message; what is denied once is denied to all.
+        """
+        found = _DENIED.search(said)
+        if found is None:
+            return
+        verb, denied = found[1].lower(), found[2].lower()
+        if verb == "publish":
+            numbers = [n for n, subject in self._asked_of.items() if subject.lower() == denied]
+        elif self._inbox and denied == f"{self._inbox}*".lower():
+            numbers = list(self._asked)
+            self._inbox = ""  # who asks next finds out anew: rights may have changed
+        else:
+            return
+        for number in numbers:
+            answered = self._asked[number]
+            if not answered.done():
+                answered.set_exception(DeniedError(said.strip("'")))
 
     async def _connect_to_server(self, s: Any) -> None:  # noqa: ANN401 - nats-py's server
         # A try that failed after the TCP connection was up leaves its socket open.

@@ -8,7 +8,7 @@ import msgspec
 import nats.errors
 
 from agent.bus.cancellation import heed
-from agent.bus.client import Question, size_on_wire
+from agent.bus.client import DeniedError, Question, size_on_wire
 from agent.bus.connection import Connection
 from agent.bus.names import Names
 from agent.human import reason
@@ -126,6 +126,9 @@ class PublishingConnection(Connection):
         except nats.errors.TimeoutError as error:
             hint = self._incidents.permission_hint(full)
             raise PublishError(f"{full}: not acknowledged{hint}") from error
+        except DeniedError as error:
+            text = f"{full}: the server denied it to this user ({reason(error)})"
+            raise PublishError(text) from error
         except (nats.errors.Error, OSError) as error:
             raise PublishError(f"{full}: {reason(error)}") from error
         except UNDECODABLE as error:

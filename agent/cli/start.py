@@ -27,6 +27,8 @@ Where = tuple[Path | None, Path | None, Path | None, str | None]
 """Which bus: --config, --state-dir, --nats-password-file, --nats-url."""
 
 errors = Console(stderr=True)
+# A line that is not for a terminal stays one: who reads it looks for what it says.
+errors.soft_wrap = not errors.is_terminal
 
 
 def fail(error: Exception, code: int = 1) -> NoReturn:

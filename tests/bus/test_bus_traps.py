@@ -20,7 +20,7 @@ from nats.aio.client import Client
 
 from agent.bus import Bus, BusError, connect, ensure_streams
 from agent.bus.cancellation import heed
-from agent.bus.client import BusClient
+from agent.bus.client import BusClient, DeniedError, Question
 from schemas.protocols import Answer, Call, Endpoint, PublishError, RequestError, WorkItem
 from tests.support.server import NatsServer
 from tests.support.waiting import until, until_async
@@ -332,21 +332,63 @@ async def test_python_alone_loses_a_cancellation_that_comes_with_the_answer() ->
 async def test_a_denied_request_and_publication_say_so(
     guarded: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.bus.publishing.ACK_TRY_SECONDS", 0.3)
+    monkeypatch.setattr("agent.bus.publishing.ACK_TRY_SECONDS", 60.0)
     admin = guarded.url.replace("://", "://admin:let-me-in@")
     reader = guarded.url.replace("://", "://reader:read-only@")
     async with await connect(admin, name="admin") as owner, await connect(reader, name="r") as bus:
         await ensure_streams(owner)
 
         with structlog.testing.capture_logs() as logged:
-            with pytest.raises(RequestError, match="denied it to this user") as asked:
-                await bus.request("api.health.root", timeout_seconds=0.3)
-            with pytest.raises(PublishError, match="denied it to this user"):
-                await bus.publish_raw("alert.x", b"", message_id="1")
+            async with asyncio.timeout(5):  # at once, and not when their time is over
+                with pytest.raises(RequestError, match="denied it to this user") as asked:
+                    await bus.request("api.health.root", timeout_seconds=60)
+                with pytest.raises(PublishError, match="denied it to this user"):
+                    await bus.publish_raw("alert.x", b"", message_id="1")
 
-        assert asked.value.code == 408
+        assert asked.value.code == 403
+        assert 'violation for publish to "fleet.v1.api.health.root"' in asked.value.text
         denied = [line["subject"] for line in logged if line["event"] == "bus_denied"]
         assert denied == ["fleet.v1.api.health.root", "fleet.v1.alert.x"]
+
+
+@contextlib.contextmanager
+def server_for(folder: Path, permissions: str) -> Iterator[str]:
+    """The address of a user with these rights on a server of its own."""
+    users = f"authorization {{ users = [{{user: u, password: x, permissions: {permissions}}}] }}"
+    server = NatsServer(folder / "rights", users)
+    server.start()
+    try:
+        yield server.url.replace("://", "://u:x@")
+    finally:
+        server.stop()
+
+
+async def test_all_who_ask_what_is_denied_are_told_and_nobody_else(tmp_path: Path) -> None:
+    rights = '{publish: {deny: ["fleet.v1.api.Secret", "a.b"]}, subscribe: ">"}'
+    with server_for(tmp_path, rights) as url:
+        async with await connect(url, name="r") as bus, asyncio.timeout(5):
+            await bus.subscribe("api.slow", lambda *_: None)  # there, and never answers
+            waiting = asyncio.create_task(bus.request("api.slow", timeout_seconds=60))
+            asked = [bus.request("api.Secret", timeout_seconds=60) for _ in range(3)]
+            refused = await asyncio.gather(*asked, return_exceptions=True)
+            questions = [Question("a.b"), Question("a.b")]
+            answers = await bus._client.ask_all(questions, 60.0)
+            still_waits = not waiting.done()
+            waiting.cancel()
+
+    assert [getattr(error, "code", None) for error in refused] == [403] * 3
+    assert [type(answer) for answer in answers] == [DeniedError] * 2
+    assert still_waits
+
+
+async def test_who_may_not_hear_the_answer_is_told_at_once_each_time(tmp_path: Path) -> None:
+    rights = '{publish: ">", subscribe: {deny: "_INBOX_u.>"}}'
+    with server_for(tmp_path, rights) as url:
+        async with await connect(url, name="deaf") as bus, asyncio.timeout(5):
+            for _ in range(2):
+                with pytest.raises(RequestError, match=r"subscription to .*_inbox_u") as asked:
+                    await bus.request("api.health.root", timeout_seconds=60)
+                assert asked.value.code == 403
 
 
 # --- the server ends the connection --------------------------------------------------------------
