@@ -26,6 +26,7 @@ from agent.cli import replay as cli_replay
 from agent.cli import report as cli_report
 from agent.cli import top as cli_top
 from agent.cli.commands import (
+    PIPED_COLUMNS,
     print_checks,
     print_health,
     print_settings,
@@ -77,6 +78,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Else wrong usage is told in a box, wrapped at 80 columns also where it goes into a log.
+    rich_markup_mode="rich" if sys.stderr.isatty() else None,
+    context_settings={} if sys.stderr.isatty() else {"terminal_width": PIPED_COLUMNS},
 )
 app.add_typer(cli_alerts.app)
 app.add_typer(cli_alerts.silence_app)

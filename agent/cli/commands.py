@@ -19,7 +19,9 @@ from schemas.api import HealthReply
 from schemas.lifecycle import Role
 from schemas.message import UNDECODABLE
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+PIPED_COLUMNS = 160
+"""Of tables, and of what is folded, where it goes to no terminal."""
+console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_COLUMNS)
 
 MAX_VALUE_CHARACTERS = 80
 COLOURS = {"ok": "green", "off": "dim", "degraded": "yellow", "failed": "red"}

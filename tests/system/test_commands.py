@@ -227,6 +227,27 @@ def test_health_says_that_all_is_ready(up: Up) -> None:
     assert [role for role in ROLES if f"{role} n1" in one.stdout.decode()] == ["cache"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        pytest.param(("--nats-url", f"nats://{'long-' * 40}name.invalid:1"), 1, id="failure"),
+        pytest.param(("--no-such-" + "option" * 30,), 2, id="wrong usage"),
+        pytest.param(("--role", "cash" * 60), 2, id="wrong value"),
+    ],
+)
+def test_an_error_that_goes_into_a_file_is_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    env = {**environment(), "COLUMNS": "60"}
+
+    done = resource_agent("health", "--state-dir", tmp_path, *arguments, env=env)
+
+    (said,) = [line for line in done.stderr.decode().splitlines() if line.lower().startswith("err")]
+    assert done.returncode == code
+    assert len(said) > 160
+    assert done.stderr.decode().rstrip().endswith(said)
+
+
 def test_health_of_nothing_is_not_ready(tmp_path: Path) -> None:
     done = resource_agent("health", "--state-dir", tmp_path, "--nats-url", "nats://127.0.0.1:1")
 
