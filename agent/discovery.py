@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from agent.state_folder import is_free
+
 DEFAULT_URL = "nats://127.0.0.1:4222"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """An address and how it was found, for people to read."""
+    """An address and how it was found, for people to read; `guessed`: nothing said that one."""
 
     url: str
     how: str
+    guessed: bool = False
 
 
 def find_bus(option: str | None, environ: Mapping[str, str], state_dir: Path) -> Found:
@@ -33,14 +36,19 @@ def find_bus(option: str | None, environ: Mapping[str, str], state_dir: Path) ->
         return Found(url, "environment NATS_URL")
     if running is not None:
         return Found(running, f"the running `up` on {state_dir}")
-    return Found(DEFAULT_URL, "default address; no `up` runs on this state folder")
+    return Found(DEFAULT_URL, "default address; no `up` runs on this state folder", guessed=True)
 
 
 def read_up(state_dir: Path) -> str | None:
-    """The address of the `up` that runs on `state_dir`, if one does."""
+    """The address of the `up` that runs on `state_dir`, if one does.
+
+    One that was killed leaves its file behind, and its process id may be another program's by now.
+    """
     try:
         up = json.loads((state_dir / "up.json").read_text())
         os.kill(int(up["pid"]), 0)
+        if is_free(state_dir / "lock"):
+            return None
         return str(up["nats_url"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None

@@ -40,13 +40,15 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
-async def doctor_checks(settings: Settings, found: Found) -> list[Check]:
-    """Every check, also when an early one fails."""
+async def doctor_checks(settings: Settings, found: Found | str) -> list[Check]:
+    """Every check, also when an early one fails; `found` may be why there is no bus."""
     checks = [
         _check_state_folder(settings),
         await asyncio.to_thread(_check_binary),
         *await _check_archive_store(settings),
     ]
+    if isinstance(found, str):
+        return [*checks, Check(name="bus", ok=False, text=found)]
     try:
         async with await connect(
             found.url, name="doctor", root=settings.root, deadline_seconds=CONNECT_SECONDS

@@ -45,6 +45,22 @@ async def lock(path: Path, *, wait_seconds: float) -> int:
     return descriptor
 
 
+def is_free(path: Path) -> bool:
+    """Whether the lock file is there and nobody holds the lock, as after a `kill -9`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Held for an instant; who takes the lock in earnest tries for seconds.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def write_owner(descriptor: int, pid: int) -> None:
     """Say in a lock file whose it is, for the message that the next one in line gets."""
     os.ftruncate(descriptor, 0)

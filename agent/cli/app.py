@@ -50,6 +50,7 @@ from agent.cli.start import (
     server_address,
     with_bus,
 )
+from agent.discovery import Found
 from agent.doctor import doctor_checks
 from agent.nats_server.binary import ServerNotFoundError
 from agent.nats_server.config import ServerTooOldError
@@ -224,7 +225,7 @@ def watch(
         await watch_subject(bus, subject, for_seconds=for_, count=count, as_json=as_json)
 
     try:
-        with_bus(settings, bus_found(settings, nats_url), work, limit_seconds=None)
+        with_bus(settings, bus_found(settings, nats_url, state_dir), work, limit_seconds=None)
     except ValueError as error:
         fail(error, code=2)
 
@@ -249,7 +250,7 @@ def health(
     if here and role is None:
         fail(ValueError("--here needs --role: a node may have one instance of each"), code=2)
     instance = settings.node_token() if here else None
-    found = bus_found(settings, nats_url, quiet=as_json)
+    found = bus_found(settings, nats_url, state_dir, quiet=as_json)
     ready = with_bus(
         settings, found, lambda bus: print_health(bus, role, instance, as_json=as_json)
     )
@@ -266,7 +267,11 @@ def doctor(
 ) -> None:
     """Check everything this installation needs; each failure with its remedy."""
     settings = load_settings(config, state_dir, password_file=password_file).settings
-    found = bus_found(settings, nats_url, quiet=True)
+    found: Found | str
+    try:
+        found = bus_found(settings, nats_url, state_dir, quiet=True)
+    except BusError as error:
+        found = str(error)
     checks = asyncio.run(doctor_checks(settings, found))
     print_checks(checks, as_json=as_json)
     raise SystemExit(0 if all(check.ok for check in checks) else 1)

@@ -74,7 +74,7 @@ def backtest(
             settings = load_settings(config, state_dir, password_file=password_file).settings
             read = with_bus(
                 settings,
-                bus_found(settings, nats_url, quiet=as_json),
+                bus_found(settings, nats_url, state_dir, quiet=as_json),
                 functools.partial(read_pool, pool=from_stream, seconds=seconds_of(since)),
                 limit_seconds=None,
             )

@@ -63,7 +63,7 @@ def replay(
         if path is not None:
             path.touch()  # what cannot be written is told now, not after the replay
     settings = load_settings(config, state_dir, password_file=password_file).settings
-    found = bus_found(settings, nats_url, quiet=as_json)
+    found = bus_found(settings, nats_url, state_dir, quiet=as_json)
     done = with_bus(
         settings,
         found,

@@ -1,8 +1,10 @@
 """What every command starts with: settings, the bus, and one line for what goes wrong."""
 
 import asyncio
+import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from agent import log as logs
-from agent.bus import Bus, connect
+from agent.bus import Bus, BusError, connect
 from agent.discovery import Found, find_bus, with_password
 from agent.doctor import CONNECT_SECONDS
 from agent.human import reason
@@ -86,14 +88,32 @@ def server_address(text: str) -> str:
     return url
 
 
-def bus_found(settings: Settings, nats_url: str | None, *, quiet: bool = False) -> Found:
-    """Where the bus is; says so on stderr."""
+def bus_found(
+    settings: Settings, nats_url: str | None, state_dir: Path | None = None, *, quiet: bool = False
+) -> Found:
+    """Where the bus is; says so on stderr.
+
+    With `state_dir`, of the option, it is that of the `up` there, unless the address is given.
+
+    Raises:
+        BusError: nothing runs there.
+    """
     found = find_bus(nats_url, os.environ, settings.state_folder())
-    found = Found(password_added(settings, server_address(found.url)), found.how)
+    if found.guessed and state_dir is not None:
+        raise BusError(nothing_runs(settings.state_folder()))
+    found = dataclasses.replace(found, url=password_added(settings, server_address(found.url)))
     if not quiet:
         line = f"[dim]bus: {escape(_hidden(found.url))} ({escape(found.how)})[/]"
         errors.print(line, soft_wrap=True)
     return found
+
+
+def nothing_runs(folder: Path) -> str:
+    """That no `up` runs on this state folder, and what to do."""
+    return (
+        f"nothing runs from state folder {folder}: start "
+        f"`resource-agent up --state-dir {shlex.quote(str(folder))}`, or give --nats-url"
+    )
 
 
 def password_added(settings: Settings, url: str) -> str:
@@ -147,7 +167,7 @@ def ask(
     """Run `work` on that bus; a value that it refuses is wrong usage."""
     config, state_dir, password_file, nats_url = where
     settings = load_settings(config, state_dir, password_file=password_file).settings
-    found = bus_found(settings, nats_url, quiet=quiet)
+    found = bus_found(settings, nats_url, state_dir, quiet=quiet)
     try:
         return with_bus(settings, found, work, limit_seconds=limit_seconds)
     except ValueError as error:

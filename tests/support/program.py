@@ -84,12 +84,18 @@ class Up:
         return str(self.ready()["nats_url"])
 
     def ready(self) -> dict[str, Any]:
-        """The ready file's content, once it is there."""
-        while not self.ready_file.exists():
+        """The ready file's content, once it is there: not one that a killed `up` left behind."""
+        while (content := self._ready_content()).get("pid") != self.process.pid:
             assert self.process.poll() is None, self.stderr
             assert time.monotonic() - self.started < DEADLINE_SECONDS, self.stderr
             time.sleep(LOOK_SECONDS)
-        return dict(json.loads(self.ready_file.read_text()))
+        return content
+
+    def _ready_content(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.ready_file.read_text()))
+        except FileNotFoundError:
+            return {}
 
     def command(
         self, name: str, *arguments: object, stdin: bytes = b""

@@ -248,6 +248,25 @@ def test_an_error_that_goes_into_a_file_is_one_line(
     assert done.stderr.decode().rstrip().endswith(said)
 
 
+@pytest.mark.parametrize("command", ["archive status", "health", "watch", "keys", "top --once"])
+def test_a_state_folder_from_which_nothing_runs_is_told(tmp_path: Path, command: str) -> None:
+    name, *rest = command.split()
+
+    done = resource_agent(name, *rest, "--state-dir", tmp_path)
+
+    said = done.stderr.decode()
+    assert done.returncode == 1
+    assert f"nothing runs from state folder {tmp_path}: start `resource-agent up --st" in said
+    assert "4222" not in said
+
+
+def test_doctor_says_that_nothing_runs_from_a_state_folder(tmp_path: Path) -> None:
+    done = resource_agent("doctor", "--state-dir", tmp_path)
+
+    assert done.returncode == 1
+    assert f"FAIL bus: nothing runs from state folder {tmp_path}" in done.stdout.decode()
+
+
 def test_health_of_nothing_is_not_ready(tmp_path: Path) -> None:
     done = resource_agent("health", "--state-dir", tmp_path, "--nats-url", "nats://127.0.0.1:1")
 

@@ -10,6 +10,7 @@ import pytest
 
 from agent.bus.connection import Login
 from agent.discovery import DEFAULT_URL, find_bus, with_password
+from agent.state_folder import lock
 
 
 def write_up(folder: Path, content: object) -> None:
@@ -64,6 +65,17 @@ def test_an_up_that_died_is_not_used(tmp_path: Path) -> None:
     write_up(tmp_path, {"nats_url": "nats://up", "pid": gone.pid})
 
     assert find_bus(None, {}, tmp_path).url == DEFAULT_URL
+
+
+async def test_a_file_whose_process_id_is_anothers_by_now_is_not_believed(tmp_path: Path) -> None:
+    write_up(tmp_path, {"nats_url": "nats://up", "pid": os.getpid()})
+    held = await lock(tmp_path / "lock", wait_seconds=1)
+    running = find_bus(None, {}, tmp_path)
+    os.close(held)  # as where its process was killed
+    killed = find_bus(None, {}, tmp_path)
+
+    assert (running.url, running.guessed) == ("nats://up", False)
+    assert (killed.url, killed.guessed) == (DEFAULT_URL, True)
 
 
 @pytest.mark.parametrize(
