@@ -53,6 +53,18 @@ class ArchiveClient:
         """What it holds, what waits, what went wrong."""
         return await self._ask("status", None, ArchiveStatus)
 
+    async def check_known(self) -> None:
+        """Find nothing wrong with the name of the namespace, as far as this user may ask.
+
+        Raises:
+            RequestError: 404 the archive knows none of that name; near ones are named.
+        """
+        try:
+            await self.status()
+        except RequestError as error:
+            if error.code == 404:
+                raise
+
     async def entries(self, prefix: str = "", after: str = "") -> AsyncIterator[ArchiveEntry]:
         """Entries that can be restored, by key, page after page."""
         while True:
@@ -86,11 +98,12 @@ class ArchiveClient:
         _check(manifest, digest_of(answer.payload, manifest.digest))
         return answer.payload
 
-    async def dead(self) -> AsyncIterator[DeadLetter]:
-        """Evictions that could not be taken, oldest first."""
+    async def dead(self, *, everywhere: bool = False) -> AsyncIterator[DeadLetter]:
+        """Evictions that could not be taken, oldest first; `everywhere`: of all namespaces."""
         request = ArchiveDeadRequest()
+        subject = "api.archive.dead" if everywhere else f"api.archive.dead.{self._namespace}"
         while True:
-            page = await self._ask("dead", request, ArchiveDead)
+            page = await self._ask_at(subject, request, ArchiveDead)
             for letter in page.letters:
                 yield letter
             if not page.more:

@@ -393,6 +393,13 @@ def _of_archive() -> Iterator[EndpointSpec]:
         ("sweep", "removes what expired or was cleared, now; or how far that is"),
         ("reindex", "writes the index anew from the objects alone; or how far that is"),
     )
+    yield EndpointSpec(
+        "api.archive.dead",
+        "archive",
+        "evictions that could not be taken, of all namespaces",
+        ArchiveDeadRequest,
+        ArchiveDead,
+    )
     for job, text in jobs:
         yield EndpointSpec(f"api.archive.{job}", "archive", text, ArchiveJobRequest, ArchiveJob)
     between = (

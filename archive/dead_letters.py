@@ -33,6 +33,7 @@ log = structlog.get_logger()
 
 STREAM = "DEAD"
 SUBJECT = f"dead.*.{CONSUMER}"
+ALL = "api.archive.dead"
 
 _decode_manifest = msgspec.json.Decoder(Evicted).decode
 
@@ -51,8 +52,15 @@ class DeadLetters:
         self._parts = parts
 
     def endpoints(self) -> list[Endpoint]:
-        """JSON: dead, dead_retry, dead_drop; the namespace is the last token."""
+        """JSON: dead, dead_retry, dead_drop of a namespace, the last token; and dead of all."""
         return [
+            json_endpoint(
+                "archive_dead_all",
+                ALL,
+                ArchiveDeadRequest,
+                self.list_letters,
+                reply_type=ArchiveDead,
+            ),
             json_endpoint(
                 "archive_dead",
                 "api.archive.dead.*",
@@ -77,11 +85,12 @@ class DeadLetters:
         ]
 
     async def list_letters(self, request: ArchiveDeadRequest, call: Call) -> ArchiveDead:
-        """The letters of the namespace, oldest first."""
+        """The letters of the namespace, or of all, oldest first."""
+        asked = None if call.subject == ALL else _asked(call)
         found: list[DeadLetter] = []
         async with _readable(), contextlib.aclosing(self._read(request.after + 1)) as deliveries:
             async for delivery in deliveries:
-                if _namespace(delivery) == _asked(call):
+                if asked in (None, _namespace(delivery)):
                     if len(found) == request.limit:
                         return ArchiveDead(letters=found, more=True)
                     found.append(_letter(delivery))
@@ -112,7 +121,10 @@ class DeadLetters:
         async with _readable():
             await self._stream.remove(STREAM, letter.id)
         if manifest is not None and manifest.parts and manifest.eviction:
-            await self._parts.remove(manifest)
+            try:
+                await self._parts.remove(manifest)
+            except PublishError as error:  # it is dropped: they go by their age
+                log.warning("dead_letter_parts_left", id=letter.id, error=str(error))
         log.info("dead_letter_dropped", id=letter.id, reason=letter.reason)
         return letter
 
@@ -164,4 +176,5 @@ def _letter(delivery: Delivery) -> DeadLetter:
         size_bytes=None if manifest is None else manifest.size_bytes,
         parts=0 if manifest is None else manifest.parts,
         is_cut="Fleet-Dead-Cut" in delivery.headers,
+        namespace=_namespace(delivery),
     )

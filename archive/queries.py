@@ -1,9 +1,10 @@
 """The archive's endpoints: restore, keys, list, status."""
 
 import asyncio
+import difflib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 
 import msgspec
 import structlog
@@ -44,6 +45,8 @@ log = structlog.get_logger()
 
 HASHES_PER_PAGE = 512 * 1024 // HASH_BYTES
 LIST_KEY_BYTES = 256 * 1024
+MAX_NAMED = 5
+"""Namespaces that are named to who asked for another one."""
 
 
 class Queries:
@@ -285,7 +288,10 @@ class Queries:
         namespace = self._namespace(call)
         known = (self._namespaces, self._vault.namespaces, self._announcer.counts)
         if not any(namespace in names for names in known):
-            raise RequestError(404, f"the archive knows no namespace {namespace}")
+            names = sorted(set().union(*known) - {""})
+            raise RequestError(
+                404, f"the archive knows no namespace {namespace}{_near(namespace, names)}"
+            )
         index = self._vault.index(namespace)
         counts: Counter[str] = self._announcer.counts.get(namespace, Counter())
         requests = self._store.requests
@@ -335,6 +341,14 @@ class Queries:
         if not self._is_owner():
             raise RequestError(503, "this archiver does not own the store now; ask again")
         return call.subject.split(".")[token]
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    """The question whether one like it is meant, or which there are, where they are few."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f": do you mean {' or '.join(near)}?"
+    return f"; it knows {', '.join(names)}" if 0 < len(names) <= MAX_NAMED else ""
 
 
 def _not_held() -> RequestError:

@@ -620,10 +620,13 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     is_cut: Annotated[
         bool, Meta(description="true: it was too large to be kept whole, so it cannot be retried")
     ] = False
+    namespace: Annotated[
+        str, Meta(description="of its eviction; retry and drop take it in their subject")
+    ] = ""
 
 
 class ArchiveDeadRequest(Request, frozen=True, kw_only=True):
-    """Which dead letters of the namespace to list, in the order in which they died."""
+    """Which dead letters to list, of a namespace or of all, in the order in which they died."""
 
     after: Annotated[Count, Meta(description="only those with a higher id")] = 0
     limit: Annotated[int, Meta(ge=1, le=1000, description="at most so many")] = 100

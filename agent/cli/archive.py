@@ -1,16 +1,17 @@
 """`resource-agent archive`: what is archived, dead letters, work on the whole archive."""
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 
 from agent import human
 from agent.archive_client import ArchiveClient
-from agent.archive_outage import ArchiveOutage, outage, store_trouble
+from agent.archive_outage import store_trouble
 from agent.bus import Bus
+from agent.cli.archive_asking import ask_archive
+from agent.cli.archive_dead import dead
 from agent.cli.options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
 from agent.cli.output import (
     counted,
@@ -22,14 +23,9 @@ from agent.cli.output import (
 )
 from agent.cli.start import Where, ask, errors, fail
 from agent.client import CacheClient
-from schemas.api import ArchiveEntry, ArchiveJob, ArchiveStatus, DeadLetter
-from schemas.protocols import RequestError
-
-T = TypeVar("T")
+from schemas.api import ArchiveEntry, ArchiveJob, ArchiveStatus
 
 LIMIT_SECONDS = 300.0
-UNAVAILABLE = (503, 408)
-"""Nobody serves, the store cannot be read, or no answer came in time."""
 
 app = typer.Typer(
     name="archive", help="Shows and tends what was evicted and kept.", no_args_is_help=True
@@ -51,7 +47,7 @@ def status(
         return await ArchiveClient(bus, namespace).status(), await store_trouble(bus)
 
     where = (config, state_dir, password_file, nats_url)
-    reply, trouble = _ask(where, work, as_json=as_json)
+    reply, trouble = ask_archive(where, work, as_json=as_json)
     if as_json:
         print_json(reply)
     else:
@@ -76,14 +72,17 @@ def list_entries(
 
     async def work(bus: Bus) -> tuple[list[ArchiveEntry], bool]:
         found: list[ArchiveEntry] = []
-        async for entry in ArchiveClient(bus, namespace).entries(prefix, after):
+        client = ArchiveClient(bus, namespace)
+        async for entry in client.entries(prefix, after):
             if len(found) == limit:
                 return found, True
             found.append(entry)
+        if not found:
+            await client.check_known()
         return found, False
 
     where = (config, state_dir, password_file, nats_url)
-    entries, more = _ask(where, work, as_json=as_json)
+    entries, more = ask_archive(where, work, as_json=as_json)
     if as_json:
         print_json({"entries": entries, "more": more})
         return
@@ -113,11 +112,15 @@ def get(
         fail(ValueError("--json needs --output FILE for the value"), code=2)
 
     async def work(bus: Bus) -> bytes | None:
+        client = ArchiveClient(bus, namespace)
         with transferring("restoring") as on_progress:
-            return await ArchiveClient(bus, namespace).get(key, on_progress)
+            value = await client.get(key, on_progress)
+        if value is None:
+            await client.check_known()
+        return value
 
     where = (config, state_dir, password_file, nats_url)
-    value = _ask(where, work, as_json=as_json)
+    value = ask_archive(where, work, as_json=as_json)
     write_value(key, namespace, value, output, as_json=as_json)
 
 
@@ -179,65 +182,7 @@ def reindex(
     _run_job("reindex", (config, state_dir, password_file, nats_url), as_json=as_json)
 
 
-@app.command()
-def dead(
-    nats_url: NatsUrl = None,
-    password_file: PasswordFile = None,
-    state_dir: StateDir = None,
-    config: Config = None,
-    namespace: Namespace = "default",
-    retry: Annotated[
-        list[int] | None, typer.Option("--retry", help="id to send back; may be repeated")
-    ] = None,
-    drop: Annotated[
-        list[int] | None, typer.Option("--drop", help="id to remove; may be repeated")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List evictions that could not be archived and why; send them back, or drop them."""
-
-    async def work(bus: Bus) -> list[DeadLetter]:
-        archived = ArchiveClient(bus, namespace)
-        if not retry and not drop:
-            return [letter async for letter in archived.dead()]
-        sent_back = [await archived.retry(letter) for letter in retry or ()]
-        return sent_back + [await archived.drop(letter) for letter in drop or ()]
-
-    where = (config, state_dir, password_file, nats_url)
-    letters = _ask(where, work, as_json=as_json)
-    if as_json:
-        print_json({"letters": letters})
-        return
-    for letter in letters:
-        what = "-" if letter.key is None else human.printable(repr(letter.key))
-        print(f"{letter.id}  {letter.died_at:%F %T}Z  {what}  {human.printable(letter.reason)}")
-    if retry or drop:
-        errors.print(f"{len(retry or ())} sent back, {len(drop or ())} dropped")
-
-
-def _ask(
-    where: Where,
-    work: Callable[[Bus], Awaitable[T]],
-    *,
-    as_json: bool,
-    limit_seconds: float | None = LIMIT_SECONDS,
-) -> T:
-    """Run `work`; where the archive cannot be asked now, say all that is known of it instead."""
-
-    async def explained(bus: Bus) -> T | ArchiveOutage:
-        try:
-            return await work(bus)
-        except RequestError as error:
-            if error.code not in UNAVAILABLE:
-                raise
-            return await outage(bus, error.text)
-
-    found = ask(where, explained, quiet=as_json, limit_seconds=limit_seconds)
-    if isinstance(found, ArchiveOutage):
-        if as_json:
-            print_json(found)
-        fail(RequestError(UNAVAILABLE[0], found.text()))
-    return found
+app.command()(dead)
 
 
 def _run_job(name: Literal["sweep", "reindex"], where: Where, *, as_json: bool) -> None:
@@ -245,7 +190,7 @@ def _run_job(name: Literal["sweep", "reindex"], where: Where, *, as_json: bool) 
         with counted(None, name) as show:
             return await ArchiveClient(bus).run(name, lambda job: show(job.done, job.total))
 
-    job = _ask(where, work, as_json=as_json, limit_seconds=None)
+    job = ask_archive(where, work, as_json=as_json, limit_seconds=None)
     if as_json:
         print_json(job)
     elif job.state == "done":

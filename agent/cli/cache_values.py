@@ -109,25 +109,35 @@ def put(
 
 @app.command()
 def delete(
-    key: _Key,
+    key: Annotated[str | None, typer.Argument(help="the key, up to 10 KiB")] = None,
     nats_url: NatsUrl = None,
     password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
     namespace: Namespace = "default",
+    tag: Annotated[
+        str | None, typer.Option(help="instead of a key: all that was put with this tag")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a value from the cache and its archive."""
-    reply = _ask(
-        (config, state_dir, password_file, nats_url),
-        namespace,
-        lambda cache: cache.delete(key),
-        as_json,
-    )
+    """Remove a value from the cache and its archive, or all values with a tag."""
+    if (key is None) == (tag is None):
+        fail(ValueError("give either a key or --tag TAG"), code=2)
+
+    async def work(cache: CacheClient) -> tuple[msgspec.Struct, str]:
+        if tag is not None:
+            tagged = await cache.delete_tag(tag)
+            void = "archived copies with that tag are void"
+            return tagged, f"deleted {tagged.entries} with tag {quoted(tag)}; {void}"
+        reply = await cache.delete(str(key))
+        said = "deleted" if reply.existed else "it was not in RAM; archived copies are void"
+        return reply, said
+
+    reply, said = _ask((config, state_dir, password_file, nats_url), namespace, work, as_json)
     if as_json:
         print_json(reply)
     else:
-        errors.print("deleted" if reply.existed else "it was not in RAM; archived copies are void")
+        errors.print(said)
 
 
 @app.command()

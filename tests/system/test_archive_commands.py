@@ -33,13 +33,14 @@ async def fill(up: Up) -> None:
         cache, archive = CacheClient(bus), ArchiveClient(bus)
         for key, value in {**LARGE, **SMALL}.items():
             await cache.put(key, value)
-        for number in (1, 2):
-            await bus.publish_raw("evicted.default", b"", message_id=f"bad {number}")
+        for number, namespace in enumerate(("default", "default", "other")):
+            await bus.publish_raw(f"evicted.{namespace}", b"", message_id=f"bad {number}")
 
         async def has_all() -> bool:
             status = await archive.status()
             evicted = (await cache.stats()).evictions
-            return status.entries == evicted > 4 and status.dead_total == 2
+            others = [letter async for letter in ArchiveClient(bus, "other").dead()]
+            return status.entries == evicted > 4 and status.dead_total == 2 and len(others) == 1
 
         await until_async(has_all, seconds=20)
 
@@ -80,16 +81,55 @@ def test_what_was_removed_is_gone(up: Up) -> None:
 
 
 def test_dead_letters_are_listed_sent_back_and_dropped(up: Up) -> None:
-    listed = json.loads(up.command("archive dead", "--json").stdout)["letters"]
+    letters = json.loads(up.command("archive dead", "--json").stdout)["letters"]
     shown = up.command("archive dead")
-    first, second = (str(letter["id"]) for letter in listed)
-    done = up.command("archive dead", "--retry", first, "--drop", second)
-    unknown = up.command("archive dead", "--drop", second)
+    alone = json.loads(up.command("archive dead", "-n", "other", "--json").stdout)["letters"]
+    first, second, third = (str(letter["id"]) for letter in letters)
+    done = up.command("archive dead", *("--retry", first), *("--drop", second, "--drop", "999"))
+    one = json.loads(up.command("archive dead", "--drop", third, "--json").stdout)
+    unknown = up.command("archive dead", "--drop", second, "--json")
 
-    assert "no header Fleet-Evicted" in shown.stdout.decode()
-    assert "1 sent back, 1 dropped" in done.stderr.decode()
+    assert [letter["namespace"] for letter in letters] == ["default", "default", "other"]
+    assert [str(letter["id"]) for letter in alone] == [third]
+    assert shown.stdout.decode().count("no header Fleet-Evicted") == 3
+    assert done.returncode == 1, "one was not there"
+    assert done.stdout.decode().splitlines() == [
+        f"{first}  sent back",
+        f"{second}  dropped",
+        "999  not found  no dead letter 999",
+    ]
+    assert "1 sent back, 1 dropped, 1 not found" in done.stderr.decode()
+    assert one == {"letters": [{"id": int(third), "outcome": "dropped", "namespace": "other"}]}
     assert unknown.returncode == 1
-    assert f"no dead letter {second} of namespace default" in unknown.stderr.decode()
+    assert json.loads(unknown.stdout)["letters"][0]["outcome"] == "not found"
+
+
+def test_one_letter_that_fails_stops_none_and_is_told(up: Up) -> None:
+    async def bury() -> None:
+        async with await connect(up.url, name="test") as bus:
+            for cut in ({"Fleet-Dead-Cut": "1"}, {}):
+                headers = {"Fleet-Dead-Subject": "fleet.v1.evicted.default", **cut}
+                subject = "dead.FLEET_EVICTIONS.archiver"
+                await bus.publish_raw(subject, b"x", headers, message_id=f"cut {cut}")
+
+    asyncio.run(bury())
+    letters = json.loads(up.command("archive dead", "--json").stdout)["letters"]
+    cut, whole = letters[-2:]
+    arguments = ("--retry", cut["id"], "--drop", whole["id"], "--json")
+    done = up.command("archive dead", *arguments)
+    failed, dropped = json.loads(done.stdout)["letters"]
+
+    assert done.returncode == 1
+    assert (failed["id"], failed["outcome"]) == (cut["id"], "failed")
+    assert "cut" in failed["error"]
+    assert (dropped["id"], dropped["outcome"]) == (whole["id"], "dropped")
+
+
+def test_a_letter_is_sent_back_or_dropped(up: Up) -> None:
+    done = up.command("archive dead", "--retry", 1, "--drop", 1)
+
+    assert done.returncode == 2
+    assert "either --retry or --drop 1, not both" in done.stderr.decode()
 
 
 def test_a_sweep_says_what_it_did(up: Up) -> None:
@@ -114,6 +154,10 @@ def test_a_reindex_reads_every_object(up: Up) -> None:
     [
         pytest.param(("get", "k", "--json"), "--json needs --output", 2, id="json"),
         pytest.param(("status", "-n", "nobodys"), "knows no namespace nobodys", 1, id="status"),
+        pytest.param(("ls", "-n", "defaul"), "defaul: do you mean default?", 1, id="ls"),
+        pytest.param(("get", "k", "-n", "Default"), "do you mean default?", 1, id="get"),
+        pytest.param(("dead", "-n", "dfault"), "do you mean default?", 1, id="dead"),
+        pytest.param(("ls", "-n", "nobodys"), "nobodys; it knows default, other", 1, id="known"),
         pytest.param(("rm", "k", "-n", "nobodys"), "nobody serves", 1, id="rm"),
         pytest.param(("rm",), "Missing argument", 2, id="no-keys"),
     ],

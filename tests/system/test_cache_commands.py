@@ -42,9 +42,25 @@ def test_a_miss_writes_no_file(up: Up, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_all_that_has_a_tag_is_deleted(up: Up) -> None:
+    for key, tag in (("t1", "red"), ("t2", "red"), ("t3", "blue")):
+        assert up.command("put", key, "v", "--tag", tag, "-n", "default").returncode == 0
+    deleted = up.command("delete", "--tag", "red", "-n", "default", "--json")
+    again = up.command("delete", "--tag", "red")
+    one = up.command("delete", "t3")
+    left = [up.command("get", key, "--no-restore").returncode for key in ("t1", "t2")]
+
+    assert json.loads(deleted.stdout)["entries"] == 2
+    assert "deleted 0 with tag 'red'; archived copies with that tag" in again.stderr.decode()
+    assert one.stderr.decode().endswith("deleted\n")
+    assert left == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text", "code"),
     [
+        (("delete",), "give either a key or --tag", 2),
+        (("delete", "k", "--tag", "t"), "give either a key or --tag", 2),
         (("put", "k"), "give either a value", 2),
         (("put", "k", "v", "--file", "f"), "give either a value", 2),
         (("put", "k", "--file", "/no/such/file"), "No such file", 1),
@@ -55,6 +71,8 @@ def test_a_miss_writes_no_file(up: Up, tmp_path: Path) -> None:
         (("stat", "--namespace", "nobodys"), "nobody serves", 1),
     ],
     ids=[
+        "delete nothing",
+        "delete both",
         "no-value",
         "two-values",
         "no-file",
