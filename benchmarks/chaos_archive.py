@@ -246,7 +246,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cycles", type=int, default=50)
+    parser.add_argument(
+        "--cycles", type=int, default=50, help="1 or more; each takes 10 to 20 s, 3 are a first try"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--s3",
@@ -259,12 +261,20 @@ def main() -> None:
     parser.add_argument("--bucket", default="chaos", help="of that server")
     parser.add_argument("--json", action="store_true", help="result as JSON on stdout")
     asked = parser.parse_args()
-    log.configure("error")  # that a server is gone for a moment is meant
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as ^C does
+    if asked.cycles < 1:
+        parser.error(
+            f"--cycles {asked.cycles}: at least 1, as every guarantee is checked after one"
+        )
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     console = Console(stderr=asked.json)
     starts = not asked.s3_url and asked.s3 != "folder"
-    s3 = s3_server(asked.s3, folder / "s3", asked.rclone) if starts else None
+    try:
+        s3 = s3_server(asked.s3, folder / "s3", asked.rclone) if starts else None
+    except AssertionError as error:
+        shutil.rmtree(folder)
+        parser.error(f"{error}; --s3 folder needs no server")
+    log.configure("error")  # that a server is gone for a moment is meant
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as ^C does
     parts = Parts(folder, s3, s3_url=asked.s3_url, bucket=asked.bucket)
     try:
         result = asyncio.run(run(asked.cycles, asked.seed, parts, console))

