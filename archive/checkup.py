@@ -35,11 +35,12 @@ async def checked(
     store = make_store(settings, folder, make_thread)
     try:
         await store.open()
-        if isinstance(store, _KnowsRights):
-            return f"{store.description}: all rights are there", [
-                str(error) for error in await store.refusals()
-            ]
-        return f"{store.description}: {await store.probe()}", _cramped(settings, folder, folder)
+        if not isinstance(store, _KnowsRights):
+            room = await store.probe()
+            return f"{store.description}: {room}", _cramped(settings, folder, folder)
+        refused = [str(error) for error in await store.refusals()]
+        answers = "" if refused else await store.probe()
+        return f"{store.description}: {answers}, all rights are there", refused
     except StoreError as error:
         return "", [str(error)]
     finally:
