@@ -3,12 +3,13 @@
 import asyncio
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from agent.archive_client import ArchiveClient
+from agent.archive_client import TIMEOUT_SECONDS, ArchiveClient
 from agent.bus import connect
 from agent.client import CacheClient
 from tests.support.program import Up, running_up
@@ -130,6 +131,28 @@ def test_a_letter_is_sent_back_or_dropped(up: Up) -> None:
 
     assert done.returncode == 2
     assert "either --retry or --drop 1, not both" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("command", "subject"),
+    [
+        ("status", "status.default"),
+        ("get k", "restore.default"),
+        ("dead", "dead"),
+        ("sweep", "sweep"),
+    ],
+)
+def test_who_lacks_the_right_is_told_at_once(up: Up, command: str, subject: str) -> None:
+    guest = f"nats://{up.url.rpartition('@')[2]}"
+    began = time.monotonic()
+
+    done = up.command(f"archive {command}", "--nats-url", guest)
+
+    said = done.stderr.decode()
+    assert done.returncode == 1
+    denied = f'permissions violation for publish to "fleet.v1.api.archive.{subject}"'
+    assert f"the server denied it to this user ({denied})" in said
+    assert time.monotonic() - began < TIMEOUT_SECONDS
 
 
 def test_a_sweep_says_what_it_did(up: Up) -> None:
