@@ -134,6 +134,8 @@ class Intake:
                         begin(items)
             finally:
                 extending.cancel()
+            with contextlib.suppress(PublishError):  # then others have it later
+                await self._queue.give_back(STREAM, CONSUMER)
             keeping.packer.flush()
             while self._running:
                 if not lease.held:

@@ -335,6 +335,13 @@ class WorkQueue(Protocol):
         For its only taker. Raises PublishError where the server does not answer.
         """
 
+    async def give_back(self, stream: str, consumer: str) -> None:
+        """Ask for no more, and let other takers have at once what came and was not taken.
+
+        What was taken is still the caller's. Raises PublishError where the server does not
+        answer: others have it after 30 s then.
+        """
+
 
 class LetterStream(Protocol):
     """A stream that is read message by message, each of which can be removed."""

@@ -409,6 +409,11 @@ class Bus(PublishingConnection):
         with raised_as(PublishError, f"stream {self.names.stream(stream)}"):
             await self._queue(stream, consumer).take_over()
 
+    async def give_back(self, stream: str, consumer: str) -> None:
+        """Let others have what was asked for and not taken; see WorkQueue."""
+        with raised_as(PublishError, f"stream {self.names.stream(stream)}"):
+            await self._queue(stream, consumer).give_back()
+
     def _queue(self, stream: str, consumer: str) -> PullQueue:
         queue = self._queues.get((stream, consumer))
         if queue is None:

@@ -36,6 +36,7 @@ ACK_TIMEOUT_SECONDS = 5.0
 MAX_ACK_PENDING = 8192
 SUBJECTS_BYTES = 4096
 RETRY_SECONDS = 0.25
+GIVE_BACK_SECONDS = 0.01
 CHECK_SECONDS = 5.0
 CUT_BYTES = 64 * 1024
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -239,6 +240,17 @@ class PullQueue:
         if info.num_ack_pending:
             await heed(self._js.delete_consumer(self._stream, self._consumer))
             self.ask_again_soon()
+
+    async def give_back(self) -> None:
+        """Let others have at once what came and was not taken; a later `take` asks anew."""
+        subscription, self._subscription = self._subscription, None
+        self._pull_until = 0.0
+        if subscription is not None:
+            # What the server sent before it heard of this has arrived after it.
+            await heed(subscription.drain())  # type: ignore[no-untyped-call]
+        while self._arrived:
+            # Of several given back without a delay, server 2.9.10 forgets one for 30 s.
+            await heed(self._arrived.popleft().nak(delay=GIVE_BACK_SECONDS))
 
     def ask_again_soon(self) -> None:
         """The server has forgotten what it was asked."""

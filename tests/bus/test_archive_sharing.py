@@ -6,22 +6,24 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from agent.archive_client import ArchiveClient
-from agent.bus import Bus
+from agent.bus import Bus, connect
 from archive.helper import Helper
 from archive.index_bucket import IndexBucket
 from archive.index_entry import IndexEntry
+from archive.intake import CONSUMER, STREAM, Intake
 from archive.keeping import Kept
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
 from schemas.api import ArchiveStatus
 from schemas.archive import Stored
 from schemas.cache import Evicted
-from schemas.protocols import PublishError, RequestError
+from schemas.protocols import PublishError, RequestError, WorkItem
 from schemas.units import SECOND_NS, instant
 from tests.support.archive_service import DEADLINE_SECONDS, FAST, Heard, archiving, evict, until
 from tests.support.evictions import (
@@ -60,6 +62,12 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+class Forever:
+    """A lease that nobody loses."""
+
+    held = True
 
 
 @contextlib.asynccontextmanager
@@ -453,3 +461,25 @@ async def test_a_helper_takes_the_place_of_an_owner_that_leaves(bus: Bus, tmp_pa
 
     assert not was_active
     assert values == [b"value", b"value"]
+
+
+async def test_who_stops_leaves_what_it_had_asked_for_to_the_others_at_once(
+    bus: Bus, nats: NatsServer, tmp_path: Path
+) -> None:
+    stopping = asyncio.Event()
+    async with await connect(nats.url, name="leaver") as leaver:
+        asked = asyncio.create_task(leaver.take(STREAM, CONSUMER, batch=9, wait_seconds=20))
+        for number in range(9):
+            await evict(bus, evicted(f"k{number}"))
+        taken = await asked
+        settings = msgspec.convert(FAST, ArchiveSettings)
+        async with helping(leaver, folder_store(tmp_path / "archive")) as helper:
+            intake = Intake(leaver, cast(Any, None), cast(Any, None), settings)
+            stopping.set()
+            await intake.run(helper, Forever(), stopping, lambda *_: None)
+
+        left: list[WorkItem] = []
+        assert len(taken) < 9
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while len(taken) + len(left) < 9:
+                left += await bus.take(STREAM, CONSUMER, batch=9, wait_seconds=1)

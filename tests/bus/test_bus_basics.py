@@ -383,6 +383,40 @@ async def test_what_a_dead_taker_held_is_given_out_at_once_to_who_takes_over(
     assert await bus.depth("EVICTIONS") == 0
 
 
+async def test_what_was_asked_for_and_not_taken_is_given_back_at_once(
+    bus: Bus, nats: NatsServer
+) -> None:
+    async with await connect(nats.url, name="leaver") as leaver:
+        waiting = asyncio.create_task(
+            leaver.take("EVICTIONS", "archiver", batch=20, wait_seconds=20)
+        )
+        await bus.publish_raw("evicted.default", b"0", message_id="0")
+        mine = await waiting
+        for number in range(1, 10):
+            await bus.publish_raw("evicted.default", b"%d" % number, message_id=str(number))
+        async with asyncio.timeout(5):
+            while (
+                await bus.jetstream.consumer_info("FLEET_EVICTIONS", "archiver")
+            ).num_ack_pending != 10:
+                pass
+
+        await leaver.give_back("EVICTIONS", "archiver")
+        await leaver.give_back("EVICTIONS", "archiver")
+        theirs: list[WorkItem] = []
+        async with asyncio.timeout(10):
+            while len(theirs) < 9:
+                theirs += await bus.take("EVICTIONS", "archiver", batch=20, wait_seconds=1)
+        for item in (*mine, *theirs):
+            await item.done()
+        await bus.give_back("EVICTIONS", "archiver")  # what it still waits for
+        await bus.publish_raw("evicted.default", b"late", message_id="late")
+        late = await leaver.take("EVICTIONS", "archiver", batch=1, wait_seconds=5)
+
+    assert [item.delivery.payload for item in mine] == [b"0"]
+    assert [item.delivery.payload for item in theirs] == [b"%d" % n for n in range(1, 10)]
+    assert [item.delivery.payload for item in late] == [b"late"]
+
+
 async def test_a_bucket_compares_and_sets(bus: Bus) -> None:
     bucket = bus.bucket("state")
 
