@@ -134,7 +134,10 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     ] = []
     sources: Annotated[
         list[MetricSource],
-        Meta(description="behind evidence that names a `subject`, in its order"),
+        Meta(
+            description="behind evidence that names a `subject`, in its order; of scaling advice "
+            "that counts how busy GPUs are those of the pool, at most 200"
+        ),
     ] = []
     waste: Annotated[
         Waste | None,

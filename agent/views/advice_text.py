@@ -167,7 +167,11 @@ def _evidence(one: Evidence) -> str:
 
 
 def _minute(rollup: Rollup, advice: Recommendation) -> str:
-    names = dict.fromkeys(f"engine_{one.signal}" for one in advice.evidence)
+    names = dict.fromkeys(
+        # Advice counts the `utilization_ratio` of GPUs by a name of its own.
+        "gpu_utilization_ratio" if one.signal == "gpu_busy_ratio" else f"engine_{one.signal}"
+        for one in advice.evidence
+    )
     means = {name: rollup.metrics.get(name) for name in names}
     told = [f"{name} {found.mean:.4g}" for name, found in means.items() if found is not None]
     return f"{rollup.minute_at:%F %T}Z  {', '.join(told) or 'none of these signals'}"

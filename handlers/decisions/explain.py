@@ -7,9 +7,10 @@ from typing import TypeVar
 import msgspec
 
 from handlers.decisions.advice_log import AdviceLog
+from handlers.decisions.gpu_sources import GpuSources
 from handlers.decisions.sources import MetricSources
 from handlers.queries.reading import Reading
-from schemas.decisions import EngineSource, ExplainRequest, Explanation
+from schemas.decisions import EngineSource, ExplainRequest, Explanation, MetricSource
 from schemas.engines import EngineMetrics
 from schemas.metrics import Rollup
 from schemas.protocols import Call, Clock, Delivery, PublishError, RequestError
@@ -33,9 +34,9 @@ _FORECAST = msgspec.json.Decoder(Forecast)
 class Explain:
     """Reads what advice came from.
 
-    Engines' metrics by the numbers in its evidence, or the pool's minutes where those are gone,
-    the forecasts, and what the pool's GPUs cost, before it; where the evidence names subjects, the
-    messages of those.
+    Engines' metrics by the numbers in its evidence, those of GPUs where they count, or the pool's
+    minutes where those are gone, the forecasts, and what the pool's GPUs cost, before it; where
+    the evidence names subjects, the messages of those.
     """
 
     def __init__(self, log: AdviceLog, reading: Reading, clock: Clock) -> None:
@@ -43,6 +44,7 @@ class Explain:
         self._reading = reading
         self._clock = clock
         self._sources = MetricSources(reading)
+        self._gpus = GpuSources(reading)
 
     async def explain(self, request: ExplainRequest, _call: Call) -> Explanation:
         """The whole story of one recommendation.
@@ -69,12 +71,16 @@ class Explain:
             sources = await self._sources.read(life.advice.evidence, missing)
             return msgspec.structs.replace(explanation, sources=sources, missing=missing)
         engines = await _or_none(self._engines(life.advice, missing), "METRICS", missing)
+        gpus: list[MetricSource] = []
         rollups: list[Rollup] = []
-        if not engines:
+        if engines:
+            gpus = await _or_none(self._gpus.read(life.advice, missing), "METRICS", missing)
+        else:
             rollups = await _or_none(self._rollups(life.advice, missing), "ROLLUPS", missing)
         return msgspec.structs.replace(
             explanation,
             engines=engines,
+            sources=gpus,
             rollups=rollups,
             read_from="metrics" if engines else "rollups" if rollups else "nothing",
             forecasts=await _or_none(self._forecasts(life.advice, missing), "EVENTS", missing),

@@ -20,14 +20,14 @@ from handlers.settings import QuerySettings
 from schemas.changes import CacheChange
 from schemas.decisions import ExplainRequest, Explanation
 from schemas.engines import CacheMetrics, EngineMetrics
-from schemas.metrics import Rollup, Summary
+from schemas.metrics import GpuMetrics, Rollup, Summary
 from schemas.protocols import Call, Delivery, PublishError, RequestError
 from schemas.scaling import Evidence, Forecast, ForecastHorizon, Recommendation
 from schemas.units import SECOND_NS, instant
 from tests.support.advice import advice, decision, step, tell
 from tests.support.executing import serving
 from tests.support.insights import opportunity, waste
-from tests.support.samples import engine
+from tests.support.samples import engine, gpu
 from tests.support.waiting import until_async
 
 pytestmark = pytest.mark.bus
@@ -41,7 +41,7 @@ async def handlers(bus: Bus) -> AsyncIterator[None]:
         yield
 
 
-async def measured(bus: Bus, *metrics: EngineMetrics) -> int:
+async def measured(bus: Bus, *metrics: EngineMetrics | GpuMetrics) -> int:
     """Publish these; returns the number of the last one in the stream."""
     _, before = await bus.stream_bounds("METRICS")
     for one in metrics:
@@ -107,6 +107,51 @@ async def test_advice_leads_back_to_what_each_engine_reported(bus: Bus) -> None:
     assert second.values == {"requests_waiting": None, "capacity_usage_ratio": None}
 
 
+async def test_advice_that_counts_gpus_leads_back_to_those_of_the_pool(bus: Bus) -> None:
+    def sample(name: str, busy: float | None, pool: str = "chat") -> GpuMetrics:
+        return gpu(name, pool=pool, utilization_ratio=busy, memory_utilization_ratio=0.9)
+
+    before = await measured(bus, sample("g0", 0.1))
+    end = await measured(
+        bus,
+        engine("e0", waiting=1),
+        sample("g0", 0.6),
+        sample("g1", None),
+        sample("x", 1.0, pool="other"),
+        sample("g0", 0.9),
+        sample("g0", 0.8),
+    )
+    await measured(bus, sample("g0", 0.2))
+    busy = Evidence(
+        signal="gpu_busy_ratio", value=0.8, threshold=0.7, stream_from=before + 1, stream_to=end
+    )
+
+    story = await story_of(bus, advice(evidence=[busy]))
+
+    memory = {"memory_utilization_ratio": 0.9}
+    assert story.missing == []
+    assert [(one.subject, one.messages) for one in story.sources] == [
+        ("metrics.gpu.n1.g0", 3),
+        ("metrics.gpu.n1.g1", 1),
+    ]
+    first, second = story.sources
+    assert first.first == {"utilization_ratio": 0.6} | memory
+    assert first.last == {"utilization_ratio": 0.8} | memory
+    assert first.highest == {"utilization_ratio": 0.9} | memory
+    assert second.highest == {"utilization_ratio": None} | memory
+    assert any("metrics.gpu.n1.g0: 3 messages" in line for line in story_lines(story))
+
+
+async def test_gpus_that_are_gone_are_said(bus: Bus) -> None:
+    end = await measured(bus, engine("e0", waiting=1))
+    busy = Evidence(signal="gpu_busy_ratio", value=0.8, stream_from=end, stream_to=end)
+
+    story = await story_of(bus, advice(evidence=[busy]))
+
+    assert story.sources == []
+    assert story.missing == ["the messages of the pool's GPUs behind gpu_busy_ratio are gone"]
+
+
 async def remove_up_to(bus: Bus, sequence: int) -> None:
     await bus.jetstream.purge_stream("FLEET_METRICS", seq=sequence + 1)
 
@@ -132,16 +177,19 @@ async def test_where_metrics_are_gone_the_minutes_of_the_pool_are_shown(bus: Bus
             id=pool,
             pool=pool,
             minute_at=instant(now_ns - MINUTE_NS),
-            metrics={"engine_requests_waiting": summary},
+            metrics={"engine_requests_waiting": summary, "gpu_utilization_ratio": summary},
         )
         await bus.publish(rollup, message_id=pool)
+    one = because(1, end, decided_at=instant(time.time_ns() + SECOND_NS))
+    busy = Evidence(signal="gpu_busy_ratio", value=0.8, stream_from=1, stream_to=end)
 
-    story = await story_of(bus, because(1, end, decided_at=instant(time.time_ns() + SECOND_NS)))
+    story = await story_of(bus, msgspec.structs.replace(one, evidence=[*one.evidence, busy]))
 
     assert (story.read_from, story.engines) == ("rollups", [])
     assert [rollup.id for rollup in story.rollups] == ["chat"]
     assert story.missing == ["of messages 1 to 3 all are gone: FLEET_METRICS begins at 4"]
-    assert any("engine_requests_waiting 7" in line for line in story_lines(story))
+    minute = "engine_requests_waiting 7, gpu_utilization_ratio 7"
+    assert any(minute in line for line in story_lines(story))
 
 
 async def test_what_cannot_be_found_is_told_and_nothing_is_invented(bus: Bus) -> None:
