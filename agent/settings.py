@@ -1,5 +1,6 @@
 """All settings: defaults, then a TOML file, then the environment, then options; later wins."""
 
+import math
 import os
 import re
 import tomllib
@@ -216,7 +217,23 @@ def load(
         settings = msgspec.convert(tree, type=Settings, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         raise SettingsError(_explain(str(error), sources, tree)) from None
+    for dotted, number in _numbers(msgspec.to_builtins(settings)):
+        if not math.isfinite(number):
+            text = f"Expected a finite number - at `$.{dotted}`"
+            raise SettingsError(_explain(text, sources, tree))
     return Loaded(settings=settings, sources=sources)
+
+
+def _numbers(value: object, name: str = "") -> Iterator[tuple[str, float]]:
+    """Each number in a tree, with its dotted name; of what is in a list that of the list."""
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _numbers(one, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _numbers(one, name)
 
 
 def _merge_file(tree: dict[str, Any], sources: dict[str, str], path: Path) -> None:

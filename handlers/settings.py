@@ -112,6 +112,10 @@ class AlertSettings(Table, frozen=True, kw_only=True):
     ] = 7 * 86400.0
 
 
+LEAST_TARGET = 0.001
+"""What is asked for by a target stays a number however high a load is."""
+
+
 class ScalingSettings(Table, frozen=True, kw_only=True):
     """Scaling advice for pools of inference engines.
 
@@ -135,32 +139,33 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
         ),
     ] = 512 * 1024
     waiting_per_replica_target: Annotated[
-        float, Meta(gt=0, description="requests waiting per replica that are still fine")
+        float, Meta(ge=LEAST_TARGET, description="requests waiting per replica that are still fine")
     ] = 5.0
     kv_cache_target_ratio: Annotated[
-        float, Meta(gt=0, le=1, description="aim at this mean KV-cache use")
+        float, Meta(ge=LEAST_TARGET, le=1, description="aim at this mean KV-cache use")
     ] = 0.85
     capacity_target_ratio: Annotated[
-        float, Meta(gt=0, le=1, description="aim at this share of the requests that can run")
+        float,
+        Meta(ge=LEAST_TARGET, le=1, description="aim at this share of the requests that can run"),
     ] = 0.80
     ttft_target_seconds: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
+        Annotated[float, Meta(ge=LEAST_TARGET)] | None,
         Meta(description="aim at this p95 to the first token; null: it does not count"),
     ] = None
     itl_target_seconds: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
+        Annotated[float, Meta(ge=LEAST_TARGET)] | None,
         Meta(description="aim at this p95 between tokens; null: it does not count"),
     ] = None
     prompt_target_tokens_per_second: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
+        Annotated[float, Meta(ge=LEAST_TARGET)] | None,
         Meta(description="aim at so many prompt tokens of a replica; null: they do not count"),
     ] = None
     generation_target_tokens_per_second: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
+        Annotated[float, Meta(ge=LEAST_TARGET)] | None,
         Meta(description="aim at so many generated tokens of a replica; null: they do not count"),
     ] = None
     gpu_busy_target_ratio: Annotated[
-        Annotated[float, Meta(gt=0, le=1)] | None,
+        Annotated[float, Meta(ge=LEAST_TARGET, le=1)] | None,
         Meta(
             description="aim at this mean `utilization_ratio` of the pool's GPUs; null: it does "
             "not count, as that of many drivers tells of any kernel, not of how much work it is"

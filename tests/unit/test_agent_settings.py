@@ -128,6 +128,15 @@ def test_the_environment_says_every_type_in_plain_text(name: str, text: str, val
     [
         pytest.param("AGENT__INTERVAL_SECONDS", "0", ["'0'", ">= 0.1"], id="too-small"),
         pytest.param("AGENT__INTERVAL_SECONDS", "nan", ["'nan'", ">= 0.1"], id="not-a-number"),
+        pytest.param(
+            "HANDLERS__SCALING__USD_PER_REPLICA_HOUR", "inf", ["'inf'", "finite"], id="no-end"
+        ),
+        pytest.param(
+            "HANDLERS__SCALING__PROMPT_TARGET_TOKENS_PER_SECOND",
+            "1e-320",
+            ["'1e-320'", ">= 0.001"],
+            id="next-to-nothing",
+        ),
         pytest.param("AGENT__INTERVAL_SECONDS", "soon", ["'soon'", "float"], id="not-numeric"),
         pytest.param("AGENT__INTERVAL_SECONDS", "", ["''", "float"], id="empty"),
         pytest.param("LOG__LEVEL", "loud", ["'loud'", "Invalid"], id="no-such-choice"),
@@ -166,6 +175,11 @@ def test_a_variable_that_means_nothing_is_refused_by_name(variable: str) -> None
     [
         pytest.param("[agent]\ninterval_seconds = 'x'", [f"{INTERVAL} = 'x'", "float"], id="type"),
         pytest.param("node = 5", ["node = 5", "str"], id="number-for-text"),
+        pytest.param(
+            "[handlers.scaling]\nttft_target_seconds = inf",
+            ["handlers.scaling.ttft_target_seconds = inf", "finite"],
+            id="no-end",
+        ),
         pytest.param(
             "[cache]\nmax_memory = 1", ["cache.max_memory = 1", "no such setting"], id="unknown"
         ),
