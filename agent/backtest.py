@@ -251,7 +251,9 @@ def _curves(test: Backtest) -> list[Series]:
     for policy, tried in test.tried.items():
         points = sorted((o.score.short_ratio, o.score.cost_ratio - 1.0) for o in tried)
         curves.append(Series(policy, [one for one in points if risk / 5 <= one[0] <= 3 * risk]))
-    dash = [(ours.short_ratio + side * risk / 10, ours.cost_ratio - 1.0) for side in (-1, 1)]
+    # No share is below 0, and none is to stand on the axis.
+    left, right = max(0.0, ours.short_ratio - risk / 10), ours.short_ratio + risk / 10
+    dash = [(share, ours.cost_ratio - 1.0) for share in (left, right)]
     return [*curves, Series("ours", dash)]
 
 

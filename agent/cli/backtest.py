@@ -1,6 +1,7 @@
 """The command `backtest`: scaling policies on a recorded load, before anyone trusts them."""
 
 import functools
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,9 @@ from rich.markup import escape
 
 from agent.cli.options import AsJson, Config, NatsUrl, PasswordFile, StateDir
 from agent.cli.start import bus_found, errors, fail, load_settings, with_bus
+from schemas.units import token
+
+MOST_DAYS = 90
 
 
 def backtest(
@@ -59,13 +63,12 @@ def backtest(
         write_decisions,
         write_html,
     )
-    from agent.recorded_load import STEP_SECONDS, read_pool, seconds_of  # noqa: PLC0415
+    from agent.recorded_load import STEP_SECONDS, read_pool  # noqa: PLC0415
     from agent.series_file import read_series  # noqa: PLC0415
     from agent.views import backtest_view  # noqa: PLC0415 - the light commands must start fast
     from handlers.backtest.run import Load  # noqa: PLC0415
 
-    if not capacity > 0:
-        fail(ValueError(f"--capacity {capacity:g}: must be above 0"), code=2)
+    _check(capacity=capacity, lead=lead, step=step, warmup=warmup)
     try:
         if series is not None and column is not None and step is not None and not from_stream:
             name, read = series.name, read_series(series, column, step)
@@ -75,7 +78,7 @@ def backtest(
             read = with_bus(
                 settings,
                 bus_found(settings, nats_url, state_dir, quiet=as_json),
-                functools.partial(read_pool, pool=from_stream, seconds=seconds_of(since)),
+                functools.partial(read_pool, pool=token(from_stream), seconds=_back(since)),
                 limit_seconds=None,
             )
         else:
@@ -115,3 +118,27 @@ def backtest(
     if html is not None:
         write_html(test, html)
         errors.print(f"wrote {escape(str(html))}")
+
+
+def _check(**numbers: float | None) -> None:
+    """Wrong usage where one of them has no end, or the capacity is none."""
+    for option, number in numbers.items():
+        if number is not None and not math.isfinite(number):
+            fail(ValueError(f"--{option} {number:g}: must be a finite number"), code=2)
+    capacity = numbers["capacity"]
+    if capacity is not None and capacity <= 0:
+        fail(ValueError(f"--capacity {capacity:g}: must be above 0"), code=2)
+
+
+def _back(since: str) -> float:
+    """Seconds.
+
+    Raises:
+        ValueError: it is no such time, or longer than anything is kept.
+    """
+    from agent.recorded_load import seconds_of  # noqa: PLC0415 - the light commands start fast
+
+    seconds = seconds_of(since)
+    if seconds > MOST_DAYS * 86_400:
+        raise ValueError(f"--since {since}: minutes are kept for {MOST_DAYS} days")
+    return seconds

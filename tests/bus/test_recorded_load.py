@@ -95,3 +95,26 @@ def test_times_are_written_with_their_unit(text: str, seconds: float) -> None:
 def test_other_times_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="90m"):
         seconds_of(text)
+
+
+@pytest.mark.parametrize("name", ["*", ">", "a b", "chat.x"])
+async def test_a_name_that_is_no_pool_reads_none(bus: Bus, nats_url: str, name: str) -> None:
+    await record(bus, [100.0, 120.0, 80.0])
+    await record(bus, [7.0, 7.0, 7.0], pool="other")
+    arguments = ("--from-stream", name, "--capacity", "20", "--lead", "120")
+
+    done = await asyncio.to_thread(
+        resource_agent, "backtest", *arguments, "--nats-url", nats_url, "--json"
+    )
+
+    assert done.returncode == 2
+    assert b"0 minutes are recorded" in done.stderr
+
+
+async def test_more_days_than_are_kept_are_refused() -> None:
+    arguments = ("--from-stream", "chat", "--since", "9999999999d", "--capacity", "1", "--lead")
+
+    done = await asyncio.to_thread(resource_agent, "backtest", *arguments, "120")
+
+    assert done.returncode == 2
+    assert b"--since 9999999999d: minutes are kept for 90 days" in done.stderr

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.backtest import Backtest, write_html
+from handlers.backtest.run import Load
 from tests.support.loads import service_load
 from tests.support.program import resource_agent
 
@@ -37,6 +39,18 @@ def test_all_policies_are_compared_and_written_down(series: Path, tmp_path: Path
     text = page.read_text()
     assert text.count("<svg") == 4
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_no_share_below_zero_is_on_an_axis(tmp_path: Path) -> None:
+    load = Load(demand=[250.0] * 60, capacity=100.0, step_seconds=60.0, lead_seconds=180.0)
+    test = Backtest("flat", load, "all", risk_ratio=0.01, target_ratio=0.7, max_replicas=100)
+    test.run()
+
+    write_html(test, page := tmp_path / "page.html")
+
+    assert test.outcomes[0].score.short_ratio == 0
+    assert ">0.0%<" in page.read_text()
+    assert ">-" not in page.read_text()
 
 
 def test_one_policy_is_told_as_json(series: Path) -> None:
@@ -75,6 +89,11 @@ def test_later_rows_do_not_change_earlier_orders(series: Path, tmp_path: Path) -
     [
         pytest.param({"--column": "x"}, "no column 'x'", id="column"),
         pytest.param({"--capacity": "0"}, "must be above 0", id="capacity"),
+        pytest.param({"--capacity": "inf"}, "--capacity inf: must be a finite", id="all"),
+        pytest.param({"--capacity": "nan"}, "--capacity nan: must be a finite", id="nan"),
+        pytest.param({"--lead": "inf"}, "--lead inf: must be a finite", id="never-ready"),
+        pytest.param({"--step": "inf"}, "--step inf: must be a finite", id="one-step"),
+        pytest.param({"--warmup": "inf"}, "--warmup inf: must be a finite", id="only-warm-up"),
         pytest.param({"--series": "/nowhere.csv"}, "No such file", id="file"),
         pytest.param({"--from-stream": "chat"}, "--from-stream alone", id="both"),
         pytest.param({"--warmup": "1e9"}, "the series has only", id="warm-up"),
