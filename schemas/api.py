@@ -46,7 +46,7 @@ class HistoryRequest(Request, frozen=True, kw_only=True):
     start: Annotated[
         Instant | None, Meta(description="first instant; null: `seconds` before `end`")
     ] = None
-    end: Annotated[Instant | None, Meta(description="last instant; null: now")] = None
+    end: Annotated[Instant | None, Meta(description="up to here, not with it; null: now")] = None
     seconds: Annotated[
         Annotated[float, Meta(gt=0, le=90 * 86400)] | None,
         Meta(

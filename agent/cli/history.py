@@ -249,4 +249,9 @@ def _when(text: str, now: datetime) -> datetime:
         raise ValueError(
             f"{text!r}: write a time like 90m, 12h or 7d, or an instant like 2026-11-22T08:00Z"
         ) from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    if found.tzinfo is None:
+        return found.replace(tzinfo=UTC)
+    try:
+        return found.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{text!r}: lies outside the years 1 to 9999") from None

@@ -120,7 +120,7 @@ class AnalysisHistory:
             _, _, scope, name = delivery.subject.split(".")
             if scope not in _SCOPES:
                 self._foreign.pass_over(delivery, ValueError(f"no scope {scope!r}"))
-            elif delivery.stored_ns < end_ns:
+            else:
                 events.setdefault((_SCOPES[scope], name), []).append(delivery)
         return events
 

@@ -57,7 +57,7 @@ class RangeReader:
     async def scan(
         self, stream: str, subject: str, start_ns: int, end_ns: int
     ) -> list[Delivery] | None:
-        """What the stream holds in the range; None when that is more than we may read."""
+        """What was stored from `start_ns` on and before `end_ns`; None: more than we may read."""
         found: list[Delivery] = []
         scanned_bytes = 0
         deliveries = self._subscriber.read(
@@ -65,7 +65,7 @@ class RangeReader:
         )
         async with contextlib.aclosing(deliveries):
             async for delivery in deliveries:
-                if delivery.stored_ns < start_ns:
+                if not start_ns <= delivery.stored_ns < end_ns:
                     continue
                 scanned_bytes += len(delivery.payload)
                 if scanned_bytes > self._settings.history_scan_bytes:

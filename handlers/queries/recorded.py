@@ -1,6 +1,7 @@
 """What the rollups hold of judgements that FLEET_EVENTS no longer has."""
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -30,6 +31,8 @@ NARROWER = "name a node or a pool"
 """What to do where it is too much."""
 _USAGE = msgspec.json.Decoder(Usage)
 _ROLLUP = msgspec.json.Decoder(Rollup)
+GPU_BUSY = "gpu_utilization_ratio"
+"""Of a pool's minute, what an hour tells as well."""
 _MINUTES_OF: Mapping[str, Scope] = {"host": "node", "pool": "pool"}
 
 
@@ -48,7 +51,8 @@ async def recorded(
     """Of each place what begins in the range, in time order; `*`: of any scope, of any name.
 
     Hours of real GPUs alone where there are any, as Waste has it; of utilization minutes of
-    machines and pools as well, unless they are more than may be read.
+    machines and pools as well, unless they are more than may be read. An hour of a pool of which
+    minutes tell how busy its GPUs were is left out: it would count twice.
 
     Raises:
         PublishError: no answer from the stream.
@@ -76,12 +80,26 @@ async def recorded(
         deliveries = await reader.scan("ROLLUPS", subject, start_ns, end_ns + ROLLUP_DELAY_NS)
         if deliveries is None and not any(place[0] == its_scope for place in found):
             raise reader.too_much(NARROWER)
+        told_ns: dict[Place, list[int]] = {}
         for rollup in await reader.all_decoded(deliveries or (), _ROLLUP.decode):
             begin_ns = to_ns(rollup.minute_at)
             if start_ns <= begin_ns < end_ns:
                 minute = partial(values_of_minute, rollup)
                 one = Recorded(begin_ns, MINUTE_NS, rollup.simulated, minute)
                 found.setdefault((its_scope, rollup.id), []).append(one)
+                if GPU_BUSY in rollup.metrics:
+                    told_ns.setdefault((its_scope, rollup.id), []).append(begin_ns)
+        for place, instants in told_ns.items():
+            instants.sort()
+            found[place] = [one for one in found[place] if not _is_told(one, instants)]
     for of_place in found.values():
         of_place.sort(key=lambda one: one.begin_ns)
     return found
+
+
+def _is_told(one: Recorded, minutes_ns: Sequence[int]) -> bool:
+    """Whether it is an hour in which one of these minutes begins."""
+    if one.period_ns != HOUR_NS:
+        return False
+    place = bisect_left(minutes_ns, one.begin_ns)
+    return place < len(minutes_ns) and minutes_ns[place] < one.begin_ns + HOUR_NS

@@ -29,6 +29,8 @@ def time_range(
     end_ns = now_ns if end is None else to_ns(end)
     if end_ns > now_ns + _SKEW_NS:
         raise RequestError(400, "end: lies in the future")
+    if end_ns <= 0:
+        raise RequestError(400, "end: lies before 1970")
     if start is None:
         return max(0, end_ns - int((seconds or default_seconds) * SECOND_NS)), end_ns
     start_ns = to_ns(start)

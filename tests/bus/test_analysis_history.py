@@ -359,6 +359,33 @@ async def test_utilization_of_machines_and_pools_comes_from_their_minutes(bus: B
     assert (node.source, pool.source) == ("rollups", "rollups")
 
 
+async def test_no_time_of_a_pool_is_told_by_its_minutes_and_its_hour(bus: Bus) -> None:
+    begin_ns = time.time_ns() // HOUR_NS * HOUR_NS - 5 * HOUR_NS
+    hours = [hour(begin_ns + number * HOUR_NS, utilization_ratio=0.25) for number in range(4)]
+    busy = {"gpu_utilization_ratio": 0.5}
+    await put(
+        bus,
+        *hours,
+        minute(begin_ns + HOUR_NS, "pool", "chat", **busy),
+        minute(begin_ns + 2 * HOUR_NS - MINUTE_NS, "pool", "chat", **busy),
+        minute(begin_ns + 2 * HOUR_NS, "pool", "chat", host_cpu_utilization_ratio=0.1),
+    )
+
+    reply = await analysis(bus, "utilization", pool="chat")
+
+    assert [
+        (row.at, row.values["gpu_mean_ratio"])
+        for row in reply.rows
+        if "gpu_mean_ratio" in row.values
+    ] == [
+        (instant(begin_ns), 0.25),
+        (instant(begin_ns + HOUR_NS), 0.5),
+        (instant(begin_ns + 2 * HOUR_NS - MINUTE_NS), 0.5),
+        (instant(begin_ns + 2 * HOUR_NS), 0.25),
+        (instant(begin_ns + 3 * HOUR_NS), 0.25),
+    ]
+
+
 async def test_too_many_minutes_leave_the_hours_and_too_many_hours_are_refused(bus: Bus) -> None:
     begin_ns = time.time_ns() - HOUR_NS
     minutes = [
@@ -446,6 +473,7 @@ BAD_RANGES = [
     pytest.param({"start": "2027-01-15T07:00:00Z", "seconds": 5}, "400 seconds: ", id="both"),
     pytest.param({"end": "2027-01-15T08:00:06Z"}, "400 end: ", id="future end"),
     pytest.param({"start": "2027-01-15T08:00:01Z"}, "400 start: ", id="future start"),
+    pytest.param({"end": "1960-01-01T00:00:00Z"}, "400 end: lies before 1970", id="long ago"),
     pytest.param({"seconds": 91 * 86_400}, r"400 .*seconds", id="91 days"),
     pytest.param(
         {"start": "2026-10-16T08:00:00Z"}, "400 start: more than 90 days", id="91 days by start"

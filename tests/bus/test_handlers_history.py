@@ -169,6 +169,18 @@ async def test_a_range_is_cut_at_both_ends(bus: Bus) -> None:
     assert [sample.node for sample in reply.samples] == ["inside"]
 
 
+@pytest.mark.parametrize(("later_ns", "found"), [(0, 0), (1, 1)], ids=["at its end", "within"])
+async def test_a_metric_at_the_border_of_two_ranges_is_in_one(
+    bus: Bus, later_ns: int, found: int
+) -> None:
+    await recorded(bus, gpu(power_watts=1.0))
+    (stored_ns,) = [one.stored_ns async for one in bus.read("METRICS", subject=">")]
+
+    reply = await history(bus, "api.gpu.history", clock=lambda: stored_ns + later_ns)
+
+    assert len(reply.samples) == found
+
+
 async def test_where_raw_metrics_no_longer_reach_rollups_answer(bus: Bus) -> None:
     await recorded(bus, gpu(power_watts=1.0), minute(time.time_ns() - MINUTE_NS))
     await recorded(bus, gpu(power_watts=2.0))

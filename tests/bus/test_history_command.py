@@ -130,10 +130,15 @@ async def test_nothing_recorded_is_told_with_the_reason(served: str) -> None:
         (("waste", "--since", "91d"), "90 days"),
         (("waste", "--since", "1h", "--until", "2h"), "must be before --until 2h"),
         (("waste", "--since", "2126-01-01"), "must be before now"),
+        (("waste", "--since", "0001-01-01T00:00+14:00"), "outside the years"),
+        (("waste", "--until", "9999-12-31T23:00-14:00"), "outside the years"),
         (("waste", "--json", "--csv"), "give one of them"),
         (("waste", "--csv", "--metric", "usd"), "--metric is for the table"),
     ],
-    ids=["what", "filter", "no unit", "too long", "turned round", "future", "two", "metric"],
+    ids=[
+        *("what", "filter", "no unit", "too long", "turned round", "future"),
+        *("before all years", "after all years", "two", "metric"),
+    ],
 )
 async def test_wrong_usage_is_told_in_a_line(
     nats_url: str, arguments: tuple[str, ...], text: str
