@@ -102,7 +102,7 @@ class SimulatedEngines:
         self._model_name = model
         self._model = ENGINE_MODELS[model]
         self._node = node
-        self._pool = pool or token(model)
+        self.pool = pool or token(model)
         self._random = random.Random(seed)  # noqa: S311 - a simulation
         self._clock = clock
         self._started_ns = self._advanced_ns = clock()
@@ -222,7 +222,7 @@ class SimulatedEngines:
         return EngineMetrics(
             node=self._node,
             engine=replica.engine,
-            pool=self._pool,
+            pool=self.pool,
             model=self._model_name,
             observed_at=instant(now_ns),
             requests_running=running,

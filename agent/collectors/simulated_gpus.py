@@ -92,7 +92,8 @@ class SimulatedGpus:
     ) -> None:
         self._model = GPU_MODELS[model]
         self._node = node
-        self._pool = pool
+        # They carry these engines, so they are of their pool: by it a replica has GPUs and a price.
+        self._pool = engines.pool if pool is None and engines is not None else pool
         self._clock = clock
         self._engines = engines
         self._started_ns = clock()

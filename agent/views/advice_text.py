@@ -52,15 +52,7 @@ def story_lines(story: Explanation) -> Iterator[str]:
     yield from (f"  {_evidence(one)}" for one in advice.evidence)
     if not advice.evidence:
         yield "  none was given"
-    if story.engines:
-        yield "measured, in FLEET_METRICS"
-        yield from (f"  {_engine(one)}" for one in story.engines)
-    if story.rollups:
-        yield "measured, in FLEET_ROLLUPS (means of a minute)"
-        yield from (f"  {_minute(one, advice)}" for one in story.rollups)
-    if story.sources:
-        yield "measured"
-        yield from (f"  {_source(one)}" for one in story.sources)
+    yield from _measured(story)
     if story.forecasts:
         yield "forecast"
     for forecast in story.forecasts:
@@ -82,6 +74,20 @@ def story_lines(story: Explanation) -> Iterator[str]:
     yield "in FLEET_RECOMMENDATIONS"
     yield from (f"  {_entry(entry)}" for entry in story.trail)
     yield f"next: {_next(story)}"
+
+
+def _measured(story: Explanation) -> Iterator[str]:
+    """What engines and GPUs reported, and what else the evidence names."""
+    if story.engines:
+        yield "measured, in FLEET_METRICS"
+        yield from (f"  {_engine(one)}" for one in story.engines)
+    if story.rollups:
+        yield "measured, in FLEET_ROLLUPS (means of a minute)"
+        yield from (f"  {_minute(one, story.life.advice)}" for one in story.rollups)
+    if story.sources:
+        if not story.engines:
+            yield "measured"
+        yield from (f"  {_source(one)}" for one in story.sources)
 
 
 def execution_line(step: Execution) -> str:
@@ -127,7 +133,7 @@ def money(advice: Recommendation) -> str:
     """What it saves or costs an hour, and once."""
     saving, payback = advice.saving_usd_per_hour, advice.payback_hours
     if saving is None:
-        text = "no price is set" if advice.action in SCALING else "saving not known"
+        text = "no price is known" if advice.action in SCALING else "saving not known"
     else:
         text = f"saves {saving:.2f} $/h" if saving >= 0 else f"costs {-saving:.2f} $/h"
     if advice.one_off_cost_usd is not None:

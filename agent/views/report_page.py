@@ -105,9 +105,9 @@ def as_html(report: Report) -> str:
         body="\n".join(body),
         footer=(
             f"Made by resource-agent on {report.answered_at:%Y-%m-%d %H:%M} UTC from "
-            f"{report.measured_ratio:.0%} of the period's minutes. Each minute of each GPU is in "
-            "exactly one state; what was not measured is in no sum. Changes are against the period "
-            "of the same length before. The formulas are in docs/analysis.md."
+            f"{report_tables.measured(report)} of the period's minutes. Each minute of each GPU is "
+            "in exactly one state; what was not measured is in no sum. Changes are against the "
+            "period of the same length before. The formulas are in docs/analysis.md."
         ),
     )
 

@@ -53,6 +53,12 @@ def usd(value: float | None) -> str:
     return f"${value:.2g}"
 
 
+def measured(report: Report) -> str:
+    """The share of the period: `13%`; of what is little but not nothing `less than 1%`."""
+    ratio = report.measured_ratio
+    return "less than 1%" if 0 < ratio < 0.01 else f"{ratio:.0%}"
+
+
 def percent(value: float | None) -> str:
     """`45 %`, or a dash."""
     return UNKNOWN if value is None else f"{100 * value:.0f} %"

@@ -238,7 +238,11 @@ def _forecast_text(
 
 
 def _text(settings: ScalingSettings, change: Change, pool: str, replicas: int) -> str:
-    figures = "; ".join(map(_figure, change.demand.signals))
+    signals = list(change.demand.signals)
+    if change.action == "scale_up":  # the reason first; the others keep their order
+        busiest = _busiest(signals)
+        signals.sort(key=lambda one: one is not busiest)
+    figures = "; ".join(map(_figure, signals))
     held = f"for {hold_seconds(settings, change):g} s. Now: {figures}."
     if change.action == "scale_up":
         text = (

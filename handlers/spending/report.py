@@ -248,13 +248,18 @@ def _summary(whole: Figures, savings: Sequence[ReportSaving]) -> str:
     return text
 
 
+def _share(ratio: float) -> str:
+    """`13%`; of what is little but not nothing `less than 1%`."""
+    return "less than 1%" if 0 < ratio < 0.01 else f"{ratio:.0%}"
+
+
 def _notes(
     hours: Sequence[Usage], models: Sequence[ReportModel], measured_ratio: float, end_ns: int
 ) -> list[str]:
     notes = []
     if measured_ratio < 0.99:
         notes.append(
-            f"{measured_ratio:.0%} of the period was measured; nothing is assumed of the rest"
+            f"{_share(measured_ratio)} of the period was measured; nothing is assumed of the rest"
         )
     unknown = sum(hour.unknown.gpu_hours for hour in hours)
     if unknown:

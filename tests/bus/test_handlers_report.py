@@ -90,6 +90,15 @@ async def test_a_report_of_one_pool_or_node_is_of_that_alone(bus: Bus) -> None:
     assert (nobody.figures.usd, nobody.steps, nobody.before) == (None, [], None)
 
 
+async def test_a_little_that_was_measured_is_not_told_as_nothing(bus: Bus) -> None:
+    await record(bus, 1)
+
+    found = await report(bus, seconds=30 * 86_400.0)
+
+    assert "less than 1% of the period was measured; nothing is assumed of the rest" in found.notes
+    assert found.figures.usd is not None
+
+
 async def test_simulated_gpus_count_when_asked_for(bus: Bus) -> None:
     await record(bus, 1)
 

@@ -297,6 +297,17 @@ def test_gpus_follow_the_engines_that_live_on_them() -> None:
     assert all((gpu.power_watts or 0.0) > 600 for gpu in busy)
 
 
+def test_gpus_are_of_the_pool_of_the_engines_that_live_on_them() -> None:
+    clock = Clock()
+    pool = engines(clock, 2)
+
+    joined = SimulatedGpus(1, "H100", node="n1", clock=clock, engines=pool).sample()
+    named = SimulatedGpus(1, "H100", node="n1", pool="p1", clock=clock, engines=pool).sample()
+
+    assert [gpu.pool for gpu in joined] == [pool.sample()[0].pool]
+    assert [gpu.pool for gpu in named] == ["p1"]
+
+
 def test_gpus_are_shared_out_evenly_among_the_engines() -> None:
     clock = Clock()
     pool = engines(clock, 1)

@@ -290,6 +290,15 @@ def test_without_a_price_the_bars_are_gpu_hours_with_their_fractions() -> None:
     assert "<title>08:00: idle 0.1</title>" in text
 
 
+@pytest.mark.parametrize(
+    ("ratio", "text"), [(0.0, "0%"), (0.0008, "less than 1%"), (0.13, "13%"), (1.0, "100%")]
+)
+def test_a_page_says_how_much_was_measured(ratio: float, text: str) -> None:
+    report = msgspec.structs.replace(made(fleet), measured_ratio=ratio)
+
+    assert f"from {text} of the period's minutes" in " ".join(rendered(report, "html").split())
+
+
 def test_hours_that_were_not_measured_leave_a_gap_in_the_bars() -> None:
     def with_gap(minute: int) -> list[dict[str, Any]]:
         return fleet(minute) if minute // 60 != 1 else []

@@ -257,7 +257,8 @@ def test_busy_gpus_bring_advice_that_names_what_measured_them() -> None:
     (advice,) = Player(BUSY_TARGET, gpus=gpus_at(0.95)).play(trace(0, 30, 2, FINE)).advice
 
     assert (advice.replicas_to, advice.reason) == (3, "gpu_busy_ratio")  # 2 * 0.95 / 0.7 = 2.7
-    assert "gpu busy ratio 0.95 (target 0.7) of 4 of 4 GPUs, by nvml_utilization" in advice.text
+    busiest = "Now: gpu busy ratio 0.95 (target 0.7) of 4 of 4 GPUs, by nvml_utilization; requests"
+    assert busiest in advice.text
     found = advice.evidence[-1]
     assert (found.signal, found.value, found.threshold) == ("gpu_busy_ratio", 0.95, 0.7)
     assert (found.engines, found.sources) == ([], ["nvml_utilization"])
