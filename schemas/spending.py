@@ -120,14 +120,21 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     under_used_usd: Annotated[Usd | None, Meta(description="of it under-used; null: no price")]
     unknown_usd: Annotated[Usd | None, Meta(description="of it of unknown state; null: no price")]
     waste_usd: Annotated[
-        Usd | None, Meta(description="idle, held and under-used together; null: no price")
+        Usd | None,
+        Meta(description="idle, held and under-used together; null: no price, or no known state"),
     ]
     waste_ratio: Annotated[
-        Ratio | None, Meta(description="waste by cost, else by GPU-hours; null: neither is above 0")
+        Ratio | None,
+        Meta(
+            description="waste by cost, else by GPU-hours; null: neither is above 0, or no state "
+            "is known"
+        ),
     ]
     usd_per_hour: Annotated[Usd | None, Meta(description="cost; null: no price")]
-    waste_usd_per_hour: Annotated[Usd | None, Meta(description="waste; null: no price")]
-    waste_usd_per_month: Annotated[Usd | None, Meta(description="730 such hours; null: no price")]
+    waste_usd_per_hour: Annotated[Usd | None, Meta(description="waste; null: as of `waste_usd`")]
+    waste_usd_per_month: Annotated[
+        Usd | None, Meta(description="730 such hours; null: as of `waste_usd`")
+    ]
     energy_joules: Annotated[Number | None, Meta(description="drawn; null: not measured")]
     idle_energy_joules: Annotated[
         Number | None, Meta(description="of it idle or idle but held; null: not measured")

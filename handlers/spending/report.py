@@ -234,6 +234,9 @@ def _summary(whole: Figures, savings: Sequence[ReportSaving]) -> str:
     if not whole.gpu_hours:
         return "No GPU was measured in this period."
     text = f"{whole.gpus:.1f} GPUs on average, {whole.gpu_hours:,.1f} GPU-hours"
+    if whole.unknown_gpu_hours == whole.gpu_hours:
+        cost = "" if whole.usd is None else f", cost {_usd(whole.usd)}"
+        return f"{text}{cost}. What they did was not measured, so nothing is said of waste."
     share = "" if whole.waste_ratio is None else f"{whole.waste_ratio:.0%} "
     if whole.usd is None:
         return f"{text}; {share}of that time was wasted. They have no price, so no money is shown."

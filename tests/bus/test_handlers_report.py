@@ -99,6 +99,16 @@ async def test_a_little_that_was_measured_is_not_told_as_nothing(bus: Bus) -> No
     assert found.figures.usd is not None
 
 
+async def test_gpus_of_which_nothing_was_measured_are_not_told_as_used(bus: Bus) -> None:
+    await record(bus, 1, lambda _minute: [{"gpu_id": "a", "name": "NVIDIA H100 80GB HBM3"}])
+
+    found = await report(bus, seconds=3600.0)
+
+    assert found.figures.usd == pytest.approx(found.figures.unknown_usd)
+    assert (found.figures.waste_usd, found.figures.waste_ratio) == (None, None)
+    assert "What they did was not measured, so nothing is said of waste." in found.text
+
+
 async def test_simulated_gpus_count_when_asked_for(bus: Bus) -> None:
     await record(bus, 1)
 

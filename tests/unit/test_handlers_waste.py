@@ -235,7 +235,8 @@ def test_nulls_everywhere_are_unknown_and_cost_all_the_same() -> None:
     figures = of(Waste, said(recorded(range(60), silent), FOUR_USD))[-1].figures
 
     assert figures.unknown_usd == figures.usd == pytest.approx(4)
-    assert figures.waste_usd == 0
+    # Unknown is not nothing: whether some of it was wasted is not known.
+    assert (figures.waste_usd, figures.waste_ratio, figures.waste_usd_per_month) == (None,) * 3
     for name in ("energy_joules", "utilization_ratio", "tokens_per_second", "joules_per_token"):
         assert getattr(figures, name) is None
 
