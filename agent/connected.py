@@ -1,5 +1,6 @@
 """A client's connection, and requests with JSON answers over it."""
 
+import math
 import os
 from collections.abc import Mapping
 from types import TracebackType
@@ -10,6 +11,7 @@ import msgspec
 from agent.bus import Bus, connect
 from agent.discovery import find_bus, with_password
 from agent.settings import load
+from schemas.protocols import RequestError
 
 T = TypeVar("T")
 
@@ -64,6 +66,19 @@ class Connected:
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> T:
-        payload = b"" if body is None else msgspec.json.encode(body)
+        payload = b"" if body is None else _encoded(body)
         answer = await self._bus.request(subject, payload, timeout_seconds=timeout_seconds)
         return msgspec.json.decode(answer.payload, type=reply)
+
+
+def _encoded(body: msgspec.Struct | Mapping[str, Any]) -> bytes:
+    """As JSON, which has no NaN: it would be sent as null, and taken for what was not given.
+
+    Raises:
+        RequestError: 400, and the field that is no finite number.
+    """
+    fields = msgspec.to_builtins(body)
+    for name, value in fields.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestError(400, f"{name}: {value:g} is no finite number")
+    return msgspec.json.encode(fields)

@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import json
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from handlers.queries.latest import LatestStore
 from handlers.queries.service import query_endpoints
 from handlers.settings import HandlersSettings
 from schemas.engines import CacheMetrics
+from schemas.protocols import RequestError
 from schemas.spending import Opportunity
 from schemas.units import instant
 from tests.support.advice import advice, decision, tell
@@ -147,6 +149,12 @@ async def test_wrong_usage_is_told_in_a_line(
 
     assert code == 2
     assert text in " ".join(err.split())
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf])
+async def test_a_client_sends_no_time_without_end(bus: Bus, seconds: float) -> None:
+    with pytest.raises(RequestError, match=r"400 seconds: (nan|inf) is no finite number"):
+        await ResourceAgent(bus).analysis_history("waste", seconds=seconds)
 
 
 async def test_clients_ask_and_a_new_process_answers_the_same(served: str, bus: Bus) -> None:
