@@ -19,13 +19,18 @@ MOST_DAYS = 90
 def backtest(
     capacity: Annotated[
         float,
-        typer.Option(help="what one replica serves in a step; of a stream: requests at once"),
+        typer.Option(
+            help="what one replica serves in a step; of a stream: requests at once, or of --column"
+        ),
     ],
     lead: Annotated[float, typer.Option(min=0, help="seconds until a new replica serves")],
     series: Annotated[
         Path | None, typer.Option(help="CSV file with one row a step; .gz too")
     ] = None,
-    column: Annotated[str | None, typer.Option(help="its column with the load")] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="its column with the load; of a stream: which load of the pool"),
+    ] = None,
     step: Annotated[float | None, typer.Option(min=1, help="seconds between two rows")] = None,
     from_stream: Annotated[
         str | None, typer.Option(help="a pool: its requests in flight, from the rollups, instead")
@@ -73,12 +78,15 @@ def backtest(
         if series is not None and column is not None and step is not None and not from_stream:
             name, read = series.name, read_series(series, column, step)
         elif from_stream and series is None:
-            name, step = f"pool {from_stream}, {since}", STEP_SECONDS
+            signal, of = _recorded(column, step)
+            name, step = f"pool {from_stream}{of}, {since}", STEP_SECONDS
             settings = load_settings(config, state_dir, password_file=password_file).settings
             read = with_bus(
                 settings,
                 bus_found(settings, nats_url, state_dir, quiet=as_json),
-                functools.partial(read_pool, pool=token(from_stream), seconds=_back(since)),
+                functools.partial(
+                    read_pool, pool=token(from_stream), seconds=_back(since), signal=signal
+                ),
                 limit_seconds=None,
             )
         else:
@@ -128,6 +136,22 @@ def _check(**numbers: float | None) -> None:
     capacity = numbers["capacity"]
     if capacity is not None and capacity <= 0:
         fail(ValueError(f"--capacity {capacity:g}: must be above 0"), code=2)
+
+
+def _recorded(column: str | None, step: float | None) -> tuple[str, str]:
+    """Which load of a pool, and how that is told beside its name.
+
+    Raises:
+        ValueError: the stream has no such load, or no such steps.
+    """
+    from agent.recorded_load import IN_FLIGHT, PARTS, STEP_SECONDS  # noqa: PLC0415 - start fast
+
+    signal = column or IN_FLIGHT
+    if signal not in PARTS:
+        raise ValueError(f"--column {signal}: a stream has {', '.join(PARTS)}")
+    if step not in (None, STEP_SECONDS):
+        raise ValueError(f"--step {step:g}: a stream has minutes, leave it out")
+    return signal, "" if signal == IN_FLIGHT else f", {signal}"
 
 
 def _back(since: str) -> float:

@@ -36,6 +36,7 @@ async def record(bus: Bus, loads: list[float | None], pool: str = "chat") -> int
                 "engines": summary(2.0),
                 "engine_requests_running": summary(0.75 * load / 2),
                 "engine_requests_waiting": summary(0.25 * load / 2),
+                "engine_generation_tokens_per_second": summary(10 * load / 2),
             },
         )
         await bus.publish(rollup, message_id=f"rollup.pool.{pool}.{minute}")
@@ -50,6 +51,16 @@ async def test_a_pool_is_read_minute_by_minute_with_its_gaps(bus: Bus) -> None:
 
     assert read.values == [100.0, 120.0, None, 80.0]
     assert read.times[0] == instant(first * MINUTE_NS).isoformat()
+
+
+async def test_the_load_may_be_of_tokens(bus: Bus) -> None:
+    await record(bus, [100.0, None, 80.0])
+
+    read = await read_pool(bus, "chat", 3600.0, "generation_tokens_per_second")
+
+    assert read.values == [1000.0, None, 800.0]
+    with pytest.raises(NoRecordError, match="fewer than two say its prompt_tokens_per_second"):
+        await read_pool(bus, "chat", 3600.0, "prompt_tokens_per_second")
 
 
 async def test_a_foreign_message_among_the_rollups_is_passed_over(bus: Bus) -> None:
@@ -81,6 +92,38 @@ async def test_the_command_back_tests_what_was_recorded(bus: Bus, nats_url: str)
     told = json.loads(done.stdout)
     assert (told["series"], told["steps"], told["step_seconds"]) == ("pool chat, 2h", 60, 60.0)
     assert [row["policy"] for row in told["rows"]][:4] == ["ours", "hpa", "keda", "oracle"]
+
+
+async def test_the_command_takes_the_load_that_is_named(bus: Bus, nats_url: str) -> None:
+    await record(bus, [100.0 + minute % 7 for minute in range(30)])
+    arguments = ("--from-stream", "chat", "--capacity", "200", "--lead", "120", "--policy", "hpa")
+
+    done = await asyncio.to_thread(
+        resource_agent, "backtest", *arguments, "--column", "generation_tokens_per_second",
+        "--nats-url", nats_url, "--json",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["series"] == "pool chat, generation_tokens_per_second, 7d"
+    # 1,000 tokens a second by 200 at 70 % are 8 replicas for 24 minutes, and some to start with.
+    assert 8 * 24 / 60 <= told["rows"][0]["replica_hours"] <= 9 * 24 / 60
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--column", "nope", "--column nope: a stream has requests_in_flight, prompt_tokens"),
+        ("--step", "30", "--step 30: a stream has minutes"),
+    ],
+)
+async def test_what_a_stream_has_not_is_refused(option: str, value: str, text: str) -> None:
+    arguments = ("--from-stream", "chat", "--capacity", "1", "--lead", "120", option, value)
+
+    done = await asyncio.to_thread(resource_agent, "backtest", *arguments)
+
+    assert done.returncode == 2
+    assert text in done.stderr.decode()
 
 
 @pytest.mark.parametrize(
