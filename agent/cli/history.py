@@ -7,12 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
+from rich.markup import escape
 
 from agent import human
 from agent.bus import Bus
 from agent.cli.options import AsJson, Config, NatsUrl, PasswordFile, StateDir
 from agent.cli.output import print_json, print_lines
-from agent.cli.start import ask, fail
+from agent.cli.start import ask, errors, fail
 from agent.client import ResourceAgent
 from agent.recorded_load import seconds_of
 from schemas.analysis import Scope
@@ -192,6 +193,8 @@ def _print(
 ) -> None:
     from agent.views import history_points, history_text  # noqa: PLC0415 - others start fast
 
+    if as_csv:
+        _say_what_lacks(reply)
     if as_json:
         print_json(reply)
     elif isinstance(reply, AdviceHistoryReply):
@@ -215,6 +218,17 @@ def _print(
             fail(error, code=2 if metric else 1)
         for line in lines:
             print(human.printable(line))
+
+
+def _say_what_lacks(reply: Any) -> None:  # noqa: ANN401 - by `what`
+    """On stderr, as a line a sample does not tell: why there is none, or that more were."""
+    given = len(reply.samples if hasattr(reply, "samples") else reply.rows)
+    if not given:
+        errors.print(escape(reply.text), soft_wrap=True)
+    elif given < reply.matched:
+        how = "the newest" if isinstance(reply, AdviceHistoryReply) else "thinned evenly"
+        text = f"{given:,} of {reply.matched:,}, {how}: --limit, or a shorter time, gives more"
+        errors.print(text, soft_wrap=True)
 
 
 def _range(since: str, until: str | None) -> dict[str, Any]:

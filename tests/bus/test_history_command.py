@@ -106,6 +106,17 @@ async def test_programs_get_json_and_csv(served: str) -> None:
     assert next(csv.DictReader(given[1].splitlines()))["state"] == "rejected"
 
 
+async def test_a_table_for_programs_that_lacks_something_says_so_beside_it(served: str) -> None:
+    thinned = await run(served, "waste", "--since", "2d", "--pool", "chat", "--csv", "--limit", "3")
+    nothing = await run(served, "waste", "--pool", "nowhere", "--csv")
+
+    assert len(list(csv.DictReader(thinned[1].splitlines()))) == 3
+    assert thinned[2].startswith("3 of ")
+    assert "thinned evenly" in thinned[2]
+    assert (nothing[0], nothing[1]) == (0, "")
+    assert "no waste of pool 'nowhere' is recorded" in nothing[2]
+
+
 async def test_a_chosen_metric_alone_is_shown(served: str) -> None:
     code, out, err = await run(served, "waste", "--since", "2d", "--metric", "gpu_hours")
     wrong = await run(served, "waste", "--since", "2d", "--metric", "nope")
