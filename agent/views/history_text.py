@@ -16,6 +16,8 @@ from schemas.history import AdviceHistoryReply, AnalysisHistoryReply
 BARS = "▁▂▃▄▅▆▇█"
 LEAST_BARS, MOST_BARS = 8, 60
 MOST_PLACES = 12
+SAME_RATIO = 1e-6
+"""What differs less by its size is drawn as the same: sums of floats differ in their last bits."""
 LONGEST_STEP = 2.5
 """A gap is what is longer than so many of the usual steps (at most which three in four are)."""
 _ORDER = {"fleet": 0, "pool": 1, "node": 2}
@@ -262,6 +264,6 @@ def _drawn(line: _Line, bars: int, start: datetime, end: datetime) -> str:
 
 
 def _height(value: float, low: float, high: float) -> int:
-    if high <= low:
+    if high - low <= SAME_RATIO * max(abs(low), abs(high)):
         return 0 if not value else len(BARS) // 2 - 1
     return min(len(BARS) - 1, int((value - low) / (high - low) * len(BARS)))

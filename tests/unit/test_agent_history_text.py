@@ -54,6 +54,13 @@ def test_a_metric_is_a_line_with_bars_lowest_mean_highest_and_last() -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_what_differs_in_its_last_bits_alone_is_drawn_flat() -> None:
+    samples = [(minute, "g0", {"power_watts": 31.92 + minute * 1e-14}) for minute in range(60)]
+    lines = history_lines("GPUs", gpus(*samples), ["power_watts"], 80)
+
+    assert set(drawn(row_of(lines, "power_watts"))) == {"▄"}
+
+
 @pytest.mark.parametrize("columns", [80, 100, 200])
 def test_every_line_fits(columns: int) -> None:
     name = "network_max_received_bytes_per_second"
