@@ -109,6 +109,13 @@ class Choice:
     sort: str = ""
     reverse: bool = False
 
+    @property
+    def where(self) -> str:
+        """`of node n1`, `in pool chat`; empty: everywhere."""
+        node = "" if self.node is None else f"of node {self.node}"
+        pool = "" if self.pool is None else f"in pool {self.pool}"
+        return f"{node} {pool}".strip()
+
 
 SORTS: dict[str, tuple[str, ...]] = {
     "nodes": ("", "cpu_ratio", "memory_ratio", "disk_ratio", "age_seconds"),
@@ -152,14 +159,15 @@ class Fleet:
         nodes = [_node(m, age, gpus_of[m.node]) for m, age in self._aged(HostMetrics, now_ns)]
         advice = self._standing(now_ns)
         pools = _pools(engines, gpus, advice)
+        engines, gpus = _chosen(engines, choice), _chosen(gpus, choice)
+        if choice.node is not None:  # what its engines and GPUs are in
+            names = {e.pool for e in engines} | {g.pool for g in gpus if g.pool}
+            pools = [one for one in pools if one.pool in names]
+            advice = [one for one in advice if one.pool in names | {token(name) for name in names}]
         return FleetRows(
             nodes=_ordered(_chosen(nodes, choice), "nodes", choice, lambda r: (r.node,)),
-            gpus=_ordered(
-                _chosen(gpus, choice), "gpus", choice, lambda r: (r.node, r.index, r.gpu)
-            ),
-            engines=_ordered(
-                _chosen(engines, choice), "engines", choice, lambda r: (r.pool, r.engine)
-            ),
+            gpus=_ordered(gpus, "gpus", choice, lambda r: (r.node, r.index, r.gpu)),
+            engines=_ordered(engines, "engines", choice, lambda r: (r.pool, r.engine)),
             pools=_ordered(
                 [p for p in pools if choice.pool in {None, p.pool}],
                 "pools",

@@ -248,6 +248,7 @@ class LiveView:
             archive=self._archive,
             messages=self._fleet.messages,
             only=self._only,
+            where=self._choice.where,
             keys=self._keys_text() if self._whole_screen else "",
             top=self._top,
         )

@@ -46,6 +46,8 @@ class Picture:
     archive: ArchiveStatus | None
     messages: int
     only: str = ""
+    where: str = ""
+    """`of node n1`, `in pool chat`; empty: all is shown."""
     keys: str = ""
     top: int = 0
     """First row of a section that is alone."""
@@ -182,6 +184,11 @@ def _section(name: str, picture: Picture, width: int) -> _Section:
     return make[name](picture, width)
 
 
+def _none(anywhere: str, what: str, picture: Picture) -> str:
+    """Why a section is empty: there is `anywhere` none, or none where one looked."""
+    return f"{what} {picture.where} is heard of" if picture.where else anywhere
+
+
 def _nodes(picture: Picture, width: int) -> _Section:
     is_wide, is_narrow = width >= WIDE, width < NARROW
     columns = [("NODE", "left"), ("pool", "left"), ("GPUs", "right"), ("CPU", "left")]
@@ -201,9 +208,8 @@ def _nodes(picture: Picture, width: int) -> _Section:
             *(Text(), _age(row)),
         ]
 
-    return _Section(
-        columns, _troubled_first(picture, picture.rows.nodes), cells, "no node is heard of"
-    )
+    if_empty = _none("no node is heard of", "no node", picture)
+    return _Section(columns, _troubled_first(picture, picture.rows.nodes), cells, if_empty)
 
 
 def _gpus(picture: Picture, width: int) -> _Section:
@@ -228,7 +234,8 @@ def _gpus(picture: Picture, width: int) -> _Section:
             *(Text(human.printable(row.note), "yellow"), _age(row)),
         ]
 
-    return _Section(columns, _troubled_first(picture, picture.rows.gpus), cells, NO_GPUS)
+    if_empty = _none(NO_GPUS, "no GPU", picture)
+    return _Section(columns, _troubled_first(picture, picture.rows.gpus), cells, if_empty)
 
 
 def _engines(picture: Picture, width: int) -> _Section:
@@ -250,7 +257,8 @@ def _engines(picture: Picture, width: int) -> _Section:
             *(*tokens, Text(), _age(row)),
         ]
 
-    return _Section(columns, _troubled_first(picture, picture.rows.engines), cells, NO_ENGINES)
+    if_empty = _none(NO_ENGINES, "no engine", picture)
+    return _Section(columns, _troubled_first(picture, picture.rows.engines), cells, if_empty)
 
 
 def _troubled_first(picture: Picture, rows: Sequence[R]) -> Sequence[R]:

@@ -245,6 +245,24 @@ async def test_a_guest_who_may_not_read_streams_sees_what_comes(bus: Bus) -> Non
     await view.unsubscribe()
 
 
+@pytest.mark.parametrize(
+    ("choice", "where"),
+    [(Choice(node="n9"), "of node n9"), (Choice(pool="other"), "in pool other")],
+    ids=["node", "pool"],
+)
+async def test_what_is_not_where_one_looks_is_told_so(bus: Bus, choice: Choice, where: str) -> None:
+    view = LiveView(bus, console=Console(file=io.StringIO()), choice=choice)
+    for sample in (samples.host(), samples.gpu(pool="chat"), samples.engine()):
+        view.accept(sample, time.time_ns())
+
+    text = drawn(view)
+
+    for what in ("no node", "no GPU", "no engine"):
+        assert f"{what} {where} is heard of" in text
+    assert "--simulate" not in text
+    assert "POOL" not in text
+
+
 async def test_keys_choose_sections_and_orders_and_end_the_view(bus: Bus) -> None:
     view = LiveView(bus, console=Console(file=io.StringIO()), whole_screen=True)
     heard_ns = time.time_ns()

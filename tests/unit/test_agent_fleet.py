@@ -71,6 +71,15 @@ def test_a_gpus_state_is_what_the_handlers_say() -> None:
     assert row.state == "idle_held"
 
 
+def test_of_a_node_its_pools_are_shown_as_a_whole_and_no_others() -> None:
+    fleet = heard(engine("a", "n1"), engine("b", "n2"), engine("c", "n2", pool="other"))
+
+    one, two = (fleet.rows(Choice(node=name), NOW_NS) for name in ("n1", "n2"))
+
+    assert [(row.pool, row.engines) for row in one.pools] == [("chat", 2)]
+    assert [row.pool for row in two.pools] == ["chat", "other"]
+
+
 def test_a_pool_sums_what_its_engines_measured_and_leaves_out_stale_ones() -> None:
     fleet = heard(engine("a", waiting=3, kv=0.5), engine("b", running=4), engine("c", kv=0.7))
     fleet.accept(engine("old", waiting=99, kv=1.0), NOW_NS - 60 * SECOND_NS)
