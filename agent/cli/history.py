@@ -227,8 +227,8 @@ def _say_what_lacks(reply: Any) -> None:  # noqa: ANN401 - by `what`
         errors.print(escape(reply.text), soft_wrap=True)
     elif given < reply.matched:
         how = "the newest" if isinstance(reply, AdviceHistoryReply) else "thinned evenly"
-        text = f"{given:,} of {reply.matched:,}, {how}: --limit, or a shorter time, gives more"
-        errors.print(text, soft_wrap=True)
+        more = "a shorter time, or a higher --limit, may give more"
+        errors.print(f"{given:,} of {reply.matched:,}, {how}: {more}", soft_wrap=True)
 
 
 def _range(since: str, until: str | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ TOLD_NS: Mapping[AnalysisKind, int] = {
     "trend": HOUR_NS + 11 * MINUTE_NS,
 }
 """The kinds that rollups tell of, and the longest time between two events of one place."""
-NARROWER = "name a node or a pool"
+NARROWER = "name a node, a pool or a scope"
 """What to do where it is too much."""
 _USAGE = msgspec.json.Decoder(Usage)
 _ROLLUP = msgspec.json.Decoder(Rollup)

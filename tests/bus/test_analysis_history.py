@@ -400,7 +400,7 @@ async def test_too_many_minutes_leave_the_hours_and_too_many_hours_are_refused(b
     )
 
     assert [row.period_seconds for row in hours.rows] == [3600.0]
-    with pytest.raises(RequestError, match=r"413 .*name a node or a pool"):
+    with pytest.raises(RequestError, match=r"413 .*name a node, a pool or a scope"):
         await analysis(
             bus, "utilization", node="n1", settings=QuerySettings(history_scan_bytes=100)
         )
@@ -412,9 +412,9 @@ async def test_too_many_events_are_answered_from_rollups_or_refused(bus: Bus) ->
     await put(bus, *[like(Utilization, scope="pool", id="chat")] * 3)
     await put(bus, *[like(Opportunity, scope="pool", id="chat")] * 30)
 
-    with pytest.raises(RequestError, match=r"413 .*name a node or a pool"):
+    with pytest.raises(RequestError, match=r"413 .*name a node, a pool or a scope"):
         await analysis(bus, "utilization", settings=few)
-    with pytest.raises(RequestError, match=r"413 .*name a node or a pool"):
+    with pytest.raises(RequestError, match=r"413 .*name a node, a pool or a scope"):
         await analysis(bus, "opportunity", settings=few)
     minutes = minute(time.time_ns() - HOUR_NS, "pool", "chat", gpu_utilization_ratio=0.5)
     await put(bus, minutes)
