@@ -1,5 +1,6 @@
 """Reads what a pool's GPUs reported behind advice that counts how busy they are."""
 
+import asyncio
 import contextlib
 import dataclasses
 
@@ -9,7 +10,7 @@ from handlers.queries.reading import Reading
 from handlers.scaling.replicas import GPU_BUSY
 from schemas.decisions import MetricSource
 from schemas.metrics import GpuMetrics
-from schemas.protocols import Delivery
+from schemas.protocols import Delivery, RequestError
 from schemas.scaling import Recommendation
 from schemas.units import instant
 
@@ -17,6 +18,8 @@ FIELDS = ("utilization_ratio", "memory_utilization_ratio")
 """How busy a GPU is, and whether it holds memory: else it carries no replica."""
 MOST = 200
 """GPUs in one answer: a server lets 1 MiB through unless it was told otherwise."""
+MOST_SECONDS = 2.0
+"""The GPUs of all pools are read for those of one: who asks waits for the rest as well."""
 
 _GPU = msgspec.json.Decoder(GpuMetrics)
 
@@ -52,21 +55,29 @@ class GpuSources:
                 ends.append(one.stream_to)
         if not begins:
             return []
-        found: dict[str, _Told] = {}
-        messages = self._reading.messages(
-            "METRICS", _decode, subject=GpuMetrics.pattern(), start_sequence=min(begins)
-        )
-        async with contextlib.aclosing(messages):
-            async for delivery, metrics in messages:
-                if delivery.sequence > max(ends):
-                    break
-                if metrics.pool == advice.pool:
-                    _hear(found, delivery, metrics)
+        try:
+            async with asyncio.timeout(MOST_SECONDS):
+                found = await self._told(advice.pool, min(begins), max(ends))
+        except TimeoutError as error:
+            raise RequestError(503, f"its GPUs could not be read in {MOST_SECONDS:g} s") from error
         if not found:
             missing.append(f"the messages of the pool's GPUs behind {GPU_BUSY} are gone")
         if len(found) > MOST:
             missing.append(f"of {len(found)} GPUs only {MOST} are shown")
         return [_source(subject, found[subject]) for subject in sorted(found)[:MOST]]
+
+    async def _told(self, pool: str, begin: int, end: int) -> dict[str, _Told]:
+        found: dict[str, _Told] = {}
+        messages = self._reading.messages(
+            "METRICS", _decode, subject=GpuMetrics.pattern(), start_sequence=begin
+        )
+        async with contextlib.aclosing(messages):
+            async for delivery, metrics in messages:
+                if delivery.sequence > end:
+                    break
+                if metrics.pool == pool:
+                    _hear(found, delivery, metrics)
+        return found
 
 
 def _hear(found: dict[str, _Told], delivery: Delivery, metrics: GpuMetrics) -> None:

@@ -1,5 +1,6 @@
 """From one recommendation back to the messages behind it, and what is no longer there."""
 
+import asyncio
 import contextlib
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 from agent.bus import Bus
 from agent.decisions import explain
 from agent.views.advice_text import advice_lines, story_lines
+from handlers.decisions import gpu_sources
 from handlers.decisions.advice_log import AdviceLog
 from handlers.decisions.explain import Explain
 from handlers.foreign import ForeignMessages
@@ -234,6 +236,37 @@ async def test_a_stream_that_cannot_be_read_now_costs_only_what_is_in_it(
     assert f"FLEET_{stream}: the stream could not be read now" in story.missing
     assert len(story.trail) == 1
     assert len(story.engines) == (stream != "METRICS")
+
+
+async def test_gpus_that_take_too_long_to_read_cost_only_themselves(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hangs:
+        """What GPUs said never comes."""
+
+        stream_bounds = staticmethod(bus.stream_bounds)
+
+        async def read(self, name: str, **part: Any) -> AsyncIterator[Delivery]:
+            if part["subject"].startswith("metrics.gpu"):
+                await asyncio.Event().wait()
+            async with contextlib.aclosing(bus.read(name, **part)) as deliveries:
+                async for delivery in deliveries:
+                    yield delivery
+
+    monkeypatch.setattr(gpu_sources, "MOST_SECONDS", 0.05)
+    end = await measured(bus, engine("e0", waiting=41))
+    busy = Evidence(signal="gpu_busy_ratio", value=0.8, stream_from=end, stream_to=end)
+    one = advice(evidence=[busy])
+    await tell(bus, one)
+    subscriber: Any = Hangs()
+    reading = Reading(subscriber, QuerySettings(), ForeignMessages(Counter(), time.time_ns))
+
+    story = await Explain(AdviceLog(reading), reading, time.time_ns).explain(
+        ExplainRequest(recommendation_id=one.recommendation_id), Call("", b"", {})
+    )
+
+    assert story.missing == ["FLEET_METRICS: its GPUs could not be read in 0.05 s"]
+    assert (len(story.engines), story.sources) == (1, [])
 
 
 async def test_the_forecast_before_it_is_shown(bus: Bus) -> None:
