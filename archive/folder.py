@@ -7,11 +7,11 @@ import os
 import secrets
 import shutil
 import time
-from collections import Counter
 from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from archive.billing import Requests
 from archive.store import LEFTOVER_SECONDS, StoredObject, StoreError, check_name, is_name
 from schemas.protocols import BlockingCalls
 
@@ -36,7 +36,7 @@ class FolderStore:
     def __init__(self, folder: Path, threads: Sequence[BlockingCalls]) -> None:
         self.folder = folder
         self.description = f"folder {folder}"
-        self.requests: Counter[str] = Counter()
+        self.requests = Requests()
         self._threads = threads
 
     async def open(self) -> None:

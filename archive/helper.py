@@ -4,12 +4,12 @@ See docs/decisions/0014.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import msgspec
 import structlog
 
+from archive.billing import encode_bill
 from archive.index_bucket import IndexBucket
 from archive.index_entry import IndexEntry
 from archive.keeper import ADMIT, COMMIT, REQUESTS_HEADER, SEGMENT_HEADER
@@ -52,7 +52,6 @@ class Helper:
         self._settings = settings
         self._requester = requester
         self._clock = clock
-        self._told_requests = Counter(store.requests)
         self._is_ready = False
         self.packer = Packer(store, settings, on_failure, self._commit)
 
@@ -101,15 +100,14 @@ class Helper:
     async def _commit(self, name: str, footer: bytes, _object_bytes: int) -> None:
         await self._bucket.put(name, footer)
         while True:
-            made = self._store.requests - self._told_requests
-            headers = {SEGMENT_HEADER: name, REQUESTS_HEADER: msgspec.json.encode(made).decode()}
-            self._told_requests.update(made)
+            made = self._store.requests.take()
+            headers = {SEGMENT_HEADER: name, REQUESTS_HEADER: encode_bill(made)}
             try:
                 await self._requester.request(
                     COMMIT, footer, headers, timeout_seconds=COMMIT_SECONDS
                 )
             except RequestError as error:
-                self._told_requests.subtract(made)
+                self._store.requests.give_back(made)
                 if error.code == 404:
                     raise PublishError(f"segment {name}: {error.text}") from error
                 log.warning("segment_not_committed", segment=name, error=str(error))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from archive import segment
+from archive.billing import decode_bill
 from archive.frame import ArchiveObjectError
 from archive.keeping import Candidate, Count, Verdict
 from archive.store import ObjectStore, StoreError, is_name
@@ -23,7 +24,6 @@ SEGMENT_HEADER = "Fleet-Segment"
 REQUESTS_HEADER = "Fleet-Store-Requests"
 
 _decode_candidates = msgspec.msgpack.Decoder(list[Candidate]).decode
-_decode_requests = msgspec.json.Decoder(dict[str, int]).decode
 
 
 class Keeper:
@@ -70,7 +70,7 @@ class Keeper:
         """
         name = call.headers.get(SEGMENT_HEADER, "")
         try:
-            requests = _decode_requests(call.headers.get(REQUESTS_HEADER, "{}"))
+            bill = decode_bill(call.headers.get(REQUESTS_HEADER, "[]"))
         except UNDECODABLE as error:
             raise RequestError(400, f"{REQUESTS_HEADER}: {error}") from error
         if not is_name(name):
@@ -87,7 +87,7 @@ class Keeper:
             raise RequestError(400, f"footer: {error.reason}") from error
         self._check_owner()
         if self._vault.adopt_one(found, entries):
-            self._store.requests.update(requests)
+            self._vault.meter.book(bill)
             for entry in entries:
                 self._count(entry.namespace, ("stored", entry))
             await self._vault.trim({entry.namespace for entry in entries})

@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from archive import codec, frame, segment
+from archive.billing import made_for
 from archive.frame import FrameHeader
 from archive.index_entry import IndexEntry, record_of
 from archive.settings import ArchiveSettings
@@ -279,6 +280,10 @@ class Packer:
 
     async def _put(self, closed: _Segment) -> bytes:
         """Returns its footer."""
+        with made_for(closed.entries):
+            return await self._put_until_stored(closed)
+
+    async def _put_until_stored(self, closed: _Segment) -> bytes:
         footer = await asyncio.to_thread(segment.footer, closed.name, closed.records)
         pause_seconds = self._settings.retry_seconds
         while True:

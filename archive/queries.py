@@ -16,10 +16,12 @@ from archive.handover import Handover
 from archive.incoming import Incoming
 from archive.index_entry import HASH_BYTES, IndexEntry
 from archive.intake import STREAM
+from archive.money import price_table
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
 from archive.vault import DamagedObjectError, Vault
 from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveStatus, Request
+from schemas.archive_money import used_by
 from schemas.cache import (
     EVICTED_HEADER,
     INLINE_LIMIT_BYTES,
@@ -71,6 +73,7 @@ class Queries:
     ) -> None:
         self._handover = handover
         self._settings = settings
+        self._prices = price_table(settings.prices) if settings.shows_money else None
         self._fetch_time = FetchTime()
         self._vault = vault
         self._store = store
@@ -294,7 +297,9 @@ class Queries:
             )
         index = self._vault.index(namespace)
         counts: Counter[str] = self._announcer.counts.get(namespace, Counter())
-        requests = self._store.requests
+        meter = self._vault.meter
+        classes = meter.uses(namespace, self._prices)
+        since_ns = meter.since_ns(namespace)
         return ArchiveStatus(
             namespace=namespace,
             instance=self._instance,
@@ -307,11 +312,11 @@ class Queries:
             stored_total=counts["stored_total"],
             restored_total=counts["restored_total"],
             declined_total=counts["declined_total"],
-            classes=self._vault.meter.uses(namespace),
-            requests=dict(requests),
-            cost=self._vault.meter.cost(namespace, requests, self._settings.prices)
-            if self._settings.shows_money
-            else None,
+            classes=classes,
+            requests=dict(meter.requests),
+            cost=used_by(classes).cost,
+            counted_since=None if since_ns is None else instant(since_ns),
+            prices=self._prices,
             expired_total=counts["expired_total"],
             superseded_total=counts["superseded_total"],
             failed_total=counts["failed_total"],

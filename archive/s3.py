@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterable, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -22,6 +21,7 @@ from botocore.exceptions import (
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 
+from archive.billing import Requests
 from archive.lifecycle import LifecycleReport
 from archive.money import billed_as
 from archive.s3_body import Body
@@ -64,7 +64,7 @@ class S3Store:
         self._settings = settings
         self._endpoint = settings.endpoint_url or "AWS"
         self.description = f"s3://{bucket}/{prefix} at {self._endpoint}"
-        self.requests: Counter[str] = Counter()
+        self.requests = Requests()
         self._slots = asyncio.Semaphore(settings.connections)
         self._connecting = asyncio.Lock()
         self._client: Any = None
@@ -328,7 +328,7 @@ class S3Store:
         await old.aclose()
 
     def _count(self, request: Any, **_: Any) -> None:  # noqa: ANN401 - botocore's request
-        self.requests[billed_as(request.method, request.url)] += 1
+        self.requests.made(billed_as(request.method, request.url))
 
     def _key(self, name: str) -> str:
         return f"{self._objects}{check_name(name)}"

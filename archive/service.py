@@ -21,6 +21,7 @@ from archive.intake import CONSUMER, STREAM, Intake
 from archive.job import Job, OnProgress
 from archive.keeper import Keeper
 from archive.keeping import Kept
+from archive.metering import Metering
 from archive.parts import Parts
 from archive.queries import Queries
 from archive.settings import ArchiveSettings
@@ -131,6 +132,7 @@ class ArchiveService:
             handover=self._handover,
             settings=settings,
         )
+        self._metering = Metering(self._vault, bus.publisher, instance, clock, settings)
         self._keeper = Keeper(self._vault, store, self._is_owner, self._count)
         self._condition = Condition(
             store,
@@ -293,6 +295,7 @@ class ArchiveService:
                 regular = [
                     group.create_task(self._sweep_regularly()),
                     group.create_task(self._condition.keep_lifecycle()),
+                    group.create_task(self._metering.run()),
                 ]
                 await self._take_over()
                 await self._intake.run(self._vault, lease, self._stopping, self._count)
@@ -306,6 +309,7 @@ class ArchiveService:
             await stop_serving()
             await self._handover.close()
             await self._queries.announced()
+            await self._metering.tell()  # the last counts of this life
 
     async def _take_over(self) -> None:
         try:

@@ -207,6 +207,9 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             gt=0, description="between trial writes that tell whether the store works: for health"
         ),
     ] = 5.0
+    metrics_interval_seconds: Annotated[
+        float, Meta(gt=0, le=3600, description="between two ArchiveMetrics of a namespace")
+    ] = 5.0
     drain_seconds: Annotated[
         float, Meta(gt=0, description="longest wait at stop for evictions in flight")
     ] = 5.0

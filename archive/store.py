@@ -2,10 +2,10 @@
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import AsyncIterable, Callable
 from typing import Protocol
 
+from archive.billing import Requests
 from archive.lifecycle import LifecycleReport
 
 LEFTOVER_SECONDS = 86400.0
@@ -49,7 +49,7 @@ class ObjectStore(Protocol):
     """
 
     description: str
-    requests: Counter[str]
+    requests: Requests
     """Made so far, by how they are billed: write, list, read, delete; none where nothing is."""
 
     async def open(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 import msgspec
 import structlog
 
+from archive.billing import made_for
 from archive.frame import ArchiveObjectError
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry
@@ -100,7 +101,8 @@ class Sweeper:
         """Of the segment that these lie in; empty where it is gone, or nothing of it is needed."""
         if not any(entry.object_bytes for entry in needed):
             return b""
-        return await self._vault.store.get(needed[0].segment) or b""
+        with made_for(needed):
+            return await self._vault.store.get(needed[0].segment) or b""
 
     async def _move(self, found: IndexEntry, content: bytes) -> int:
         """Pack `found`, of the segment with this content, into another; returns its bytes."""

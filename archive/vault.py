@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from archive.billing import made_for
 from archive.catalog import Catalog
 from archive.frame import ArchiveObjectError
 from archive.incoming import Incoming, IncomingFrame
@@ -71,7 +72,7 @@ class Vault:
         # A lock lives as long as somebody holds or awaits it.
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self.dropped: Counter[str] = Counter()
-        self.meter = Meter(clock)
+        self.meter = Meter(clock, store.requests)
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -259,6 +260,12 @@ class Vault:
         return ttl_class(None if until_ns == math.inf else (until_ns - self.clock()) / SECOND_NS)
 
     async def _read(self, entry: IndexEntry, incoming: Incoming) -> tuple[Evicted, memoryview]:
+        with made_for([entry]):
+            return await self._read_frame(entry, incoming)
+
+    async def _read_frame(
+        self, entry: IndexEntry, incoming: Incoming
+    ) -> tuple[Evicted, memoryview]:
         coming = IncomingFrame(entry, incoming)
         try:
             content = self.packer.read(entry)

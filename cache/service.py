@@ -11,6 +11,7 @@ from typing import Self
 
 import structlog
 
+from cache.archive_figures import ArchiveFigures
 from cache.archive_link import ArchiveLink
 from cache.batch import BatchEndpoints
 from cache.classes import Classes
@@ -113,6 +114,7 @@ class CacheService:
         self._message_ids = (f"{instance}.{boot}.{count}" for count in itertools.count(1))
         self._owned: dict[str, _Owned] = {}
         self._waiting: dict[str, str] = dict.fromkeys(settings.namespaces, "starting")
+        self._archive_figures = ArchiveFigures(clock)
         self._front = LmcacheFront(self._lmcache_here, bus.requester)
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -122,6 +124,7 @@ class CacheService:
     async def __aenter__(self) -> Self:
         self.files = await asyncio.to_thread(Files, self._settings)
         self._stop_front = await self._bus.serve(self._front.endpoints())
+        self._stop_figures = await self._archive_figures.listen(self._bus.subscriber)
         await self._tasks.__aenter__()
         self._work = [
             self._tasks.create_task(self._sweep_inbox()),
@@ -140,6 +143,7 @@ class CacheService:
     ) -> None:
         self._stopping.set()
         await self._stop_front()
+        await self._stop_figures()
         await asyncio.wait(self._work, timeout=self._settings.drain_timeout_seconds + STOP_SECONDS)
         for task in self._work:
             task.cancel()
@@ -364,6 +368,7 @@ class CacheService:
 
     def _metrics(self, namespace: Namespace, classes: Classes) -> CacheMetrics:
         counters, outbox, memory = namespace.counters, namespace.outbox, namespace.memory
+        archived = self._archive_figures.of(namespace.name)
         return CacheMetrics(
             instance=self._instance,
             namespace=namespace.name,
@@ -391,6 +396,8 @@ class CacheService:
             expired_lookups_total=memory.expired_lookups,
             expired_lookups_late_seconds_total=memory.expired_late_ns / SECOND_NS,
             expired_idle_byte_seconds_total=memory.expired_idle_byte_ns / SECOND_NS,
+            archive=None if archived is None else archived.classes,
+            archive_counted_since=None if archived is None else archived.counted_since,
         )
 
     def _component(self, name: str, state: ComponentState, text: str) -> Component:

@@ -12,6 +12,7 @@ from handlers.scaling.gpu_facts import GpuFacts
 from handlers.scaling.handler import ScalingHandler
 from handlers.settings import HandlersSettings
 from handlers.slots import TICK_NS
+from handlers.spending.archive_use import ArchiveUseHandler
 from handlers.spending.handler import WasteHandler
 from handlers.utilization.handler import UtilizationHandler
 from schemas.protocols import Handler
@@ -61,6 +62,7 @@ def default_handlers(
         WasteHandler(settings, "node"),
         waste,
         WasteHandler(settings, "fleet"),
+        ArchiveUseHandler(),
         GpuAdviceHandler(settings),
         TuneCacheHandler(settings.tune_cache),
     )

@@ -19,6 +19,7 @@ from handlers.members import Members
 from handlers.outgoing import Outgoing
 from handlers.slot_group import SlotGroup
 from handlers.slots import Routed, Slot, Watermark, slot_of
+from schemas.archive_money import ArchiveMetrics
 from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.lifecycle import Component
 from schemas.message import UNDECODABLE, Message
@@ -78,7 +79,14 @@ def _kind(message_type: type[Message]) -> _Kind:
 
 _KINDS: dict[str, _Kind] = {
     kind.SUBJECT.split(".")[1]: _kind(kind)
-    for kind in (HostMetrics, GpuMetrics, EngineMetrics, CacheMetrics, StreamMetrics)
+    for kind in (
+        HostMetrics,
+        GpuMetrics,
+        EngineMetrics,
+        CacheMetrics,
+        StreamMetrics,
+        ArchiveMetrics,
+    )
 }
 """By the second token of their subjects, of which the first is `metrics`."""
 

@@ -10,6 +10,7 @@ from handlers.prices import PriceSettings
 from handlers.rightsizing.gpu_models import GpuModelSettings
 from handlers.scaling.pool_load import LoadSignal
 from schemas.alerts import AlertRule
+from schemas.units import Token
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -306,6 +307,13 @@ class WasteSettings(Table, frozen=True, kw_only=True):
             "restart: about 0.5 KB a node, 8 KB a pool with a week of trends",
         ),
     ] = 256 * 1024
+    archive_pools: Annotated[
+        dict[Token, Token],
+        Meta(
+            description="namespace of the cache to the pool whose GPUs compute its values, so that "
+            "a restore has a price; without: the pool of the same name, else the only one"
+        ),
+    ] = {}
 
 
 class TuneCacheSettings(Table, frozen=True, kw_only=True):

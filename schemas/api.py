@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.analysis import Utilization
+from schemas.archive_money import ArchiveCost, ArchivePrices, ArchiveUses
 from schemas.cache import MAX_COST_SECONDS, MAX_KEY_BYTES, MAX_PREFIX_TOKENS, ClassStats
 from schemas.lifecycle import ComponentState, InstanceRecord, Role
 from schemas.scaling import HeldAdvice, Recommendation
@@ -513,32 +514,6 @@ class ArchiveList(msgspec.Struct, frozen=True, kw_only=True):
     more: Annotated[bool, Meta(description="there are more after the last one")]
 
 
-class ArchiveUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What one TTL class of a namespace uses: now, and since the archive started."""
-
-    entries: Annotated[Count, Meta(description="needed now, tombstones too")]
-    held_bytes: Annotated[Bytes, Meta(description="that they take in the store")]
-    held_byte_hours: Annotated[Number, Meta(description="bytes by hours they were held")]
-    stored_total: Annotated[Count, Meta(description="entries stored")]
-    stored_bytes_total: Annotated[Bytes, Meta(description="that they took in the store")]
-    restored_total: Annotated[Count, Meta(description="values given back")]
-    restored_bytes_total: Annotated[Bytes, Meta(description="of these values")]
-    avoided_seconds_total: Annotated[
-        Number, Meta(description="sum of their `Fleet-Cost-Seconds`: computing avoided")
-    ]
-
-
-class ArchiveCost(msgspec.Struct, frozen=True, kw_only=True):
-    """What a namespace has cost since the archive started, in US dollars."""
-
-    storage_usd: Annotated[Number, Meta(description="of what it held, for as long as it did")]
-    requests_usd: Annotated[
-        Number, Meta(description="its share, by entries stored and restored, of all requests")
-    ]
-    total_usd: Annotated[Number, Meta(description="both")]
-    prices: Annotated[str, Meta(description="whose prices, and of when: `archive.prices`")]
-
-
 class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The archive of one namespace: what it holds, what waits, what went wrong.
 
@@ -580,24 +555,33 @@ class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
         Count, Meta(description="values given up because the others filled the budget")
     ] = 0
     budget_bytes: Annotated[Bytes, Meta(description="`archive.budget_bytes`; 0: no limit")] = 0
-    classes: Annotated[
-        dict[str, ArchiveUse],
-        Meta(description="by TTL class: 1d, 3d, 7d, 30d, 90d, none (longer, or for ever)"),
-    ] = {}
+    classes: ArchiveUses = {}
     requests: Annotated[
         dict[str, Count],
         Meta(
-            description="to the store, for all namespaces, since the archive started, by how they "
-            "are billed: write, list, read, delete; a folder has none"
+            description="to the store, for all namespaces and by all archivers, since this one "
+            "keeps the index, by how they are billed: write, list, read, delete; a folder has none"
         ),
     ] = {}
     cost: Annotated[
-        ArchiveCost | None, Meta(description="null: `archive.prices` are not those of this store")
+        ArchiveCost | None,
+        Meta(
+            description="of all classes, since `counted_since`; null: `archive.prices` are not "
+            "those of this store"
+        ),
     ] = None
     declined_total: Annotated[
         Count,
         Meta(description="values not given back, as computing them anew is quicker than to fetch"),
     ] = 0
+    counted_since: Annotated[
+        Instant | None,
+        Meta(description="the counters of `classes` began then at 0; null: nothing to count yet"),
+    ] = None
+    prices: Annotated[
+        ArchivePrices | None,
+        Meta(description="table of `cost`; null: `archive.prices` are not those of this store"),
+    ] = None
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):

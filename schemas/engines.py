@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
+from schemas.archive_money import ArchiveUse
 from schemas.cache import ClassStats
 from schemas.message import Message, Simulated
 from schemas.units import Bytes, Count, Instant, Number, Ratio, Seconds, Token
@@ -426,4 +427,15 @@ class CacheMetrics(Message, frozen=True, kw_only=True):
             description="sum over values that left RAM past their own TTL: size by the time from "
             "the last use to the end of the TTL; LMCache: null"
         ),
+    ] = None
+    archive: Annotated[
+        dict[str, ArchiveUse] | None,
+        Meta(
+            description="`classes` of the last ArchiveMetrics of this namespace: what the archive "
+            "counted, not this cache; null: nothing was said for a minute; LMCache: null"
+        ),
+    ] = None
+    archive_counted_since: Annotated[
+        Instant | None,
+        Meta(description="`counted_since` of that; null: as `archive`"),
     ] = None

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from schemas.analysis import Scope
 from schemas.api import Request
+from schemas.archive_money import ArchivePrices, ArchiveUse
 from schemas.spending import Figures, Opportunity, Saving, Trend, TrendLine, Usd, Waste
 from schemas.units import Count, Instant, Number, Ratio, Token
 
@@ -100,6 +101,60 @@ class ReportSaving(msgspec.Struct, frozen=True, kw_only=True):
     saving: Annotated[Saving, Meta(description="what to do, and what that saves")]
 
 
+class ArchiveFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What the archive used, cost and saved in the period."""
+
+    use: Annotated[ArchiveUse, Meta(description="of the period; sizes as last told in it")]
+    avoided_seconds: Annotated[
+        Number | None,
+        Meta(description="computing avoided; null: no value given back said what it took"),
+    ]
+    avoided_usd: Annotated[
+        Usd | None,
+        Meta(
+            description="these seconds of one GPU at `usd_per_gpu_hour`; null: either is not known"
+        ),
+    ]
+    net_usd: Annotated[
+        float | None,
+        Meta(description="that less `use.cost.total_usd`, below 0: it cost more; null: as those"),
+    ]
+
+
+class ReportArchiveNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """The archive of one namespace within the report."""
+
+    namespace: Annotated[Token, Meta(description="that of the cache")]
+    pool: Annotated[
+        Token | None,
+        Meta(
+            description="that computes its values: `handlers.waste.archive_pools`, else the one "
+            "of the same name, else the only one; null: not known"
+        ),
+    ]
+    usd_per_gpu_hour: Annotated[
+        Usd | None, Meta(description="mean cost of its GPUs in the period; null: no pool or price")
+    ]
+    classes: Annotated[
+        dict[str, ArchiveFigures],
+        Meta(description="by TTL class, and `upkeep`: its part of what no value needs by itself"),
+    ]
+    total: Annotated[ArchiveFigures, Meta(description="all of these together")]
+
+
+class ReportArchive(msgspec.Struct, frozen=True, kw_only=True):
+    """The archive within the report."""
+
+    namespaces: Annotated[list[ReportArchiveNamespace], Meta(description="by name")]
+    total: Annotated[ArchiveFigures, Meta(description="all of these together")]
+    prices: Annotated[
+        list[ArchivePrices], Meta(description="in force in the period; empty: none of this store")
+    ]
+    measured_ratio: Annotated[
+        Ratio, Meta(description="minutes in which it was heard of by minutes of the period")
+    ]
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What the GPUs of a period cost, gave and wasted, and what to do about it."""
 
@@ -135,3 +190,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     trends: Annotated[list[TrendLine], Meta(description="of the period, against the one before")]
     notes: Annotated[list[str], Meta(description="what the numbers do not say by themselves")]
     simulated: Annotated[bool, Meta(description="true: some of these GPUs are simulated")] = False
+    archive: Annotated[
+        ReportArchive | None,
+        Meta(description="of a pool the namespaces it computes; null: none heard of, or a node"),
+    ] = None

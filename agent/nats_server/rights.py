@@ -67,7 +67,7 @@ PUBLISHED_BY: Mapping[Role, tuple[str, ...]] = {
         "execution.requested.>",
     ),
     "cache": ("metrics.cache.>", "cache_event.>", "evicted.>", "evicted_part.>"),
-    "archive": ("archived.>", "evicted.*"),
+    "archive": ("metrics.archive.>", "archived.>", "evicted.*"),
     "executor": (
         *DECISIONS,
         "execution.>",
@@ -96,6 +96,8 @@ SERVED_BY: Mapping[Role, tuple[str, ...]] = {
     "archive": ("api.archive.>",),
     "executor": (),
 }
+HEARD_BY: Mapping[Role, tuple[str, ...]] = {"cache": ("metrics.archive.*",)}
+"""Events as they are said, not read from their stream."""
 STREAMS_READ_BY: Mapping[Role, tuple[str, ...]] = {
     "agent": (),
     "handlers": ("METRICS", "ROLLUPS", "EVENTS", "ALERTS", "RECOMMENDATIONS"),
@@ -230,7 +232,9 @@ def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
         publish.append(f"$JS.API.STREAM.MSG.DELETE.{names.stream('DEAD')}")
         publish += map(names.absolute, ("api.archive.admit", "api.archive.commit"))
     name = f"fleet-{role}"
+    heard = map(names.absolute, HEARD_BY.get(role, ()))
     subscribe = (
+        *heard,
         *map(names.absolute, SERVED_BY[role]),
         *(names.absolute("api.health.*"), names.absolute(f"api.health.*.{role}.*")),
         *("$SRV.*", f"$SRV.*.{name}", f"$SRV.*.{name}.*"),

@@ -1,15 +1,17 @@
 """What a report says, as rows of text: the same in a terminal, in Markdown and in HTML."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from agent import human
-from schemas.report import Report, ReportGroup
+from schemas.archive_money import GIB
+from schemas.report import ArchiveFigures, Report, ReportArchive, ReportGroup
 from schemas.spending import Figures, Saving, TrendLine, TrendMetric
 
 UNKNOWN = "-"
 WHERE = "Where it went"
 JOULES_PER_KWH = 3.6e6
+LEAST_USD = 0.0001
 
 PARTS = (
     ("used", "used"),
@@ -43,13 +45,15 @@ class Table(NamedTuple):
 
 
 def usd(value: float | None) -> str:
-    """`$1,235`, `$12.35`, `$0.0123`, or a dash."""
+    """`$1,235`, `$12.35`, `$0.012`, `<$0.0001`, or a dash."""
     if value is None:
         return UNKNOWN
     if not value:
         return "$0"
     if value >= 0.1:
         return f"${value:,.0f}" if value >= 100 else f"${value:,.2f}"
+    if value < LEAST_USD:
+        return f"<${LEAST_USD}"
     return f"${value:.2g}"
 
 
@@ -207,9 +211,83 @@ def tables(report: Report) -> list[Table]:
                 for model in report.models
             ],
         ),
+        *_archive(report.archive),
         _trends(report.trends),
     ]
     return [one for one in found if one.rows]
+
+
+def _archive(found: ReportArchive | None) -> Iterator[Table]:
+    """What it did, and what that cost and saved: a row for each TTL class, the sum below."""
+    if found is None:
+        return
+    rows = [
+        (one.namespace, ttl_class, figures)
+        for one in found.namespaces
+        for ttl_class, figures in one.classes.items()
+    ]
+    if len(rows) > 1:
+        rows.append(("all", "", found.total))
+    whose = ("namespace", "TTL")
+    is_asked = bool(found.total.use.requests)  # a folder is asked nothing
+    kinds = ("write", "read", "list", "delete")
+    did = []
+    for namespace, ttl_class, figures in rows:
+        asked = [_requests(figures.use.requests.get(kind, 0.0)) for kind in kinds]
+        values = _held_and_restored(figures)
+        did.append(
+            (
+                *(namespace, ttl_class),
+                # Upkeep is requests alone.
+                *([""] * 4 if ttl_class == "upkeep" else values[:4]),
+                *(asked if is_asked else [UNKNOWN] * 4),
+                "" if ttl_class == "upkeep" else values[4],
+            )
+        )
+    columns = ("held now", "GiB-hours", "stored", "restored", "writes", "reads", "lists", "deletes")
+    yield Table("The archive: what it did", (*whose, *columns, "computing avoided"), did)
+    yield Table(
+        "The archive: what it cost and saved",
+        (*whose, "storage", "writes", "reads", "lists", "cost", "avoided", "net"),
+        [
+            (
+                namespace,
+                ttl_class,
+                *(
+                    usd(None if figures.use.cost is None else getattr(figures.use.cost, field))
+                    for field in ("storage_usd", "write_usd", "read_usd", "list_usd", "total_usd")
+                ),
+                usd(figures.avoided_usd),
+                _signed_usd(figures.net_usd),
+            )
+            for namespace, ttl_class, figures in rows
+        ],
+    )
+
+
+def _held_and_restored(figures: ArchiveFigures) -> list[str]:
+    use, seconds = figures.use, figures.avoided_seconds
+    return [
+        human.size(use.held_bytes),
+        few_digits(use.held_byte_hours / GIB),
+        f"{use.stored_total:,}",
+        f"{use.restored_total:,}",
+        UNKNOWN if seconds is None else human.duration(seconds),
+    ]
+
+
+def _requests(count: float) -> str:
+    """A request that served several namespaces or classes is shared, so counts have fractions."""
+    return f"{count:,.0f}" if count >= 10 or count == int(count) else f"{count:.1f}"
+
+
+def _signed_usd(value: float | None) -> str:
+    """`+$12.35`, `-$0.01`, `±$0`, or a dash."""
+    if value is None:
+        return UNKNOWN
+    if abs(value) < LEAST_USD:
+        return "±$0"
+    return f"{'-' if value < 0 else '+'}{usd(abs(value))}"
 
 
 def _trends(lines: Sequence[TrendLine]) -> Table:

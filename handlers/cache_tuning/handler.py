@@ -133,7 +133,8 @@ class TuneCacheHandler:
 
     def _judge(self, message: CacheMetrics, told: Moment, end_ns: int) -> list[_Confirmed]:
         """The conditions of one cache that are on after this window."""
-        message = msgspec.structs.replace(message, classes=None)  # most of it, and not looked at
+        # Most of it, and not looked at.
+        message = msgspec.structs.replace(message, classes=None, archive=None)
         cache = self._caches.get(message.instance)
         if cache is None or cache.begin_ns != end_ns - self._span_ns:
             # Its first window, or nothing is known of the one before: conditions begin anew.

@@ -1,12 +1,13 @@
 """Answers `api.analysis.report`: what a period of GPUs cost, gave and wasted."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 
 from handlers.prices import PriceList
 from handlers.queries.stream_reader import StreamReader
 from handlers.settings import HandlersSettings
+from handlers.spending.archive_report import archive_notes, archive_report, recorded_archive
 from handlers.spending.recorded_usage import recorded_hours
 from handlers.spending.trend import LEAST_HOURS, Point, point, trend_lines
 from handlers.spending.usage import HOUR_NS, figures, total
@@ -14,6 +15,7 @@ from schemas.analysis import Scope
 from schemas.protocols import Call, Clock, RequestError
 from schemas.report import (
     Report,
+    ReportArchive,
     ReportGroup,
     ReportModel,
     ReportRequest,
@@ -40,6 +42,7 @@ class Reports:
         self._clock = clock
         self._forget_ns = int(settings.queries.forget_seconds * SECOND_NS)
         self._prices = PriceList(settings.prices)
+        self._archive_pools = settings.waste.archive_pools
 
     async def report(self, request: ReportRequest, _call: Call) -> Report:
         """The report of a period.
@@ -58,7 +61,8 @@ class Reports:
         hours = [hour for hour in is_wanted if to_ns(hour.hour_at) >= start_ns]
         before = [hour for hour in is_wanted if to_ns(hour.hour_at) < start_ns]
         notes: list[str] = []
-        pools, nodes = await self._parts(request, start_ns, end_ns, notes)
+        gpus: dict[str, list[Usage]] = {} if request.pool is None else {request.pool: hours}
+        pools, nodes = await self._parts(request, start_ns, end_ns, notes, gpus)
         whole = figures(hours)
         models = self._models(hours)
         until_ns = min(end_ns, now_ns)
@@ -88,6 +92,7 @@ class Reports:
             notes.append(f"no trends: they need {LEAST_HOURS} hours that were measured")
         step_hours = _step_hours(span_ns // HOUR_NS)
         savings = await self._savings(request, now_ns) if end_ns > now_ns else []
+        archived = await self._archive(request, start_ns, end_ns, until_ns, gpus, notes)
         return Report(
             answered_at=instant(now_ns),
             scope=scope,
@@ -107,12 +112,49 @@ class Reports:
             trends=trends,
             notes=notes,
             simulated=any(hour.simulated for hour in hours),
+            archive=archived,
         )
 
+    async def _archive(
+        self,
+        request: ReportRequest,
+        start_ns: int,
+        end_ns: int,
+        until_ns: int,
+        gpus: Mapping[str, Sequence[Usage]],
+        notes: list[str],
+    ) -> ReportArchive | None:
+        """The archive's part; of too many namespaces the report goes without it, and says so."""
+        if request.node is not None:
+            return None
+        try:
+            recorded = await recorded_archive(self._reader, start_ns, end_ns)
+        except RequestError as error:
+            notes.append(f"without the archive: {error.text}")
+            return None
+        found = archive_report(
+            recorded,
+            gpus,
+            self._archive_pools,
+            only_pool=request.pool,
+            span_ns=until_ns - start_ns,
+        )
+        if found is not None:
+            notes += archive_notes(found)
+        return found
+
     async def _parts(
-        self, request: ReportRequest, start_ns: int, end_ns: int, notes: list[str]
+        self,
+        request: ReportRequest,
+        start_ns: int,
+        end_ns: int,
+        notes: list[str],
+        gpus: dict[str, list[Usage]],
     ) -> tuple[list[ReportGroup], list[ReportGroup]]:
-        """Pools and nodes; of too many the report goes without them, and says so."""
+        """Pools and nodes; of too many the report goes without them, and says so.
+
+        `gpus` is given the hours of each pool.
+        """
         parts: dict[str, list[ReportGroup]] = {"pool": [], "node": []}
         wanted: list[Scope] = [] if request.node else ["node"] if request.pool else ["pool", "node"]
         for scope in wanted:
@@ -127,6 +169,8 @@ class Reports:
             for hour in hours:
                 if request.pool in {None, hour.pool}:
                     by_id[hour.id].append(hour)
+            if scope == "pool":
+                gpus.update(by_id)
             groups = [ReportGroup(id=name, figures=figures(of)) for name, of in by_id.items()]
             parts[scope] = sorted(
                 (one for one in groups if one.figures.gpu_hours),

@@ -1,18 +1,21 @@
 """What a namespace uses of the store, and what that costs."""
 
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 
+from archive.billing import NOBODY, Requests, decode_bill, encode_bill, made_for
 from archive.frame import FrameHeader
 from archive.index_entry import IndexEntry
-from archive.money import GIB, Meter, billed_as
+from archive.money import Meter, billed_as, price_table
 from archive.settings import ArchiveSettings, PriceSettings
+from schemas.archive_money import GIB
 from schemas.units import instant
 from tests.support.evictions import NOW_NS, ManualClock, evicted
 
-PRICES = PriceSettings()
+PRICES = price_table(PriceSettings())
 HOUR = 3600.0
 
 
@@ -90,28 +93,125 @@ def test_a_gib_for_a_month_costs_what_the_table_says() -> None:
     meter.count(entry(), 1)
     clock.advance(730 * HOUR)
 
-    cost = meter.cost("a", {}, PRICES)
+    cost = meter.uses("a", PRICES)["1d"].cost
 
+    assert cost is not None
     assert cost.storage_usd == pytest.approx(0.023)
     assert cost.total_usd == cost.storage_usd
     assert cost.prices == "AWS us-east-1, S3 Standard, 2026-03"
 
 
-def test_requests_are_shared_by_what_was_stored_and_restored() -> None:
+def test_requests_cost_what_the_table_says_by_their_kind() -> None:
     meter = Meter(ManualClock())
+    meter.book({("a", "1d"): {"write": 1000, "read": 10_000, "list": 200, "delete": 10**9}})
+
+    cost = meter.uses("a", PRICES)["1d"].cost
+
+    assert cost is not None
+    assert (cost.write_usd, cost.read_usd, cost.list_usd) == pytest.approx((0.005, 0.004, 0.001))
+    assert cost.requests_usd == cost.total_usd == pytest.approx(0.01)
+
+
+def test_without_prices_there_is_no_cost() -> None:
+    meter = Meter(ManualClock())
+    meter.count(entry(), 1)
+
+    assert meter.uses("a")["1d"].cost is None
+
+
+def test_a_request_for_several_entries_is_shared_by_who_they_are_of() -> None:
+    requests = Requests()
+    meter = Meter(ManualClock(), requests)
+    other = entry(f"7d-{1:032x}", namespace="b")
+
+    with made_for([entry(), entry(), entry(), other]):
+        requests.made("write")
+    with made_for([other]):
+        requests.made("read")
+
+    assert meter.uses("a")["1d"].requests == {"write": 0.75}
+    assert meter.uses("b")["7d"].requests == {"write": 0.25, "read": 1.0}
+    assert meter.requests == {"write": 1, "read": 1}
+
+
+async def test_what_is_asked_beside_it_is_for_somebody_else() -> None:
+    requests = Requests()
+    meter = Meter(ManualClock(), requests)
+    begun = asyncio.Event()
+
+    async def fetch() -> None:
+        await begun.wait()
+        requests.made("read")
+
+    with made_for([entry()]):
+        task = asyncio.create_task(fetch())
+    with made_for([entry(namespace="b")]):
+        begun.set()
+        await task
+
+    assert meter.uses("a")["1d"].requests == {"read": 1.0}
+    assert meter.uses("b") == {}
+
+
+def test_upkeep_is_shared_by_the_bytes_held_and_waits_for_some() -> None:
+    requests = Requests()
+    meter = Meter(ManualClock(), requests)
+    requests.made("list")
+    assert meter.uses("a") == {}
     for _ in range(3):
-        meter.stored(entry())
-    meter.restored(entry(namespace="b"))
-    requests = {"write": 1000, "read": 10_000, "list": 200, "delete": 10**9}
-    all_usd = 0.005 + 0.004 + 0.001
+        meter.count(entry(), 1)
+    meter.count(entry(namespace="b"), 1)
 
-    costs = [meter.cost(name, requests, PRICES).requests_usd for name in "abc"]
+    told = [meter.uses(name)["upkeep"].requests for name in "ab"]
+    again = meter.uses("a")["upkeep"].requests
 
-    assert costs == pytest.approx([0.75 * all_usd, 0.25 * all_usd, 0.0])
+    assert told == [{"list": 0.75}, {"list": 0.25}]
+    assert again == {"list": 0.75}
+    assert meter.requests == {"list": 1}
 
 
-def test_before_anything_happened_nothing_costs() -> None:
-    assert Meter(ManualClock()).cost("a", {"write": 5}, PRICES).total_usd == 0
+def test_a_bill_travels_and_counts_once() -> None:
+    here, there = Requests(), Meter(ManualClock())
+    with made_for([entry()]):
+        here.made("write")
+    here.made("list")
+
+    bill = here.take()
+    here.give_back(bill)
+    there.book(decode_bill(encode_bill(here.take())))
+
+    assert here.take() == {}
+    assert there.requests == {"write": 1, "list": 1}
+    assert there.uses("a")["1d"].requests == {"write": 1.0}
+
+
+def test_a_bill_of_too_many_is_told_as_one() -> None:
+    bill = {(f"namespace-{n:060}", "1d"): {"write": 0.5} for n in range(2000)}
+
+    assert decode_bill(encode_bill(bill)) == {NOBODY: {"write": pytest.approx(1000.0)}}
+
+
+def test_what_restores_without_a_cost_avoided_is_not_known() -> None:
+    meter = Meter(ManualClock())
+    meter.restored(entry())
+    unknown = meter.uses("a")["1d"]
+    meter.restored(entry(cost_seconds=2.0))
+    partly = meter.uses("a")["1d"]
+
+    assert (unknown.restored_total, unknown.restored_without_cost_total) == (1, 1)
+    assert unknown.avoided_seconds is None
+    assert partly.avoided_seconds == 2.0
+
+
+def test_a_clock_set_back_and_right_again_counts_no_hour_twice() -> None:
+    clock = ManualClock()
+    meter = Meter(clock)
+    meter.count(entry(), 1)
+    for seconds in (2 * HOUR, -24 * HOUR, HOUR, 23 * HOUR, HOUR):
+        clock.advance(seconds)
+        meter.uses("a")
+
+    assert meter.uses("a")["1d"].held_byte_hours == 3 * GIB
 
 
 @pytest.mark.parametrize(
