@@ -1,6 +1,7 @@
 """The archive's money after a known run: status, CacheMetrics and the report say the same."""
 
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 
 from agent.archive_client import ArchiveClient
 from agent.bus import Bus
+from archive.helper import Helper
+from archive.index_bucket import IndexBucket
+from archive.index_entry import IndexEntry
 from archive.s3 import S3Store
-from archive.settings import S3Settings
-from archive.store import ObjectStore
+from archive.settings import ArchiveSettings, S3Settings
+from archive.store import ObjectStore, StoreError
 from benchmarks.moto import CREDENTIALS, MotoServer
 from handlers.settings import HandlersSettings, WasteSettings
 from handlers.slots import Routed, Slot, Watermark
@@ -24,7 +28,7 @@ from schemas.engines import CacheMetrics
 from schemas.protocols import Emit, Moment
 from schemas.report import Report, ReportRequest
 from schemas.units import SECOND_NS, to_ns
-from tests.support.archive_service import Heard, archiving, evict, until
+from tests.support.archive_service import FAST, Heard, archiving, evict, until
 from tests.support.asking import ask
 from tests.support.cache_service import Client, running, synced
 from tests.support.evictions import ManualClock, evicted, folder_store
@@ -195,3 +199,46 @@ def _check_requests(made: dict[str, int], *statuses: ArchiveStatus) -> None:
         of_mine, of_other = (status.classes for status in statuses)
         assert of_mine["1d"].requests["read"] == 2.0
         assert of_other["none"].requests == {"write": 1.0}
+
+
+async def test_what_several_archivers_ask_of_the_store_is_counted_once(
+    bus: Bus, moto: MotoServer
+) -> None:
+    bucket = moto.make_bucket(secrets.token_hex(8))
+    mine, its = (S3Store(bucket, "", S3Settings(endpoint_url=moto.url)) for _ in range(2))
+    clock = ManualClock()
+    settings = msgspec.convert({**FAST, **SOON}, ArchiveSettings)
+
+    async def failed(_entry: IndexEntry, _error: StoreError) -> None:
+        """Nobody counts here."""
+
+    async with archiving(bus, mine, clock=clock, probe_interval_seconds=1000) as service:
+        await until(lambda: len(service.components()) == 4)
+        await its.open()
+        helper = Helper(its, IndexBucket(bus.bucket("archive")), settings, bus, clock, failed)
+        evictions = [(evicted(f"k{n}", namespace=f"n{n}"), b"value") for n in (1, 1, 2)]
+        evictions[1] = (evicted("other", namespace="n1"), b"value")
+        kept = await helper.pack_all(evictions)
+        await helper.settle_all(kept)
+        # A listing of its own is nobody's, and told with the next segment.
+        await its.list_objects()
+        await helper.settle_all(
+            await helper.pack_all([(evicted("late", namespace="n2"), b"value")])
+        )
+        statuses = [await ArchiveClient(bus, name).status() for name in ("n1", "n2")]
+        made = Counter(mine.requests) + Counter(its.requests)
+        left = its.requests.take()
+        await helper.close()
+        await its.close()
+
+    shown: Counter[str] = Counter()
+    for status in statuses:
+        for use in status.classes.values():
+            shown.update({kind: round(1e6 * count) for kind, count in use.requests.items()})
+    one, other = (status.classes["1d"] for status in statuses)
+    assert {kind: round(count / 1e6, 3) for kind, count in shown.items()} == made
+    assert statuses[0].requests == made
+    assert left == {}
+    assert one.requests == {"write": pytest.approx(2 / 3)}
+    assert other.requests == {"write": pytest.approx(1 / 3 + 1)}
+    assert (one.stored_total, other.stored_total) == (2, 2)

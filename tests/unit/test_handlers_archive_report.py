@@ -19,7 +19,7 @@ from schemas.archive_money import (
 from schemas.report import ReportArchive
 from schemas.spending import Usage
 from schemas.units import SECOND_NS, instant
-from tests.unit.test_agent_report import day_of_usages, fleet, made
+from tests.support.reports import day_of_usages, fleet, made
 
 HOUR_NS = 3600 * SECOND_NS
 START_NS = 1_800_000_000 * SECOND_NS
