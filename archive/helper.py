@@ -12,7 +12,7 @@ import structlog
 from archive.billing import encode_bill
 from archive.index_bucket import IndexBucket
 from archive.index_entry import IndexEntry
-from archive.keeper import ADMIT, COMMIT, REQUESTS_HEADER, SEGMENT_HEADER
+from archive.keeper import ADMIT, BILL_HEADER, COMMIT, SEGMENT_HEADER
 from archive.keeping import Candidate, Eviction, Kept, Verdict, pack
 from archive.packer import Packer
 from archive.settings import ArchiveSettings
@@ -101,7 +101,7 @@ class Helper:
         await self._bucket.put(name, footer)
         while True:
             made = self._store.requests.take()
-            headers = {SEGMENT_HEADER: name, REQUESTS_HEADER: encode_bill(made)}
+            headers = {SEGMENT_HEADER: name, BILL_HEADER: encode_bill(made)}
             try:
                 await self._requester.request(
                     COMMIT, footer, headers, timeout_seconds=COMMIT_SECONDS

@@ -21,7 +21,7 @@ from schemas.protocols import Answer, Call, Endpoint, RequestError
 ADMIT = "api.archive.admit"
 COMMIT = "api.archive.commit"
 SEGMENT_HEADER = "Fleet-Segment"
-REQUESTS_HEADER = "Fleet-Store-Requests"
+BILL_HEADER = "Fleet-Store-Bill"
 
 _decode_candidates = msgspec.msgpack.Decoder(list[Candidate]).decode
 
@@ -70,9 +70,9 @@ class Keeper:
         """
         name = call.headers.get(SEGMENT_HEADER, "")
         try:
-            bill = decode_bill(call.headers.get(REQUESTS_HEADER, "[]"))
+            bill = decode_bill(call.headers.get(BILL_HEADER, "[]"))
         except UNDECODABLE as error:
-            raise RequestError(400, f"{REQUESTS_HEADER}: {error}") from error
+            raise RequestError(400, f"{BILL_HEADER}: {error}") from error
         if not is_name(name):
             raise RequestError(400, f"{SEGMENT_HEADER} is not the name of a segment")
         try:
