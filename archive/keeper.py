@@ -22,6 +22,9 @@ ADMIT = "api.archive.admit"
 COMMIT = "api.archive.commit"
 SEGMENT_HEADER = "Fleet-Segment"
 BILL_HEADER = "Fleet-Store-Bill"
+"""What the helper has asked of the store since it told that last."""
+MAX_BILLED = 4096
+"""Segments whose bill is known, so that one told again is not counted again."""
 
 _decode_candidates = msgspec.msgpack.Decoder(list[Candidate]).decode
 
@@ -39,6 +42,7 @@ class Keeper:
         self._store = store
         self._is_owner = is_owner
         self._count = count
+        self._billed: dict[str, None] = {}
 
     def endpoints(self) -> list[Endpoint]:
         """Raw, MessagePack."""
@@ -86,8 +90,12 @@ class Keeper:
         except ArchiveObjectError as error:
             raise RequestError(400, f"footer: {error.reason}") from error
         self._check_owner()
-        if self._vault.adopt_one(found, entries):
+        if name not in self._billed:
+            self._billed[name] = None
             self._vault.meter.book(bill)
+            if len(self._billed) > MAX_BILLED:
+                del self._billed[next(iter(self._billed))]
+        if self._vault.adopt_one(found, entries):
             for entry in entries:
                 self._count(entry.namespace, ("stored", entry))
             await self._vault.trim({entry.namespace for entry in entries})

@@ -342,7 +342,8 @@ async def test_a_segment_that_was_removed_before_its_commit_is_packed_again(
         ("commit", b"", {}, 400),
         ("commit", b"", {"Fleet-Segment": "../x"}, 400),
         ("commit", b"", {"Fleet-Segment": f"1d-{'0' * 32}"}, 404),
-        ("commit", b"", {"Fleet-Segment": "x", "Fleet-Store-Requests": "[]"}, 400),
+        ("commit", b"", {"Fleet-Segment": "x"}, 400),
+        ("commit", b"", {"Fleet-Segment": f"1d-{'0' * 32}", "Fleet-Store-Bill": "{}"}, 400),
     ],
 )
 async def test_nonsense_between_archivers_is_refused(

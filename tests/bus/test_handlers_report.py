@@ -11,6 +11,7 @@ from agent.bus import Bus
 from handlers.prices import PriceRule, PriceSettings
 from handlers.settings import HandlersSettings, QuerySettings
 from schemas.api import Filter
+from schemas.archive_money import GIB, NOTHING_USED, ArchiveSpending, ArchiveUsage
 from schemas.protocols import RequestError
 from schemas.report import (
     OpportunitiesReply,
@@ -335,3 +336,38 @@ async def test_what_is_no_opportunity_any_more_does_not_stand(bus: Bus) -> None:
 
     reply = msgspec.json.decode(payload, type=OpportunitiesReply)
     assert (reply.rows, reply.text) == ([], "nothing is worth changing, or not for long enough yet")
+
+
+def archived(hour_ns: int, held_gib_hours: float) -> ArchiveUsage:
+    use = msgspec.structs.replace(NOTHING_USED, held_byte_hours=held_gib_hours * GIB)
+    return ArchiveUsage(
+        namespace="default", hour_at=instant(hour_ns), minutes=60, classes={"1d": use}
+    )
+
+
+async def test_each_hour_of_the_archive_counts_once_and_whole(bus: Bus) -> None:
+    now_hour_ns = NOW_NS // HOUR_NS * HOUR_NS
+    over_ns = now_hour_ns - HOUR_NS
+    await bus.publish(archived(over_ns, 2.0), message_id="hour")
+    running = ArchiveSpending(
+        namespace="default",
+        decided_at=instant(NOW_NS),
+        hours=[archived(over_ns, 1.5), archived(now_hour_ns, 0.25)],
+    )
+    await bus.publish(running, message_id="running")
+
+    found = await report(bus, seconds=3600.0)
+    node = await report(bus, seconds=3600.0, node="n1")
+    other = await report(bus, seconds=3600.0, pool="chat")
+
+    assert found.archive is not None
+    assert found.archive.total.use.held_byte_hours == 2.25 * GIB
+    assert found.archive.namespaces[0].pool is None
+    assert (node.archive, other.archive) == (None, None)
+
+
+async def test_where_nothing_was_archived_the_report_says_nothing_of_it(bus: Bus) -> None:
+    found = await report(bus, seconds=3600.0)
+
+    assert found.archive is None
+    assert not any("archive" in note for note in found.notes)

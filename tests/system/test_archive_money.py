@@ -1,8 +1,9 @@
 """The archive's money after a known run: status, CacheMetrics and the report say the same."""
 
+import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from archive.index_entry import IndexEntry
 from archive.s3 import S3Store
 from archive.settings import ArchiveSettings, S3Settings
 from archive.store import ObjectStore, StoreError
+from archive.sweep import Sweeper
+from archive.vault import Vault
 from benchmarks.moto import CREDENTIALS, MotoServer
 from handlers.settings import HandlersSettings, WasteSettings
 from handlers.slots import Routed, Slot, Watermark
@@ -25,7 +28,7 @@ from schemas.api import ArchiveStatus
 from schemas.archive import Stored
 from schemas.archive_money import ArchiveMetrics, ArchiveUse
 from schemas.engines import CacheMetrics
-from schemas.protocols import Emit, Moment
+from schemas.protocols import Answer, Emit, Moment, Requester
 from schemas.report import Report, ReportRequest
 from schemas.units import SECOND_NS, to_ns
 from tests.support.archive_service import FAST, Heard, archiving, evict, until
@@ -201,21 +204,65 @@ def _check_requests(made: dict[str, int], *statuses: ArchiveStatus) -> None:
         assert of_other["none"].requests == {"write": 1.0}
 
 
+class Twice:
+    """Asks everything a second time, as who lost the answer does."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_seconds: float,
+    ) -> Answer:
+        await self._bus.request(subject, payload, headers, timeout_seconds=timeout_seconds)
+        return await self._bus.request(subject, payload, headers, timeout_seconds=timeout_seconds)
+
+
+def helping(bus: Bus, store: ObjectStore, requester: Requester, **named: Any) -> Helper:
+    async def failed(_entry: IndexEntry, _error: StoreError) -> None:
+        """Nobody counts here."""
+
+    settings = msgspec.convert({**FAST, **named}, ArchiveSettings)
+    bucket = IndexBucket(bus.bucket("archive"))
+    return Helper(store, bucket, settings, requester, ManualClock(), failed)
+
+
+async def test_what_was_asked_while_nobody_kept_the_index_is_told_to_the_next(
+    bus: Bus, moto: MotoServer
+) -> None:
+    bucket = moto.make_bucket(secrets.token_hex(8))
+    first, its, second = (S3Store(bucket, "", S3Settings(endpoint_url=moto.url)) for _ in range(3))
+    await its.open()
+    helper = helping(bus, its, bus, segment_seconds=10)
+    async with archiving(bus, first):
+        packed = await helper.pack_all([(evicted(), b"value")])
+    helper.packer.flush()
+    settling = asyncio.create_task(helper.settle_all(packed))
+    await until(lambda: its.requests["write"] == 1)
+    async with archiving(bus, second, probe_interval_seconds=1000):
+        await settling
+        status = await ArchiveClient(bus).status()
+    await helper.close()
+    await its.close()
+
+    assert status.classes["1d"].requests["write"] == 1.0
+    assert its.requests.take() == {}
+
+
 async def test_what_several_archivers_ask_of_the_store_is_counted_once(
     bus: Bus, moto: MotoServer
 ) -> None:
     bucket = moto.make_bucket(secrets.token_hex(8))
     mine, its = (S3Store(bucket, "", S3Settings(endpoint_url=moto.url)) for _ in range(2))
     clock = ManualClock()
-    settings = msgspec.convert({**FAST, **SOON}, ArchiveSettings)
-
-    async def failed(_entry: IndexEntry, _error: StoreError) -> None:
-        """Nobody counts here."""
-
     async with archiving(bus, mine, clock=clock, probe_interval_seconds=1000) as service:
         await until(lambda: len(service.components()) == 4)
         await its.open()
-        helper = Helper(its, IndexBucket(bus.bucket("archive")), settings, bus, clock, failed)
+        helper = helping(bus, its, Twice(bus))
         evictions = [(evicted(f"k{n}", namespace=f"n{n}"), b"value") for n in (1, 1, 2)]
         evictions[1] = (evicted("other", namespace="n1"), b"value")
         kept = await helper.pack_all(evictions)
@@ -242,3 +289,20 @@ async def test_what_several_archivers_ask_of_the_store_is_counted_once(
     assert one.requests == {"write": pytest.approx(2 / 3)}
     assert other.requests == {"write": pytest.approx(1 / 3 + 1)}
     assert (one.stored_total, other.stored_total) == (2, 2)
+
+
+async def test_what_is_written_anew_is_read_and_written_for_who_needs_it(moto: MotoServer) -> None:
+    store = S3Store(moto.make_bucket(secrets.token_hex(8)), "", S3Settings(endpoint_url=moto.url))
+    await store.open()
+    # A footer is more than a hundredth of so small a segment, which is written anew for that.
+    vault = Vault(store, ArchiveSettings(segment_seconds=0.001, dead_ratio=0.01), ManualClock())
+    await vault.load(lambda _done, _total: None)
+    await vault.keep(evicted(namespace="a", expires_at=None), b"value")
+    before = vault.meter.uses("a")["none"].requests
+    async for _ in Sweeper(vault).sweep():
+        pass
+    after = vault.meter.uses("a")["none"].requests
+    await vault.close()
+    await store.close()
+
+    assert (before, after) == ({"write": 1.0}, {"write": 2.0, "read": 1.0})
