@@ -133,7 +133,11 @@ class ReportArchiveNamespace(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     usd_per_gpu_hour: Annotated[
-        Usd | None, Meta(description="mean cost of its GPUs in the period; null: no pool or price")
+        Usd | None,
+        Meta(
+            description="mean cost of its GPUs in the period, of a fleet without pools that of "
+            "all; null: no pool is known, or no price"
+        ),
     ]
     classes: Annotated[
         dict[str, ArchiveFigures],

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from agent import human
-from schemas.archive_money import GIB
 from schemas.report import ArchiveFigures, Report, ReportArchive, ReportGroup
 from schemas.spending import Figures, Saving, TrendLine, TrendMetric
 
@@ -244,8 +243,9 @@ def _archive(found: ReportArchive | None) -> Iterator[Table]:
                 "" if ttl_class == "upkeep" else values[4],
             )
         )
-    columns = ("held now", "GiB-hours", "stored", "restored", "writes", "reads", "lists", "deletes")
-    yield Table("The archive: what it did", (*whose, *columns, "computing avoided"), did)
+    columns = ("held now", "byte-hours", "stored", "restored")
+    asked_of = ("writes", "reads", "lists", "deletes")
+    yield Table("The archive: what it did", (*whose, *columns, *asked_of, "computing avoided"), did)
     yield Table(
         "The archive: what it cost and saved",
         (*whose, "storage", "writes", "reads", "lists", "cost", "avoided", "net"),
@@ -269,7 +269,7 @@ def _held_and_restored(figures: ArchiveFigures) -> list[str]:
     use, seconds = figures.use, figures.avoided_seconds
     return [
         human.size(use.held_bytes),
-        few_digits(use.held_byte_hours / GIB),
+        f"{human.size(use.held_byte_hours)} h",
         f"{use.stored_total:,}",
         f"{use.restored_total:,}",
         UNKNOWN if seconds is None else human.duration(seconds),

@@ -13,6 +13,8 @@ from schemas.spending import Usage
 from schemas.units import SECOND_NS, to_ns
 
 HOUR_SECONDS = 3600.0
+NO_POOL = ""
+"""In the place of a pool: all GPUs of a fleet in which none is in a pool."""
 _MINUTE_NS = 60 * SECOND_NS
 
 
@@ -52,7 +54,7 @@ def archive_report(
 
     Args:
         recorded: hours of the archive by namespace.
-        pools: hours of GPUs by pool.
+        pools: hours of GPUs by pool; of a fleet without pools those of all, by `NO_POOL`.
         chosen: pools that compute the values of a namespace, by namespace.
         only_pool: the report is of this pool alone.
         span_ns: length of the period.
@@ -67,7 +69,9 @@ def archive_report(
             pool = pool_of(name, pools) if only_pool is None else name
         if only_pool not in (None, pool):
             continue
-        namespaces.append(_namespace(name, hours, pool, gpu_hour_usd(pools.get(pool or "", ()))))
+        namespaces.append(
+            _namespace(name, hours, pool, gpu_hour_usd(pools.get(pool or NO_POOL, ())))
+        )
         tables += [hour.prices for hour in hours if hour.prices is not None]
         for hour in hours:
             minutes[hour.hour_at] = max(hour.minutes, minutes.get(hour.hour_at, 0))
@@ -84,11 +88,11 @@ def archive_report(
 def pool_of(namespace: str, pools: Mapping[str, object]) -> str | None:
     """The pool that computes what a namespace keeps, where nobody said: by name, or the only one.
 
-    None: there are several, and none has its name.
+    None: there is none, or there are several, and none has its name.
     """
     if namespace in pools:
         return namespace
-    return next(iter(pools)) if len(pools) == 1 else None
+    return (next(iter(pools)) or None) if len(pools) == 1 else None
 
 
 def gpu_hour_usd(hours: Sequence[Usage]) -> float | None:
@@ -142,7 +146,8 @@ def archive_notes(found: ReportArchive) -> list[str]:
     priced = [one for one in found.namespaces if one.total.avoided_usd]
     if priced:
         at = ", ".join(
-            f"{one.namespace} at {one.usd_per_gpu_hour:.2f} USD a GPU-hour of pool {one.pool}"
+            f"{one.namespace} at {one.usd_per_gpu_hour:.2f} USD a GPU-hour of "
+            + (f"pool {one.pool}" if one.pool else "the fleet")
             for one in priced
         )
         said.append(f"avoided computing is priced as seconds of one GPU: {at}")

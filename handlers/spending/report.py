@@ -7,7 +7,12 @@ from datetime import date, datetime
 from handlers.prices import PriceList
 from handlers.queries.stream_reader import StreamReader
 from handlers.settings import HandlersSettings
-from handlers.spending.archive_report import archive_notes, archive_report, recorded_archive
+from handlers.spending.archive_report import (
+    NO_POOL,
+    archive_notes,
+    archive_report,
+    recorded_archive,
+)
 from handlers.spending.recorded_usage import recorded_hours
 from handlers.spending.trend import LEAST_HOURS, Point, point, trend_lines
 from handlers.spending.usage import HOUR_NS, figures, total
@@ -62,7 +67,7 @@ class Reports:
         before = [hour for hour in is_wanted if to_ns(hour.hour_at) < start_ns]
         notes: list[str] = []
         gpus: dict[str, list[Usage]] = {} if request.pool is None else {request.pool: hours}
-        pools, nodes = await self._parts(request, start_ns, end_ns, notes, gpus)
+        pools, nodes = await self._parts(request, start_ns, end_ns, notes, gpus, hours)
         whole = figures(hours)
         models = self._models(hours)
         until_ns = min(end_ns, now_ns)
@@ -150,10 +155,11 @@ class Reports:
         end_ns: int,
         notes: list[str],
         gpus: dict[str, list[Usage]],
+        fleet: list[Usage],
     ) -> tuple[list[ReportGroup], list[ReportGroup]]:
         """Pools and nodes; of too many the report goes without them, and says so.
 
-        `gpus` is given the hours of each pool.
+        `gpus` is given the hours of each pool; of the `fleet` where there are no pools.
         """
         parts: dict[str, list[ReportGroup]] = {"pool": [], "node": []}
         wanted: list[Scope] = [] if request.node else ["node"] if request.pool else ["pool", "node"]
@@ -170,7 +176,7 @@ class Reports:
                 if request.pool in {None, hour.pool}:
                     by_id[hour.id].append(hour)
             if scope == "pool":
-                gpus.update(by_id)
+                gpus.update(by_id or {NO_POOL: fleet})
             groups = [ReportGroup(id=name, figures=figures(of)) for name, of in by_id.items()]
             parts[scope] = sorted(
                 (one for one in groups if one.figures.gpu_hours),

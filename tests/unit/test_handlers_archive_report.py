@@ -7,7 +7,7 @@ import pytest
 
 from agent.cli.report import rendered
 from agent.views import report_tables
-from handlers.spending.archive_report import archive_notes, archive_report, gpu_hour_usd
+from handlers.spending.archive_report import NO_POOL, archive_notes, archive_report, gpu_hour_usd
 from schemas.archive_money import (
     GIB,
     NOTHING_USED,
@@ -167,6 +167,15 @@ def test_the_pool_is_the_chosen_one_that_of_the_name_or_the_only_one(
     assert found.total.avoided_usd == pytest.approx(8.0)
 
 
+def test_in_a_fleet_without_pools_all_gpus_compute() -> None:
+    found = told(hour({"1d": use(**RESTORED)}), pools={NO_POOL: GPUS["chat"]})
+
+    (one,) = found.namespaces
+    assert (one.pool, one.usd_per_gpu_hour) == (None, 4.0)
+    assert found.total.avoided_usd == pytest.approx(8.0)
+    assert any("4.00 USD a GPU-hour of the fleet" in note for note in archive_notes(found))
+
+
 def test_one_namespace_that_is_not_known_makes_the_sum_unknown() -> None:
     found = told(
         hour({"1d": use(**RESTORED)}),
@@ -247,7 +256,7 @@ def test_the_tables_say_what_is_known_and_a_dash_else() -> None:
     )
 
     did, cost = tables.values()
-    assert did[0][1:] == ["1d", "1.0 GiB", "0.5", "0", "2", "2.5", "12", "0", "0", "2.0 h"]
+    assert did[0][1:] == ["1d", "1.0 GiB", "512.0 MiB h", "0", "2", "2.5", "12", "0", "0", "2.0 h"]
     assert did[1][-1] == "-"
     assert did[2][1:] == ["upkeep", "", "", "", "", "0", "0", "3", "0", ""]
     assert did[3][0] == "all"
