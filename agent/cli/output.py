@@ -17,6 +17,8 @@ from agent.transfer import OnProgress
 
 MAX_SHOWN_KEY = 80
 LEAST_COLUMNS = 20
+LEAST_USD = 1e-6
+"""Less would be shown as 0 with six digits behind the point."""
 
 
 @contextlib.contextmanager
@@ -145,7 +147,8 @@ def _shown(name: str, value: Any) -> str:  # noqa: ANN401 - any field's
     if name.endswith("_seconds"):
         return human.duration(value)
     if isinstance(value, float):
-        return f"{value:.6f}" if name.endswith("_usd") else f"{value:.6g}"
+        is_whole = name.endswith("_usd") and not 0 < abs(value) < LEAST_USD
+        return f"{value:.6f}" if is_whole else f"{value:.6g}"
     return human.printable(str(value))
 
 

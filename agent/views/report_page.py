@@ -107,7 +107,8 @@ def as_html(report: Report) -> str:
             f"Made by resource-agent on {report.answered_at:%Y-%m-%d %H:%M} UTC from "
             f"{report_tables.measured(report)} of the period's minutes. Each minute of each GPU is "
             "in exactly one state; what was not measured is in no sum. Changes are against the "
-            "period of the same length before. The formulas are in docs/analysis.md."
+            "period of the same length before. The formulas are in docs/analysis.md "
+            "and docs/archive_costs.md."
         ),
     )
 

@@ -21,6 +21,7 @@ class Reply(msgspec.Struct):
     life_seconds: float = 90.0
     share: float = 0.25
     cost_usd: float = 0.000125
+    least_usd: float = 2.5e-9
     enabled: bool = True
     seen_at: datetime | None = None
     entries: list[Entry] = []
@@ -37,6 +38,7 @@ def test_each_field_is_a_line_as_people_read_it(capsys: pytest.CaptureFixture[st
         "life_seconds": "90.0 s",
         "share": "0.25",
         "cost_usd": "0.000125",
+        "least_usd": "2.5e-09",
         "enabled": "true",
         "seen_at": "2026-11-21 00:00:00+00:00",
         "entries": "-",
