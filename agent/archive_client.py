@@ -118,14 +118,18 @@ class ArchiveClient:
         """Remove a dead letter and the parts of its value."""
         return await self._ask("dead_drop", ArchiveDeadChoice(id=letter), DeadLetter)
 
-    async def run(self, job: Literal["sweep", "reindex"], on_job: OnJob) -> ArchiveJob:
+    async def run(
+        self, job: Literal["sweep", "reindex"], on_job: OnJob, *, adopt: bool = False
+    ) -> ArchiveJob:
         """Have work on the whole archive done; `on_job` hears how far it is.
+
+        `adopt`: a reindex takes over a store that is not this installation's.
 
         Raises:
             RequestError: 503 the archiver that did it has gone.
         """
         subject = f"api.archive.{job}"
-        first = found = await self._ask_at(subject, ArchiveJobRequest(), ArchiveJob)
+        first = found = await self._ask_at(subject, ArchiveJobRequest(adopt=adopt), ArchiveJob)
         while found.state == "running":
             on_job(found)
             await asyncio.sleep(POLL_SECONDS)

@@ -335,6 +335,7 @@ async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             queue=bus,
             parts=bus,
             index=bus.bucket("archive"),
+            state=bus.bucket("state"),
             letters=bus,
             requester=bus,
             leases=leases,

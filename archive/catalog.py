@@ -48,6 +48,12 @@ class Catalog:
         if self._bucket is not None:
             await self._bucket.remove(name)
 
+    async def recognises(self) -> bool:
+        """Whether the store has an object that the bucket has a record of."""
+        if self._bucket is None or not (records := await self._bucket.records()):
+            return False
+        return any(one.name in records for one in await self._store.list_objects())
+
     async def read(
         self, is_known: Callable[[str], bool], on_progress: Callable[[int, int], None]
     ) -> AsyncIterator[tuple[StoredObject, list[IndexEntry]]]:

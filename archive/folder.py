@@ -20,7 +20,10 @@ T = TypeVar("T")
 OBJECT_SUFFIX = ".object"
 TEMPORARY_SUFFIX = ".tmp"
 DAMAGED_SUFFIX = ".damaged"
+MARK = "owner.json"
 CALL_SECONDS = 30.0
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What file systems without hard links say, such as those of some network mounts."""
 
 
 class FolderStore:
@@ -57,15 +60,7 @@ class FolderStore:
     async def get(self, name: str) -> bytes | None:
         """The whole object, or None."""
         path = self._path(name)
-
-        def read() -> bytes | None:
-            try:
-                return path.read_bytes()
-            except FileNotFoundError:
-                self.folder.stat()  # an archive that was unmounted is a failure, not a miss
-                return None
-
-        return await self._run(read, name)
+        return await self._run(lambda: self._read(path), name)
 
     async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
         """Store the concatenation of `pieces`; each is written before the next is asked for."""
@@ -153,6 +148,14 @@ class FolderStore:
 
         return await self._run(remove)
 
+    async def read_mark(self) -> bytes | None:
+        """What says whose the folder is, or None."""
+        return await self._run(lambda: self._read(self.folder / MARK))
+
+    async def write_mark(self, content: bytes, *, replace: bool) -> None:
+        """Write that; without `replace` one that is there stays."""
+        await self._run(lambda: self._write_mark(content, replace=replace))
+
     async def install_lifecycle(self) -> None:
         """A folder forgets nothing by itself."""
 
@@ -184,6 +187,31 @@ class FolderStore:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{check_name(name)}{OBJECT_SUFFIX}"
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            self.folder.stat()  # an archive that was unmounted is a failure, not a miss
+            return None
+
+    def _write_mark(self, content: bytes, *, replace: bool) -> None:
+        temporary = _temporary(self.folder / MARK)
+        try:
+            _write_synced(temporary, content)
+            if not replace:
+                try:
+                    os.link(temporary, self.folder / MARK)
+                    _sync_folder(self.folder)
+                    return
+                except FileExistsError:
+                    return
+                except OSError as error:
+                    if error.errno not in NO_LINKS:
+                        raise
+            self._rename(temporary, self.folder / MARK)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _write(self, target: Path, content: bytes) -> None:
         temporary = _temporary(target)

@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 OnProgress = Callable[[int, int | None], None]
 """Takes how much is done, and of how much, where that is known."""
-Work = Callable[[OnProgress], Awaitable[Mapping[str, int]]]
+Work = Callable[[OnProgress, ArchiveJobRequest], Awaitable[Mapping[str, int]]]
 """Does it and returns what was done, by kind; may raise StoreError."""
 
 
@@ -48,7 +48,7 @@ class Job:
         if request.start and not self._is_running:
             self._done, self._total, self._counts, self._error = 0, None, {}, ""
             self._began = time.monotonic()
-            self._task = asyncio.create_task(self._run())
+            self._task = asyncio.create_task(self._run(request))
         until = time.monotonic() if self._is_running else self._ended
         return ArchiveJob(
             instance=self._instance,
@@ -77,12 +77,12 @@ class Job:
             return "running"
         return "failed" if self._error else "done"
 
-    async def _run(self) -> None:
+    async def _run(self, request: ArchiveJobRequest) -> None:
         def on_progress(done: int, total: int | None) -> None:
             self._done, self._total = done, total
 
         try:
-            self._counts = await self._work(on_progress)
+            self._counts = await self._work(on_progress, request)
         except StoreError as error:
             self._error = str(error)
             log.error("archive_job_failed", job=self._name, error=str(error))

@@ -40,6 +40,8 @@ TRIAL_WRITE_SECONDS = 60.0
 MAX_DETAIL_CHARACTERS = 300
 NO_NAME = "0" * 64
 """Asked for by probes; no SHA-256 is known that ends so."""
+THERE_ALREADY = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "409", "412"})
+KNOWS_NO_CONDITIONS = frozenset({"NotImplemented", "501"})
 _BROKEN_BODY = (aiohttp.ClientError, HTTPClientError, IncompleteReadError)
 _FAILURES = (OSError, ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError)
 
@@ -61,6 +63,7 @@ class S3Store:
         self._bucket = bucket
         self._prefix = prefix
         self._objects = f"{prefix}objects/"
+        self._mark = f"{prefix}owner.json"
         self._settings = settings
         self._endpoint = settings.endpoint_url or "AWS"
         self.description = f"s3://{bucket}/{prefix} at {self._endpoint}"
@@ -101,7 +104,7 @@ class S3Store:
     async def get(self, name: str) -> bytes | None:
         """The whole object, or None."""
         pieces: list[bytes] = []
-        return b"".join(pieces) if await self._read(name, pieces.append) else None
+        return b"".join(pieces) if await self._read(self._key(name), pieces.append) else None
 
     async def get_range(self, name: str, first: int, end: int) -> bytes | None:
         """Its bytes from `first` up to, not with, `end`; shorter where it ends; None: absent."""
@@ -113,7 +116,8 @@ class S3Store:
         self, name: str, first: int, end: int, take: Callable[[bytes], None]
     ) -> bool:
         """As `get_range`, given to `take` in order as they come; False: absent."""
-        return await self._read(name, take, first, end) if end > first else True
+        key = self._key(name)
+        return await self._read(key, take, first, end) if end > first else True
 
     async def stat(self, name: str) -> StoredObject | None:
         """The object without its content, or None."""
@@ -171,6 +175,29 @@ class S3Store:
             asked["KeyMarker"] = page["NextKeyMarker"]
             asked["UploadIdMarker"] = page["NextUploadIdMarker"]
 
+    async def read_mark(self) -> bytes | None:
+        """What says whose the prefix is, or None."""
+        pieces: list[bytes] = []
+        return b"".join(pieces) if await self._read(self._mark, pieces.append) else None
+
+    async def write_mark(self, content: bytes, *, replace: bool) -> None:
+        """Write that; without `replace` one that is there stays, where the server knows how."""
+        asked = {"Bucket": self._bucket, "Key": self._mark, "Body": content}
+
+        async def write(s3: Any) -> None:  # noqa: ANN401 - botocore's client
+            if not replace:
+                try:
+                    await s3.put_object(**asked, IfNoneMatch="*")
+                    return
+                except ClientError as error:
+                    if _code(error) in THERE_ALREADY:
+                        return
+                    if _code(error) not in KNOWS_NO_CONDITIONS:
+                        raise
+            await s3.put_object(**asked)
+
+        await self._ask(write)
+
     async def install_lifecycle(self) -> LifecycleReport:
         """Have our rules on the bucket; those of others stay as they are."""
         if self._settings.lifecycle == "off":
@@ -215,10 +242,10 @@ class S3Store:
         await self._ask(lambda s3: s3.abort_multipart_upload(Bucket=self._bucket, **upload))
 
     async def _read(
-        self, name: str, take: Callable[[bytes], None], first: int = 0, end: int | None = None
+        self, key: str, take: Callable[[bytes], None], first: int = 0, end: int | None = None
     ) -> bool:
         """Give the object's bytes of that range to `take`, as they come; False: it is absent."""
-        asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(name)}
+        asked: dict[str, Any] = {"Bucket": self._bucket, "Key": key}
         if end is not None:
             asked["Range"] = f"bytes={first}-{end - 1}"
         taken = 0

@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Self
 
 import structlog
 
+from archive.adoption import KEEPERS_LEASE, Adoption, Serve
 from archive.announce import Announcer
 from archive.catalog import Catalog
+from archive.claim import Claim, NotOurStoreError
 from archive.condition import Condition
 from archive.dead_letters import DeadLetters
+from archive.duty import Duty
 from archive.handover import Handover
 from archive.helper import Helper
 from archive.index_bucket import IndexBucket
@@ -28,6 +31,7 @@ from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
 from archive.sweep import Sweeper
 from archive.vault import Vault
+from schemas.api import ArchiveJobRequest
 from schemas.lifecycle import Component, ComponentState
 from schemas.protocols import (
     Bucket,
@@ -45,11 +49,8 @@ from schemas.protocols import (
 
 log = structlog.get_logger()
 
-LEASE = "archive"
 READY_SECONDS = 10.0
 """Who starts services need not wait longer for a store that is slow to read, or fails slowly."""
-Serve = Callable[[Sequence[Endpoint]], Awaitable[Callable[[], Awaitable[None]]]]
-"""Serves endpoints and returns what drains them again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,17 +61,11 @@ class ArchiveBus:
     queue: WorkQueue
     parts: PartStream
     index: Bucket
+    state: Bucket
     letters: LetterStream
     requester: Requester
     leases: Leases
     serve: Serve
-
-
-@dataclasses.dataclass(slots=True)
-class _Duty:
-    """A helper's, which ends when it becomes the owner."""
-
-    held: bool = True
 
 
 class ArchiveService:
@@ -117,8 +112,10 @@ class ArchiveService:
         self._dead_letters = DeadLetters(bus.letters, bus.publisher, parts)
         self._jobs = [
             Job("sweep", instance, self._sweep),
-            Job("reindex", instance, self._vault.catalog.rebuild),
+            Job("reindex", instance, self._reindex),
         ]
+        self._claim = Claim(store, bus.state, self._vault.catalog.recognises)
+        self._adoption = Adoption(self._claim, bus.leases, bus.serve, self._jobs[1].endpoint())
         self._handover = Handover(settings.handover_max_bytes)
         self._queries = Queries(
             self._vault,
@@ -143,7 +140,7 @@ class ArchiveService:
             pending=self._queries.pending,
             queue_trouble=lambda: self._intake.queue_error,
         )
-        self._lease: Lease | None = None
+        self._duty = Duty(over=True)
         self._sweeping = asyncio.Lock()
         self._state = "starting"
         self._settled = asyncio.Event()
@@ -191,7 +188,7 @@ class ArchiveService:
         return self._state == "active"
 
     def _is_owner(self) -> bool:
-        return self._lease is not None and self._lease.held
+        return self._duty.held
 
     async def wait_ready(self) -> None:
         """Return once this archiver serves, or it is clear that it cannot yet.
@@ -232,29 +229,50 @@ class ArchiveService:
 
     async def _own_or_help(self) -> None:
         while not self._stopping.is_set():
-            lease = await self._bus.leases.try_acquire(LEASE) or await self._help()
-            if lease is None:
-                return
-            try:
-                await self._own(lease)
-                self._load_error = ""
-            except StoreError as error:
-                if str(error) != self._load_error:
-                    log.error("archive_index_not_loaded", error=str(error))
-                self._load_error = str(error)
-                self._settled.set()
-            finally:
-                self._lease = None
-                self._state = "starting"
-                await self._bus.leases.release(lease)
+            if await self._is_ours():
+                lease = self._adoption.keepers_lease()
+                lease = lease or await self._bus.leases.try_acquire(KEEPERS_LEASE)
+                lease = lease or await self._help()
+                if lease is None:
+                    break
+                try:
+                    await self._own(lease)
+                    self._load_error = ""
+                except (StoreError, PublishError) as error:
+                    self._not_begun(error)
+                finally:
+                    self._duty.over = True
+                    self._state = "starting"
+                    await self._bus.leases.release(lease)
             await self._pause(self._settings.retry_seconds)
+        await self._adoption.withdraw()
+
+    async def _is_ours(self) -> bool:
+        """Whether the store may be worked on; where it is another's, its adoption is offered."""
+        try:
+            await self._claim.check()
+        except (StoreError, PublishError) as error:
+            if isinstance(error, NotOurStoreError):
+                self._state = "refused: the store is not this installation's"
+                await self._adoption.offer()  # first: who reads the error may act at once
+            self._not_begun(error)
+            return False
+        return True
+
+    def _not_begun(self, error: StoreError | PublishError) -> None:
+        if str(error) != self._load_error:
+            log.error("archive_index_not_loaded", error=str(error))
+        self._load_error = str(error)
+        self._settled.set()
 
     async def _help(self) -> Lease | None:
         """Take evictions for the owner until it is gone: then the lease; None: when stopping."""
         self._vault.forget()
+        self._load_error = ""
+        await self._adoption.withdraw()
         self._enter("helping")
         log.info("archive_helping", store=self._store.description)
-        duty = _Duty()
+        duty = Duty()
         helper = Helper(
             self._store,
             self._index_bucket,
@@ -274,8 +292,8 @@ class ArchiveService:
                     if self._stopping.is_set():
                         await asyncio.wait({working})
                     else:
-                        lease = await self._bus.leases.try_acquire(LEASE)
-                duty.held = False
+                        lease = await self._bus.leases.try_acquire(KEEPERS_LEASE)
+                duty.over = True
         finally:
             await helper.close()
         return lease
@@ -284,10 +302,12 @@ class ArchiveService:
         def on_progress(done: int, total: int) -> None:
             self._state = f"reading the index: {done} of {total} objects"
 
+        await self._claim.check()  # it may have changed hands while this one helped
         await self._vault.load(on_progress)
         self._load_error = ""
-        self._lease = lease
+        self._duty = duty = Duty(lease)
         stop_serving = await self._bus.serve(self._endpoints())
+        await self._adoption.withdraw()
         self._enter("active")
         log.info("archive_active", store=self._store.description, **self.counters())
         try:
@@ -298,7 +318,7 @@ class ArchiveService:
                     group.create_task(self._metering.run()),
                 ]
                 await self._take_over()
-                await self._intake.run(self._vault, lease, self._stopping, self._count)
+                await self._intake.run(self._vault, duty, self._stopping, self._count)
                 for task in regular:
                     task.cancel()
         finally:
@@ -332,6 +352,16 @@ class ArchiveService:
         keeping = (*self._queries.endpoints(), *self._keeper.endpoints())
         return [*keeping, *self._dead_letters.endpoints(), *jobs]
 
+    async def _check_claim(self) -> None:
+        """Before anything is removed: somebody else may have taken the store over meanwhile."""
+        try:
+            await self._claim.check()
+        except NotOurStoreError:
+            self._duty.over = True
+            raise
+        except PublishError as error:
+            raise StoreError(f"the bus does not say whose the store is: {error}") from error
+
     async def _sweep_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._settings.sweep_interval_seconds)
@@ -344,8 +374,20 @@ class ArchiveService:
         except StoreError as error:
             log.error("archive_sweep_failed", error=str(error))
 
-    async def _sweep(self, on_progress: OnProgress) -> Counter[str]:
+    async def _reindex(
+        self, on_progress: OnProgress, request: ArchiveJobRequest
+    ) -> Mapping[str, int]:
+        """Write the index anew; of a store that is not ours only where it is to be adopted."""
+        if request.adopt and not self._duty.held:
+            await self._adoption.adopt()
+        await self._check_claim()
+        return await self._vault.catalog.rebuild(on_progress)
+
+    async def _sweep(
+        self, on_progress: OnProgress, _request: ArchiveJobRequest | None = None
+    ) -> Counter[str]:
         """One sweep; how many entries it removed, by kind."""
+        await self._check_claim()
         removed: Counter[str] = Counter()
         async with self._sweeping, contextlib.aclosing(self._sweeper.sweep()) as entries:
             async for entry in entries:

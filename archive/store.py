@@ -93,6 +93,15 @@ class ObjectStore(Protocol):
     async def remove_leftovers(self, older_than_seconds: float = LEFTOVER_SECONDS) -> int:
         """Remove what interrupted writes left behind that long ago; returns how many there were."""
 
+    async def read_mark(self) -> bytes | None:
+        """What says whose the store is, or None; it is no object."""
+
+    async def write_mark(self, content: bytes, *, replace: bool) -> None:
+        """Write that; without `replace` one that is there stays, where the place can see to it.
+
+        Where it can not, the last of two at once stays: read what is there then.
+        """
+
     async def install_lifecycle(self) -> LifecycleReport | None:
         """Have the place itself remove what is long expired; None: it knows nothing of that."""
 

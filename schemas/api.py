@@ -633,6 +633,10 @@ class ArchiveJobRequest(Request, frozen=True, kw_only=True):
     """Begin the work, unless it is under way, or only ask how far it is."""
 
     start: Annotated[bool, Meta(description="false: only ask")] = True
+    adopt: Annotated[
+        bool,
+        Meta(description="of a reindex: take the store over where it is not this installation's"),
+    ] = False
 
 
 class ArchiveJob(msgspec.Struct, frozen=True, kw_only=True):

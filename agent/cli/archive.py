@@ -176,19 +176,28 @@ def reindex(
     password_file: PasswordFile = None,
     state_dir: StateDir = None,
     config: Config = None,
+    adopt: Annotated[
+        bool,
+        typer.Option("--adopt", help="take the store over, whose mark is another installation's"),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the index in its bucket anew, from the archived objects alone."""
-    _run_job("reindex", (config, state_dir, password_file, nats_url), as_json=as_json)
+    where = (config, state_dir, password_file, nats_url)
+    _run_job("reindex", where, as_json=as_json, adopt=adopt)
 
 
 app.command()(dead)
 
 
-def _run_job(name: Literal["sweep", "reindex"], where: Where, *, as_json: bool) -> None:
+def _run_job(
+    name: Literal["sweep", "reindex"], where: Where, *, as_json: bool, adopt: bool = False
+) -> None:
     async def work(bus: Bus) -> ArchiveJob:
         with counted(None, name) as show:
-            return await ArchiveClient(bus).run(name, lambda job: show(job.done, job.total))
+            return await ArchiveClient(bus).run(
+                name, lambda job: show(job.done, job.total), adopt=adopt
+            )
 
     job = ask_archive(where, work, as_json=as_json, limit_seconds=None)
     if as_json:

@@ -111,7 +111,7 @@ BUCKETS_OF: Mapping[Role, tuple[str, ...]] = {
     "agent": ("registry",),
     "handlers": ("registry", "lease", "state", "config"),
     "cache": ("registry", "lease", "state", "config"),
-    "archive": ("registry", "lease", "archive"),
+    "archive": ("registry", "lease", "state", "archive"),
     "executor": ("registry", "lease"),
 }
 """Where a role writes the keys that begin with its name."""

@@ -47,6 +47,7 @@ async def archiving(
             queue=bus,
             parts=bus,
             index=bus.bucket("archive"),
+            state=bus.bucket("state"),
             letters=bus,
             requester=bus,
             leases=leases,

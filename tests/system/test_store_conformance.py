@@ -257,6 +257,40 @@ async def test_a_put_that_is_given_up_leaves_all_or_nothing(store: ObjectStore, 
     assert await store.get(NAME) in (None, LARGE)
 
 
+async def test_a_mark_is_written_once_and_replaced_only_on_request(
+    store: ObjectStore, open_store: Open
+) -> None:
+    before = await store.read_mark()
+    await store.write_mark(b"first", replace=False)
+    await store.write_mark(b"second", replace=False)
+    first = await store.read_mark()
+    await store.write_mark(b"third", replace=True)
+    other = open_store()
+    await other.open()
+    third = await other.read_mark()
+    await other.close()
+
+    assert (before, first, third) == (None, b"first", b"third")
+    assert await store.list_objects() == []
+    assert await store.remove_leftovers(older_than_seconds=0) == 0
+
+
+async def test_of_marks_written_at_once_one_stays(store: ObjectStore, open_store: Open) -> None:
+    others = [open_store() for _ in range(4)]
+    for other in others:
+        await other.open()
+    async with asyncio.TaskGroup() as group:
+        for number, other in enumerate(others):
+            group.create_task(other.write_mark(b"%d" % number, replace=False))
+    first = await store.read_mark()
+    for other in others:
+        await other.write_mark(b"later", replace=False)
+        await other.close()
+
+    assert first in (b"0", b"1", b"2", b"3")
+    assert await store.read_mark() == first
+
+
 async def test_lifecycle_rules_are_installed_once_and_found_again(store: ObjectStore) -> None:
     first = await store.install_lifecycle()
     second = await store.install_lifecycle()

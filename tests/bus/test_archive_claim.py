@@ -1,0 +1,292 @@
+"""Whose a store is: two installations on one, two stores of one, and a bus that forgot."""
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.archive_client import ArchiveClient
+from agent.bus import Bus, connect, ensure_streams
+from archive.s3 import S3Store
+from archive.service import ArchiveService
+from archive.settings import S3Settings
+from archive.store import ObjectStore
+from benchmarks.moto import CREDENTIALS, MotoServer
+from schemas.archive import Stored
+from schemas.protocols import RequestError
+from schemas.units import instant
+from tests.support.archive_service import Heard, archiving, evict, until
+from tests.support.evictions import NOW_NS, ManualClock, evicted, folder_store
+from tests.support.server import NatsServer
+from tests.support.waiting import until_async
+
+pytestmark = pytest.mark.bus
+Open = Callable[[str], ObjectStore]
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
+    server = MotoServer(tmp_path_factory.mktemp("moto"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["folder", "moto"])
+def open_store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Open:
+    """A store of this name; the same one each time it is called with it."""
+    if request.param == "folder":
+        return lambda name: folder_store(tmp_path / name)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    server: MotoServer = request.getfixturevalue("moto")
+    bucket = server.make_bucket(secrets.token_hex(8))
+    settings = S3Settings(endpoint_url=server.url)
+    return lambda name: S3Store(bucket, f"{name}/", settings)
+
+
+@pytest.fixture
+async def other_bus(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Bus]:
+    """Of another installation, or of the same one on a nats-server that lost its state."""
+    server = NatsServer(tmp_path / "other nats")
+    server.start()
+    try:
+        async with await connect(server.url, name="other") as connected:
+            await ensure_streams(connected)
+            yield connected
+    finally:
+        server.stop()
+
+
+async def fill(bus: Bus, *keys: str) -> None:
+    heard = await Heard.on(bus, "archived.stored.>")
+    for key in keys:
+        await evict(bus, evicted(key, expires_at=None))
+    for _ in keys:
+        await heard.next(Stored)
+
+
+def refusal(service: ArchiveService) -> str:
+    """What health says of the store that is not this installation's."""
+    found = {one.name: one for one in service.components()}
+    if "store" not in found or found["store"].state != "failed":
+        return ""
+    return found["store"].text
+
+
+async def refused(service: ArchiveService) -> str:
+    await until(lambda: bool(refusal(service)))
+    assert not service.is_active
+    return refusal(service)
+
+
+async def installation(bus: Bus) -> str:
+    found = await bus.bucket("state").get("archive.owner")
+    assert found is not None
+    return found[0].decode().split('"')[3]
+
+
+async def test_a_second_installation_is_refused_and_touches_nothing(
+    bus: Bus, other_bus: Bus, open_store: Open
+) -> None:
+    clock = ManualClock()
+    async with archiving(bus, open_store("one")):
+        await fill(bus, "a", "b")
+        async with archiving(
+            other_bus, open_store("one"), clock=clock, sweep_interval_seconds=0.05
+        ) as second:
+            text = await refused(second)
+            clock.advance(10 * 86400)
+            await evict(other_bus, evicted("c"))
+            with pytest.raises(RequestError):
+                await ArchiveClient(other_bus).get("a")
+            failed = await ArchiveClient(other_bus).run("reindex", lambda _job: None)
+            pending = await other_bus.depth("EVICTIONS")
+        values = [await ArchiveClient(bus).get(key) for key in ("a", "b")]
+
+    assert await installation(bus) in text
+    assert await installation(other_bus) in text
+    assert "one" in text
+    assert "resource-agent archive reindex --adopt" in text
+    assert (failed.state, failed.error) == ("failed", text)
+    assert pending == 1
+    assert values == [b"value", b"value"]
+
+
+async def test_a_bus_that_lost_its_state_gets_its_store_back_by_one_command(
+    bus: Bus, other_bus: Bus, open_store: Open
+) -> None:
+    async with archiving(bus, open_store("one")):
+        await fill(bus, "a", "b")
+    async with (
+        archiving(other_bus, open_store("one"), instance="a1") as first,
+        archiving(other_bus, open_store("one"), instance="a2") as second,
+    ):
+        await refused(first)
+        await refused(second)
+        job = await ArchiveClient(other_bus).run("reindex", lambda _job: None, adopt=True)
+
+        def states() -> set[str]:
+            return {service.components()[0].text for service in (first, second)}
+
+        await until(lambda: states() == {"active", "helping"})
+        await until(lambda: not refusal(first) and not refusal(second))
+        values = [await ArchiveClient(other_bus).get(key) for key in ("a", "b")]
+        await fill(other_bus, "c")
+    async with archiving(other_bus, open_store("one")) as again:
+        entries = again.counters()["entries"]
+
+    assert (job.state, job.counts["entries"]) == ("done", 2)
+    assert values == [b"value", b"value"]
+    assert entries == 3
+
+
+async def test_who_lost_its_store_to_another_installation_stops_before_it_sweeps(
+    bus: Bus, other_bus: Bus, open_store: Open
+) -> None:
+    clock = ManualClock()
+    async with archiving(bus, open_store("one"), clock=clock) as loser:
+        await evict(bus, evicted("a", expires_at=instant(NOW_NS + 10**9)))
+        await until(lambda: loser.counters()["entries"] == 1)
+        async with archiving(other_bus, open_store("one")) as winner:
+            await refused(winner)
+            await ArchiveClient(other_bus).run("reindex", lambda _job: None, adopt=True)
+            await until(lambda: winner.is_active)
+            clock.advance(60)
+            await loser.sweep()
+            await refused(loser)
+            value = await ArchiveClient(other_bus).get("a")
+
+    assert value == b"value"
+
+
+async def test_an_archiver_with_another_store_than_the_others_is_refused(
+    bus: Bus, open_store: Open
+) -> None:
+    async with archiving(bus, open_store("one"), instance="right") as right:
+        await fill(bus, "a")
+        async with archiving(bus, open_store("two"), instance="wrong") as wrong:
+            text = await refused(wrong)
+            job = await ArchiveClient(bus).run("reindex", lambda _job: None, adopt=True)
+            value = await ArchiveClient(bus).get("a")
+            is_still_right = right.is_active and not wrong.is_active
+
+    assert "one" in text
+    assert "two" in text
+    assert await installation(bus) in text
+    assert job.instance == "right"
+    assert value == b"value"
+    assert is_still_right
+
+
+async def test_two_archivers_of_two_stores_that_start_together_agree_on_one(
+    bus: Bus, open_store: Open
+) -> None:
+    async with (
+        archiving(bus, open_store("one"), instance="a1") as first,
+        archiving(bus, open_store("two"), instance="a2") as second,
+    ):
+        await until(lambda: first.is_active != second.is_active)
+        await until(lambda: bool(refusal(first)) != bool(refusal(second)))
+
+
+async def test_another_store_is_gone_on_with_by_one_command(bus: Bus, open_store: Open) -> None:
+    async with archiving(bus, open_store("one")):
+        await fill(bus, "a")
+    async with archiving(bus, open_store("two")) as moved:
+        text = await refused(moved)
+        await ArchiveClient(bus).run("reindex", lambda _job: None, adopt=True)
+        await until(lambda: moved.is_active)
+        await fill(bus, "b")
+        values = [await ArchiveClient(bus).get(key) for key in ("a", "b")]
+    async with archiving(bus, open_store("one")) as back:
+        refused_back = await refused(back)
+
+    assert "has no mark" in text
+    assert values == [None, b"value"]
+    assert "two" in refused_back
+
+
+async def unmark(open_store: Open, name: str) -> None:
+    store = open_store(name)
+    await store.open()
+    if isinstance(store, S3Store):
+        await store._delete(store._mark)
+    else:
+        os.unlink(Path(store.description.removeprefix("folder ")) / "owner.json")
+    assert await store.read_mark() is None
+    await store.close()
+
+
+async def test_a_store_of_an_earlier_release_gets_its_mark_at_the_first_start(
+    bus: Bus, other_bus: Bus, open_store: Open
+) -> None:
+    async with archiving(bus, open_store("one")):
+        await fill(bus, "a")
+    await unmark(open_store, "one")
+    await bus.bucket("state").delete("archive.owner")
+    async with archiving(bus, open_store("one")) as upgraded:
+        value = await ArchiveClient(bus).get("a")
+        was_active = upgraded.is_active
+        async with archiving(other_bus, open_store("one")) as second:
+            text = await refused(second)
+
+    assert was_active
+    assert value == b"value"
+    assert await installation(bus) in text
+
+
+async def test_a_mark_that_was_lost_is_made_anew_where_the_index_knows_the_objects(
+    bus: Bus, open_store: Open
+) -> None:
+    async with archiving(bus, open_store("one")) as service:
+        await fill(bus, "a")
+
+        async def is_recorded() -> bool:
+            return bool(await bus.bucket("archive").items())
+
+        await until_async(is_recorded)
+        await unmark(open_store, "one")
+        await service.sweep()
+        was_active = service.is_active
+        store = open_store("one")
+        await store.open()
+        mark = await store.read_mark()
+        await store.close()
+
+    assert was_active
+    assert mark is not None
+    assert await installation(bus) in mark.decode()
+
+
+async def test_a_mark_that_cannot_be_read_is_told_with_what_to_do(
+    bus: Bus, open_store: Open
+) -> None:
+    store = open_store("one")
+    await store.open()
+    await store.write_mark(b"{", replace=True)
+    await store.close()
+    async with archiving(bus, open_store("one")) as service:
+        text = await refused(service)
+        await ArchiveClient(bus).run("reindex", lambda _job: None, adopt=True)
+        await until(lambda: service.is_active)
+
+    assert "cannot be read" in text
+    assert "reindex --adopt" in text
+
+
+async def test_a_deleted_index_does_not_make_the_store_foreign(bus: Bus, open_store: Open) -> None:
+    async with archiving(bus, open_store("one")):
+        await fill(bus, "a")
+    await bus.jetstream.delete_key_value(bus.bucket("archive").name)
+    await ensure_streams(bus)
+    async with archiving(bus, open_store("one")) as service:
+        value = await ArchiveClient(bus).get("a")
+        was_active = service.is_active
+
+    assert was_active
+    assert value == b"value"
