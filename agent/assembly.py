@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from agent.blocking import BlockingThread
-from agent.bus import Bus, is_authenticated
+from agent.bus import Bus, ensure_bucket, is_authenticated
 from agent.bus.lease import BucketLeases
 from agent.identity import Identity
 from agent.instance import HealthSettings, Instance
@@ -335,6 +335,7 @@ async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             queue=bus,
             parts=bus,
             index=bus.bucket("archive"),
+            make_index=lambda: ensure_bucket(bus, "archive"),
             state=bus.bucket("state"),
             letters=bus,
             requester=bus,

@@ -10,7 +10,8 @@ from archive import frame, segment
 from archive.frame import ArchiveObjectError
 from archive.index_bucket import IndexBucket
 from archive.index_entry import IndexEntry, record_of
-from archive.store import ObjectStore, StoredObject
+from archive.store import ObjectStore, StoredObject, StoreError
+from schemas.protocols import PublishError
 
 log = structlog.get_logger()
 
@@ -77,9 +78,11 @@ class Catalog:
         """Write the bucket anew from the objects alone; how many objects and entries they hold.
 
         Raises:
-            StoreError: the store cannot be read.
+            StoreError: the store cannot be read, or the bucket not made or written.
         """
         counts: Counter[str] = Counter(objects=0, entries=0)
+        failed_before = self.bucket_failures
+        await self._make_bucket()
         listed = await self._store.list_objects()
         async for _, entries in self._read_all(listed, {}, on_progress):
             if entries is not None:
@@ -87,7 +90,20 @@ class Catalog:
                 counts["entries"] += len(entries)
         if self._bucket is not None:
             counts["removed"] = await self._remove_stale(await self._bucket.records())
+            failed = self.bucket_failures - failed_before
+            if failed:
+                raise StoreError(
+                    f"{failed} records of {counts['objects']} objects are not in the index bucket "
+                    f"({self._bucket.last_error}); each start reads those objects"
+                )
         return counts
+
+    async def _make_bucket(self) -> None:
+        if self._bucket is not None:
+            try:
+                await self._bucket.make()
+            except PublishError as error:
+                raise StoreError(f"the index bucket cannot be made: {error}") from error
 
     async def put_aside(self, name: str, error: ArchiveObjectError) -> None:
         """Keep a damaged object out of the way; of a segment the rest may still be well."""

@@ -4,7 +4,7 @@ It is a copy: the objects alone say what is archived. What cannot be written her
 object at the next start, and what is here without an object is removed then.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
@@ -17,11 +17,24 @@ KEY_PREFIX = "archive."
 
 
 class IndexBucket:
-    """Footers by object name. No call raises: while the server does not answer, it counts."""
+    """Footers by object name.
 
-    def __init__(self, bucket: Bucket) -> None:
+    Only `make` raises: while the server does not answer, the others count, and `last_error` says
+    why. `make_bucket` creates the bucket where it is missing.
+    """
+
+    def __init__(
+        self, bucket: Bucket, make_bucket: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._bucket = bucket
+        self._make_bucket = make_bucket
         self.failed_total = 0
+        self.last_error = ""
+
+    async def make(self) -> None:
+        """Have the bucket be there; raises PublishError where it cannot be."""
+        if self._make_bucket is not None:
+            await self._make_bucket()
 
     async def records(self) -> Mapping[str, bytes]:
         """All of them; none where the bucket cannot be read."""
@@ -52,4 +65,5 @@ class IndexBucket:
 
     def _failed(self, error: PublishError) -> None:
         self.failed_total += 1
+        self.last_error = str(error)
         log.warning("archive_index_behind", error=str(error))

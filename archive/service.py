@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -61,6 +61,7 @@ class ArchiveBus:
     queue: WorkQueue
     parts: PartStream
     index: Bucket
+    make_index: Callable[[], Awaitable[None]]
     state: Bucket
     letters: LetterStream
     requester: Requester
@@ -98,7 +99,7 @@ class ArchiveService:
         self._settings = settings
         self._clock = clock
         self._announcer = Announcer(bus.publisher, instance, clock)
-        self._index_bucket = IndexBucket(bus.index)
+        self._index_bucket = IndexBucket(bus.index, bus.make_index)
         self._vault = Vault(
             store,
             settings,

@@ -10,10 +10,10 @@ if _hides_aiohttp:
 
 from agent.bus.bus import Bus, connect, is_authenticated  # noqa: E402
 from agent.bus.errors import BusError  # noqa: E402
-from agent.bus.streams import ensure_streams  # noqa: E402
+from agent.bus.streams import ensure_bucket, ensure_streams  # noqa: E402
 
 if _hides_aiohttp:
     del sys.modules["aiohttp"]
 
 
-__all__ = ["Bus", "BusError", "connect", "ensure_streams", "is_authenticated"]
+__all__ = ["Bus", "BusError", "connect", "ensure_bucket", "ensure_streams", "is_authenticated"]

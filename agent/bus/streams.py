@@ -13,6 +13,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from agent.bus.bus import Bus
 from agent.bus.cancellation import heed
 from agent.bus.errors import BusError, raised_as
+from schemas.protocols import PublishError
 
 log = structlog.get_logger()
 
@@ -164,6 +165,18 @@ async def ensure_streams(bus: Bus, *, budget_bytes: int | None = None) -> None:
         await _ensure_stream(bus, spec, room)
     for bucket in BUCKETS:
         await _ensure_bucket(bus, bucket)
+
+
+async def ensure_bucket(bus: Bus, name: str) -> None:
+    """Create one of our buckets where it is missing, as `ensure_streams` does at a start.
+
+    Raises:
+        PublishError: the server does not answer, or does not let this user.
+    """
+    try:
+        await _ensure_bucket(bus, next(spec for spec in BUCKETS if spec.name == name))
+    except BusError as error:
+        raise PublishError(str(error)) from error
 
 
 def _config(bus: Bus, spec: StreamSpec) -> StreamConfig:

@@ -229,6 +229,7 @@ def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
         publish += [f"$JS.API.DIRECT.GET.{parts}.>", f"$JS.API.STREAM.PURGE.{parts}"]
         index = f"KV_{names.bucket('archive')}"
         publish += [*_follow(index), f"$JS.API.STREAM.PURGE.{index}"]
+        publish.append(f"$JS.API.STREAM.CREATE.{index}")  # `reindex` makes it anew
         publish.append(f"$JS.API.STREAM.MSG.DELETE.{names.stream('DEAD')}")
         publish += map(names.absolute, ("api.archive.admit", "api.archive.commit"))
     name = f"fleet-{role}"

@@ -10,7 +10,8 @@ from agent.archive_client import ArchiveClient
 from agent.bus import Bus
 from archive.store import StoredObject, StoreError
 from schemas.api import ArchiveJob, ArchiveJobRequest
-from tests.support.archive_service import archiving, evict, until
+from schemas.archive import Stored
+from tests.support.archive_service import Heard, archiving, evict, until
 from tests.support.evictions import FailingStore, ManualClock, evicted
 from tests.support.waiting import until_async
 
@@ -59,6 +60,53 @@ async def test_a_reindex_restores_what_was_lost_of_the_bucket(bus: Bus, tmp_path
     assert job.state == "done"
     assert job.counts["entries"] == 3
     assert after == before
+
+
+async def recorded(bus: Bus) -> dict[str, bytes]:
+    return {key: value for key, (value, _) in (await bus.bucket("archive").items()).items()}
+
+
+async def test_a_reindex_makes_a_deleted_bucket_and_restores_it_record_by_record(
+    bus: Bus, tmp_path: Path
+) -> None:
+    name = bus.bucket("archive").name
+    made = await bus.jetstream.stream_info(f"KV_{name}")
+    async with archiving(bus, tmp_path / "archive") as service:
+        heard = await Heard.on(bus, "archived.stored.>")
+        for number in range(5):
+            await evict(bus, evicted(f"k{number}"))
+            await heard.next(Stored)
+
+        async def every_object_has_its_record() -> bool:
+            return len(await recorded(bus)) == service.counters()["objects"] > 1
+
+        await until_async(every_object_has_its_record)
+        before = await recorded(bus)
+        await bus.jetstream.delete_key_value(name)
+        job = await ArchiveClient(bus).run("reindex", lambda _job: None)
+        after = await recorded(bus)
+        await evict(bus, evicted("later"))
+        await until(lambda: service.counters()["entries"] == 6)
+    again = await bus.jetstream.stream_info(f"KV_{name}")
+
+    assert (job.state, job.counts["entries"]) == ("done", 5)
+    assert after == before
+    assert again.config.max_bytes == made.config.max_bytes == 64 * 1024 * 1024
+
+
+async def test_a_reindex_that_the_bucket_does_not_take_has_failed(bus: Bus, tmp_path: Path) -> None:
+    name = f"KV_{bus.bucket('archive').name}"
+    heard = await Heard.on(bus, "archived.stored.>")
+    async with archiving(bus, tmp_path / "archive"):
+        await evict(bus, evicted())
+        await heard.next(Stored)
+        config = (await bus.jetstream.stream_info(name)).config
+        await bus.jetstream.purge_stream(name)
+        await bus.jetstream.update_stream(config, max_bytes=1)
+        job = await ArchiveClient(bus).run("reindex", lambda _job: None)
+
+    assert job.state == "failed"
+    assert "1 records of 1 objects are not in the index bucket" in job.error
 
 
 async def test_work_is_begun_once_and_asked_about(bus: Bus, tmp_path: Path) -> None:

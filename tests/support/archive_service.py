@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from agent.bus import Bus
+from agent.bus import Bus, ensure_bucket
 from agent.bus.lease import BucketLeases
 from archive.service import ArchiveBus, ArchiveService
 from archive.settings import ArchiveSettings
@@ -47,6 +47,7 @@ async def archiving(
             queue=bus,
             parts=bus,
             index=bus.bucket("archive"),
+            make_index=lambda: ensure_bucket(bus, "archive"),
             state=bus.bucket("state"),
             letters=bus,
             requester=bus,
