@@ -16,16 +16,15 @@ Serve = Callable[[Sequence[Endpoint]], Awaitable[Callable[[], Awaitable[None]]]]
 class Adoption:
     """Serves an endpoint for as long as nobody keeps the index, so nobody else would answer it."""
 
-    def __init__(self, claim: Claim, leases: Leases, serve: Serve, endpoint: Endpoint) -> None:
+    def __init__(self, claim: Claim, leases: Leases, serve: Serve) -> None:
         self._claim = claim
         self._leases = leases
         self._serve = serve
-        self._endpoint = endpoint
         self._stop_serving: Callable[[], Awaitable[None]] | None = None
         self._lease: Lease | None = None
         self._keepers: Lease | None = None
 
-    async def offer(self) -> None:
+    async def offer(self, endpoint: Endpoint) -> None:
         """Serve it where nobody else does; to be called again and again."""
         if self._keepers is not None:  # it is being adopted
             return
@@ -38,7 +37,7 @@ class Adoption:
         elif self._lease is None:
             self._lease = await self._leases.try_acquire(LEASE)
             if self._lease is not None:
-                self._stop_serving = await self._serve([self._endpoint])
+                self._stop_serving = await self._serve([endpoint])
 
     async def adopt(self) -> None:
         """Take the store over, and be the one that keeps the index of it.

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import NamedTuple
 
 import structlog
 
@@ -10,13 +11,36 @@ from archive import frame, segment
 from archive.frame import ArchiveObjectError
 from archive.index_bucket import IndexBucket
 from archive.index_entry import IndexEntry, record_of
-from archive.store import ObjectStore, StoredObject, StoreError
+from archive.store import ObjectRefusedError, ObjectStore, StoredObject, StoreError
+from archive.trouble import Trouble
 from schemas.protocols import PublishError
 
 log = structlog.get_logger()
 
+
+class Reading(NamedTuple):
+    """Of one object: None: it is not there any more, or nothing of it is readable.
+
+    `aside` says why it, or a part of it, was put aside or left alone; empty: all is well.
+    """
+
+    entries: list[IndexEntry] | None
+    aside: str = ""
+
+
+class Rebuilt(NamedTuple):
+    """What a rebuild found; `put_aside` are the objects left out, wholly or in part, and why."""
+
+    counts: Mapping[str, int]
+    put_aside: Mapping[str, str]
+
+
 AT_ONCE = 256
 HEAD_BYTES = 4096
+LOOKS = 64
+"""At refused objects in each sweep: each is a request or two."""
+SAID = ("objects", "entries", "removed")
+"""Counts that a rebuild always tells."""
 
 
 class Catalog:
@@ -25,12 +49,14 @@ class Catalog:
     What the bucket has of an object is not read from the object; what it lacks, or has wrong, is
     read there, by its footer and a ranged read, and put into the bucket. A segment without a
     readable footer gives the entries that are whole in it. Damaged objects are put aside, foreign
-    ones left alone; `unreadable` counts both.
+    ones left alone; `unreadable` counts both. What the store refuses to give, though it gives
+    others, is left out, and stands in `trouble` until it is readable or gone.
     """
 
     def __init__(self, store: ObjectStore, bucket: IndexBucket | None = None) -> None:
         self._store = store
         self._bucket = bucket
+        self.trouble = Trouble()
         self.unreadable = 0
         self._ignored: set[str] = set()
 
@@ -46,6 +72,7 @@ class Catalog:
 
     async def removed(self, name: str) -> None:
         """The object was removed."""
+        self.trouble.removed(name)
         if self._bucket is not None:
             await self._bucket.remove(name)
 
@@ -70,12 +97,38 @@ class Catalog:
             return
         records = {} if self._bucket is None else await self._bucket.records()
         await self._remove_stale(records)
-        async for found, entries in self._read_all(unknown, records, on_progress):
-            if entries is not None:
-                yield found, entries
+        async for found, reading in self._read_all(unknown, records, on_progress):
+            if reading.entries is not None:
+                yield found, reading.entries
 
-    async def rebuild(self, on_progress: Callable[[int, int], None]) -> Mapping[str, int]:
+    async def look_again(
+        self, is_known: Callable[[str], bool]
+    ) -> AsyncIterator[tuple[StoredObject, list[IndexEntry]]]:
+        """Try some of what was refused, the longest known first; what is not known, its entries.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        for name in list(self.trouble.unreadable)[:LOOKS]:
+            try:
+                found = await self._store.stat(name)
+                if found is None:
+                    self.trouble.can_read(name)
+                elif is_known(name):
+                    await self._store.get_range(name, 0, 1)
+                    self.trouble.can_read(name)
+                else:
+                    reading = await self._reading(found, None)
+                    if reading.entries is not None:
+                        yield found, reading.entries
+            except ObjectRefusedError as error:
+                self.trouble.unreadable.pop(name, None)  # behind those that wait for their turn
+                self.trouble.unreadable[name] = error.reason
+
+    async def rebuild(self, on_progress: Callable[[int, int], None]) -> Rebuilt:
         """Write the bucket anew from the objects alone; how many objects and entries they hold.
+
+        Damaged ones are put aside, foreign and refused ones left alone, and named.
 
         Raises:
             StoreError: the store cannot be read, or the bucket not made or written.
@@ -84,10 +137,16 @@ class Catalog:
         failed_before = self.bucket_failures
         await self._make_bucket()
         listed = await self._store.list_objects()
-        async for _, entries in self._read_all(listed, {}, on_progress):
-            if entries is not None:
+        put_aside: dict[str, str] = {}
+        async for found, reading in self._read_all(listed, {}, on_progress):
+            if reading.aside:
+                counts["put_aside"] += 1
+                put_aside[found.name] = reading.aside
+            if reading.entries is not None:
+                tombstones = sum(entry.tombstone for entry in reading.entries)
                 counts["objects"] += 1
-                counts["entries"] += len(entries)
+                counts["entries"] += len(reading.entries) - tombstones
+                counts["tombstones"] += tombstones
         if self._bucket is not None:
             counts["removed"] = await self._remove_stale(await self._bucket.records())
             failed = self.bucket_failures - failed_before
@@ -96,7 +155,7 @@ class Catalog:
                     f"{failed} records of {counts['objects']} objects are not in the index bucket "
                     f"({self._bucket.last_error}); each start reads those objects"
                 )
-        return counts
+        return Rebuilt({name: n for name, n in counts.items() if n or name in SAID}, put_aside)
 
     async def _make_bucket(self) -> None:
         if self._bucket is not None:
@@ -112,7 +171,14 @@ class Catalog:
         if error.foreign:
             self._ignored.add(name)
         elif not segment.seal_of(name):
+            await self._quarantine(name)
+
+    async def _quarantine(self, name: str) -> None:
+        try:
             await self._store.quarantine(name)
+        except ObjectRefusedError as error:
+            self.trouble.cannot_remove(error)
+            self._ignored.add(name)
 
     async def _remove_stale(self, records: Mapping[str, bytes]) -> int:
         """Remove those of `records`, just read, whose objects are gone; how many there were."""
@@ -127,13 +193,13 @@ class Catalog:
         objects: list[StoredObject],
         records: Mapping[str, bytes],
         on_progress: Callable[[int, int], None],
-    ) -> AsyncIterator[tuple[StoredObject, list[IndexEntry] | None]]:
+    ) -> AsyncIterator[tuple[StoredObject, Reading]]:
         for first in range(0, len(objects), AT_ONCE):
             batch = objects[first : first + AT_ONCE]
             try:
                 async with asyncio.TaskGroup() as group:
                     reading = [
-                        group.create_task(self._entries(one, records.get(one.name)))
+                        group.create_task(self._reading(one, records.get(one.name)))
                         for one in batch
                     ]
             except ExceptionGroup as failures:
@@ -142,27 +208,31 @@ class Catalog:
                 yield found, task.result()
             on_progress(first + len(batch), len(objects))
 
-    async def _entries(self, found: StoredObject, record: bytes | None) -> list[IndexEntry] | None:
-        """The object's entries; None: it is not there any more, or not readable."""
+    async def _reading(self, found: StoredObject, record: bytes | None) -> Reading:
         if record is not None:
             try:
-                return segment.read_record(found.name, record, found.object_bytes)
+                return Reading(segment.read_record(found.name, record, found.object_bytes))
             except ArchiveObjectError as error:
                 log.warning("archive_index_wrong", name=found.name, reason=error.reason)
+                reason = error.reason
             entries = _of_record(found.name, record)
             if entries is not None:
                 # What it deletes and replaces stays so, and what was cut off is told as damaged.
                 self.unreadable += 1
-                return entries
+                return Reading(entries, reason)
         try:
-            if segment.seal_of(found.name):
-                return await self._of_segment(found)
-            return await self._of_single(found)
+            of_one = self._of_segment if segment.seal_of(found.name) else self._of_single
+            reading = await of_one(found)
         except ArchiveObjectError as error:
             await self.put_aside(found.name, error)
-            return None
+            return Reading(None, error.reason)
+        except ObjectRefusedError as error:
+            self.trouble.cannot_read(error)
+            return Reading(None, f"cannot be read: {error.reason}")
+        self.trouble.can_read(found.name)
+        return reading
 
-    async def _of_segment(self, found: StoredObject) -> list[IndexEntry] | None:
+    async def _of_segment(self, found: StoredObject) -> Reading:
         name, size = found.name, found.object_bytes
         tail = await self._store.get_range(name, max(0, size - segment.TAIL_BYTES), size)
         try:
@@ -170,36 +240,37 @@ class Catalog:
                 first = max(0, size - segment.footer_bytes(tail))
                 tail = await self._store.get_range(name, first, size)
             if tail is None:
-                return None
+                return Reading(None)
             entries = segment.read_footer(name, tail)
             await self.stored(name, tail[-segment.footer_bytes(tail) :])
-            return entries
+            return Reading(entries)
         except ArchiveObjectError as error:
             if error.foreign:
                 raise
             log.error("archived_footer_unreadable", name=name, reason=error.reason)
-        return await self._of_torn(name)
+            reason = error.reason
+        return await self._of_torn(name, reason)
 
-    async def _of_torn(self, name: str) -> list[IndexEntry] | None:
+    async def _of_torn(self, name: str, reason: str) -> Reading:
         content = await self._store.get(name)
         if content is None:
-            return None
+            return Reading(None)
         self.unreadable += 1
         entries = await asyncio.to_thread(lambda: list(segment.walk(name, content)))
         if not entries:
-            await self._store.quarantine(name)
-            return None
-        return entries
+            await self._quarantine(name)
+            return Reading(None, reason)
+        return Reading(entries, f"{reason}; {len(entries)} whole entries in it are kept")
 
-    async def _of_single(self, found: StoredObject) -> list[IndexEntry] | None:
+    async def _of_single(self, found: StoredObject) -> Reading:
         start = await self._store.get_range(found.name, 0, HEAD_BYTES)
         if start is not None and len(start) < frame.payload_offset(start):
             start = await self._store.get_range(found.name, 0, frame.payload_offset(start))
         if start is None:
-            return None
+            return Reading(None)
         entry = segment.read_alone(found.name, start, found.object_bytes)
         await self.stored(found.name, segment.footer(found.name, [record_of(entry)]))
-        return [entry]
+        return Reading([entry])
 
 
 def _of_record(name: str, record: bytes) -> list[IndexEntry] | None:

@@ -6,13 +6,21 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from archive.billing import Requests
-from archive.store import LEFTOVER_SECONDS, StoredObject, StoreError, check_name, is_name
+from archive.store import (
+    LEFTOVER_SECONDS,
+    ObjectRefusedError,
+    StoredObject,
+    StoreError,
+    check_name,
+    is_name,
+)
 from schemas.protocols import BlockingCalls
 
 T = TypeVar("T")
@@ -60,7 +68,7 @@ class FolderStore:
     async def get(self, name: str) -> bytes | None:
         """The whole object, or None."""
         path = self._path(name)
-        return await self._run(lambda: self._read(path), name)
+        return await self._read_one(name, lambda: self._read(path))
 
     async def put_stream(self, name: str, pieces: AsyncIterable[bytes]) -> None:
         """Store the concatenation of `pieces`; each is written before the next is asked for."""
@@ -82,14 +90,14 @@ class FolderStore:
 
         def read() -> bytes | None:
             try:
-                with path.open("rb") as file:
+                with _open(path) as file:
                     file.seek(first)
                     return file.read(end - first)
             except FileNotFoundError:
                 self.folder.stat()
                 return None
 
-        return await self._run(read, name)
+        return await self._read_one(name, read)
 
     async def get_range_to(
         self, name: str, first: int, end: int, take: Callable[[bytes], None]
@@ -111,12 +119,12 @@ class FolderStore:
                 self.folder.stat()
                 return None
 
-        return await self._run(look, name)
+        return await self._read_one(name, look)
 
     async def delete(self, name: str) -> None:
         """Remove; absent is fine."""
         path = self._path(name)
-        await self._run(lambda: path.unlink(missing_ok=True), name)
+        await self._change_one(name, lambda: path.unlink(missing_ok=True))
 
     async def quarantine(self, name: str) -> None:
         """Rename to `<name>.damaged`, for an operator to look at."""
@@ -126,7 +134,7 @@ class FolderStore:
             with contextlib.suppress(FileNotFoundError):
                 path.replace(path.with_suffix(DAMAGED_SUFFIX))
 
-        await self._run(rename, name)
+        await self._change_one(name, rename)
 
     async def list_objects(self) -> list[StoredObject]:
         """All objects, in no order."""
@@ -172,6 +180,34 @@ class FolderStore:
 
         return await self._run(try_write)
 
+    async def _read_one(self, name: str, work: Callable[[], T]) -> T:
+        """A failure is that of the object alone where the folder and its mark can be read."""
+
+        def read_others() -> None:
+            with os.scandir(self.folder) as files:
+                next(files, None)
+            self._read(self.folder / MARK)
+
+        try:
+            return await self._run(work, name)
+        except StoreError as error:
+            reason = _of_one(error)
+            if reason is None:
+                raise
+            await self._run(read_others)
+            raise ObjectRefusedError(name, reason) from error
+
+    async def _change_one(self, name: str, work: Callable[[], None]) -> None:
+        """A failure is that of the object alone where other files can be written and removed."""
+        try:
+            await self._run(work, name)
+        except StoreError as error:
+            reason = _of_one(error)
+            if reason is None:
+                raise
+            await self.probe()
+            raise ObjectRefusedError(name, reason) from error
+
     async def _run(self, work: Callable[[], T], name: str = "00") -> T:
         thread = self._threads[int(name[-2:], 16) % len(self._threads)]
         try:
@@ -190,7 +226,8 @@ class FolderStore:
 
     def _read(self, path: Path) -> bytes | None:
         try:
-            return path.read_bytes()
+            with _open(path) as file:
+                return file.read()
         except FileNotFoundError:
             self.folder.stat()  # an archive that was unmounted is a failure, not a miss
             return None
@@ -234,8 +271,12 @@ class FolderStore:
             for file in files:
                 name, _, suffix = file.name.partition(".")
                 if f".{suffix}" == OBJECT_SUFFIX and is_name(name):
-                    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    try:
                         objects.append(StoredObject(name, file.stat().st_size))
+                    except FileNotFoundError:
+                        continue  # removed meanwhile
+                    except OSError:
+                        objects.append(StoredObject(name, 0))  # who reads it is told what it is
         return objects
 
     def _explain(self, error: OSError) -> str:
@@ -255,6 +296,23 @@ class FolderStore:
 
 def _temporary(target: Path) -> Path:
     return target.with_suffix(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+
+
+def _of_one(error: StoreError) -> str | None:
+    """What the system says of it; None: nothing, as it did not answer."""
+    cause = error.__cause__
+    if not isinstance(cause, OSError) or isinstance(cause, TimeoutError):
+        return None
+    return cause.strerror or str(cause)
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file to read; of anything else, such as a pipe that nobody writes, an error at once."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a file")
+    return open(descriptor, "rb")
 
 
 def _create(path: Path) -> int:

@@ -15,8 +15,11 @@ log = structlog.get_logger()
 
 OnProgress = Callable[[int, int | None], None]
 """Takes how much is done, and of how much, where that is known."""
-Work = Callable[[OnProgress, ArchiveJobRequest], Awaitable[Mapping[str, int]]]
-"""Does it and returns what was done, by kind; may raise StoreError."""
+Done = tuple[Mapping[str, int], Mapping[str, str]]
+"""What was done, by kind, and the objects that were put aside or left alone, and why."""
+Work = Callable[[OnProgress, ArchiveJobRequest], Awaitable[Done]]
+"""Does it; may raise StoreError."""
+NAMED = 20
 
 
 class Job:
@@ -31,6 +34,7 @@ class Job:
         self._done = 0
         self._total: int | None = None
         self._counts: Mapping[str, int] = {}
+        self._put_aside: Mapping[str, str] = {}
         self._error = ""
 
     def endpoint(self) -> Endpoint:
@@ -47,6 +51,7 @@ class Job:
         """Begin a run unless one is under way or only news are wanted."""
         if request.start and not self._is_running:
             self._done, self._total, self._counts, self._error = 0, None, {}, ""
+            self._put_aside = {}
             self._began = time.monotonic()
             self._task = asyncio.create_task(self._run(request))
         until = time.monotonic() if self._is_running else self._ended
@@ -57,6 +62,7 @@ class Job:
             total=self._total,
             seconds=max(0.0, until - self._began),
             counts=dict(self._counts),
+            put_aside=dict(list(self._put_aside.items())[:NAMED]),
             error=self._error,
         )
 
@@ -82,7 +88,7 @@ class Job:
             self._done, self._total = done, total
 
         try:
-            self._counts = await self._work(on_progress, request)
+            self._counts, self._put_aside = await self._work(on_progress, request)
         except StoreError as error:
             self._error = str(error)
             log.error("archive_job_failed", job=self._name, error=str(error))

@@ -99,13 +99,13 @@ class Meter:
         """`entry` is needed from now on (1), or not any more (-1)."""
         use = self._use(payer_of(entry))
         use.advance(self._clock())
-        use.entries += sign
+        use.entries += sign * (not entry.tombstone)
         use.held_bytes += sign * entry.object_bytes
 
     def stored(self, entry: IndexEntry) -> None:
         """`entry` was stored anew."""
         use = self._use(payer_of(entry))
-        use.stored += 1
+        use.stored += not entry.tombstone
         use.stored_bytes += entry.object_bytes
 
     def restored(self, entry: IndexEntry) -> None:

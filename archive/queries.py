@@ -18,7 +18,7 @@ from archive.index_entry import HASH_BYTES, IndexEntry
 from archive.intake import STREAM
 from archive.money import price_table
 from archive.settings import ArchiveSettings
-from archive.store import ObjectStore, StoreError
+from archive.store import ObjectRefusedError, ObjectStore, StoreError
 from archive.vault import DamagedObjectError, Vault
 from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveStatus, Request
 from schemas.archive_money import used_by
@@ -49,6 +49,7 @@ HASHES_PER_PAGE = 512 * 1024 // HASH_BYTES
 LIST_KEY_BYTES = 256 * 1024
 MAX_NAMED = 5
 """Namespaces that are named to who asked for another one."""
+NAMED = 20
 
 
 class Queries:
@@ -210,6 +211,8 @@ class Queries:
         except DamagedObjectError as damage:
             self._announce(self._announcer.damaged(damage.entry, damage.reason))
             error = RequestError(500, f"archived object of this key is damaged: {damage.reason}")
+        except ObjectRefusedError as refusal:
+            error = RequestError(503, f"the object of this key cannot be read: {refusal.reason}")
         except StoreError as failure:
             log.error("archive_unreadable", error=str(failure))
             error = RequestError(503, "the archive's store cannot be read now")
@@ -300,6 +303,7 @@ class Queries:
         meter = self._vault.meter
         classes = meter.uses(namespace, self._prices)
         since_ns = meter.since_ns(namespace)
+        refused = self._vault.trouble.unreadable
         return ArchiveStatus(
             namespace=namespace,
             instance=self._instance,
@@ -322,6 +326,9 @@ class Queries:
             failed_total=counts["failed_total"],
             dead_total=counts["dead_total"],
             dropped_total=self._vault.dropped[namespace],
+            damaged=self._vault.damaged(namespace),
+            refused_objects=len(refused),
+            refused=dict(list(refused.items())[:NAMED]),
             budget_bytes=index.budget_bytes,
         )
 

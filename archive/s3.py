@@ -5,13 +5,10 @@ import contextlib
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 import aioboto3
 import aiohttp
-from aiobotocore.config import AioConfig
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -25,13 +22,22 @@ from archive.billing import Requests
 from archive.lifecycle import LifecycleReport
 from archive.money import billed_as
 from archive.s3_body import Body
+from archive.s3_config import config
+from archive.s3_errors import OF_ONE_OBJECT, code, detail
 from archive.s3_failures import failure, other_scheme
 from archive.s3_lifecycle import install
 from archive.s3_multipart import upload
 from archive.s3_rights import ForbiddenError, needed_right, refusals
 from archive.s3_signing import sign_in_threads
 from archive.settings import S3Settings
-from archive.store import LEFTOVER_SECONDS, StoredObject, StoreError, check_name, is_name
+from archive.store import (
+    LEFTOVER_SECONDS,
+    ObjectRefusedError,
+    StoredObject,
+    StoreError,
+    check_name,
+    is_name,
+)
 
 T = TypeVar("T")
 
@@ -130,19 +136,21 @@ class S3Store:
 
     async def delete(self, name: str) -> None:
         """Remove; absent is fine."""
-        await self._delete(self._key(name))
+        asked = {"Bucket": self._bucket, "Key": self._key(name)}
+        await self._change_one(name, lambda s3: _unless_absent(s3.delete_object(**asked)))
 
     async def quarantine(self, name: str) -> None:
         """Move to `damaged/<name>`, for an operator to look at."""
         source = {"Bucket": self._bucket, "Key": self._key(name)}
         target = f"{self._prefix}damaged/{name}"
-        copied = await self._ask(
+        copied = await self._change_one(
+            name,
             lambda s3: _unless_absent(
                 s3.copy_object(Bucket=self._bucket, Key=target, CopySource=source)
-            )
+            ),
         )
         if copied is not None:
-            await self._delete(source["Key"])
+            await self.delete(name)
 
     async def list_objects(self) -> list[StoredObject]:
         """All objects, in no order."""
@@ -190,9 +198,9 @@ class S3Store:
                     await s3.put_object(**asked, IfNoneMatch="*")
                     return
                 except ClientError as error:
-                    if _code(error) in THERE_ALREADY:
+                    if code(error) in THERE_ALREADY:
                         return
-                    if _code(error) not in KNOWS_NO_CONDITIONS:
+                    if code(error) not in KNOWS_NO_CONDITIONS:
                         raise
             await s3.put_object(**asked)
 
@@ -255,8 +263,13 @@ class S3Store:
                 try:
                     answer = await _unless_absent(s3.get_object(**asked))
                 except ClientError as error:
-                    if _code(error) == "InvalidRange":  # the object ends before it
+                    if code(error) == "InvalidRange":  # the object ends before it
                         return True
+                    if key != self._mark and code(error) in OF_ONE_OBJECT:
+                        # One that is not there is asked for: are all of them refused?
+                        nothing = {"Bucket": self._bucket, "Key": self._key(NO_NAME)}
+                        await _unless_absent(s3.get_object(**nothing))
+                        raise self._refused(key, error) from error
                     raise
                 if answer is None:
                     return False
@@ -282,6 +295,21 @@ class S3Store:
 
         return await self._ask(read)
 
+    async def _change_one(self, name: str, request: Callable[[Any], Awaitable[T]]) -> T:
+        """A refusal is that of the object alone where a trial object is written and deleted."""
+        try:
+            return await self._ask(request)
+        except StoreError as error:
+            cause = error.__cause__
+            if not isinstance(cause, ClientError) or code(cause) not in OF_ONE_OBJECT:
+                raise
+            await self._try_write()
+            raise self._refused(self._key(name), cause) from error
+
+    def _refused(self, key: str, error: ClientError) -> ObjectRefusedError:
+        reason = detail(error)[:MAX_DETAIL_CHARACTERS]
+        return ObjectRefusedError(key.removeprefix(self._objects), reason)
+
     async def _ask(self, request: Callable[[Any], Awaitable[T]]) -> T:
         async with self._slots:
             async with self._connecting:
@@ -294,14 +322,14 @@ class S3Store:
                 raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> StoreError:
-        detail = said = str(error)
+        said = whole = str(error)
         names = [kind.__name__ for kind in type(error).__mro__]
         operation = ""
         if isinstance(error, ClientError):
-            names = [_code(error)]
-            detail = _detail(error)
+            names = [code(error)]
+            said = detail(error)
             operation = str(error.operation_name)
-        meaning = failure(names, said)
+        meaning = failure(names, whole)
         if meaning.credentials:
             self._must_reconnect = True
         self._trial_due_seconds = 0.0
@@ -310,10 +338,10 @@ class S3Store:
             bucket=self._bucket,
             endpoint=self._endpoint,
             deadline=f"{self._settings.deadline_seconds:g}",
-            detail=detail[:MAX_DETAIL_CHARACTERS],
+            detail=said[:MAX_DETAIL_CHARACTERS],
             operation=operation,
             other_scheme=other_scheme(self._endpoint),
-            right=needed_right(operation, detail, self._bucket, self._prefix),
+            right=needed_right(operation, said, self._bucket, self._prefix),
         )
         return raised(f"archive {self.description}: {text}")
 
@@ -340,7 +368,7 @@ class S3Store:
                         region_name=region,
                         endpoint_url=settings.endpoint_url or None,
                         verify=settings.ca_bundle or None,
-                        config=_config(settings),
+                        config=config(settings),
                     )
                 )
         except (OSError, BotoCoreError, ValueError) as error:
@@ -369,51 +397,6 @@ async def _unless_absent(call: Awaitable[T]) -> T | None:
     try:
         return await call
     except ClientError as error:
-        if _code(error) == "NoSuchKey":
+        if code(error) == "NoSuchKey":
             return None
         raise
-
-
-def _config(settings: S3Settings) -> AioConfig:
-    if settings.ca_bundle and not Path(settings.ca_bundle).is_file():
-        raise StoreError(f"archive.s3.ca_bundle: there is no file {settings.ca_bundle}")
-    addressing = settings.addressing
-    if addressing == "auto" and settings.endpoint_url:
-        addressing = "path"
-    return AioConfig(
-        retries={"mode": "adaptive", "total_max_attempts": settings.attempts},
-        max_pool_connections=settings.connections,
-        connect_timeout=settings.connect_timeout_seconds,
-        read_timeout=settings.read_timeout_seconds,
-        tcp_keepalive=True,
-        request_checksum_calculation=settings.checksums,
-        response_checksum_validation="when_required",
-        s3={"addressing_style": addressing},
-    )
-
-
-def _code(error: ClientError) -> str:
-    """S3's code, or the HTTP status where there is none."""
-    code = error.response.get("Error", {}).get("Code")
-    return str(code or _response(error).get("HTTPStatusCode"))
-
-
-def _response(error: ClientError) -> dict[str, Any]:
-    return dict(error.response.get("ResponseMetadata", {}))
-
-
-def _detail(error: ClientError) -> str:
-    """The code and what the server says beside it; for a wrong clock or region, how wrong."""
-    code = _code(error)
-    about = error.response.get("Error", {})
-    headers = _response(error).get("HTTPHeaders", {})
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
-        return code  # the rest repeats the key and the signed text
-    if code in ("RequestTimeTooSkewed", "RequestExpired"):
-        with contextlib.suppress(KeyError, ValueError):
-            ahead = time.time() - parsedate_to_datetime(headers["date"]).timestamp()
-            return f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
-    region = about.get("Region") or headers.get("x-amz-bucket-region")
-    if region:
-        return f"it is in {region}"
-    return ": ".join(filter(None, (code, about.get("Message"))))

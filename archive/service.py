@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +20,6 @@ from archive.handover import Handover
 from archive.helper import Helper
 from archive.index_bucket import IndexBucket
 from archive.intake import CONSUMER, STREAM, Intake
-from archive.job import Job, OnProgress
 from archive.keeper import Keeper
 from archive.keeping import Kept
 from archive.metering import Metering
@@ -29,9 +27,8 @@ from archive.parts import Parts
 from archive.queries import Queries
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
-from archive.sweep import Sweeper
+from archive.upkeep import Upkeep
 from archive.vault import Vault
-from schemas.api import ArchiveJobRequest
 from schemas.lifecycle import Component, ComponentState
 from schemas.protocols import (
     Bucket,
@@ -107,16 +104,21 @@ class ArchiveService:
             on_failure=self._announcer.store_failed,
             catalog=Catalog(store, self._index_bucket),
         )
-        self._sweeper = Sweeper(self._vault)
         parts = Parts(bus.parts)
         self._intake = Intake(bus.queue, parts, self._announcer, settings)
         self._dead_letters = DeadLetters(bus.letters, bus.publisher, parts)
-        self._jobs = [
-            Job("sweep", instance, self._sweep),
-            Job("reindex", instance, self._reindex),
-        ]
         self._claim = Claim(store, bus.state, self._vault.catalog.recognises)
-        self._adoption = Adoption(self._claim, bus.leases, bus.serve, self._jobs[1].endpoint())
+        self._adoption = Adoption(self._claim, bus.leases, bus.serve)
+        self._duty = Duty(over=True)
+        self._upkeep = Upkeep(
+            self._vault,
+            self._claim,
+            self._adoption,
+            self._announcer,
+            instance,
+            clock,
+            lambda: self._duty,
+        )
         self._handover = Handover(settings.handover_max_bytes)
         self._queries = Queries(
             self._vault,
@@ -141,8 +143,6 @@ class ArchiveService:
             pending=self._queries.pending,
             queue_trouble=lambda: self._intake.queue_error,
         )
-        self._duty = Duty(over=True)
-        self._sweeping = asyncio.Lock()
         self._state = "starting"
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -204,10 +204,14 @@ class ArchiveService:
     def components(self) -> list[Component]:
         """The lease as it is now, store and backlog as the last probe saw them."""
         lease: ComponentState = "ok" if self._state in ("active", "helping") else "degraded"
-        return [
+        known = [
             self._condition.component("lease", lease, self._state),
             *self._condition.components(),
         ]
+        trouble = self._vault.trouble.text(self._vault.namespaces, self._clock())
+        if trouble and self._duty.held:
+            known.append(self._condition.component("objects", "degraded", trouble))
+        return known
 
     def counters(self) -> dict[str, float]:
         """Totals of this process and sizes now, all namespaces together."""
@@ -255,7 +259,8 @@ class ArchiveService:
         except (StoreError, PublishError) as error:
             if isinstance(error, NotOurStoreError):
                 self._state = "refused: the store is not this installation's"
-                await self._adoption.offer()  # first: who reads the error may act at once
+                # First: who reads the error may act at once.
+                await self._adoption.offer(self._upkeep.reindexing())
             self._not_begun(error)
             return False
         return True
@@ -323,8 +328,7 @@ class ArchiveService:
                 for task in regular:
                     task.cancel()
         finally:
-            for job in self._jobs:
-                await job.stop()
+            await self._upkeep.stop()
             await self._vault.close()
             self._condition.forget_lifecycle()
             await stop_serving()
@@ -349,61 +353,17 @@ class ArchiveService:
         self._announcer.counts[namespace]["helped_total"] += 1
 
     def _endpoints(self) -> list[Endpoint]:
-        jobs = (job.endpoint() for job in self._jobs)
         keeping = (*self._queries.endpoints(), *self._keeper.endpoints())
-        return [*keeping, *self._dead_letters.endpoints(), *jobs]
+        return [*keeping, *self._dead_letters.endpoints(), *self._upkeep.endpoints()]
 
-    async def _check_claim(self) -> None:
-        """Before anything is removed: somebody else may have taken the store over meanwhile."""
-        try:
-            await self._claim.check()
-        except NotOurStoreError:
-            self._duty.over = True
-            raise
-        except PublishError as error:
-            raise StoreError(f"the bus does not say whose the store is: {error}") from error
+    async def sweep(self) -> None:
+        """Remove what expired or was cleared; also runs by itself."""
+        await self._upkeep.sweep()
 
     async def _sweep_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._settings.sweep_interval_seconds)
             await self.sweep()
-
-    async def sweep(self) -> None:
-        """Remove what expired or was cleared; also runs by itself."""
-        try:
-            await self._sweep(lambda _done, _total: None)
-        except StoreError as error:
-            log.error("archive_sweep_failed", error=str(error))
-
-    async def _reindex(
-        self, on_progress: OnProgress, request: ArchiveJobRequest
-    ) -> Mapping[str, int]:
-        """Write the index anew; of a store that is not ours only where it is to be adopted."""
-        if request.adopt and not self._duty.held:
-            await self._adoption.adopt()
-        await self._check_claim()
-        return await self._vault.catalog.rebuild(on_progress)
-
-    async def _sweep(
-        self, on_progress: OnProgress, _request: ArchiveJobRequest | None = None
-    ) -> Counter[str]:
-        """One sweep; how many entries it removed, by kind."""
-        await self._check_claim()
-        removed: Counter[str] = Counter()
-        async with self._sweeping, contextlib.aclosing(self._sweeper.sweep()) as entries:
-            async for entry in entries:
-                if entry.tombstone:
-                    kind = "tombstones_dropped"
-                elif entry.is_expired(self._clock()):
-                    kind = "expired"
-                    await self._announcer.expired(entry)
-                else:
-                    kind = "cleared"
-                if kind != "expired":
-                    self._announcer.counts[entry.namespace][f"{kind}_total"] += 1
-                removed[kind] += 1
-                on_progress(removed.total(), None)
-        return removed
 
     async def _probe_regularly(self) -> None:
         while not self._stopping.is_set():

@@ -33,6 +33,18 @@ class StoreError(Exception):
     """The store refused or failed; the text names it and says what an operator can do."""
 
 
+class ObjectRefusedError(StoreError):
+    """One object cannot be read or removed, while the store works otherwise.
+
+    `reason` says why, without paths.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"archived object {name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredObject:
     """An object that is there, and how long it is."""
@@ -45,7 +57,8 @@ class ObjectStore(Protocol):
     """Keeps whole objects under the names that `check_name` allows.
 
     An object is either absent or complete, also after a crash in the middle of a write, and
-    durable once the write is answered. Every call may raise StoreError.
+    durable once the write is answered. Every call may raise StoreError; what reads or removes one
+    object raises ObjectRefusedError where only that one is at fault.
     """
 
     description: str

@@ -11,6 +11,7 @@ from archive.frame import ArchiveObjectError
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry
 from archive.lifecycle import FOREVER
+from archive.store import ObjectRefusedError
 from archive.vault import Vault
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
@@ -37,6 +38,7 @@ class Sweeper:
         Raises:
             StoreError: what is left is done by the next pass.
         """
+        await self._vault.look_again()
         for index in self._indexes():
             for entry in index.due(self._vault.clock()):
                 deleted_ns = index.deleted_ns(entry)
@@ -59,7 +61,11 @@ class Sweeper:
             await self._vault.packer.wait(name)
             self._moved_to.discard(name)
         for name in self._vault.ledger.dead():
-            await self._vault.store.delete(name)
+            try:
+                await self._vault.store.delete(name)
+            except ObjectRefusedError as error:  # the next sweep tries again
+                self._vault.trouble.cannot_remove(error)
+                continue
             await self._vault.catalog.removed(name)
             self._vault.ledger.forget(name)
 
@@ -76,6 +82,8 @@ class Sweeper:
             # All are read before the first is moved: where they are moved to is closed soon.
             contents = [await self._content(needed[name]) for name in names]
             for name, content in zip(names, contents, strict=True):
+                if content is None:
+                    continue
                 for entry in needed[name]:
                     moved_bytes += await self._move(entry, content)
             if moved_bytes >= self._vault.settings.segment_bytes:
@@ -97,12 +105,22 @@ class Sweeper:
             turns[-1].append(name)
         return turns
 
-    async def _content(self, needed: list[IndexEntry]) -> bytes:
-        """Of the segment that these lie in; empty where it is gone, or nothing of it is needed."""
+    async def _content(self, needed: list[IndexEntry]) -> bytes | None:
+        """Of the segment that these lie in; empty where it is gone, or nothing of it is needed.
+
+        None: it cannot be read now, and stays as it is.
+        """
         if not any(entry.object_bytes for entry in needed):
             return b""
-        with made_for(needed):
-            return await self._vault.store.get(needed[0].segment) or b""
+        name = needed[0].segment
+        try:
+            with made_for(needed):
+                content = await self._vault.store.get(name)
+        except ObjectRefusedError as error:
+            self._vault.trouble.cannot_read(error)
+            return None
+        self._vault.trouble.can_read(name)
+        return content or b""
 
     async def _move(self, found: IndexEntry, content: bytes) -> int:
         """Pack `found`, of the segment with this content, into another; returns its bytes."""
@@ -139,6 +157,9 @@ class Sweeper:
         if not any(index.guards(before_ns) for index in self._indexes()):
             return []
         await self._vault.adopt()
+        unread = self._vault.trouble.unreadable.keys() - self._vault.ledger.segments.keys()
+        if unread:  # any of them may hold what these outdate
+            return []
         needed_ns = self._vault.ledger.shadowed_since_ns()
         if needed_ns is not None:
             before_ns = min(before_ns, needed_ns)

@@ -20,7 +20,7 @@ from archive.lifecycle import ttl_class
 from archive.money import Meter
 from archive.packer import Packer, Value
 from archive.settings import ArchiveSettings
-from archive.store import ObjectStore, StoredObject, StoreError
+from archive.store import ObjectRefusedError, ObjectStore, StoredObject, StoreError
 from schemas.cache import Evicted
 from schemas.protocols import Clock
 from schemas.units import SECOND_NS
@@ -68,6 +68,7 @@ class Vault:
         self.settings = settings
         self.clock = clock
         self.catalog = catalog or Catalog(store)
+        self.trouble = self.catalog.trouble
         self._on_failure = on_failure or _log_failure
         # A lock lives as long as somebody holds or awaits it.
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -136,7 +137,22 @@ class Vault:
         self.ledger.use(found.name).object_bytes = found.object_bytes
         for entry in entries:
             self._kept_index(entry.namespace).put(entry)
+            self.trouble.replaced(entry)
         return True
+
+    async def look_again(self) -> None:
+        """Take what the store refused to give into the index, where it gives it now.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        known = self.ledger.segments
+        async for found, entries in self.catalog.look_again(known.__contains__):
+            self.adopt_one(found, entries)
+
+    def damaged(self, namespace: str) -> int:
+        """How many of its values were found damaged, and are neither replaced nor over."""
+        return self.trouble.damaged(namespace, self.index(namespace), self.clock())
 
     async def close(self) -> None:
         """Give up what is packed and not stored; it was not answered."""
@@ -172,6 +188,7 @@ class Vault:
                 return verdict.outcome, verdict.known
             entry = await pack(self.packer, (manifest, value), verdict, self.clock())
             self._kept_index(manifest.namespace).put(entry)
+            self.trouble.replaced(entry)
             return "stored", entry
 
     async def settle_all(self, kept: Sequence[Kept]) -> None:
@@ -238,7 +255,12 @@ class Vault:
                     return None
                 await self.catalog.put_aside(entry.segment, error)
                 index.retire(entry, self.clock(), self.clock(), guard=True)
+                self.trouble.found_damaged(entry)
                 raise DamagedObjectError(entry, error.reason) from error
+            except ObjectRefusedError as error:
+                self.trouble.cannot_read(error)
+                raise
+            self.trouble.can_read(entry.segment)
             # Reading took time, and a clear may have come meanwhile.
             if not index.holds(entry) or index.find(key, self.clock()) is None:
                 return None

@@ -582,6 +582,18 @@ class ArchiveStatus(msgspec.Struct, frozen=True, kw_only=True):
         ArchivePrices | None,
         Meta(description="table of `cost`; null: `archive.prices` are not those of this store"),
     ] = None
+    damaged: Annotated[
+        Count,
+        Meta(
+            description="values found damaged when they were read, and since then neither put "
+            "anew, deleted nor due to expire; from the start, or the last reindex"
+        ),
+    ] = 0
+    refused_objects: Annotated[
+        Count,
+        Meta(description="objects of all namespaces that the store does not give now"),
+    ] = 0
+    refused: Annotated[dict[str, str], Meta(description="these and why; the first 20")] = {}
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -652,3 +664,10 @@ class ArchiveJob(msgspec.Struct, frozen=True, kw_only=True):
     seconds: Annotated[Seconds, Meta(description="that it has taken")] = 0.0
     counts: Annotated[dict[str, Count], Meta(description="what was done, by kind")] = {}
     error: Annotated[str, Meta(description="why it failed; else empty")] = ""
+    put_aside: Annotated[
+        dict[str, str],
+        Meta(
+            description="objects that a reindex left out, wholly or in part, as they are damaged, "
+            "foreign or cannot be read, and why; the first 20"
+        ),
+    ] = {}

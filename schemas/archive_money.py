@@ -55,11 +55,13 @@ class ArchiveCost(msgspec.Struct, frozen=True, kw_only=True):
 class ArchiveUse(msgspec.Struct, frozen=True, kw_only=True):
     """What one TTL class of a namespace uses: now, and since counting began or in a period."""
 
-    entries: Annotated[Count, Meta(description="needed now, tombstones too")]
-    held_bytes: Annotated[Bytes, Meta(description="that they take in the store")]
+    entries: Annotated[Count, Meta(description="values needed now")]
+    held_bytes: Annotated[Bytes, Meta(description="that they, and tombstones, take in the store")]
     held_byte_hours: Annotated[Number, Meta(description="bytes by hours they were held")]
-    stored_total: Annotated[Count, Meta(description="entries stored")]
-    stored_bytes_total: Annotated[Bytes, Meta(description="that they took in the store")]
+    stored_total: Annotated[Count, Meta(description="values stored")]
+    stored_bytes_total: Annotated[
+        Bytes, Meta(description="that they, and tombstones, took in the store")
+    ]
     restored_total: Annotated[Count, Meta(description="values given back")]
     restored_bytes_total: Annotated[Bytes, Meta(description="of these values")]
     avoided_seconds_total: Annotated[

@@ -21,6 +21,8 @@ EXTRA = {
     "schemas/digest.py": {"blake3"},
     "archive/codec.py": {"zstandard"},
     "archive/s3.py": {"aioboto3", "aiobotocore", "aiohttp", "botocore"},
+    "archive/s3_config.py": {"aiobotocore"},
+    "archive/s3_errors.py": {"botocore"},
     "archive/s3_signing.py": {"botocore"},
     "agent/assembly.py": {"handlers", "cache", "archive"},
     "agent/event_loop.py": {"uvloop"},

@@ -205,6 +205,8 @@ def _run_job(
     elif job.state == "done":
         did = ", ".join(f"{count} {kind}" for kind, count in job.counts.items()) or "nothing to do"
         errors.print(f"{name}: {did}, in {human.duration(job.seconds)}")
+        for one, reason in job.put_aside.items():
+            errors.print(f"put aside: {escape(one)}: {escape(human.printable(reason))}")
     else:
         errors.print(f"{name} failed: {escape(job.error)}")
     raise SystemExit(0 if job.state == "done" else 1)

@@ -109,10 +109,10 @@ async def test_a_rebuild_restores_the_index_exactly_while_the_vault_works(
     await bucket.put(f"archive.1d-{7:032x}", b"of an object that is gone")
     progress: list[tuple[int, int]] = []
 
-    counts = await vault.catalog.rebuild(lambda *step: progress.append(step))
+    rebuilt = await vault.catalog.rebuild(lambda *step: progress.append(step))
 
     assert await records(bucket) == before
-    assert counts == {"objects": 4, "entries": 31, "removed": 1}
+    assert rebuilt == ({"objects": 4, "entries": 31, "removed": 1}, {})
     assert progress == [(4, 4)]
     assert await vault.fetch("default", "k5", None) is not None
 

@@ -1,0 +1,110 @@
+"""Work on the whole archive: sweeps, and the index written anew; at a time, or on request."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+
+import structlog
+
+from archive.adoption import Adoption
+from archive.announce import Announcer
+from archive.claim import Claim, NotOurStoreError
+from archive.duty import Duty
+from archive.job import Done, Job, OnProgress
+from archive.store import StoreError
+from archive.sweep import Sweeper
+from archive.vault import Vault
+from schemas.api import ArchiveJobRequest
+from schemas.protocols import Clock, Endpoint, PublishError
+
+log = structlog.get_logger()
+
+
+class Upkeep:
+    """Sweeps and reindexes, each one at a time, and only a store that is still ours.
+
+    Where it is another's, `duty`, the present one, is over.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        claim: Claim,
+        adoption: Adoption,
+        announcer: Announcer,
+        instance: str,
+        clock: Clock,
+        duty: Callable[[], Duty],
+    ) -> None:
+        self._vault = vault
+        self._sweeper = Sweeper(vault)
+        self._claim = claim
+        self._adoption = adoption
+        self._announcer = announcer
+        self._clock = clock
+        self._duty = duty
+        self._sweeping = asyncio.Lock()
+        self._sweep_job = Job("sweep", instance, self._sweep_now)
+        self._reindex_job = Job("reindex", instance, self._reindex)
+
+    def endpoints(self) -> list[Endpoint]:
+        """JSON: sweep and reindex."""
+        return [self._sweep_job.endpoint(), self._reindex_job.endpoint()]
+
+    def reindexing(self) -> Endpoint:
+        """Of these what an archiver serves whose store has to be adopted."""
+        return self._reindex_job.endpoint()
+
+    async def stop(self) -> None:
+        """Give up what is under way on request."""
+        await self._sweep_job.stop()
+        await self._reindex_job.stop()
+
+    async def sweep(self) -> None:
+        """Remove what expired or was cleared."""
+        try:
+            await self._sweep(lambda _done, _total: None)
+        except StoreError as error:
+            log.error("archive_sweep_failed", error=str(error))
+
+    async def _reindex(self, on_progress: OnProgress, request: ArchiveJobRequest) -> Done:
+        """Write the index anew; of a store that is not ours only where it is to be adopted."""
+        if request.adopt and not self._duty().held:
+            await self._adoption.adopt()
+        await self._check_claim()
+        rebuilt = await self._vault.catalog.rebuild(on_progress)
+        self._vault.trouble.forget_damage()
+        return rebuilt
+
+    async def _sweep_now(self, on_progress: OnProgress, _request: ArchiveJobRequest) -> Done:
+        return await self._sweep(on_progress), {}
+
+    async def _sweep(self, on_progress: OnProgress) -> Counter[str]:
+        """One sweep; how many entries it removed, by kind."""
+        await self._check_claim()
+        removed: Counter[str] = Counter()
+        async with self._sweeping, contextlib.aclosing(self._sweeper.sweep()) as entries:
+            async for entry in entries:
+                if entry.tombstone:
+                    kind = "tombstones_dropped"
+                elif entry.is_expired(self._clock()):
+                    kind = "expired"
+                    await self._announcer.expired(entry)
+                else:
+                    kind = "cleared"
+                if kind != "expired":
+                    self._announcer.counts[entry.namespace][f"{kind}_total"] += 1
+                removed[kind] += 1
+                on_progress(removed.total(), None)
+        return removed
+
+    async def _check_claim(self) -> None:
+        """Before anything is removed: somebody else may have taken the store over meanwhile."""
+        try:
+            await self._claim.check()
+        except NotOurStoreError:
+            self._duty().over = True
+            raise
+        except PublishError as error:
+            raise StoreError(f"the bus does not say whose the store is: {error}") from error
