@@ -51,9 +51,16 @@ class Condition:
         self._lifecycle: list[Component] = []
         self._failing_since_ns: int | None = None
 
-    def components(self) -> list[Component]:
-        """Store and backlog, where there are any dead letters, and the bucket's rules."""
-        return [*self._seen, *self._lifecycle]
+    def components(self, not_begun: str = "") -> list[Component]:
+        """Store and backlog, where there are any dead letters, and the bucket's rules.
+
+        `not_begun`: why this archiver cannot begin to work on the store, told before the next look.
+        """
+        known = [*self._seen, *self._lifecycle]
+        if not_begun and not any(one.name == "store" and one.state == "failed" for one in known):
+            others = [one for one in known if one.name != "store"]
+            return [self.component("store", "failed", not_begun), *others]
+        return known
 
     def component(self, name: str, state: ComponentState, text: str) -> Component:
         """One part, as seen now."""

@@ -206,7 +206,7 @@ class ArchiveService:
         lease: ComponentState = "ok" if self._state in ("active", "helping") else "degraded"
         known = [
             self._condition.component("lease", lease, self._state),
-            *self._condition.components(),
+            *self._condition.components(self._load_error),
         ]
         trouble = self._vault.trouble.text(self._vault.namespaces, self._clock())
         if trouble and self._duty.held:
