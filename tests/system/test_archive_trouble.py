@@ -1,5 +1,6 @@
 """One object that the store does not give, or that is damaged: named, and all the rest goes on."""
 
+import errno
 import json
 import os
 import secrets
@@ -188,9 +189,22 @@ async def test_a_bucket_that_gives_nothing_is_a_failure_of_the_store(
     await store.close()
 
 
-@pytest.mark.parametrize("kind", ["directory", "pipe", "loop", "socket"])
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, refused: Path, code: int) -> None:
+    really_open = os.open
+
+    def open_but_one(path: Any, *arguments: Any, **named: Any) -> int:
+        if path == refused:
+            raise OSError(code, os.strerror(code), str(path))
+        return really_open(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", open_but_one)
+
+
+@pytest.mark.parametrize(
+    "kind", ["directory", "pipe", "loop", "socket", "Permission denied", "Input/output error"]
+)
 async def test_whatever_has_an_objects_name_in_a_folder_stops_nothing(
-    tmp_path: Path, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     store = folder_store(tmp_path / "archive")
     await store.open()
@@ -204,8 +218,12 @@ async def test_whatever_has_an_objects_name_in_a_folder_stops_nothing(
         os.mkfifo(path)
     elif kind == "loop":
         path.symlink_to(path)
-    else:
+    elif kind == "socket":
         os.mknod(path, 0o140600)
+    else:  # what a chmod does not do to root, and no disk on request
+        path.write_bytes(b"an object")
+        code = next(code for code in (errno.EACCES, errno.EIO) if os.strerror(code) == kind)
+        refuse_to_open(monkeypatch, path, code)
 
     again = Vault(store, SETTINGS, ManualClock())
     await again.load(lambda _done, _total: None)
@@ -215,6 +233,7 @@ async def test_whatever_has_an_objects_name_in_a_folder_stops_nothing(
     assert list(again.trouble.unreadable) == [name]
     assert rebuilt.counts == {"objects": 1, "entries": 1, "put_aside": 1}
     assert list(rebuilt.put_aside) == [name]
+    assert kind in rebuilt.put_aside[name] or kind in ("directory", "pipe", "loop", "socket")
     await store.close()
 
 
