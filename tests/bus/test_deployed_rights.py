@@ -173,6 +173,8 @@ JETSTREAM = {
     "read a part of one": "$JS.API.DIRECT.GET.FLEET_EVICTION_PARTS.fleet.v1.evicted_part.x",
     "remove the parts of one": "$JS.API.STREAM.PURGE.FLEET_EVICTION_PARTS",
     "read the registry": "$JS.API.STREAM.MSG.GET.KV_fleet-registry",
+    "say whose the store is": "$KV.fleet-state.archive.owner",
+    "make the archive's bucket": "$JS.API.STREAM.CREATE.KV_fleet-archive",
     "read the state": "$JS.API.STREAM.MSG.GET.KV_fleet-state",
     "read the archive's bucket": "$JS.API.STREAM.MSG.GET.KV_fleet-archive",
     "forget in the archive's bucket": "$JS.API.STREAM.PURGE.KV_fleet-archive",
@@ -187,6 +189,7 @@ JETSTREAM = {
 MAY = {
     "agent": {"read the registry", "let the registry flow", "write an agent's record"},
     "handlers": {
+        "make the archive's bucket",
         *("make a stream", "read metrics", "let metrics flow", "let metrics flow (2.15)"),
         "read events",
         *("read the registry", "let the registry flow", "read the state", "write a slot's state"),
@@ -197,7 +200,8 @@ MAY = {
     },
     "archive": {
         *("take evictions", "settle evictions", "settle evictions (2.15)"),
-        *("read the registry", "let the registry flow"),
+        *("read the registry", "let the registry flow", "read the state", "say whose the store is"),
+        "make the archive's bucket",
         *("read a part of one", "remove the parts of one"),
         *("read the archive's bucket", "forget in the archive's bucket"),
         "write the archive's index",
