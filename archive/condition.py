@@ -59,7 +59,7 @@ class Condition:
         known = [*self._seen, *self._lifecycle]
         if not_begun and not any(one.name == "store" and one.state == "failed" for one in known):
             others = [one for one in known if one.name != "store"]
-            return [self.component("store", "failed", not_begun), *others]
+            return [self._of_store(not_begun, ""), *others]
         return known
 
     def component(self, name: str, state: ComponentState, text: str) -> Component:
