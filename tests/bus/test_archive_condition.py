@@ -6,15 +6,12 @@ import pytest
 
 from agent.archive_client import ArchiveClient
 from agent.bus import Bus
-from archive.s3 import S3Store
+from archive.lifecycle import LifecycleReport
 from archive.service import ArchiveService
-from archive.settings import S3Settings
 from archive.store import StoreError
-from benchmarks.moto import CREDENTIALS
 from schemas.lifecycle import Component
 from tests.support.archive_service import archiving, until
 from tests.support.evictions import ManualClock, folder_store
-from tests.support.s3_double import Answer, S3Double, http, s3_error
 
 pytestmark = pytest.mark.bus
 
@@ -77,23 +74,17 @@ async def test_a_store_that_fails_says_since_when(
 
 
 async def test_a_right_that_is_granted_is_seen_soon(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("archive.condition.LIFECYCLE_AGAIN_SECONDS", 0.01)
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    granted = False
+    store = folder_store(tmp_path / "archive")
+    report = LifecycleReport("degraded", "not allowed yet")
 
-    def answer(_method: str, path: str, _headers: dict[str, str]) -> Answer:
-        if "lifecycle" not in path:
-            return http(200, b"<Empty/>")
-        if granted:
-            return s3_error(501, "NotImplemented")
-        return s3_error(403, "AccessDenied")
+    async def install() -> LifecycleReport:
+        return report
 
-    async with S3Double(answer) as server:
-        store = S3Store("bucket", "", S3Settings(endpoint_url=server.url, attempts=1))
-        async with archiving(bus, store) as service:
-            await until(lambda: getattr(part(service, "lifecycle"), "state", "") == "degraded")
-            granted = True
-            await until(lambda: getattr(part(service, "lifecycle"), "state", "") == "off")
+    monkeypatch.setattr(store, "install_lifecycle", install)
+    async with archiving(bus, store) as service:
+        await until(lambda: getattr(part(service, "lifecycle"), "state", "") == "degraded")
+        report = LifecycleReport("ok", "our rules are there")
+        await until(lambda: getattr(part(service, "lifecycle"), "state", "") == "ok")
