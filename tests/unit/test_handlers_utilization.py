@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from handlers.settings import UtilizationSettings
-from handlers.utilization.handler import Metrics, UtilizationHandler
+from handlers.utilization.handler import UtilizationHandler
+from handlers.utilization.means import Metrics
 from schemas.analysis import Scope, Utilization
 from schemas.metrics import GpuMetrics
 from schemas.units import SECOND_NS

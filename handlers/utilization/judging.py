@@ -1,0 +1,130 @@
+"""Levels and bottlenecks of a node, pool or the fleet by its means, with hysteresis. Pure."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple, TypeAlias
+
+from handlers.settings import Thresholds, UtilizationSettings
+from handlers.utilization.levels import RANK, level_of, severity_of
+from handlers.utilization.means import (
+    RESOURCES,
+    Evidence,
+    GroupParts,
+    Means,
+    Resource,
+    peak,
+)
+from schemas.analysis import Bottleneck, Level, ResourceUse, Severity
+
+# A resource of one part; None: the node itself, or the mean of all nodes.
+SeriesKey: TypeAlias = tuple[Resource | Evidence, str | None]
+Kinds: TypeAlias = tuple[tuple[str, Severity, str | None], ...]
+"""Of bottlenecks: the resource, the severity, and of nodes the part."""
+
+
+class Use(NamedTuple):
+    """A resource of a group: the mean of its parts' means."""
+
+    resource: Resource
+    mean: float
+    level: Level
+
+
+def uses_of(means: Means, before: Mapping[Resource, Level], margin_ratio: float) -> list[Use]:
+    """The use of each measured resource; `before`: the levels of the judgement before."""
+    uses = []
+    for resource in RESOURCES:
+        values = means.get(resource)
+        if values:
+            mean = fmean(values.values())
+            uses.append(Use(resource, mean, level_of(mean, before.get(resource), margin_ratio)))
+    return uses
+
+
+def resources_of(parts: GroupParts, uses: Sequence[Use]) -> list[ResourceUse]:
+    """As they are published, with their peaks."""
+    return [
+        ResourceUse(
+            resource=use.resource,
+            mean_ratio=use.mean,
+            peak_ratio=peak(parts, use.resource),
+            level=use.level,
+        )
+        for use in uses
+    ]
+
+
+class Bottlenecks:
+    """Finds what is at its threshold: of a node its parts, else the means over all parts, too."""
+
+    def __init__(self, settings: UtilizationSettings, *, of_node: bool) -> None:
+        self._of_node = of_node
+        self._margin_ratio = settings.margin_ratio
+        self._thresholds: dict[Resource | Evidence, Thresholds] = {
+            "cpu": settings.cpu,
+            "memory": settings.memory,
+            "gpu": settings.gpu,
+            "kv_cache": settings.kv_cache,
+        }
+
+    def find(
+        self, means: Means, uses: Sequence[Use], before: Mapping[SeriesKey, Severity]
+    ) -> tuple[list[Bottleneck], dict[SeriesKey, Severity]]:
+        """Critical before warning, then the highest value first; and the severities by series.
+
+        `before`: the severities of the judgement before.
+        """
+        candidates: dict[SeriesKey, float] = {}
+        for resource, values in means.items():
+            thresholds = self._thresholds.get(resource)
+            if thresholds is not None:  # nearly all of thousands are below them
+                least = thresholds.warning_ratio
+                candidates |= {(resource, k): mean for k, mean in values.items() if mean >= least}
+        for resource, id_ in before:
+            mean = means.get(resource, {}).get(id_)
+            if mean is not None:
+                candidates[resource, id_] = mean
+        if not self._of_node:
+            candidates |= {(use.resource, None): use.mean for use in uses}
+        if not candidates:
+            return [], {}
+        found = []
+        severities: dict[SeriesKey, Severity] = {}
+        for series, mean in candidates.items():
+            thresholds = self._thresholds.get(series[0])
+            if thresholds is None:
+                continue
+            severity = severity_of(mean, thresholds, before.get(series), self._margin_ratio)
+            if severity is None:
+                continue
+            severities[series] = severity
+            found.append(
+                Bottleneck(
+                    resource=series[0],
+                    resource_id=series[1],
+                    severity=severity,
+                    value_ratio=mean,
+                    threshold_ratio=thresholds.critical_ratio
+                    if severity == "critical"
+                    else thresholds.warning_ratio,
+                )
+            )
+        ranked = sorted(
+            found,
+            key=lambda b: (-RANK[b.severity], -b.value_ratio, b.resource, b.resource_id or ""),
+        )
+        return ranked, severities
+
+    def kinds(self, bottlenecks: Sequence[Bottleneck]) -> Kinds:
+        """What counts of them when it changes."""
+        if not bottlenecks:
+            return ()
+        kinds = {
+            (
+                bottleneck.resource,
+                bottleneck.severity,
+                bottleneck.resource_id if self._of_node else None,
+            )
+            for bottleneck in bottlenecks
+        }
+        return tuple(sorted(kinds, key=lambda kind: (kind[0], kind[1], kind[2] or "")))
