@@ -1,7 +1,9 @@
 """What GPUs and hosts needed at most, by ten minutes, over a day or more. Pure."""
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import msgspec
 
@@ -135,26 +137,29 @@ class Part(msgspec.Struct, array_like=True):
     simulated: bool = False
 
 
-def gpu_ratios(message: GpuMetrics) -> tuple[float | None, ...]:
-    """The signals of a sample, as `GPU_SIGNALS` has them."""
-    return (
-        message.memory_utilization_ratio,
-        message.utilization_ratio,
-        message.dram_activity_ratio,
-        message.tensor_activity_ratio,
-    )
+gpu_ratios: Callable[[GpuMetrics], tuple[float | None, ...]] = operator.attrgetter(
+    "memory_utilization_ratio",
+    "utilization_ratio",
+    "dram_activity_ratio",
+    "tensor_activity_ratio",
+)
+"""The signals of a sample, as `GPU_SIGNALS` has them."""
 
 
-def part_of(message: GpuMetrics | HostMetrics) -> Part:
-    """What a sample says of its GPU or host."""
-    if isinstance(message, GpuMetrics):
-        return Part(
-            message.node,
-            message.gpu,
-            message.name,
-            message.memory_total_bytes,
-            message.is_mig_enabled is not True,
-            message.simulated,
-        )
-    total = None if message.memory is None else message.memory.total_bytes
-    return Part(message.node, "", None, total, True, message.simulated)
+Facts: TypeAlias = tuple[str | None, int | None, bool | None, bool]
+"""What a sample says of its GPU or host: name, bytes of memory, whether MIG is on, simulated."""
+
+gpu_facts: Callable[[GpuMetrics], Facts] = operator.attrgetter(
+    "name", "memory_total_bytes", "is_mig_enabled", "simulated"
+)
+
+
+def host_facts(message: HostMetrics) -> Facts:
+    """Those of a host, which has no name and no MIG."""
+    return None, message.memory.total_bytes if message.memory else None, None, message.simulated
+
+
+def part_of(node: str, gpu: str, facts: Facts) -> Part:
+    """A GPU, or where `gpu` is empty a host, by what a sample said of it."""
+    name, memory_bytes, is_mig_enabled, simulated = facts
+    return Part(node, gpu, name, memory_bytes, is_mig_enabled is not True, simulated)

@@ -14,9 +14,12 @@ from handlers.rightsizing.peaks import (
     MINUTE_NS,
     WINDOW_NS,
     WINDOWS_AN_HOUR,
+    Facts,
     Part,
     Peaks,
+    gpu_facts,
     gpu_ratios,
+    host_facts,
     part_of,
 )
 from handlers.slots import TICK_NS
@@ -36,7 +39,9 @@ class _Entry:
     peaks: Peaks
     part: Part
     heard_window: int
-    latest: GpuMetrics | HostMetrics | None = None
+    latest: Facts | None = None
+    """Of the open minute. Not the message: kept for a minute, each would be freed out of reach
+    of the CPU's caches, which takes as long as all else that is done with it here."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -82,16 +87,17 @@ class PoolPeaks:
         if isinstance(message, GpuMetrics):
             if message.parent is not None:
                 return
-            key, ratios = (message.node, message.gpu), gpu_ratios(message)
+            key, facts = (message.node, message.gpu), gpu_facts(message)
+            ratios = gpu_ratios(message)
         else:
-            memory = message.memory.utilization_ratio if message.memory else None
-            key, ratios = (message.node, ""), (memory,)
+            key, facts = (message.node, ""), host_facts(message)
+            ratios = (message.memory.utilization_ratio if message.memory else None,)
         entry = found.parts.get(key)
         if entry is None:
-            entry = _Entry(self._peaks(key), part_of(message), found.window)
+            entry = _Entry(self._peaks(key), part_of(*key, facts), found.window)
             found.parts[key] = entry
         entry.peaks.add(*ratios)
-        entry.latest = message
+        entry.latest = facts
 
     def close(self, before_ns: int, now_ns: int) -> list[str]:
         """Close the minutes that ended in between; returns the pools whose ten minutes did, too."""
@@ -171,7 +177,7 @@ class PoolPeaks:
         """With all before `window`, the open one from now on; whether that is another."""
         for entry in pool.parts.values():
             if entry.latest is not None:
-                entry.part = part_of(entry.latest)
+                entry.part = part_of(entry.part.node, entry.part.gpu, entry.latest)
                 entry.heard_window = pool.window
                 entry.latest = None
                 entry.peaks.close_minute()
