@@ -117,7 +117,8 @@ class UtilizationHandler:
         if follows_busy:
             self._names = (ROWS[HOSTS], ROWS[GPUS], RESOURCES_OF_ROWS[ENGINES])
         self._ticked_ns = 0
-        self._bottlenecks = Bottlenecks(settings, of_node=scope == "node")
+        self._of_node = scope == "node"
+        self._bottlenecks = Bottlenecks(settings, of_node=self._of_node)
 
     def handle(self, message: Metrics, now: Moment) -> Sequence[Emit]:
         """Remember one sample; judging waits for the next tick."""
@@ -223,8 +224,8 @@ class UtilizationHandler:
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
         scarce = "gpu" if gpus else "cpu"
         use = next((use for use in uses if use.resource == scarce), None)
-        health = health_of(bottlenecks, parts_degrade_only=self.scope != "node") if uses else None
-        evidence = evidence_of(gpus, means) if self.scope == "node" else {}
+        health = health_of(bottlenecks, parts_degrade_only=not self._of_node) if uses else None
+        evidence = evidence_of(gpus, means) if gpus and self._of_node else {}
         states = {gpu: gpu_state(settings, known) for gpu, known in evidence.items()}
         told = _Told(
             use.level if use else None,

@@ -1,7 +1,7 @@
 """Levels and bottlenecks of a node, pool or the fleet by its means, with hysteresis. Pure."""
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from math import fsum
 from typing import NamedTuple, TypeAlias
 
 from handlers.settings import Thresholds, UtilizationSettings
@@ -36,7 +36,7 @@ def uses_of(means: Means, before: Mapping[Resource, Level], margin_ratio: float)
     for resource in RESOURCES:
         values = means.get(resource)
         if values:
-            mean = fmean(values.values())
+            mean = fsum(values.values()) / len(values)
             uses.append(Use(resource, mean, level_of(mean, before.get(resource), margin_ratio)))
     return uses
 
@@ -79,11 +79,13 @@ class Bottlenecks:
             thresholds = self._thresholds.get(resource)
             if thresholds is not None:  # nearly all of thousands are below them
                 least = thresholds.warning_ratio
-                candidates |= {(resource, k): mean for k, mean in values.items() if mean >= least}
+                for id_, mean in values.items():
+                    if mean >= least:
+                        candidates[resource, id_] = mean
         for resource, id_ in before:
-            mean = means.get(resource, {}).get(id_)
-            if mean is not None:
-                candidates[resource, id_] = mean
+            now = means.get(resource, {}).get(id_)
+            if now is not None:
+                candidates[resource, id_] = now
         if not self._of_node:
             candidates |= {(use.resource, None): use.mean for use in uses}
         if not candidates:

@@ -8,6 +8,7 @@ from schemas.analysis import Bottleneck, Health, Level, Severity
 
 LEVELS: tuple[Level, ...] = ("idle", "low", "moderate", "high", "critical")
 _LEVEL_STARTS = (0.20, 0.50, 0.70, 0.90)
+_PLACES = {level: place for place, level in enumerate(LEVELS)}
 RANK: dict[Severity | None, int] = {None: 0, "info": 1, "warning": 2, "critical": 3}
 
 
@@ -19,8 +20,8 @@ def level_of(ratio: float, previous: Level | None, margin_ratio: float) -> Level
     with 0.05, moderate (from 0.50) stays moderate down to 0.45.
     """
     reached = bisect_right(_LEVEL_STARTS, ratio)
-    if previous is not None and reached < LEVELS.index(previous):
-        reached = min(LEVELS.index(previous), bisect_right(_LEVEL_STARTS, ratio + margin_ratio))
+    if previous is not None and reached < _PLACES[previous]:
+        reached = min(_PLACES[previous], bisect_right(_LEVEL_STARTS, ratio + margin_ratio))
     return LEVELS[reached]
 
 
@@ -58,13 +59,15 @@ def health_of(bottlenecks: Sequence[Bottleneck], *, parts_degrade_only: bool) ->
     With `parts_degrade_only` (pools and the fleet) a bottleneck of one node, GPU or engine
     degrades; critical takes the mean over all of them.
     """
+    if not bottlenecks:
+        return "healthy"
     if any(
         bottleneck.severity == "critical"
         and not (parts_degrade_only and bottleneck.resource_id is not None)
         for bottleneck in bottlenecks
     ):
         return "critical"
-    return "degraded" if bottlenecks else "healthy"
+    return "degraded"
 
 
 def balance(ratios: Sequence[float]) -> float | None:
