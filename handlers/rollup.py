@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
+import operator
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from statistics import fmean
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from handlers.settings import RollupSettings
@@ -61,6 +61,9 @@ class _Source:
     rows: list[Row]
     """Of its kind in that bucket."""
     group: str
+    begin_ns: int
+    end_ns: int
+    """Of the minute."""
     due_ns: int
     """When the bucket is given out."""
     heard_ns: int
@@ -69,18 +72,25 @@ class _Source:
     joules_ns: int = 0
 
 
-def _sample_of(message: Metrics, ns: int) -> tuple[Key, Row]:
+def _sample_of(message: Metrics, ns: int) -> tuple[Key, Row, float | None]:
     if isinstance(message, HostMetrics):
-        return ("host", message.node, ""), host_row(message)
+        return ("host", message.node, ""), host_row(message), None
     if isinstance(message, GpuMetrics):
-        return ("gpu", message.node, message.gpu), gpu_row(message)
+        joules = message.energy_joules_total
+        return ("gpu", message.node, message.gpu), gpu_row(message), joules
     if isinstance(message, EngineMetrics):
-        return ("engine", message.node, message.engine), engine_row(message)
-    return ("cache", message.instance, message.namespace), cache_row(message)
+        return ("engine", message.node, message.engine), engine_row(message), None
+    return ("cache", message.instance, message.namespace), cache_row(message), None
 
 
 _sample = OfLast(_sample_of)
-"""The source and numbers of a message; its node's and its pool's rollup ask one after the other."""
+"""The source, numbers and joules of a message; its node's and its pool's rollup ask one after the
+other."""
+_GROUP_OF: Mapping[Scope, Callable[[Metrics], str | None]] = {
+    "node": operator.attrgetter("node"),
+    "pool": operator.attrgetter("pool"),
+    "fleet": operator.attrgetter("instance"),
+}
 
 
 class RollupHandler:
@@ -105,6 +115,7 @@ class RollupHandler:
         if scope == "fleet":
             self.consumes = (CacheMetrics,)
         self.scope: Scope = scope
+        self._group_of = _GROUP_OF[scope]
         self._late_ns = MINUTE_NS + int(settings.grace_seconds * SECOND_NS)
         # A minute, its grace, and the counters' last values from before it.
         self.window_ns = 2 * MINUTE_NS + self._late_ns + TICK_NS
@@ -113,32 +124,30 @@ class RollupHandler:
         self._sources: dict[Key, _Source] = {}
         self._done_ns = self._next_ns = self._forget_ns = 0
 
-    def handle(self, message: Metrics, now: Moment) -> list[Emit]:
+    def handle(self, message: Metrics, now: Moment) -> Sequence[Emit]:
         """Give out the minutes that are over, then add the sample to its own."""
-        emits = list(self.tick(now)) if now.ns >= self._next_ns else []
-        key, row = _sample(message, now.ns)
-        if isinstance(message, CacheMetrics):
-            group: str | None = message.instance
-        else:
-            group = message.node if self.scope == "node" else message.pool
+        ns = now.ns
+        emits = self.tick(now) if ns >= self._next_ns else ()
+        key, row, joules = _sample(message, ns)
+        group = self._group_of(message)
         if group is None:
             return emits
         source = self._sources.get(key)
         if (
             source is None
-            or not 0 <= now.ns - source.bucket.minute_ns < MINUTE_NS
+            or not source.begin_ns <= ns < source.end_ns
             or source.group != group
             or source.due_ns <= self._done_ns
         ):
-            source = self._placed(key, source, message, group, now.ns)
+            source = self._placed(key, source, message, group, ns)
             if source is None:
                 return emits
         source.rows.append(row)
-        source.heard_ns = now.ns
+        source.heard_ns = ns
         if message.simulated:
             source.bucket.simulated = True
-        if isinstance(message, GpuMetrics):
-            _add_energy(source, message.energy_joules_total, now.ns)
+        if joules is not None:
+            _add_energy(source, joules, ns)
         return emits
 
     def _placed(
@@ -166,7 +175,8 @@ class RollupHandler:
         kind, node_name, name = key
         if is_pool and kind == "engine":
             bucket.engines.add(f"{node_name}-{name}")
-        source = _Source(bucket, bucket.rows.setdefault(kind, []), group, due_ns, ns)
+        rows, end_ns = bucket.rows.setdefault(kind, []), minute_ns + MINUTE_NS
+        source = _Source(bucket, rows, group, minute_ns, end_ns, due_ns, ns)
         if before is not None:
             source.joules, source.joules_ns = before.joules, before.joules_ns
         self._sources[key] = source
@@ -209,9 +219,7 @@ class RollupHandler:
             self._sources = {key: one for key, one in sources if now_ns - one.heard_ns < SILENT_NS}
 
 
-def _add_energy(source: _Source, total: float | None, now_ns: int) -> None:
-    if total is None:
-        return
+def _add_energy(source: _Source, total: float, now_ns: int) -> None:
     before, before_ns = source.joules, source.joules_ns
     source.joules, source.joules_ns = total, now_ns
     if total >= before and now_ns - before_ns < SILENT_NS:
@@ -268,7 +276,7 @@ def summarise(values: Sequence[float]) -> Summary:
     ranked = sorted(values)
     return Summary(
         min=ranked[0],
-        mean=fmean(ranked),
+        mean=math.fsum(ranked) / len(ranked),
         max=ranked[-1],
         p95=ranked[math.ceil(0.95 * len(ranked)) - 1],
         count=len(ranked),
