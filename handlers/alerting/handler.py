@@ -69,7 +69,7 @@ class AlertsHandler:
             if found is None:
                 continue
             # Of what is fine only a track on it hears: not one of another GPU, or group.
-            if not tracked.isdisjoint(group.names) or not group.is_fine(found):
+            if (tracked and not tracked.isdisjoint(group.names)) or not group.is_fine(found):
                 emits += self._seen(group, found, message, id_, now)
         return emits
 

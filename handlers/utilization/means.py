@@ -118,11 +118,8 @@ def means_of(parts_of_group: GroupParts, names_of_rows: Rows, oldest_ns: int) ->
 def peak(parts: GroupParts, resource: Resource) -> float:
     """The highest sample of a resource that was measured."""
     kind, place = _PLACES[resource]
-    rows = [row for part in parts[kind].values() for row in part.rows]
-    values = list(map(operator.itemgetter(place), rows))
-    if None in values:
-        values = [value for value in values if value is not None]
-    return float(max(values))
+    rows = [part.rows for part in parts[kind].values()]
+    return float(max([row[place] for of in rows for row in of if row[place] is not None]))
 
 
 def _sample_of(message: Metrics, ns: int) -> tuple[int, PartKey, tuple[Any, ...]]:
