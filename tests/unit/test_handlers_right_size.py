@@ -1,5 +1,6 @@
 """A cheaper model of GPU: what fits, what it saves, and when nothing is said."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +15,12 @@ from handlers.rightsizing.peaks import STEPS, UNKNOWN, History, Part, Peaks, pac
 from handlers.rightsizing.right_size import RightSize, right_sizes
 from handlers.settings import GpuAdviceSettings, HandlersSettings, RightSizeSettings
 from handlers.slots import Routed, Slot, Watermark
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Emit
 from schemas.scaling import Decision, Recommendation
 from schemas.units import instant, to_ns
 from tests.support.fleets import H100, minute_end, recorded
-from tests.support.samples import at, host
+from tests.support.samples import at, gpu, host
 
 GB = 10**9
 DAY = 144
@@ -406,3 +408,16 @@ def test_a_new_owner_goes_on_where_the_old_one_stopped() -> None:
 
     assert advice(expected)
     assert told == expected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [pytest.param(gpu("g0", pool="chat"), id="gpu"), pytest.param(host(pool="chat"), id="host")],
+)
+def test_no_message_is_kept(message: GpuMetrics | HostMetrics) -> None:
+    handler = GpuAdviceHandler(HandlersSettings())
+    before = sys.getrefcount(message)
+
+    handler.handle(message, at(0))
+
+    assert sys.getrefcount(message) == before
