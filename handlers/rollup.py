@@ -127,7 +127,7 @@ class RollupHandler:
     def handle(self, message: Metrics, now: Moment) -> Sequence[Emit]:
         """Give out the minutes that are over, then add the sample to its own."""
         ns = now.ns
-        emits = self.tick(now) if ns >= self._next_ns else ()
+        emits = self.tick(now) if ns >= self._next_ns else []
         key, row, joules = _sample(message, ns)
         group = self._group_of(message)
         if group is None:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from handlers.settings import UtilizationSettings
-from handlers.slots import STEP_NS, TICK_NS, TURNS, turn_of
+from handlers.slots import FLEET, STEP_NS, TICK_NS, TURNS, turn_of
 from handlers.utilization.gpu_busy import GpuBusy
 from handlers.utilization.gpu_state import gpu_state
 from handlers.utilization.gpu_uses import busy_of, evidence_of, use_of
@@ -39,6 +39,12 @@ CALM_TURNS = 2 * TURNS
 CALM_WINDOW_SECONDS = 60.0
 """A mean over so long, or longer, moves little from one judgement to the next."""
 _KEY = operator.itemgetter(0)
+_KEY_OF: Mapping[Scope, Callable[[Metrics], str | None]] = {
+    "node": operator.attrgetter("node"),
+    "pool": operator.attrgetter("pool"),
+    "fleet": lambda message: FLEET,
+}
+"""The group of a message."""
 
 
 class _Told(msgspec.Struct, frozen=True):
@@ -104,6 +110,7 @@ class UtilizationHandler:
         self.name = f"utilization_{scope}"
         self._follows_busy = follows_busy
         self.scope: Scope = scope
+        self._key_of = _KEY_OF[scope]
         self._settings = settings
         self._span_ns = int(settings.window_seconds * SECOND_NS)
         self._publish_ns = int(settings.publish_seconds * SECOND_NS)
@@ -122,18 +129,18 @@ class UtilizationHandler:
 
     def handle(self, message: Metrics, now: Moment) -> Sequence[Emit]:
         """Remember one sample; judging waits for the next tick."""
-        key = self._group_key(message)
+        key, ns = self._key_of(message), now.ns
         if key is None:
             return ()
         group = self._groups.get(key)
-        if group is None or now.ns - group.heard_ns >= self.window_ns:
+        if group is None or ns - group.heard_ns >= self.window_ns:
             group = self._groups[key] = self._turns[turn_of(key)][key] = _Group(
-                turn_of(key, CALM_TURNS), now.ns
+                turn_of(key, CALM_TURNS), ns
             )
-        group.heard_ns = now.ns
+        group.heard_ns = ns
         if message.simulated:
-            group.simulated_ns = now.ns
-        kind, source, row = sample(message, now.ns)
+            group.simulated_ns = ns
+        kind, source, row = sample(message, ns)
         parts = group.parts[kind]
         part = parts.get(source)
         if part is None:
@@ -200,11 +207,6 @@ class UtilizationHandler:
                 group.levels = memory.levels
                 group.severities = dict(memory.severities)
                 group.published, group.published_ns = memory.published, memory.published_ns
-
-    def _group_key(self, message: Metrics) -> str | None:
-        if self.scope == "node":
-            return message.node
-        return message.pool if self.scope == "pool" else "all"
 
     def _id(self, node: str, name: str) -> str | None:
         """Of a part, as it is published."""
