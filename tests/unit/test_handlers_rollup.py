@@ -48,6 +48,18 @@ def test_a_minute_is_summarised_once_it_is_over() -> None:
     }
 
 
+def test_a_sample_on_the_minute_is_of_the_next() -> None:
+    handler = node_handler()
+    emits: list[Emit] = []
+    for second in (0, 60, 119.999):
+        emits += handler.handle(host(cpu=0.5), at(second))
+
+    minutes = rollups([*emits, *handler.tick(at(200))])
+
+    counts = {to_ns(m.minute_at): m.metrics["cpu_utilization_ratio"].count for m in minutes}
+    assert counts == {START_NS: 1, START_NS + 60 * SECOND_NS: 2}
+
+
 def test_samples_that_measured_different_things_count_together() -> None:
     handler = node_handler()
     handler.handle(host(cpu=0.25, memory=0.5), at(0))
