@@ -1,10 +1,10 @@
 """The typed client of one namespace of the cache."""
 
-import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import BinaryIO
 
-from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS
+from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, Asking, Deadline
+from agent.batches import REQUEST_SECONDS as BATCH_SECONDS
 from agent.batches import PutManyError
 from agent.cache_headers import key_bytes, put_headers, told
 from agent.cache_reads import CacheReads
@@ -57,26 +57,23 @@ class CacheClient(CacheReads):
         """
         puts, encoded = self._puts, key_bytes(key)
         headers = put_headers(ttl_seconds, request_class, tags, meta)
+        deadline = Deadline(deadline_seconds)
         of_its_own = {
             "Fleet-Prefix-Tokens": prefix_tokens,
             "Fleet-Parent": encode_header(parent) if parent else None,
             "Fleet-Cost-Seconds": cost_seconds,
             "Fleet-Version": version,
         }
-        may_coalesce = (
-            puts.others_are_under_way
-            and isinstance(value, bytes)
-            and len(value) <= VALUE_BYTES
-            and self._may_coalesce(encoded, deadline_seconds, on_progress)
-        )
-        if not may_coalesce and not puts.is_begun(key):
-            own = {**headers, **told(of_its_own)}
-            return await self._put(key, value, size_bytes, own, deadline_seconds, on_progress)
-        started, waited = time.monotonic(), puts.is_begun(key)
-        async with puts.turn([key], deadline_seconds, is_put=may_coalesce):
-            left_seconds = deadline_seconds - (time.monotonic() - started)
-            is_in_time = left_seconds >= REQUEST_SECONDS or not waited
-            if may_coalesce and is_in_time and isinstance(value, bytes):
+        with self._order.begin((key,), tags) as turn:
+            await turn.come(deadline)
+            left_seconds = deadline.left_seconds if turn.has_waited else deadline_seconds
+            if (
+                puts.others_are_under_way
+                and isinstance(value, bytes)
+                and len(value) <= VALUE_BYTES
+                and not turn.after_silence
+                and self._may_coalesce(encoded, left_seconds, on_progress)
+            ):
                 entry = BatchEntry(
                     key=key,
                     size=len(value),
@@ -88,9 +85,9 @@ class CacheClient(CacheReads):
                 kept = await puts.put(entry, value, headers)
                 if kept is not ALONE:
                     return kept
-            left_seconds = deadline_seconds - (time.monotonic() - started)
             own = {**headers, **told(of_its_own)}
-            return await self._put(key, value, size_bytes, own, left_seconds, on_progress)
+            asking = self._asking(deadline, answer_seconds=turn.answer_seconds(REQUEST_SECONDS))
+            return await self._put(key, value, size_bytes, own, asking, on_progress)
 
     async def _put(
         self,
@@ -98,11 +95,11 @@ class CacheClient(CacheReads):
         value: Buffer | BinaryIO | AsyncIterator[bytes],
         size_bytes: int | None,
         headers: dict[str, str],
-        deadline_seconds: float,
+        asking: Asking,
         on_progress: OnProgress | None = None,
     ) -> str:
         """Put it by itself, now."""
-        asking, source = self._asking(deadline_seconds), Source(value, size_bytes)
+        source = Source(value, size_bytes)
         headers |= {**self._who, "Fleet-Key": encode_header(key)}
         if isinstance(value, Buffer):
             whole = memoryview(value).cast("B")
@@ -125,18 +122,19 @@ class CacheClient(CacheReads):
 
     async def delete(self, key: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> CacheReply:
         """Remove the entry from RAM and archive; `existed` tells whether RAM had it."""
-        encoded, started = key_bytes(key), time.monotonic()
-        if not self._puts.is_begun(key):
-            return await self._reply("delete", encoded, CacheReply, deadline_seconds)
-        async with self._puts.turn([key], deadline_seconds):
-            left_seconds = deadline_seconds - (time.monotonic() - started)
-            return await self._reply("delete", encoded, CacheReply, left_seconds)
+        encoded, deadline = key_bytes(key), Deadline(deadline_seconds)
+        with self._order.begin((key,)) as turn:
+            await turn.come(deadline)
+            answer_seconds = turn.answer_seconds(REQUEST_SECONDS)
+            return await self._reply("delete", encoded, CacheReply, deadline, answer_seconds)
 
     async def delete_tag(self, tag: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> TagReply:
         """Remove all that was put with this tag, from RAM and archive."""
-        ends_at = time.monotonic() + deadline_seconds
-        async with self._puts.turn(self._puts.begun, deadline_seconds):
-            return await self._batches(ends_at - time.monotonic()).delete_tag(tag)
+        deadline = Deadline(deadline_seconds)
+        with self._order.begin_deletion(tag) as turn:
+            await turn.come(deadline)
+            batches = self._batches(deadline, turn.answer_seconds(BATCH_SECONDS))
+            return await batches.delete_tag(tag)
 
     async def put_many(
         self,
@@ -177,7 +175,7 @@ class CacheClient(CacheReads):
             for key, value in items.items()
         ]
 
-        ends_at = time.monotonic() + deadline_seconds
+        deadline = Deadline(deadline_seconds)
         headers = put_headers(ttl_seconds, request_class, tags, meta)
 
         async def put_one(entry: BatchEntry, value: bytes) -> str:
@@ -187,11 +185,12 @@ class CacheClient(CacheReads):
                 "Fleet-Cost-Seconds": entry.cost_seconds,
             }
             own = {**headers, **told(of_its_own)}
-            return await self._put(entry.key, value, None, own, ends_at - time.monotonic())
+            return await self._put(entry.key, value, None, own, self._asking(deadline))
 
         try:
-            async with self._puts.turn(items, deadline_seconds):
-                batches = self._batches(ends_at - time.monotonic())
+            with self._order.begin(items, tags) as turn:
+                await turn.come(deadline)
+                batches = self._batches(deadline, turn.answer_seconds(BATCH_SECONDS))
                 return await batches.put(entries, headers, put_one, chain=chain, parent=parent)
         except PutManyError:
             raise
@@ -210,4 +209,4 @@ class CacheClient(CacheReads):
 
         Without keys it only asks. `cancel` forgets what still waits.
         """
-        return await self._batches(deadline_seconds).warm(keys, cancel=cancel)
+        return await self._batches(Deadline(deadline_seconds)).warm(keys, cancel=cancel)

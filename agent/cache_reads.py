@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import functools
 import math
-import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import BinaryIO, Self, TypeVar
 
 import msgspec
 
-from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, Asking
+from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, Asking, Deadline
 from agent.batches import REQUEST_SECONDS as BATCH_SECONDS
 from agent.batches import Batches
 from agent.bus import Bus
@@ -19,6 +18,7 @@ from agent.coalescing import ALONE, KEY_BYTES, Gets, Puts
 from agent.connected import Connected
 from agent.same_host import SameHost
 from agent.transfer import Found, OnProgress, Transfer
+from agent.write_order import WriteOrder
 from schemas.api import CacheReply, EntryMeta, NamespaceStats
 from schemas.cache import BATCH_ANSWER_BYTES
 from schemas.units import token
@@ -52,10 +52,9 @@ class CacheReads(Connected):
         self.same_host = SameHost(bus, self.namespace, self._who)
         # For a message of several, each of which asks again by itself where that is to be done.
         # Nothing here holds the client: open files go with it, at once.
-        once = functools.partial(
-            Asking, bus, self.namespace, self._who, REQUEST_SECONDS, patient=False
-        )
+        once = functools.partial(_asking_once, bus, self.namespace, self._who)
         self._gets, self._puts = Gets(once), Puts(once)
+        self._order = WriteOrder()
 
     async def close(self) -> None:
         """Close what is open of the cache's files, then the connection if it is this client's."""
@@ -80,6 +79,19 @@ class CacheReads(Connected):
         on_progress: OnProgress | None = None,
     ) -> bytes | None:
         """The value, or None. A miss in RAM asks the archive, unless `restore` is off."""
+        return await self._get(
+            key, restore, request_class, Deadline(deadline_seconds), verify, on_progress
+        )
+
+    async def _get(
+        self,
+        key: str,
+        restore: bool,
+        request_class: str | None,
+        deadline: Deadline,
+        verify: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> bytes | None:
         encoded = key_bytes(key)
         kept = None if verify else self.same_host.kept(encoded)
         if kept is not None:
@@ -88,16 +100,14 @@ class CacheReads(Connected):
         gets = self._gets
         if (
             gets.worth_it
-            and self._may_coalesce(encoded, deadline_seconds, on_progress)
+            and self._may_coalesce(encoded, deadline.seconds, on_progress)
             and not verify
         ):
-            started = time.monotonic()
             headers = get_headers(restore=restore, request_class=request_class)
             found = await gets.get(key, headers)
             if found is not ALONE:
                 return found
-            deadline_seconds -= time.monotonic() - started
-        transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
+        transfer = self._transfer(deadline, on_progress, verify=verify)
         transfer.request_class = request_class
         gets.under_way += 1
         try:
@@ -129,7 +139,7 @@ class CacheReads(Connected):
         if kept is not None:
             with contextlib.suppress(OSError):
                 return await kept.read_into(target)
-        transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
+        transfer = self._transfer(Deadline(deadline_seconds), on_progress, verify=verify)
         return await transfer.get_into(encoded, target, restore=restore)
 
     async def get_many_into(
@@ -176,7 +186,7 @@ class CacheReads(Connected):
 
         After an error the file may hold a part of the value.
         """
-        transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
+        transfer = self._transfer(Deadline(deadline_seconds), on_progress, verify=verify)
         return await transfer.get_to(key_bytes(key), file, restore=restore)
 
     async def open(
@@ -193,35 +203,42 @@ class CacheReads(Connected):
         The pieces can raise RequestError: 409 when the value was replaced or evicted meanwhile,
         500 after the last one when the digest is wrong. The deadline is that of the first answer.
         """
-        transfer = self._transfer(deadline_seconds, on_progress, verify=verify)
+        transfer = self._transfer(Deadline(deadline_seconds), on_progress, verify=verify)
         found = await transfer.find(key_bytes(key), restore=restore)
         if isinstance(found, Found):
-            return self._transfer(math.inf, on_progress, verify=verify).read(found)
+            return self._transfer(Deadline(math.inf), on_progress, verify=verify).read(found)
         return None if found is None else _only(found)
 
     async def exists(self, key: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> bool:
         """Whether the entry is in RAM or on its way to the archive, which is not asked."""
-        return (await self._reply("exists", key_bytes(key), CacheReply, deadline_seconds)).existed
+        return (
+            await self._reply("exists", key_bytes(key), CacheReply, Deadline(deadline_seconds))
+        ).existed
 
     async def meta(self, key: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> EntryMeta:
         """What is known of the entry in RAM or on its way to the archive."""
-        return await self._reply("meta", key_bytes(key), EntryMeta, deadline_seconds)
+        return await self._reply("meta", key_bytes(key), EntryMeta, Deadline(deadline_seconds))
 
     async def stats(self, *, deadline_seconds: float = DEADLINE_SECONDS) -> NamespaceStats:
         """Counters since the cache took the namespace, and sizes now."""
-        return await self._reply("stats", b"", NamespaceStats, deadline_seconds)
+        return await self._reply("stats", b"", NamespaceStats, Deadline(deadline_seconds))
 
     async def _reply(
-        self, operation: str, payload: bytes, kind: type[T], deadline_seconds: float
+        self,
+        operation: str,
+        payload: bytes,
+        kind: type[T],
+        deadline: Deadline,
+        answer_seconds: float | None = None,
     ) -> T:
-        answer = await self._asking(deadline_seconds).ask(operation, payload)
-        return msgspec.json.decode(answer.payload, type=kind)
+        asking = self._asking(deadline, answer_seconds=answer_seconds)
+        return msgspec.json.decode((await asking.ask(operation, payload)).payload, type=kind)
 
     async def match(
         self, keys: Sequence[str], *, deadline_seconds: float = DEADLINE_SECONDS
     ) -> int:
         """How many keys of a chain, root first, are in RAM from its root on; they count as used."""
-        return await self._batches(deadline_seconds).match(keys)
+        return await self._batches(Deadline(deadline_seconds)).match(keys)
 
     async def get_many(
         self,
@@ -232,18 +249,13 @@ class CacheReads(Connected):
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> dict[str, bytes]:
         """The values that are there, by key, in the order of `keys`. `restore` as for `get`."""
-        ends_at = time.monotonic() + deadline_seconds
+        deadline = Deadline(deadline_seconds)
 
         async def get_one(key: str) -> bytes | None:
-            return await self.get(
-                key,
-                restore=restore,
-                request_class=request_class,
-                deadline_seconds=ends_at - time.monotonic(),
-            )
+            return await self._get(key, restore, request_class, deadline)
 
         headers = get_headers(restore=restore, request_class=request_class)
-        return await self._batches(deadline_seconds).get(keys, headers, get_one)
+        return await self._batches(deadline).get(keys, headers, get_one)
 
     async def keys(
         self, prefix: str = "", *, deadline_seconds: float = DEADLINE_SECONDS
@@ -254,7 +266,7 @@ class CacheReads(Connected):
         """
         after = ""
         while True:
-            page = await self._batches(deadline_seconds).keys(prefix, after)
+            page = await self._batches(Deadline(deadline_seconds)).keys(prefix, after)
             for key in page.keys:
                 yield key
             if not page.more:
@@ -273,30 +285,41 @@ class CacheReads(Connected):
         )
 
     def _asking(
-        self, deadline_seconds: float, *, request_seconds: float = REQUEST_SECONDS
+        self,
+        deadline: Deadline,
+        *,
+        request_seconds: float = REQUEST_SECONDS,
+        answer_seconds: float | None = None,
     ) -> Asking:
         return Asking(
             self._bus,
             self.namespace,
             self._who,
-            deadline_seconds,
+            deadline,
             request_seconds=request_seconds,
+            answer_seconds=answer_seconds,
             patient=self.patient,
         )
 
     def _transfer(
-        self, deadline_seconds: float, on_progress: OnProgress | None, *, verify: bool = False
+        self, deadline: Deadline, on_progress: OnProgress | None, *, verify: bool = False
     ) -> Transfer:
         return Transfer(
-            self._asking(deadline_seconds),
+            self._asking(deadline),
             verify=verify,
             on_progress=on_progress,
             files=None if verify else self.same_host,
         )
 
-    def _batches(self, deadline_seconds: float) -> Batches:
-        asking = self._asking(deadline_seconds, request_seconds=BATCH_SECONDS)
+    def _batches(self, deadline: Deadline, answer_seconds: float | None = None) -> Batches:
+        asking = self._asking(
+            deadline, request_seconds=BATCH_SECONDS, answer_seconds=answer_seconds
+        )
         return Batches(asking, self._bus.max_payload)
+
+
+def _asking_once(bus: Bus, namespace: str, who: Mapping[str, str]) -> Asking:
+    return Asking(bus, namespace, who, Deadline(REQUEST_SECONDS), patient=False)
 
 
 async def _only(value: bytes) -> AsyncIterator[bytes]:

@@ -6,16 +6,15 @@ that begin with it.
 """
 
 import asyncio
-import contextlib
 import enum
 import itertools
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from agent.asking import UNANSWERED, Asking
+from agent.asking import Asking
 from schemas.api import BatchEntry, BatchError
 from schemas.protocols import RequestError
 
@@ -192,61 +191,6 @@ class Gets(_Coalescing[None, "bytes | None"]):
 
 class Puts(_Coalescing[tuple[bytes, bytes], str]):
     """Puts of values of at most `VALUE_BYTES`."""
-
-    def __init__(self, asking: Callable[[], Asking]) -> None:
-        super().__init__(asking)
-        self._begun: dict[str, asyncio.Future[None]] = {}
-
-    def is_begun(self, key: str) -> bool:
-        """Whether a put of this key is under way that `turn` would wait for."""
-        return key in self._begun
-
-    @property
-    def begun(self) -> list[str]:
-        """The keys of the puts that `turn` would wait for."""
-        return list(self._begun)
-
-    @contextlib.asynccontextmanager
-    async def turn(
-        self, keys: Iterable[str], deadline_seconds: float, *, is_put: bool = False
-    ) -> AsyncIterator[None]:
-        """Wait for the puts of these keys that were begun before, so that none is overtaken.
-
-        Only puts that may travel with others (`is_put`) could be, as each leaves somewhat after it
-        was begun, and who waits here. Where none is under way nothing is waited for, or kept.
-
-        Raises:
-            RequestError: 408, they were not done in time.
-        """
-        keys = list(keys)
-        before = {key: self._begun[key] for key in keys if key in self._begun}
-        ours: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        kept = keys if is_put or before else []
-        for key in kept:
-            self._begun[key] = ours
-        try:
-            if before:
-                async with asyncio.timeout(deadline_seconds):
-                    await asyncio.wait(set(before.values()))
-            yield
-        except TimeoutError:
-            text = f"not done within {deadline_seconds:g} s (deadline_seconds)"
-            raise RequestError(UNANSWERED, text) from None
-        finally:
-            self._end(kept, ours, {one for one in before.values() if not one.done()})
-
-    def _end(
-        self, keys: Iterable[str], ours: asyncio.Future[None], left: set[asyncio.Future[None]]
-    ) -> None:
-        """Let the next ones go, once all of `left` are done: some did not wait for them."""
-        if not left:
-            ours.set_result(None)
-            for key in keys:
-                if self._begun.get(key) is ours:
-                    del self._begun[key]
-            return
-        one = next(iter(left))
-        one.add_done_callback(lambda done: self._end(keys, ours, left - {done}))
 
     async def put(self, entry: BatchEntry, value: bytes, headers: Mapping[str, str]) -> str | Alone:
         """The version, or `ALONE`; `headers` hold for all in the message.

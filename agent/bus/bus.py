@@ -141,7 +141,7 @@ class Bus(PublishingConnection):
         except nats.errors.TimeoutError:
             hint = self._incidents.permission_hint(subject, timeout_seconds)
             raise RequestError(
-                408, f"no answer from {subject} within {timeout_seconds:g} s{hint}"
+                408, f"no answer from {subject} within {round(timeout_seconds, 3):g} s{hint}"
             ) from None
         except (nats.errors.Error, OSError) as error:
             raise RequestError(503, f"{subject}: {reason(error)}") from error
