@@ -64,9 +64,12 @@ class CacheReads(Connected):
     def of(self, namespace: str, *, client: str | None = None) -> Self:
         """The same connection, another namespace; `client` is who asks (`Fleet-Client`).
 
-        A namespace whose clients do not share needs it, and keeps each one's keys apart.
+        A namespace whose clients do not share needs it, and keeps each one's keys apart. The other
+        one is as `patient` as this one is now, and as ready to `coalesce`.
         """
-        return type(self)(self._bus, namespace=namespace, client=client)
+        other = type(self)(self._bus, namespace=namespace, client=client)
+        other.patient, other.coalesce = self.patient, self.coalesce
+        return other
 
     async def get(
         self,

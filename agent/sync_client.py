@@ -142,6 +142,24 @@ class SyncCacheClient(_Sync[CacheClient]):
         other = self._client.of(namespace, client=client)
         return type(self)(other, self._loop, owns_loop=False)
 
+    @property
+    def patient(self) -> bool:
+        """Whether to wait where the cache is busy; else its 429 is raised."""
+        return self._client.patient
+
+    @patient.setter
+    def patient(self, value: bool) -> None:
+        self._client.patient = value
+
+    @property
+    def coalesce(self) -> bool:
+        """Whether what threads ask for at once travels together, as `CacheClient.coalesce`."""
+        return self._client.coalesce
+
+    @coalesce.setter
+    def coalesce(self, value: bool) -> None:
+        self._client.coalesce = value
+
     def keys(self, prefix: str = "") -> list[str]:
         """The keys in RAM that begin with `prefix`, in no telling order."""
 

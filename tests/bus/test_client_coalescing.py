@@ -3,16 +3,18 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.bus import Bus
+from agent.bus import Bus, connect, ensure_streams
 from agent.client import CacheClient
 from agent.coalescing import MOST_TOGETHER, VALUE_BYTES
 from cache.service import CacheService
 from schemas.protocols import Answer, Call, Endpoint, RequestError, busy
 from tests.support.cache_service import running, synced
+from tests.support.server import NatsServer
 from tests.support.slow_archive import SlowArchive
 from tests.support.waiting import until
 
@@ -99,6 +101,51 @@ async def test_a_client_that_does_not_want_it_sends_each_alone(
 
     assert found == [b"value"] * 5
     assert asked == {"get": 5, "put": 5}
+
+
+RIGHTS = """
+authorization { users = [
+  { user: all, password: all }
+  { user: few, password: few, permissions: {
+      publish: ["fleet.v1.cache.*.get", "fleet.v1.cache.*.put"], subscribe: ">" } }
+] }
+"""
+
+
+async def test_who_may_only_get_and_put_does_so_in_every_namespace(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path, RIGHTS)
+    server.start()
+    try:
+        url = server.url.replace("//", "//{0}:{0}@")
+        async with (
+            await connect(url.format("all"), name="all") as bus,
+            await connect(url.format("few"), name="few") as few,
+        ):
+            await ensure_streams(bus)
+            async with running(bus, archive_mode="off", namespaces=["default", "other"]):
+                client = CacheClient(few)
+                client.coalesce = False
+                for cache in (client, client.of("other")):
+                    await asyncio.gather(*(cache.put(f"k-{n}", b"value") for n in range(4)))
+                    found = await asyncio.gather(*(cache.get(f"k-{n}") for n in range(4)))
+                    assert found == [b"value"] * 4
+    finally:
+        server.stop()
+
+
+async def test_the_client_of_another_namespace_is_as_patient(bus: Bus, client: CacheClient) -> None:
+    asked: list[Call] = []
+
+    def refuse(call: Call) -> Answer:
+        asked.append(call)
+        raise busy("try later", 0.01)
+
+    await bus.serve("cache", [Endpoint("put", "cache.other.put", refuse)], description="test")
+    client.patient = False
+
+    with pytest.raises(RequestError, match="429"):
+        await client.of("other").put("key", b"value", deadline_seconds=2)
+    assert len(asked) == 1
 
 
 async def test_the_same_key_got_at_once_counts_each_time(

@@ -125,6 +125,18 @@ def test_many_threads_share_one_client(up: Up) -> None:
         assert all(pool.map(put_and_get, range(100), timeout=SECONDS))
 
 
+def test_how_the_cache_is_asked_is_said_as_to_the_other_client(nats: NatsServer) -> None:
+    with SyncCacheClient.connect(nats.url) as cache:
+        before = (cache.patient, cache.coalesce)
+        cache.patient = cache.coalesce = False
+        other = cache.of("other")
+        asked = [(one._client.patient, one._client.coalesce) for one in (cache, other)]
+
+    assert before == (True, True)
+    assert asked == [(False, False)] * 2
+    assert (other.patient, other.coalesce) == (False, False)
+
+
 def test_errors_are_those_of_the_other_client(up: Up) -> None:
     with SyncResourceAgent.connect(up.url) as agent, SyncCacheClient.connect(up.url) as cache:
         with pytest.raises(RequestError) as unknown:
