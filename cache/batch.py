@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
 from cache.archive_link import ArchiveLink
+from cache.batch_reply import LEFT_OUT, Reply
 from cache.batch_requests import read_keys, read_mput
 from cache.classes import Classes
 from cache.contents import SHARDS
@@ -19,7 +20,6 @@ from cache.settings import CacheSettings
 from cache.tombstones import OutboxCrowdedError
 from schemas.api import BatchError, KeysReply, KeysRequest, MatchReply
 from schemas.cache import (
-    BATCH_ANSWER_BYTES,
     INLINE_LIMIT_BYTES,
     MAX_BATCH_KEYS,
     MAX_CHAIN_KEYS,
@@ -38,9 +38,6 @@ from schemas.protocols import (
 RESTORES_AT_ONCE = 8
 """Of one mget: as many questions to the archive are under way."""
 KEYS_ANSWER_BYTES = 512 * 1024
-SIZE_BYTES = 8
-"""In the line of sizes, at most: values that fit have six digits."""
-LEFT_OUT = -1
 Versions = list[str | BatchError]
 
 _encode = msgspec.json.encode
@@ -109,7 +106,7 @@ class BatchEndpoints:
         started_ns = time.perf_counter_ns()
         keys = self._keys_of(call, MAX_BATCH_KEYS)
         name = self._classes.check(call.headers)
-        reply = _Reply(keys)
+        reply = Reply(keys)
         waits = call.headers.get("Fleet-No-Wait") != "1"
         missing: list[int] = []
         for place, entry in reversed(list(enumerate(self._find(reply, call, waits=waits)))):
@@ -121,24 +118,33 @@ class BatchEndpoints:
                 self._classes.hit(name, entry)
                 self._namespace.count(entry)
         missing.reverse()
-        latencies = self._namespace.latencies
-        latencies.hit.add(time.perf_counter_ns() - started_ns, reply.taken)
+        answered = reply.taken + len(missing)
+        share_ns = (time.perf_counter_ns() - started_ns) // max(1, answered)
         if (
             missing
             and waits
             and call.headers.get("Fleet-No-Restore") != "1"
             and any(self._namespace.restores.possible(keys[place]) for place in missing)
         ):
-            return self._restored(reply, missing, name, started_ns)
+            self._charge(reply.classes(name), reply.taken, share_ns)
+            return self._restored(reply, missing, name, share_ns)
+        classes = reply.classes(name)
         if self._namespace.limits.config.enabled:
             for _ in missing:
                 self._classes.miss(name)
-            for class_name in {name} if name else reply.classes():
-                self._classes.took(class_name, started_ns)
-            latencies.miss.add(time.perf_counter_ns() - started_ns, len(missing))
+            self._namespace.latencies.miss.add(share_ns, len(missing))
+            if name:
+                classes[name] += len(missing)
+        self._charge(classes, reply.taken, share_ns)
         return reply.answer()
 
-    def _find(self, reply: "_Reply", call: Call, *, waits: bool) -> Sequence[Entry | None]:
+    def _charge(self, classes: Mapping[str, int], hits: int, share_ns: int) -> None:
+        """Each key has its share of the time: one message is to cost what its keys would."""
+        self._namespace.latencies.hit.add(share_ns, hits)
+        for name, times in classes.items():
+            self._classes.spent(name, share_ns, times)
+
+    def _find(self, reply: Reply, call: Call, *, waits: bool) -> Sequence[Entry | None]:
         """The entries; what is not to be waited for, or will find no room, is left out before.
 
         So that who then asks for it alone is counted once.
@@ -170,7 +176,7 @@ class BatchEndpoints:
                 reply.sizes[place] = LEFT_OUT  # its life ended just now
         return entries
 
-    def _offer(self, reply: "_Reply", place: int, entry: Entry) -> bool:
+    def _offer(self, reply: Reply, place: int, entry: Entry) -> bool:
         try:
             return reply.offer(place, entry)
         except OSError:
@@ -178,9 +184,12 @@ class BatchEndpoints:
             return False
 
     async def _restored(
-        self, reply: "_Reply", missing: Sequence[int], name: str | None, started_ns: int
+        self, reply: Reply, missing: Sequence[int], name: str | None, share_ns: int
     ) -> Answer:
+        """With what the archive gives in time; each such key is charged its own restore, too."""
         todo = iter(missing)
+        took_ns = dict.fromkeys(missing, share_ns)
+        began_ns = time.perf_counter_ns()
 
         async def bring_back() -> None:
             for place in todo:
@@ -189,7 +198,11 @@ class BatchEndpoints:
                     if reply.is_full:
                         reply.sizes[place] = LEFT_OUT
                         continue
-                    entry = await self._link.restore(key)
+                    asked_ns = time.perf_counter_ns()
+                    try:
+                        entry = await self._link.restore(key)
+                    finally:
+                        took_ns[place] += time.perf_counter_ns() - asked_ns
                     if entry is not None:
                         self._offer(reply, place, entry)
 
@@ -200,11 +213,14 @@ class BatchEndpoints:
             ):
                 for _ in range(RESTORES_AT_ONCE):
                     group.create_task(bring_back())
+        for place in todo:  # not asked for in time
+            took_ns[place] += time.perf_counter_ns() - began_ns
         self._check_owned()
         for place in missing:
             self._classes.miss(name, reply.entry(place))
-        self._classes.took(name, started_ns)
-        self._namespace.latencies.miss.add(time.perf_counter_ns() - started_ns, len(missing))
+            self._namespace.latencies.miss.add(took_ns[place])
+            if name:
+                self._classes.spent(name, took_ns[place])
         return reply.answer()
 
     def mput(self, call: Call) -> Answer | Awaitable[Answer]:
@@ -212,7 +228,8 @@ class BatchEndpoints:
 
         A malformed message keeps none of them. 409: another version is here. 503 "kept here":
         the archive, which may hold an older value, cannot be told in time; with
-        `Fleet-No-Wait: 1` an entry of which it would have to be told is 429.
+        `Fleet-No-Wait: 1` an entry of which it would have to be told is 429, and what follows it in
+        a chain.
         """
         self._check_owned()
         namespace, config = self._namespace, self._namespace.limits.config
@@ -227,31 +244,41 @@ class BatchEndpoints:
             raise RequestError(503, f"enabled is off in the configuration of {namespace.name}")
         if self._namespace.limits.refuses(sum(entry.size_bytes for entry, _ in entries)):
             raise busy("evictions wait for the archive, and archive_when_full is refuse; try later")
+        is_chain = call.headers.get("Fleet-Chain") == "1"
+        chain = is_chain and namespace.limits.keeps_chains([entry for entry, _ in entries])
         if call.headers.get("Fleet-No-Wait") == "1":
-            return self._mput_at_once(entries)
-        chain = call.headers.get("Fleet-Chain") == "1"
-        chain = chain and namespace.limits.keeps_chains([entry for entry, _ in entries])
-        if any(self._namespace.tombstones.needed(entry.key) for entry, _ in entries):
-            return self._mput_durably(entries, chain=chain)
-        versions, _ = self._mput(entries, chain=chain)
+            return self._mput_at_once(entries, is_chain=is_chain, chain=chain)
+        versions, tombstones = self._mput(entries, chain=chain)
+        if any(tombstones):
+            return self._once_told(versions, tombstones)
         return Answer(_encode(versions))
 
-    def _mput_at_once(self, entries: Sequence[tuple[Entry, str | None]]) -> Answer:
-        """Those of which the archive need not be told; the others are 429, and not kept."""
+    def _mput_at_once(
+        self, entries: Sequence[tuple[Entry, str | None]], *, is_chain: bool, chain: bool
+    ) -> Answer:
+        """Those of which the archive need not be told; the others are 429, and not kept.
+
+        Nor is what follows such a one in a chain.
+        """
         later = BatchError(
-            error="the archive has to be told of it; put it alone", code=429, retry_after_seconds=0
+            error="the archive has to be told of it; put it without Fleet-No-Wait",
+            code=429,
+            retry_after_seconds=0,
         )
+        needed = self._namespace.tombstones.needed
         versions: Versions = [later] * len(entries)
+        if is_chain:
+            told = (place for place, (entry, _) in enumerate(entries) if needed(entry.key))
+            end = next(told, len(entries))
+            if end:
+                versions[:end], _ = self._mput(entries[:end], chain=chain)
+            return Answer(_encode(versions))
         for place, one in enumerate(entries):
-            if not self._namespace.tombstones.needed(one[0].key):
+            if not needed(one[0].key):
                 (versions[place],), _ = self._mput([one], chain=False)
         return Answer(_encode(versions))
 
-    async def _mput_durably(
-        self, entries: Sequence[tuple[Entry, str | None]], *, chain: bool
-    ) -> Answer:
-        self._check_owned()
-        versions, tombstones = self._mput(entries, chain=chain)
+    async def _once_told(self, versions: Versions, tombstones: Sequence[Item | None]) -> Answer:
         outbox, timeout_seconds = self._namespace.outbox, self._settings.tombstone_timeout_seconds
         durable = await acknowledged(outbox, tombstones, timeout_seconds)
         for place, is_durable in enumerate(durable):
@@ -343,48 +370,3 @@ class BatchEndpoints:
 
     def _check_owned(self) -> None:
         check_owned(self._lease, self._namespace.name)
-
-
-class _Reply:
-    """The answer to an mget while it is made: for each key a size, None or LEFT_OUT."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = keys
-        self.sizes: list[int | None] = [None] * len(keys)
-        self.is_full = False
-        self._taken: dict[int, tuple[Entry, bytes]] = {}
-        self.room_bytes = BATCH_ANSWER_BYTES - SIZE_BYTES * len(keys) - 2
-
-    def offer(self, place: int, entry: Entry) -> bool:
-        """Take the entry in, if its value still fits; whether it does.
-
-        Raises:
-            OSError: its file was removed or cut by somebody else.
-        """
-        size = entry.value_bytes
-        if size > min(self.room_bytes, INLINE_LIMIT_BYTES):
-            self.is_full = self.is_full or size <= INLINE_LIMIT_BYTES
-            self.sizes[place] = LEFT_OUT
-            return False
-        self._taken[place] = entry, entry.payload()
-        self.room_bytes -= size
-        self.sizes[place] = size
-        return True
-
-    @property
-    def taken(self) -> int:
-        """How many values are in it."""
-        return len(self._taken)
-
-    def classes(self) -> set[str]:
-        """Those of the entries in it."""
-        return {entry.request_class for entry, _ in self._taken.values() if entry.request_class}
-
-    def entry(self, place: int) -> Entry | None:
-        """What is answered there."""
-        return self._taken[place][0] if place in self._taken else None
-
-    def answer(self) -> Answer:
-        """The line of sizes and the values."""
-        values = (self._taken[place][1] for place in sorted(self._taken))
-        return Answer(b"".join((_encode(self.sizes), b"\n", *values)))

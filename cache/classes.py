@@ -63,9 +63,14 @@ class Classes:
             self._of(entry.request_class).puts += 1
 
     def took(self, name: str | None, started_ns: int) -> None:
-        """A request is done that began at `started_ns` of the performance counter."""
+        """A get is done that began at `started_ns` of the performance counter."""
         if name is not None:
-            self._of(name).latency.add(time.perf_counter_ns() - started_ns)
+            self.spent(name, time.perf_counter_ns() - started_ns)
+
+    def spent(self, name: str, duration_ns: int, times: int = 1) -> None:
+        """So many look-ups of the class took so long each."""
+        if times:
+            self._of(name).latency.add(duration_ns, times)
 
     def stats(self) -> dict[str, ClassStats]:
         """All classes as they are now."""

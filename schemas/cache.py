@@ -113,11 +113,17 @@ class ClassStats(msgspec.Struct, frozen=True, kw_only=True):
     ]
     latency_p50_seconds: Annotated[
         Seconds | None,
-        Meta(description="of gets and mgets in the service, up to an eighth high; null: none yet"),
+        Meta(
+            description="of look-ups in the service, an mget's time divided by its keys; up to an "
+            "eighth high; null: none yet"
+        ),
     ]
     latency_p95_seconds: Annotated[
         Seconds | None,
-        Meta(description="of gets and mgets in the service, up to an eighth high; null: none yet"),
+        Meta(
+            description="of look-ups in the service, an mget's time divided by its keys; up to an "
+            "eighth high; null: none yet"
+        ),
     ]
 
 

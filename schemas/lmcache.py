@@ -112,10 +112,14 @@ class LmcacheMetrics(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     avg_latency_ms: Annotated[
-        Number | None, Meta(description="mean of all gets; null before the first")
+        Number | None,
+        Meta(
+            description="service time, mean of all look-ups by get and mget, of which each key has "
+            "an equal share; null before the first"
+        ),
     ]
     cache_hit_latency_ms: Annotated[
-        Number | None, Meta(description="mean of the gets that hit; null before the first")
+        Number | None, Meta(description="mean of those that hit; null before the first")
     ]
     cache_miss_latency_ms: Annotated[
         Number | None,

@@ -1,7 +1,9 @@
 """Many entries in one message: match, mget, mput and keys, with a real archive where it matters."""
 
 import asyncio
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -200,6 +202,53 @@ async def test_lookups_of_batches_count_in_the_latencies(bus: Bus, client: Clien
     assert after_miss["cache_miss_latency_ms"] > 0
 
 
+@pytest.fixture
+def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 µs go by between one look of an mget at the clock and the next."""
+    now_ns = itertools.count(0, 64_000)
+    clock = SimpleNamespace(perf_counter_ns=lambda: next(now_ns))
+    monkeypatch.setattr("cache.batch.time", clock)
+
+
+@pytest.mark.usefixtures("slow_clock")
+@pytest.mark.parametrize("named", [True, False], ids=["class of the mget", "class of the entry"])
+async def test_each_key_of_an_mget_is_charged_its_share_of_the_time(
+    bus: Bus, client: Client, *, named: bool
+) -> None:
+    headers = {"Fleet_Class": "chat"} if named else {}
+    async with running(bus, **OFF):
+        await mput(client, {str(number): b"v" for number in range(60)}, Fleet_Class="chat")
+        await mget(client, *map(str, range(64)), **headers)
+        for _ in range(2):
+            await mget(client, "0", **headers)  # the only one has all of the time
+        metrics = await Lmcache(bus).ask("metrics")
+        stats = await client.stats()
+
+    assert metrics["cache_hit_latency_ms"] == pytest.approx((60 + 2 * 64) / 62 / 1000)
+    assert metrics["cache_miss_latency_ms"] == pytest.approx(0.001)
+    assert metrics["avg_latency_ms"] == pytest.approx((64 + 2 * 64) / 66 / 1000)
+    assert stats.classes["chat"].latency_p95_seconds == pytest.approx(1e-6, rel=0.125)
+
+
+@pytest.mark.usefixtures("slow_clock")
+async def test_what_the_archive_is_asked_for_is_charged_its_answer(
+    bus: Bus, client: Client
+) -> None:
+    archive = SlowArchive()
+    archive.may_answer.set()
+    await archive.serve(bus, "archived")
+    async with running(bus, max_memory_mb=64) as service:
+        await synced(service)
+        await mput(client, {str(number): b"v" for number in range(63)})
+        await mget(client, *map(str, range(63)), "archived", Fleet_Class="chat")
+        metrics = await Lmcache(bus).ask("metrics")
+        stats = await client.stats()
+
+    assert metrics["cache_hit_latency_ms"] == pytest.approx(0.001)
+    assert metrics["cache_miss_latency_ms"] == pytest.approx(0.065)
+    assert stats.classes["chat"].latency_p95_seconds == pytest.approx(1e-6, rel=0.125)
+
+
 async def test_many_mgets_of_the_same_keys_ask_the_archive_once(
     archived: Any, client: Client
 ) -> None:
@@ -318,6 +367,66 @@ async def test_an_mput_of_keys_that_may_be_archived_waits_for_their_tombstones(
     assert not answered_early
     assert all(isinstance(version, str) for version in versions)
     assert last - first + 1 == 2
+
+
+async def test_an_mput_waits_for_the_tombstone_of_what_it_evicted_itself(
+    bus: Bus, client: Client
+) -> None:
+    """Nothing of `b` was archived when the message came, but its first entry evicts `b`."""
+    async with running(bus, tombstone_timeout_seconds=20):
+        await client.begin_unarchived()
+        await client.put("b", bytes(500_000))
+        await client.put("c", bytes(400_000))
+        await bus.jetstream.delete_stream(bus.names.stream("EVICTIONS"))
+        writing = asyncio.create_task(mput(client, {"a": bytes(500_000), "b": b"2"}))
+        while (await client.meta("a")).where is None:
+            await asyncio.sleep(0)
+        await client.stats()
+        answered_early = writing.done()
+        await ensure_streams(bus)
+        versions = await writing
+
+    assert not answered_early
+    assert all(isinstance(version, str) for version in versions)
+
+
+@pytest.mark.parametrize("first_archived", range(4))
+async def test_a_chain_that_does_not_wait_is_kept_up_to_what_the_archive_is_told_of(
+    bus: Bus, client: Client, first_archived: int
+) -> None:
+    archive, chain = SlowArchive(), [f"block-{number}" for number in range(3)]
+    await archive.serve(bus, *chain[first_archived:][:1])
+    async with running(bus, max_memory_mb=64) as service:
+        await synced(service)
+        versions = await mput(
+            client,
+            dict.fromkeys(chain, b"value"),
+            Fleet_Chain="1",
+            Fleet_No_Wait="1",
+            Fleet_Parent=encode_header("root"),
+        )
+        metas = [await client.meta(key) for key in chain]
+
+    kept = min(first_archived, 3)
+    refusals = [one for one in versions if not isinstance(one, str)]
+    assert [meta.parent for meta in metas if meta.found] == ["root", *chain][:kept]
+    assert [meta.found for meta in metas] == [number < kept for number in range(3)]
+    assert [(one.code, one.retry_after_seconds) for one in refusals] == [(429, 0)] * (3 - kept)
+
+
+async def test_a_chain_that_does_not_wait_loses_its_tail_first(bus: Bus, client: Client) -> None:
+    chain = {f"block-{number}": bytes(40_000) for number in range(40)}  # 1.6 MB, room for 1
+    head, tail = dict(list(chain.items())[:20]), dict(list(chain.items())[20:])
+    matched = []
+    waiting: list[dict[str, str]] = [{}, {"Fleet_No_Wait": "1"}]
+    async with running(bus, **OFF, eviction_policy="prefix"):
+        for headers in waiting:
+            await client.clear()
+            await mput(client, head, Fleet_Chain="1", **headers)
+            await mput(client, tail, Fleet_Chain="1", Fleet_Parent="block-19", **headers)
+            matched.append(await match(client, *chain))
+
+    assert matched[0] == matched[1] > 20
 
 
 async def test_tombstones_without_acknowledgement_are_told_for_each_entry(
