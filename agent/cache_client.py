@@ -82,7 +82,7 @@ class CacheClient(CacheReads):
                     cost_seconds=cost_seconds,
                     version=version,
                 )
-                kept = await puts.put(entry, value, headers)
+                kept = await puts.put(entry, value, headers, deadline)
                 if kept is not ALONE:
                     return kept
             own = {**headers, **told(of_its_own)}

@@ -6,15 +6,16 @@ that begin with it.
 """
 
 import asyncio
+import copy
 import enum
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from agent.asking import Asking
+from agent.asking import BUSY, REQUEST_SECONDS, TIMER_SECONDS, Asking, Deadline
 from schemas.api import BatchEntry, BatchError
 from schemas.protocols import RequestError
 
@@ -29,6 +30,8 @@ VALUE_BYTES = MESSAGE_BYTES // FEWEST_TOGETHER
 """Larger values are put alone."""
 OPEN_MESSAGES = 4
 """With so many kinds of headers in one turn, or fewer, each finds its own message."""
+TELLING_AT_ONCE = 4
+"""Messages of which the archive has to be told. More would only wait there, and some too long."""
 _ALONE_AFTER = (400, 413, 429)
 """Refusals of a message that may not be one of each in it; alone it says so, or is waited for."""
 _SMOOTHING = 1 / 16
@@ -45,6 +48,16 @@ ALONE: Final = _Alone.ALONE
 """It is to be asked for by itself."""
 Alone: TypeAlias = Literal[_Alone.ALONE]
 
+
+class _Later(enum.Enum):
+    LATER = enum.auto()
+
+
+LATER: Final = _Later.LATER
+"""It is not answered yet."""
+Later: TypeAlias = Literal[_Later.LATER]
+
+
 _encode = msgspec.json.encode
 _decode_sizes = msgspec.json.Decoder(list[int | None]).decode
 _decode_versions = msgspec.json.Decoder(list[str | BatchError]).decode
@@ -59,12 +72,28 @@ class _Message(Generic[T, R]):
         self.futures: list[asyncio.Future[R | Alone]] = []
         self.size_bytes = 0
 
-    def drop_given_up(self) -> None:
-        """Leave out what nobody waits for any more: its caller may have gone on."""
+    def drop_done(self) -> None:
+        """Leave out what is answered, and what nobody waits for: its caller may have gone on."""
         waiting = [not future.done() for future in self.futures]
         if not all(waiting):
             self.items = dict(itertools.compress(self.items.items(), waiting))
             self.futures = list(itertools.compress(self.futures, waiting))
+
+    def settle(self, results: Sequence[R | Alone | Later | RequestError]) -> None:
+        """Tell each what it asked for, but whose result is `LATER`."""
+        for future, result in zip(self.futures, results, strict=True):
+            if future.done() or isinstance(result, _Later):  # or nobody waits any more
+                continue
+            if isinstance(result, RequestError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        """Each has an error of its own: one that is raised twice tells of both places."""
+        for future in self.futures:
+            if not future.done():
+                future.set_exception(_another(error))
 
 
 class _Coalescing(Generic[T, R]):
@@ -113,7 +142,7 @@ class _Coalescing(Generic[T, R]):
         messages, self._open, self._keys = self._open, [], set()
         for message in messages:
             if len(message.futures) == 1:
-                _settle(message.futures, [ALONE])
+                message.settle([ALONE])
                 continue
             task = asyncio.get_running_loop().create_task(self._exchange(message))
             self._sending.add(task)
@@ -121,24 +150,24 @@ class _Coalescing(Generic[T, R]):
 
     async def _exchange(self, message: _Message[T, R]) -> None:
         """Ask, and tell each what it asked for; never raises."""
-        message.drop_given_up()
-        if not message.futures:
-            return
+        message.drop_done()
         try:
-            _settle(message.futures, await self._ask(message))
+            if message.futures:
+                message.settle(await self._ask(message))
         except RequestError as error:
             if error.code in _ALONE_AFTER:
-                _settle(message.futures, [ALONE] * len(message.futures))
+                message.settle([ALONE] * len(message.futures))
             else:
-                _fail(message.futures, error)
+                message.fail(error)
         except asyncio.CancelledError:
             for future in message.futures:
                 future.cancel()
             raise
         except Exception as error:
-            _fail(message.futures, error)
+            message.fail(error)
 
-    async def _ask(self, message: _Message[T, R]) -> Sequence[R | Alone | RequestError]:
+    async def _ask(self, message: _Message[T, R]) -> Sequence[R | Alone | Later | RequestError]:
+        """What each of the message asked for; it may settle some of it before."""
         raise NotImplementedError
 
 
@@ -189,10 +218,22 @@ class Gets(_Coalescing[None, "bytes | None"]):
         return values
 
 
-class Puts(_Coalescing[tuple[bytes, bytes], str]):
+class _Put(NamedTuple):
+    line: bytes
+    value: bytes
+    deadline: Deadline
+
+
+class Puts(_Coalescing[_Put, str]):
     """Puts of values of at most `VALUE_BYTES`."""
 
-    async def put(self, entry: BatchEntry, value: bytes, headers: Mapping[str, str]) -> str | Alone:
+    def __init__(self, asking: Callable[[], Asking]) -> None:
+        super().__init__(asking)
+        self._telling = asyncio.Semaphore(TELLING_AT_ONCE)
+
+    async def put(
+        self, entry: BatchEntry, value: bytes, headers: Mapping[str, str], deadline: Deadline
+    ) -> str | Alone:
         """The version, or `ALONE`; `headers` hold for all in the message.
 
         Raises:
@@ -206,38 +247,72 @@ class Puts(_Coalescing[tuple[bytes, bytes], str]):
         if not is_finite:  # JSON would say nothing
             return ALONE
         size_bytes = len(line) + len(value)
-        return await self._together(entry.key, (line, value), headers, size_bytes, MOST_TOGETHER)
+        item = _Put(line, value, deadline)
+        return await self._together(entry.key, item, headers, size_bytes, MOST_TOGETHER)
 
     async def _ask(
-        self, message: _Message[tuple[bytes, bytes], str]
-    ) -> list[str | Alone | RequestError]:
+        self, message: _Message[_Put, str]
+    ) -> Sequence[str | Alone | Later | RequestError]:
+        """Those of which the archive has to be told go again, in a message of their own.
+
+        Nobody else waits until it is told, and those do not need one message each.
+        """
+        results = await self._mput(message, {"Fleet-No-Wait": "1"})
+        if results.count(LATER) < FEWEST_TOGETHER:
+            return [ALONE if one is LATER else one for one in results]
+        message.settle(results)
+        message.drop_done()
+        if not await self._come(message):
+            return []
+        try:
+            results = await self._mput(message, {})
+        finally:
+            self._telling.release()
+        return [ALONE if one is LATER else one for one in results]
+
+    async def _come(self, message: _Message[_Put, str]) -> bool:
+        """Wait until few enough tell the archive; who has no time for that goes alone.
+
+        False: nobody is left.
+        """
+        while message.futures:
+            left_seconds = [item.deadline.left_seconds for item in message.items.values()]
+            try:
+                async with asyncio.timeout(max(0.0, min(left_seconds) - REQUEST_SECONDS)):
+                    await self._telling.acquire()
+            except TimeoutError:
+                hurry = min(left_seconds) + TIMER_SECONDS
+                message.settle([ALONE if left <= hurry else LATER for left in left_seconds])
+                message.drop_done()
+                continue
+            message.drop_done()
+            if message.futures:
+                return True
+            self._telling.release()
+        return False
+
+    async def _mput(
+        self, message: _Message[_Put, str], more: Mapping[str, str]
+    ) -> list[str | Alone | Later | RequestError]:
         items = message.items.values()
-        lines = b",".join(line for line, _ in items)
-        payload = b"".join((b"[", lines, b"]\n", *(value for _, value in items)))
-        headers = {**message.headers, "Fleet-No-Wait": "1"}
-        answer = await self._asking().ask("mput", payload, headers)
+        lines = b",".join(item.line for item in items)
+        payload = b"".join((b"[", lines, b"]\n", *(item.value for item in items)))
+        answer = await self._asking().ask("mput", payload, {**message.headers, **more})
         return [_version(one) for one in _decode_versions(answer.payload)]
 
 
-def _version(one: str | BatchError) -> str | Alone | RequestError:
+def _version(one: str | BatchError) -> str | Alone | Later | RequestError:
     if isinstance(one, str):
         return one
+    if one.code == BUSY and one.retry_after_seconds == 0:
+        return LATER
     return ALONE if one.code in _ALONE_AFTER else RequestError(one.code, one.error)
 
 
-def _settle(futures: Sequence[asyncio.Future[Any]], results: Sequence[object]) -> None:
-    for future, result in zip(futures, results, strict=True):
-        if future.done():  # nobody waits any more
-            continue
-        if isinstance(result, RequestError):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-
-def _fail(futures: Sequence[asyncio.Future[Any]], error: Exception) -> None:
-    """Each has an error of its own: one that is raised twice tells of both places."""
-    for future in futures:
-        if not future.done():
-            refusal = isinstance(error, RequestError) and RequestError(error.code, error.text)
-            future.set_exception(refusal or error)
+def _another(error: Exception) -> Exception:
+    if isinstance(error, RequestError):
+        return RequestError(error.code, error.text)
+    try:
+        return copy.copy(error)
+    except Exception:  # it cannot be made from what it says it was made from
+        return error
