@@ -6,7 +6,15 @@ from typing import BinaryIO
 from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, Asking, Deadline
 from agent.batches import REQUEST_SECONDS as BATCH_SECONDS
 from agent.batches import PutManyError
-from agent.cache_headers import key_bytes, put_headers, told
+from agent.cache_headers import (
+    checked_cost,
+    checked_tag,
+    checked_text,
+    checked_ttl,
+    key_bytes,
+    put_headers,
+    told,
+)
 from agent.cache_reads import CacheReads
 from agent.coalescing import ALONE, VALUE_BYTES
 from agent.sources import Buffer, Source
@@ -51,17 +59,19 @@ class CacheClient(CacheReads):
         sets: RequestError 409 if the entry has another one.
 
         Raises:
-            ValueError: the key is too long, or no such time to live is possible, and nothing was
-                sent; or the source has not the size it should, and nothing is kept.
-            TypeError: the value or its tags are of a wrong type; nothing was sent.
+            ValueError: the key is too long, a tag is empty, or no such time to live or cost is
+                possible, and nothing was sent; or the source has not the size it should, and
+                nothing is kept.
+            TypeError: the key, the value or a tag is of a wrong type; nothing was sent.
         """
         puts, encoded = self._puts, key_bytes(key)
-        headers = put_headers(ttl_seconds, request_class, tags, meta)
+        headers = put_headers(request_class, tags, meta)
         deadline = Deadline(deadline_seconds)
         of_its_own = {
             "Fleet-Prefix-Tokens": prefix_tokens,
-            "Fleet-Parent": encode_header(parent) if parent else None,
-            "Fleet-Cost-Seconds": cost_seconds,
+            "Fleet-Parent": encode_header(checked_text("parent", parent)) if parent else None,
+            "Fleet-Cost-Seconds": (cost_seconds := checked_cost(cost_seconds)),
+            "Fleet-Ttl-Seconds": checked_ttl(ttl_seconds),
             "Fleet-Version": version,
         }
         with self._order.begin((key,), tags) as turn:
@@ -80,6 +90,7 @@ class CacheClient(CacheReads):
                     prefix_tokens=prefix_tokens,
                     parent=parent or None,
                     cost_seconds=cost_seconds,
+                    ttl_seconds=ttl_seconds,
                     version=version,
                 )
                 kept = await puts.put(entry, value, headers, deadline)
@@ -131,7 +142,7 @@ class CacheClient(CacheReads):
     async def delete_tag(self, tag: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> TagReply:
         """Remove all that was put with this tag, from RAM and archive."""
         deadline = Deadline(deadline_seconds)
-        with self._order.begin_deletion(tag) as turn:
+        with self._order.begin_deletion(checked_tag(tag)) as turn:
             await turn.come(deadline)
             batches = self._batches(deadline, turn.answer_seconds(BATCH_SECONDS))
             return await batches.delete_tag(tag)
@@ -157,17 +168,21 @@ class CacheClient(CacheReads):
 
         Raises:
             agent.batches.PutManyError: some were refused; it says which, and why.
-            ValueError: a key is too long; nothing was sent.
+            ValueError: a key is too long, a tag is empty, or no such time to live or cost is
+                possible; nothing was sent.
+            TypeError: a key, value or tag is of a wrong type; nothing was sent.
         """
-        for key in items:
+        for key, value in items.items():
             key_bytes(key)
+            if not isinstance(value, Buffer):
+                raise TypeError(f"the value of {key!r:.40} is bytes, not {type(value).__name__}")
         entries = [
             (
                 BatchEntry(
                     key=key,
                     size=len(value),
                     prefix_tokens=(prefix_tokens or {}).get(key),
-                    cost_seconds=(cost_seconds or {}).get(key),
+                    cost_seconds=checked_cost((cost_seconds or {}).get(key)),
                     parent=None if chain else parent,
                 ),
                 value,
@@ -176,7 +191,8 @@ class CacheClient(CacheReads):
         ]
 
         deadline = Deadline(deadline_seconds)
-        headers = put_headers(ttl_seconds, request_class, tags, meta)
+        headers = put_headers(request_class, tags, meta)
+        headers |= told({"Fleet-Ttl-Seconds": checked_ttl(ttl_seconds)})
 
         async def put_one(entry: BatchEntry, value: bytes) -> str:
             of_its_own = {
@@ -209,4 +225,5 @@ class CacheClient(CacheReads):
 
         Without keys it only asks. `cancel` forgets what still waits.
         """
-        return await self._batches(Deadline(deadline_seconds)).warm(keys, cancel=cancel)
+        batches = self._batches(Deadline(deadline_seconds))
+        return await batches.warm([checked_text("the key", key) for key in keys], cancel=cancel)

@@ -13,7 +13,7 @@ from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, Asking, Deadline
 from agent.batches import REQUEST_SECONDS as BATCH_SECONDS
 from agent.batches import Batches
 from agent.bus import Bus
-from agent.cache_headers import get_headers, key_bytes
+from agent.cache_headers import checked_text, get_headers, key_bytes
 from agent.coalescing import ALONE, KEY_BYTES, Gets, Puts
 from agent.connected import Connected
 from agent.same_host import SameHost
@@ -267,6 +267,7 @@ class CacheReads(Connected):
 
         The deadline is that of each 10,000 of them.
         """
+        checked_text("the prefix", prefix)
         after = ""
         while True:
             page = await self._batches(Deadline(deadline_seconds)).keys(prefix, after)

@@ -9,7 +9,6 @@ import asyncio
 import copy
 import enum
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -241,10 +240,7 @@ class Puts(_Coalescing[_Put, str]):
         """
         try:
             line = _encode(entry)
-            is_finite = entry.cost_seconds is None or math.isfinite(entry.cost_seconds)
         except (TypeError, ValueError, OverflowError):  # of numpy, say: a header takes its text
-            return ALONE
-        if not is_finite:  # JSON would say nothing
             return ALONE
         size_bytes = len(line) + len(value)
         item = _Put(line, value, deadline)

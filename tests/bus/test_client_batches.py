@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,6 +108,31 @@ async def test_nothing_is_sent_of_what_is_too_large(
         await client.put_many({"a": b"1", "k" * 10_241: b"2"})
 
     assert await client.get("a") is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "costs", "kind", "text"),
+    [
+        ({"bad": "text"}, {}, TypeError, "the value of 'bad' is bytes, not str"),
+        ({5: b"5"}, {}, TypeError, "the key is a str, not int"),
+        ({"bad": b"x"}, {"bad": float("nan")}, ValueError, "cost_seconds is nan"),
+    ],
+    ids=["value", "key", "cost"],
+)
+async def test_where_one_is_wrong_none_is_sent(
+    service: CacheService,
+    client: CacheClient,
+    wrong: Any,
+    costs: dict[str, float],
+    kind: type[Exception],
+    text: str,
+) -> None:
+    items = {f"key-{number}": bytes(60_000) for number in range(100)}  # several messages
+
+    with pytest.raises(kind, match=text):
+        await client.put_many({**items, **wrong}, cost_seconds=costs)
+
+    assert await client.get_many(items) == {}
 
 
 async def test_refusals_name_the_entries_and_what_follows_them_in_a_chain_is_not_sent(

@@ -243,7 +243,7 @@ async def test_what_is_put_at_once_travels_together_with_what_each_says_of_itsel
                 prefix_tokens=n * 16,
                 parent=f"key-{n - 1}",
                 cost_seconds=n / 10,
-                ttl_seconds=60 if n % 30 else None,
+                ttl_seconds=1000 + n if n % 30 else None,
                 request_class="chat",
                 tags=["model-7"],
                 meta={"by": "test"},
@@ -255,13 +255,25 @@ async def test_what_is_put_at_once_travels_together_with_what_each_says_of_itsel
     metas = [await client.meta(f"key-{n}") for n in numbers]
     found = await client.get_many(f"key-{n}" for n in numbers)
 
-    assert sent == {"put": 1, "mput": 3}
+    assert sent == {"put": 1, "mput": 2}
     assert [meta.version for meta in metas] == versions
     assert [meta.prefix_tokens for meta in metas] == [n * 16 for n in numbers]
-    assert [meta.expires_at is None for meta in metas] == [n % 30 == 0 for n in numbers]
+    assert [meta.ttl_seconds for meta in metas] == [1000 + n if n % 30 else None for n in numbers]
     assert [len(value) for value in found.values()] == list(numbers)
     assert (await client.stats()).classes["chat"].latency_p50_seconds is not None
     assert (await client.delete_tag("model-7")).entries == len(numbers)
+
+
+async def test_what_is_not_to_be_archived_travels_with_the_others(
+    service: CacheService, client: CacheClient, asked: Counter[str]
+) -> None:
+    """A time to live of 0 is one of its own, not none."""
+    await asyncio.gather(*(client.put(str(n), b"v", ttl_seconds=n % 2 or None) for n in range(3)))
+    await asyncio.gather(*(client.put(str(n), b"v", ttl_seconds=0) for n in range(3)))
+    sent = dict(asked)
+
+    assert sent == {"put": 2, "mput": 2}
+    assert [(await client.meta(str(n))).ttl_seconds for n in range(3)] == [0, 0, 0]
 
 
 async def test_of_one_key_put_at_once_the_last_stays(
