@@ -118,7 +118,8 @@ def up(
         Path | None, typer.Option(help="written with nats_url, pid, state_dir once all is ready")
     ] = None,
     for_: Annotated[
-        float | None, typer.Option("--for", min=0, help="stop this many seconds after ready")
+        float | None,
+        typer.Option("--for", min=0, metavar="SECONDS", help="stop so long after ready"),
     ] = None,
     simulate_gpus: Annotated[
         str | None, typer.Option(help="simulated GPUs instead of real ones, like 8xH100")
@@ -180,7 +181,8 @@ def run(
         str | None, typer.Option(help="name of this process; default: the node's")
     ] = None,
     for_: Annotated[
-        float | None, typer.Option("--for", min=0, help="stop this many seconds after ready")
+        float | None,
+        typer.Option("--for", min=0, metavar="SECONDS", help="stop so long after ready"),
     ] = None,
     simulate_gpus: Annotated[str | None, typer.Option(help="like 8xH100")] = None,
     simulate_engines: Annotated[str | None, typer.Option(help="like 4@llama-3-70b")] = None,

@@ -4,7 +4,9 @@ import contextlib
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ MAX_SHOWN_KEY = 80
 LEAST_COLUMNS = 20
 LEAST_USD = 1e-6
 """Less would be shown as 0 with six digits behind the point."""
+LEAST_SECONDS = 0.001
 
 
 @contextlib.contextmanager
@@ -29,16 +32,26 @@ def transferring(text: str) -> Iterator[OnProgress | None]:
         return
     from rich.progress import (  # noqa: PLC0415 - the light commands must start fast
         BarColumn,
-        DownloadColumn,
         Progress,
         TextColumn,
-        TransferSpeedColumn,
     )
 
-    columns = (TextColumn(text), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn(text), BarColumn(), TextColumn("{task.fields[sizes]}"))
     with Progress(*columns, console=errors, transient=True) as progress:
-        task = progress.add_task(text, visible=False)
-        yield lambda done, whole: progress.update(task, completed=done, total=whole, visible=True)
+        task = progress.add_task(text, visible=False, sizes="")
+        begun = time.monotonic()
+
+        def show(done: int, whole: int) -> None:
+            seconds = max(time.monotonic() - begun, LEAST_SECONDS)
+            progress.update(
+                task,
+                completed=done,
+                total=whole,
+                visible=True,
+                sizes=f"{human.size(done)} of {human.size(whole)}, {human.size(done / seconds)}/s",
+            )
+
+        yield show
 
 
 @contextlib.contextmanager
@@ -93,27 +106,35 @@ def print_lines(lines: Iterable[str]) -> None:
 
     So does what comes `next`: a command that is to be copied.
     """
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for line in lines:
         text = line.lstrip()
-        if not columns or len(line) <= columns or text.startswith("next: "):
+        if text.startswith("next: "):
             print(line)
-            continue
-        print(
-            textwrap.fill(
-                line,
-                max(columns, LEAST_COLUMNS),
-                subsequent_indent=" " * (len(line) - len(text) + 4),
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
+        else:
+            _print_folded(line, len(line) - len(text) + 4)
+
+
+def _print_folded(line: str, indent: int) -> None:
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if not columns or len(line) <= columns:
+        print(line)
+        return
+    print(
+        textwrap.fill(
+            line,
+            max(columns, LEAST_COLUMNS),
+            subsequent_indent=" " * min(indent, columns // 2),
+            break_long_words=False,
+            break_on_hyphens=False,
         )
+    )
 
 
 def print_fields(reply: msgspec.Struct | dict[str, Any], indent: str = "") -> None:
     """One line a field: bytes and seconds as people read them, what is not known as `-`.
 
-    Structs in it are indented; of a list of them each is one line.
+    Structs in it are indented; a list of them is a table with the names of their fields on top.
+    On a terminal a long line is folded.
     """
     fields = _fields(reply)
     width = max(map(len, fields))
@@ -124,13 +145,29 @@ def print_fields(reply: msgspec.Struct | dict[str, Any], indent: str = "") -> No
                 print_fields(value, f"{indent}  ")
             case [msgspec.Struct() | dict(), *_]:
                 print(f"{indent}{name}")
-                for one in value:
-                    shown = (
-                        f"{field} {_shown(field, part)}" for field, part in _fields(one).items()
-                    )
-                    print(f"{indent}  {'  '.join(shown)}")
+                for line in _aligned(value):
+                    print(f"{indent}  {line}")
             case _:
-                print(f"{indent}{name:{width}}  {_shown(name, value)}")
+                line = f"{indent}{name:{width}}  {_shown(name, value)}"
+                _print_folded(line, len(indent) + width + 2)
+
+
+def _aligned(structs: Sequence[msgspec.Struct | dict[str, Any]]) -> Iterator[str]:
+    """Their fields as columns, each under its name; texts on the left, numbers on the right."""
+    rows = [_fields(one) for one in structs]
+    columns = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        cells = [name, *(_short(_shown(name, value)) for value in values)]
+        width = max(map(len, cells))
+        is_number = all(value is None or isinstance(value, float | int) for value in values)
+        columns.append([cell.rjust(width) if is_number else cell.ljust(width) for cell in cells])
+    for line in zip(*columns, strict=True):
+        yield "  ".join(line).rstrip()
+
+
+def _short(cell: str) -> str:
+    return cell if len(cell) <= MAX_SHOWN_KEY else f"{cell[:MAX_SHOWN_KEY]}…"
 
 
 def _fields(reply: msgspec.Struct | dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +183,8 @@ def _shown(name: str, value: Any) -> str:  # noqa: ANN401 - any field's
         return human.size(value)
     if name.endswith("_seconds"):
         return human.duration(value)
+    if isinstance(value, datetime):
+        return value.isoformat(" ", "seconds")
     if isinstance(value, float):
         is_whole = name.endswith("_usd") and not 0 < abs(value) < LEAST_USD
         return f"{value:.6f}" if is_whole else f"{value:.6g}"

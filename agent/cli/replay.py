@@ -25,11 +25,15 @@ def replay(
     speed: Annotated[
         str, typer.Option(help="max, real, or how many times as fast as the trace, like 10x")
     ] = "max",
-    clients: Annotated[int, typer.Option(min=1, max=256, help="connections, at once")] = 8,
+    clients: Annotated[
+        int, typer.Option(min=1, max=256, metavar="N", help="connections, at once")
+    ] = 8,
     value_bytes: Annotated[
-        int, typer.Option(min=1, max=512 * 1024, help="size of a block's value")
+        int, typer.Option(min=1, max=512 * 1024, metavar="N", help="size of a block's value")
     ] = 4096,
-    requests: Annotated[int | None, typer.Option(min=1, help="only the first so many")] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="only the first so many")
+    ] = None,
     get_values: Annotated[
         bool, typer.Option("--get/--no-get", help="fetch what matched, or only match")
     ] = True,

@@ -58,7 +58,10 @@ class ClassFigures(msgspec.Struct):
 
 
 class CacheCounters(msgspec.Struct, frozen=True):
-    """What the cache and its archive did since the replay began; null: nobody said."""
+    """What the cache and its archive did since the replay began; null: nobody said.
+
+    `archived`: how many entries more the archive holds; deletions that it is told of are none.
+    """
 
     entries: int | None = None
     used_bytes: int | None = None

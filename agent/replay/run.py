@@ -154,7 +154,7 @@ class Replay:
             entries=stats.total_entries if stats else None,
             used_bytes=stats.used_bytes if stats else None,
             evictions=stats.evictions if stats else None,
-            archived=archive.stored_total if archive else None,
+            archived=archive.entries if archive else None,
             lost=stats.evictions_lost if stats else None,
             restores=stats.restores if stats else None,
         )

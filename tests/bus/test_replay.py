@@ -4,15 +4,19 @@ import csv
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.bus import Bus
+from agent.client import CacheClient
 from agent.replay.figures import ALL
 from agent.replay.report import summarize, write_csv, write_html
 from agent.replay.run import Replay, ReplayOptions
 from agent.replay.trace import Trace, TraceRequest
+from schemas.api import ArchiveStatus
 from schemas.protocols import RequestError
-from tests.support import cache_service
+from tests.support import archive_service, cache_service
+from tests.support.waiting import until_async
 
 ROOT = TraceRequest(0.0, ("a", "b"), "chat")
 LONGER = TraceRequest(0.0, ("a", "b", "c"), "chat")
@@ -79,6 +83,46 @@ async def test_evictions_are_those_of_the_replay(bus: Bus) -> None:
 
     assert summarize(replay).cache.evictions == 5
     assert summarize(replay).cache.archived is None
+
+
+async def test_archived_are_entries_and_no_deletions(bus: Bus, tmp_path: Path) -> None:
+    many = [TraceRequest(0.0, (f"k{number}",), "chat") for number in range(30)]
+    client = CacheClient(bus)
+
+    async def status() -> ArchiveStatus:
+        answer = await bus.request("api.archive.status.default", timeout_seconds=5)
+        return msgspec.json.decode(answer.payload, type=ArchiveStatus)
+
+    async def is_at_rest() -> bool:
+        stats = await client.stats()
+        return stats.evictions > 0 and not stats.outbox_entries
+
+    async def has_counted_a_tombstone() -> bool:
+        now = await status()
+        return 0 < now.tombstones <= now.stored_total - now.entries
+
+    async with (
+        archive_service.archiving(bus, tmp_path),
+        cache_service.running(bus) as service,
+    ):
+        await cache_service.synced(service)
+        await client.put_many({f"before-{number}": bytes(400_000) for number in range(4)})
+        await until_async(is_at_rest)
+        before = await status()
+        replay = played(bus, *many, value_bytes=100_000)
+        await replay.run()
+        await client.put_many(dict.fromkeys(("gone-1", "gone-2"), bytes(400_000)))
+        await until_async(is_at_rest)
+        await client.delete_tag("a tombstone, and no entry")
+        await until_async(has_counted_a_tombstone)
+        await replay._sample()
+        after = await status()
+
+    archived = summarize(replay).cache.archived
+    assert archived == after.entries - before.entries
+    assert archived > 20
+    assert before.entries > 0
+    assert after.stored_total - before.stored_total > archived
 
 
 async def test_the_time_of_the_trace_is_kept_at_its_speed(bus: Bus) -> None:

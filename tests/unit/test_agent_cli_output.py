@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 import msgspec
 import pytest
+from rich.console import Console
 
-from agent.cli.output import print_fields, print_lines
+from agent.cli.output import print_fields, print_lines, transferring
 
 
 class Entry(msgspec.Struct):
@@ -46,19 +47,49 @@ def test_each_field_is_a_line_as_people_read_it(capsys: pytest.CaptureFixture[st
     }
 
 
-def test_what_is_in_a_field_is_indented_and_each_of_a_list_a_line(
+def test_what_is_in_a_field_is_indented_and_a_list_a_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    print_fields(Reply(entries=[Entry("k1", 0.5), Entry("k2", 1e-6)], prices={"put": 0.005}))
+    entries = [Entry("k1", 0.5), Entry("k" * 100, 1e-6)]
+    print_fields(Reply(entries=entries, prices={"put": 0.005}))
 
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-5:] == [
+    assert lines[-6:] == [
         "entries",
-        "  key k1  size_mb 0.5",
-        "  key k2  size_mb 1e-06",
+        f"  {'key':81}  size_mb",
+        f"  {'k1':81}      0.5",
+        f"  {'k' * 80}…    1e-06",
         "prices",
         "  put  0.005",
     ]
+
+
+def test_a_long_field_is_folded_under_its_beginning_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+
+    with contextlib.redirect_stdout(Terminal()) as terminal:
+        print_fields({"formula": "all that was put / all that was read, in MiB", "bytes": 1})
+
+    assert terminal.getvalue().splitlines() == [
+        "formula  all that was put / all that was",
+        "         read, in MiB",
+        "bytes    1",
+    ]
+
+
+def test_a_bar_counts_as_the_result_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    monkeypatch.setattr("agent.cli.output.errors", console)
+
+    with transferring("putting") as on_progress:
+        assert on_progress is not None
+        on_progress(25_000_000, 50_000_000)
+
+    assert "23.8 MiB of 47.7 MiB, " in shown.getvalue()
+    assert "iB/s" in shown.getvalue()
 
 
 LINES = (
