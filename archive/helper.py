@@ -99,15 +99,23 @@ class Helper:
 
     async def _commit(self, name: str, footer: bytes, _object_bytes: int) -> None:
         await self._bucket.put(name, footer)
+        made = self._store.requests.take()
+        try:
+            await self._commit_until_answered(name, footer, encode_bill(made))
+        except BaseException:  # cancelled, too: the next one that is told may count it
+            self._store.requests.give_back(made)
+            raise
+
+    async def _commit_until_answered(self, name: str, footer: bytes, bill: str) -> None:
+        # With each try the same bill: where the answer to the first was lost it is counted
+        # already, and would be once more with another segment.
+        headers = {SEGMENT_HEADER: name, BILL_HEADER: bill}
         while True:
-            made = self._store.requests.take()
-            headers = {SEGMENT_HEADER: name, BILL_HEADER: encode_bill(made)}
             try:
                 await self._requester.request(
                     COMMIT, footer, headers, timeout_seconds=COMMIT_SECONDS
                 )
             except RequestError as error:
-                self._store.requests.give_back(made)
                 if error.code == 404:
                     raise PublishError(f"segment {name}: {error.text}") from error
                 log.warning("segment_not_committed", segment=name, error=str(error))
