@@ -77,8 +77,18 @@ class Catalog:
             await self._bucket.remove(name)
 
     async def recognises(self) -> bool:
-        """Whether the store has an object that the bucket has a record of."""
-        if self._bucket is None or not (records := await self._bucket.records()):
+        """Whether the store has an object that the bucket has a record of.
+
+        Raises:
+            StoreError: the store or the bucket cannot be read.
+        """
+        if self._bucket is None:
+            return False
+        failed_before = self.bucket_failures
+        records = await self._bucket.records()
+        if self.bucket_failures > failed_before:
+            raise StoreError(f"the index bucket cannot be read: {self._bucket.last_error}")
+        if not records:
             return False
         return any(one.name in records for one in await self._store.list_objects())
 

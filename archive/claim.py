@@ -4,12 +4,13 @@ See docs/decisions/0020.
 """
 
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
 
-from archive.store import ObjectStore, StoreError
+from archive.store import ObjectRefusedError, ObjectStore, StoreError
 from schemas.message import UNDECODABLE
 from schemas.protocols import Bucket, RevisionConflictError
 
@@ -19,6 +20,8 @@ KEY = "archive.owner"
 """In the bucket `fleet-state`: it outlives a deleted index."""
 ADOPT = "resource-agent archive reindex --adopt"
 ID_BYTES = 8
+RECOGNISE_SECONDS = 60.0
+"""Between two tries to know a store by its objects: each lists it, and reads the whole index."""
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,34 +46,45 @@ class NotOurStoreError(StoreError):
     """The store belongs to another installation, or this one's archive is in another store."""
 
 
+class MarkRefusedError(StoreError):
+    """The store gives other objects and not its mark, so nobody knows whose it is."""
+
+
 class Claim:
     """Compares both marks, and makes those that are missing.
 
     A store without a mark is claimed by an installation that has no store yet, and by one whose
     index names objects in it (`recognises`): its mark was lost. Every other store has to be
     adopted, by an operator's order. Calls may raise StoreError, and PublishError where the bus
-    does not answer.
+    does not answer. What was not recognised is looked at again `again_seconds` later.
     """
 
     def __init__(
-        self, store: ObjectStore, state: Bucket, recognises: Callable[[], Awaitable[bool]]
+        self,
+        store: ObjectStore,
+        state: Bucket,
+        recognises: Callable[[], Awaitable[bool]],
+        again_seconds: float = RECOGNISE_SECONDS,
     ) -> None:
         self._store = store
         self._state = state
         self._recognises = recognises
+        self._again_seconds = again_seconds
+        self._unknown_until = 0.0
 
     async def check(self) -> None:
         """Return where the store is this installation's.
 
         Raises:
             NotOurStoreError: it is not; the text names both, and what to do.
+            MarkRefusedError: that cannot be told; the text says what to do.
         """
         while True:
             own, revision = await self._own()
             mark = await self._mark()
             if mark is None:
-                if own.store and not await self._recognises():
-                    raise self._not_the_one(own, "has no mark yet")
+                if own.store and not await self._is_known():
+                    raise self._unmarked(own)
                 store = own.store or _new_id()
                 mark = await self._write(
                     Mark(installation=own.installation, store=store), replace=False
@@ -90,7 +104,7 @@ class Claim:
             own, revision = await self._own()
             try:
                 mark = await self._mark()
-            except NotOurStoreError:
+            except (NotOurStoreError, MarkRefusedError):
                 mark = None
             if mark is None or mark.installation != own.installation:
                 wanted = Mark(installation=own.installation, store=_new_id())
@@ -98,6 +112,13 @@ class Claim:
                 mark = await self._write(wanted, replace=True)
             if own.store == mark.store or await self._bind(own, revision, mark):
                 return
+
+    async def _is_known(self) -> bool:
+        if time.monotonic() < self._unknown_until:
+            return False
+        is_known = await self._recognises()
+        self._unknown_until = 0.0 if is_known else time.monotonic() + self._again_seconds
+        return is_known
 
     async def _own(self) -> tuple[Own, int]:
         while True:
@@ -123,16 +144,16 @@ class Claim:
         return True
 
     async def _mark(self) -> Mark | None:
-        content = await self._store.read_mark()
+        try:
+            content = await self._store.read_mark()
+        except ObjectRefusedError as error:
+            raise MarkRefusedError(self._unreadable(error.reason)) from error
         if content is None:
             return None
         try:
             return msgspec.json.decode(content, type=Mark)
         except UNDECODABLE as error:
-            raise NotOurStoreError(
-                f"archive {self._store.description}: its mark of whose it is cannot be read "
-                f"({error}); where it is this installation's, take it over by `{ADOPT}`"
-            ) from error
+            raise NotOurStoreError(self._unreadable(str(error))) from error
 
     async def _write(self, mark: Mark, *, replace: bool) -> Mark:
         """What is there then: another archiver may have been first."""
@@ -142,12 +163,29 @@ class Claim:
             raise StoreError(f"archive {self._store.description}: its mark is gone at once")
         return found
 
+    def _unreadable(self, reason: str) -> str:
+        return (
+            f"archive {self._store.description}: its mark of whose it is cannot be read "
+            f"({reason}): see to it that it can be; or, where the store is this installation's, "
+            f"have it written anew by `{ADOPT}`"
+        )
+
     def _foreign(self, own: Own, mark: Mark) -> NotOurStoreError:
         return NotOurStoreError(
             f"archive {self._store.description} belongs to installation {mark.installation}, "
             f"this is {own.installation}: give this one another prefix or folder (archive.store, "
             "archive.folder); or where this is the same one whose nats-server has lost its "
             f"state, or the other one is gone for good, take the store over by `{ADOPT}`"
+        )
+
+    def _unmarked(self, own: Own) -> NotOurStoreError:
+        if own.description != self._store.description:
+            return self._not_the_one(own, "has no mark yet")
+        return NotOurStoreError(
+            f"archive {self._store.description} has no mark, but the archive of this installation "
+            f"({own.installation}), store {own.store}, was there: was it unmounted or emptied, or "
+            "is it another one on another machine? Mount or restore it, or have all archivers use "
+            f"the same one; or, to go on without what it held, run `{ADOPT}`"
         )
 
     def _not_the_one(self, own: Own, what: str) -> NotOurStoreError:

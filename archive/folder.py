@@ -158,7 +158,14 @@ class FolderStore:
 
     async def read_mark(self) -> bytes | None:
         """What says whose the folder is, or None."""
-        return await self._run(lambda: self._read(self.folder / MARK))
+        try:
+            return await self._run(lambda: self._read(self.folder / MARK))
+        except StoreError as error:
+            reason = _of_one(error)
+            if reason is None:
+                raise
+            await self.probe()
+            raise ObjectRefusedError(MARK, reason) from error
 
     async def write_mark(self, content: bytes, *, replace: bool) -> None:
         """Write that; without `replace` one that is there stays."""

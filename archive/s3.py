@@ -265,7 +265,7 @@ class S3Store:
                 except ClientError as error:
                     if code(error) == "InvalidRange":  # the object ends before it
                         return True
-                    if key != self._mark and code(error) in OF_ONE_OBJECT:
+                    if code(error) in OF_ONE_OBJECT:
                         # One that is not there is asked for: are all of them refused?
                         nothing = {"Bucket": self._bucket, "Key": self._key(NO_NAME)}
                         await _unless_absent(s3.get_object(**nothing))

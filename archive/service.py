@@ -12,7 +12,7 @@ import structlog
 from archive.adoption import KEEPERS_LEASE, Adoption, Serve
 from archive.announce import Announcer
 from archive.catalog import Catalog
-from archive.claim import Claim, NotOurStoreError
+from archive.claim import Claim, MarkRefusedError, NotOurStoreError
 from archive.condition import Condition
 from archive.dead_letters import DeadLetters
 from archive.duty import Duty
@@ -208,7 +208,8 @@ class ArchiveService:
             self._condition.component("lease", lease, self._state),
             *self._condition.components(self._load_error),
         ]
-        trouble = self._vault.trouble.text(self._vault.namespaces, self._clock())
+        found = self._vault.trouble.text(self._vault.namespaces, self._clock())
+        trouble = "; ".join(filter(None, (found, self._upkeep.trouble)))
         if trouble and self._duty.held:
             known.append(self._condition.component("objects", "degraded", trouble))
         return known
@@ -234,6 +235,7 @@ class ArchiveService:
 
     async def _own_or_help(self) -> None:
         while not self._stopping.is_set():
+            is_lost = False
             if await self._is_ours():
                 lease = self._adoption.keepers_lease()
                 lease = lease or await self._bus.leases.try_acquire(KEEPERS_LEASE)
@@ -243,13 +245,15 @@ class ArchiveService:
                 try:
                     await self._own(lease)
                     self._load_error = ""
+                    is_lost = self._duty.over  # as the store is another's: told at once
                 except (StoreError, PublishError) as error:
                     self._not_begun(error)
                 finally:
                     self._duty.over = True
                     self._state = "starting"
                     await self._bus.leases.release(lease)
-            await self._pause(self._settings.retry_seconds)
+            if not is_lost:
+                await self._pause(self._settings.retry_seconds)
         await self._adoption.withdraw()
 
     async def _is_ours(self) -> bool:
@@ -257,7 +261,7 @@ class ArchiveService:
         try:
             await self._claim.check()
         except (StoreError, PublishError) as error:
-            if isinstance(error, NotOurStoreError):
+            if isinstance(error, NotOurStoreError | MarkRefusedError):
                 self._state = "refused: the store is not this installation's"
                 # First: who reads the error may act at once.
                 await self._adoption.offer(self._upkeep.reindexing())

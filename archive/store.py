@@ -107,7 +107,10 @@ class ObjectStore(Protocol):
         """Remove what interrupted writes left behind that long ago; returns how many there were."""
 
     async def read_mark(self) -> bytes | None:
-        """What says whose the store is, or None; it is no object."""
+        """What says whose the store is, or None; it is no object.
+
+        ObjectRefusedError: only it cannot be read.
+        """
 
     async def write_mark(self, content: bytes, *, replace: bool) -> None:
         """Write that; without `replace` one that is there stays, where the place can see to it.

@@ -9,7 +9,7 @@ import structlog
 
 from archive.adoption import Adoption
 from archive.announce import Announcer
-from archive.claim import Claim, NotOurStoreError
+from archive.claim import Claim, MarkRefusedError, NotOurStoreError
 from archive.duty import Duty
 from archive.job import Done, Job, OnProgress
 from archive.store import StoreError
@@ -44,6 +44,8 @@ class Upkeep:
         self._announcer = announcer
         self._clock = clock
         self._duty = duty
+        self.trouble = ""
+        """Why nothing can be removed though the store works; empty: it can."""
         self._sweeping = asyncio.Lock()
         self._sweep_job = Job("sweep", instance, self._sweep_now)
         self._reindex_job = Job("reindex", instance, self._reindex)
@@ -106,5 +108,9 @@ class Upkeep:
         except NotOurStoreError:
             self._duty().over = True
             raise
+        except MarkRefusedError as error:  # it was ours, so what can be given back is
+            self.trouble = f"nothing is removed: {error}"
+            raise
         except PublishError as error:
             raise StoreError(f"the bus does not say whose the store is: {error}") from error
+        self.trouble = ""

@@ -9,10 +9,13 @@ import pytest
 
 from agent.archive_client import ArchiveClient
 from agent.bus import Bus, connect, ensure_streams
+from archive.catalog import Catalog
+from archive.claim import Claim, NotOurStoreError
+from archive.index_bucket import IndexBucket
 from archive.s3 import S3Store
 from archive.service import ArchiveService
 from archive.settings import S3Settings
-from archive.store import ObjectStore
+from archive.store import ObjectRefusedError, ObjectStore, StoreError
 from benchmarks.moto import CREDENTIALS, MotoServer
 from schemas.archive import Stored
 from schemas.protocols import RequestError
@@ -292,3 +295,124 @@ async def test_a_deleted_index_does_not_make_the_store_foreign(bus: Bus, open_st
 
     assert was_active
     assert value == b"value"
+
+
+async def test_what_was_not_recognised_is_looked_at_again_seldom(bus: Bus, tmp_path: Path) -> None:
+    looks = 0
+
+    async def recognises() -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    first, other = folder_store(tmp_path / "one"), folder_store(tmp_path / "two")
+    for store in (first, other):
+        await store.open()
+    await Claim(first, bus.bucket("state"), recognises).check()
+    seldom = Claim(other, bus.bucket("state"), recognises)
+    for _ in range(3):
+        with pytest.raises(NotOurStoreError):
+            await seldom.check()
+    of_seldom = looks
+    always = Claim(other, bus.bucket("state"), recognises, again_seconds=0.0)
+    for _ in range(3):
+        with pytest.raises(NotOurStoreError):
+            await always.check()
+    for store in (first, other):
+        await store.close()
+
+    assert of_seldom == 1
+    assert looks == 4
+
+
+async def test_an_index_that_cannot_be_read_recognises_nothing_and_denies_nothing(
+    bus: Bus, tmp_path: Path
+) -> None:
+    store = folder_store(tmp_path / "one")
+    await store.open()
+    catalog = Catalog(store, IndexBucket(bus.bucket("archive")))
+    unknown = await catalog.recognises()
+    await bus.jetstream.delete_key_value(bus.bucket("archive").name)
+    with pytest.raises(StoreError, match="index bucket"):
+        await catalog.recognises()
+    await store.close()
+
+    assert not unknown
+
+
+async def test_a_folder_that_was_unmounted_is_told_as_that_and_gone_on_with_when_it_is_back(
+    bus: Bus, tmp_path: Path
+) -> None:
+    folder = tmp_path / "one"
+    async with archiving(bus, folder) as service:
+        await fill(bus, "a")
+        folder.rename(tmp_path / "away")
+        folder.mkdir()
+        await service.sweep()
+        text = await refused(service)
+        folder.rename(tmp_path / "below the mount point")
+        (tmp_path / "away").rename(folder)
+        await until(lambda: service.is_active)
+        value = await ArchiveClient(bus).get("a")
+
+    assert "was it unmounted or emptied" in text
+    assert "reindex --adopt" in text
+    assert value == b"value"
+
+
+async def test_a_keeper_says_at_once_that_its_store_is_anothers(
+    bus: Bus, other_bus: Bus, open_store: Open
+) -> None:
+    slow = {"retry_seconds": 1000.0, "retry_max_seconds": 1000.0}
+    async with archiving(bus, open_store("one"), **slow) as loser:
+        async with archiving(other_bus, open_store("one")) as winner:
+            await refused(winner)
+            await ArchiveClient(other_bus).run("reindex", lambda _job: None, adopt=True)
+            await until(lambda: winner.is_active)
+        await loser.sweep()
+        text = await refused(loser)
+
+    assert await installation(other_bus) in text
+
+
+async def refuse_mark(open_store: Open, name: str) -> None:
+    """Have the mark be there, and not be given: in a cold storage class, or no file."""
+    store = open_store(name)
+    await store.open()
+    content = await store.read_mark()
+    assert content is not None
+    if isinstance(store, S3Store):
+        cold = {"Key": store._mark, "Body": content, "StorageClass": "GLACIER"}
+        await store._ask(lambda s3: s3.put_object(Bucket=store._bucket, **cold))
+    else:
+        path = Path(store.description.removeprefix("folder ")) / "owner.json"
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(ObjectRefusedError):
+        await store.read_mark()
+    await store.close()
+
+
+async def test_a_mark_alone_that_cannot_be_read_is_named_and_written_anew_by_one_command(
+    bus: Bus, open_store: Open
+) -> None:
+    async with archiving(bus, open_store("one")) as service:
+        await fill(bus, "a")
+        await refuse_mark(open_store, "one")
+        await service.sweep()
+        said = {one.name: one.text for one in service.components()}
+        still = await ArchiveClient(bus).get("a")
+        was_active = service.is_active
+    async with archiving(bus, open_store("one")) as service:
+        text = await refused(service)
+        await ArchiveClient(bus).run("reindex", lambda _job: None, adopt=True)
+        await until(lambda: service.is_active)
+        value = await ArchiveClient(bus).get("a")
+        await service.sweep()
+        after = {one.name for one in service.components()}
+
+    assert "its mark of whose it is cannot be read" in said["objects"]
+    assert was_active
+    assert "reindex --adopt" in text
+    assert (still, value) == (b"value", b"value")
+    assert "objects" not in after
