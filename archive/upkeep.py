@@ -74,7 +74,12 @@ class Upkeep:
         """Write the index anew; of a store that is not ours only where it is to be adopted."""
         if request.adopt and not self._duty().held:
             await self._adoption.adopt()
-        await self._check_claim()
+        try:
+            await self._check_claim()
+        except MarkRefusedError:
+            if not request.adopt:
+                raise
+            await self._write_mark()
         rebuilt = await self._vault.catalog.rebuild(on_progress)
         self._vault.trouble.forget_damage()
         return rebuilt
@@ -100,6 +105,14 @@ class Upkeep:
                 removed[kind] += 1
                 on_progress(removed.total(), None)
         return removed
+
+    async def _write_mark(self) -> None:
+        """Of a store that is this one's for all it knows, and whose mark cannot be read."""
+        try:
+            await self._claim.adopt()
+        except PublishError as error:
+            raise StoreError(str(error)) from error
+        await self._check_claim()
 
     async def _check_claim(self) -> None:
         """Before anything is removed: somebody else may have taken the store over meanwhile."""

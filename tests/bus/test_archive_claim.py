@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -363,7 +364,7 @@ async def test_a_folder_that_was_unmounted_is_told_as_that_and_gone_on_with_when
 async def test_a_keeper_says_at_once_that_its_store_is_anothers(
     bus: Bus, other_bus: Bus, open_store: Open
 ) -> None:
-    slow = {"retry_seconds": 1000.0, "retry_max_seconds": 1000.0}
+    slow: dict[str, Any] = {"retry_seconds": 1000.0, "retry_max_seconds": 1000.0}
     async with archiving(bus, open_store("one"), **slow) as loser:
         async with archiving(other_bus, open_store("one")) as winner:
             await refused(winner)
@@ -393,6 +394,10 @@ async def refuse_mark(open_store: Open, name: str) -> None:
     await store.close()
 
 
+def parts(service: ArchiveService) -> dict[str, str]:
+    return {one.name: one.text for one in service.components()}
+
+
 async def test_a_mark_alone_that_cannot_be_read_is_named_and_written_anew_by_one_command(
     bus: Bus, open_store: Open
 ) -> None:
@@ -400,19 +405,21 @@ async def test_a_mark_alone_that_cannot_be_read_is_named_and_written_anew_by_one
         await fill(bus, "a")
         await refuse_mark(open_store, "one")
         await service.sweep()
-        said = {one.name: one.text for one in service.components()}
-        still = await ArchiveClient(bus).get("a")
-        was_active = service.is_active
+        said = parts(service)
+        values = [await ArchiveClient(bus).get("a")]
+        plain = await ArchiveClient(bus).run("reindex", lambda _job: None)
+        adopted = await ArchiveClient(bus).run("reindex", lambda _job: None, adopt=True)
+        was_active, after = service.is_active, parts(service)
+        await refuse_mark(open_store, "one")
     async with archiving(bus, open_store("one")) as service:
         text = await refused(service)
         await ArchiveClient(bus).run("reindex", lambda _job: None, adopt=True)
         await until(lambda: service.is_active)
-        value = await ArchiveClient(bus).get("a")
-        await service.sweep()
-        after = {one.name for one in service.components()}
+        values.append(await ArchiveClient(bus).get("a"))
 
     assert "its mark of whose it is cannot be read" in said["objects"]
+    assert (plain.state, adopted.state) == ("failed", "done")
     assert was_active
-    assert "reindex --adopt" in text
-    assert (still, value) == (b"value", b"value")
     assert "objects" not in after
+    assert "reindex --adopt" in text
+    assert values == [b"value", b"value"]
