@@ -1,7 +1,7 @@
 """Gives back what is over: forgets entries, removes dead segments, writes others anew."""
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import msgspec
 import structlog
@@ -26,10 +26,15 @@ class Sweeper:
     remembered for as long as any segment holds what it outdates, and for `tombstone_keep_seconds`
     at least, as older versions may come out of the eviction stream for so long. To bound it, a
     segment is written anew when something in it has been outdated for that long.
+
+    `before_removal` is awaited before segments are removed; where it raises they stay.
     """
 
-    def __init__(self, vault: Vault) -> None:
+    def __init__(
+        self, vault: Vault, before_removal: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._vault = vault
+        self._before_removal = before_removal
         self._moved_to: set[str] = set()
 
     async def sweep(self) -> AsyncGenerator[IndexEntry, None]:
@@ -60,7 +65,10 @@ class Sweeper:
         for name in list(self._moved_to):
             await self._vault.packer.wait(name)
             self._moved_to.discard(name)
-        for name in self._vault.ledger.dead():
+        dead = self._vault.ledger.dead()
+        if dead and self._before_removal is not None:
+            await self._before_removal()
+        for name in dead:
             try:
                 await self._vault.store.delete(name)
             except ObjectRefusedError as error:  # the next sweep tries again

@@ -38,7 +38,7 @@ class Upkeep:
         duty: Callable[[], Duty],
     ) -> None:
         self._vault = vault
-        self._sweeper = Sweeper(vault)
+        self._sweeper = Sweeper(vault, self._check_claim)
         self._claim = claim
         self._adoption = adoption
         self._announcer = announcer

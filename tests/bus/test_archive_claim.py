@@ -13,6 +13,7 @@ from agent.bus import Bus, connect, ensure_streams
 from archive.catalog import Catalog
 from archive.claim import Claim, NotOurStoreError
 from archive.index_bucket import IndexBucket
+from archive.index_entry import IndexEntry
 from archive.s3 import S3Store
 from archive.service import ArchiveService
 from archive.settings import S3Settings
@@ -162,6 +163,29 @@ async def test_who_lost_its_store_to_another_installation_stops_before_it_sweeps
             await refused(winner)
             await ArchiveClient(other_bus).run("reindex", lambda _job: None, adopt=True)
             await until(lambda: winner.is_active)
+            clock.advance(60)
+            await loser.sweep()
+            await refused(loser)
+            value = await ArchiveClient(other_bus).get("a")
+
+    assert value == b"value"
+
+
+async def test_who_loses_its_store_while_it_sweeps_removes_nothing_more(
+    bus: Bus, other_bus: Bus, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    async with archiving(bus, open_store("one"), clock=clock) as loser:
+        await evict(bus, evicted("a", expires_at=instant(NOW_NS + 10**9)))
+        await until(lambda: loser.counters()["entries"] == 1)
+        async with archiving(other_bus, open_store("one")) as winner:
+            await refused(winner)
+
+            async def lose(_entry: IndexEntry) -> None:
+                await ArchiveClient(other_bus).run("reindex", lambda _job: None, adopt=True)
+                await until(lambda: winner.is_active)
+
+            monkeypatch.setattr(loser._announcer, "expired", lose)
             clock.advance(60)
             await loser.sweep()
             await refused(loser)
