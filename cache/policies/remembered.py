@@ -58,4 +58,6 @@ class Remembered:
 
     def _make_table(self, slots: int) -> None:
         self._slots = slots
-        self._table = memoryview(mmap.mmap(-1, slots * _SLOT_BYTES)).cast("Q")
+        # Private: by default a process that is forked would share it, and forget for both.
+        pages = mmap.mmap(-1, slots * _SLOT_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._table = memoryview(pages).cast("Q")

@@ -1,6 +1,8 @@
 """Eviction policies behind the cache: order, chains, switching, and what `prefix` learns."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
@@ -722,6 +724,24 @@ def test_remembered_gives_each_key_once_with_its_class_and_gap() -> None:
     second = remembered.take([a, b], 8 * SECOND_NS)
 
     assert (first, second) == ([(11, 3.0), None], [None, (11, 3.0)])
+
+
+def test_a_forked_process_remembers_by_itself() -> None:
+    code = """if True:
+        import os
+        from cache.entry import Entry
+        from cache.policies.remembered import Remembered
+
+        remembered = Remembered()
+        remembered.put(["a"], 11, 0)
+        child = os.fork()
+        taken = remembered.take([Entry(key="a", value=b"")], 10**9) if not child else None
+        if not child:
+            os._exit(taken != [(11, 1.0)])
+        assert os.waitpid(child, 0)[1] == 0
+        assert remembered.take([Entry(key="a", value=b"")], 10**9) == [(11, 1.0)]
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_segment_that_lost_most_of_its_keys_gives_back_their_memory() -> None:
