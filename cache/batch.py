@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NoReturn
 
 import msgspec
 
@@ -241,17 +242,26 @@ class BatchEndpoints:
             lambda key: namespace.clients.key(config, client, key),
         )
         if not config.enabled:
-            raise RequestError(503, f"enabled is off in the configuration of {namespace.name}")
-        if self._namespace.limits.refuses(sum(entry.size_bytes for entry, _ in entries)):
+            self._refuse_disabled()
+        if namespace.limits.refuses(sum(entry.size_bytes for entry, _ in entries)):
             raise busy("evictions wait for the archive, and archive_when_full is refuse; try later")
         is_chain = call.headers.get("Fleet-Chain") == "1"
         chain = is_chain and namespace.limits.keeps_chains([entry for entry, _ in entries])
         if call.headers.get("Fleet-No-Wait") == "1":
             return self._mput_at_once(entries, is_chain=is_chain, chain=chain)
+        if any(namespace.tombstones.needed(entry.key) for entry, _ in entries):
+            return self._mput_durably(entries, chain=chain)
         versions, tombstones = self._mput(entries, chain=chain)
-        if any(tombstones):
+        if any(tombstones):  # for what left for those before it in this message
             return self._once_told(versions, tombstones)
         return Answer(_encode(versions))
+
+    async def _mput_durably(
+        self, entries: Sequence[tuple[Entry, str | None]], *, chain: bool
+    ) -> Answer:
+        """Kept only here, not before: where too many wait already, this is refused unbegun."""
+        self._check_owned()
+        return await self._once_told(*self._mput(entries, chain=chain))
 
     def _mput_at_once(
         self, entries: Sequence[tuple[Entry, str | None]], *, is_chain: bool, chain: bool
@@ -291,6 +301,8 @@ class BatchEndpoints:
     def _mput(
         self, entries: Sequence[tuple[Entry, str | None]], *, chain: bool
     ) -> tuple[Versions, list[Item | None]]:
+        if not self._namespace.limits.config.enabled:  # since the message came
+            self._refuse_disabled()
         if self._namespace.outbox.crowded and any(
             self._namespace.tombstones.needed(entry.key) for entry, _ in entries
         ):
@@ -367,6 +379,10 @@ class BatchEndpoints:
         self._check_owned()
         namespace, keys = self._namespace, read_keys(call.payload, limit)
         return namespace.clients.keys(namespace.limits.config, call.headers, keys)
+
+    def _refuse_disabled(self) -> NoReturn:
+        name = self._namespace.name
+        raise RequestError(503, f"enabled is off in the configuration of {name}")
 
     def _check_owned(self) -> None:
         check_owned(self._lease, self._namespace.name)

@@ -369,6 +369,26 @@ async def test_an_mput_of_keys_that_may_be_archived_waits_for_their_tombstones(
     assert last - first + 1 == 2
 
 
+async def test_an_mput_for_which_too_many_wait_keeps_nothing(
+    bus: Bus, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told 429 puts it again: over what others put meanwhile, if it had been kept."""
+    monkeypatch.setattr("agent.bus.serving.MAX_IN_FLIGHT", 1)
+    async with running(bus, tombstone_timeout_seconds=20):
+        await bus.jetstream.delete_stream(bus.names.stream("EVICTIONS"))
+        waiting = asyncio.create_task(mput(client, {"a": b"1"}))
+        while (await client.meta("a")).where is None:
+            await asyncio.sleep(0)
+
+        with pytest.raises(RequestError, match="429 too many requests in flight"):
+            await mput(client, {"b": b"2", "c": b"3"})
+        kept = [(await client.meta(key)).where for key in "bc"]
+        await ensure_streams(bus)
+        await waiting
+
+    assert kept == [None, None]
+
+
 async def test_an_mput_waits_for_the_tombstone_of_what_it_evicted_itself(
     bus: Bus, client: Client
 ) -> None:
