@@ -9,7 +9,7 @@ from typing import BinaryIO, Self, TypeVar
 
 import msgspec
 
-from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, Asking, Deadline
+from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, TIMER_SECONDS, Asking, Deadline
 from agent.batches import REQUEST_SECONDS as BATCH_SECONDS
 from agent.batches import Batches
 from agent.bus import Bus
@@ -103,8 +103,9 @@ class CacheReads(Connected):
         gets = self._gets
         if (
             gets.worth_it
-            and self._may_coalesce(encoded, deadline.seconds, on_progress)
             and not verify
+            # Of a get_many some of the time is over.
+            and self._may_coalesce(encoded, deadline.left_seconds + TIMER_SECONDS, on_progress)
         ):
             headers = get_headers(restore=restore, request_class=request_class)
             found = await gets.get(key, headers)
@@ -323,7 +324,8 @@ class CacheReads(Connected):
 
 
 def _asking_once(bus: Bus, namespace: str, who: Mapping[str, str]) -> Asking:
-    return Asking(bus, namespace, who, Deadline(REQUEST_SECONDS), patient=False)
+    # Its callers have deadlines of their own, which are not over after one request.
+    return Asking(bus, namespace, who, request_seconds=REQUEST_SECONDS, patient=False)
 
 
 async def _only(value: bytes) -> AsyncIterator[bytes]:

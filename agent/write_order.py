@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from agent.asking import UNANSWERED, Deadline
+from agent.asking import TIMER_SECONDS, UNANSWERED, Deadline
 from schemas.protocols import RequestError
 
 
@@ -75,6 +75,7 @@ class Write:
 
     __slots__ = (
         "_began_at",
+        "_deadline",
         "_followers",
         "_has_ended",
         "_left",
@@ -95,6 +96,7 @@ class Write:
         """Whether one that it waited for got no answer."""
         self._order = order
         self._began_at = time.monotonic()
+        self._deadline: Deadline | None = None
         self._left = 0
         self._followers: list[Write] = []
         self._turn: asyncio.Future[None] | None = None
@@ -112,6 +114,7 @@ class Write:
         Raises:
             RequestError: 408, it did not come by the deadline.
         """
+        self._deadline = deadline
         if not self._left:
             return
         self.has_waited = True
@@ -142,6 +145,12 @@ class Write:
             )
         return left_seconds
 
+    def _is_silence(self, error: BaseException | None) -> bool:
+        """Whether that is for want of an answer; at its deadline it may only have been slow."""
+        if not isinstance(error, RequestError) or error.code != UNANSWERED:
+            return False
+        return self._deadline is None or self._deadline.left_seconds > TIMER_SECONDS
+
     def precede(self, follower: "Write") -> None:
         """`follower` is to wait for this one."""
         if follower is not self:
@@ -160,7 +169,7 @@ class Write:
         self._has_ended = True
         if self._left:
             return
-        self._unanswered = isinstance(error, RequestError) and error.code == UNANSWERED
+        self._unanswered = self._is_silence(error)
         done = [self]
         while done:  # not by recursion: thousands may have given up one behind the other
             one = done.pop()

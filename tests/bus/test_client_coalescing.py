@@ -361,6 +361,73 @@ async def test_each_ends_by_its_own_deadline(bus: Bus, client: CacheClient) -> N
     assert [one.code for one in results if isinstance(one, RequestError)] == [408] * 5
 
 
+async def test_those_that_travel_together_do_not_blame_their_deadline(
+    bus: Bus, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is 60 s away when a message of several gets no answer."""
+    monkeypatch.setattr("agent.cache_reads.REQUEST_SECONDS", 0.3)
+    answer = asyncio.Event()
+
+    async def late(_call: Call) -> Answer:
+        await answer.wait()
+        return Answer(headers={"Fleet-Version": "1", "Fleet-Status": "miss"})
+
+    names = ("get", "mget", "put", "mput")
+    ends = [Endpoint(name, f"cache.default.{name}", late) for name in names]
+    await bus.serve("cache", ends, description="test")
+    first = [asyncio.create_task(client.get("k")), asyncio.create_task(client.put("k", b"x"))]
+    await asyncio.sleep(0)
+
+    results = await asyncio.gather(
+        *(client.get(str(number)) for number in range(4)),
+        *(client.put(str(number), b"x") for number in range(4)),
+        return_exceptions=True,
+    )
+    answer.set()
+    await asyncio.gather(*first)
+
+    texts = {result.text for result in results if isinstance(result, RequestError)}
+    assert len(texts) == 2
+    assert all(text.startswith("no answer from ") for text in texts), texts
+
+
+async def test_what_is_left_of_a_get_many_is_not_exceeded_together(
+    bus: Bus, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is too large for its answers is asked for alone, when much of the time may be over."""
+    monkeypatch.setattr("agent.cache_reads.REQUEST_SECONDS", 0.5)
+    seen: list[str] = []
+    answer = asyncio.Event()
+    may_hold_none = asyncio.Event()
+
+    async def get(call: Call) -> Answer:
+        seen.append(f"get {call.payload.decode()}")
+        await answer.wait()
+        return Answer(headers={"Fleet-Status": "miss"})
+
+    async def mget(call: Call) -> Answer:
+        seen.append(f"mget {call.payload.decode()}")
+        await may_hold_none.wait()
+        return Answer(b"[-1,-1]\n")
+
+    ends = [Endpoint("get", "cache.default.get", get), Endpoint("mget", "cache.default.mget", mget)]
+    await bus.serve("cache", ends, description="test")
+    held = asyncio.create_task(client.get("held"))
+    many = [
+        asyncio.create_task(client.get_many(keys, deadline_seconds=0.7)) for keys in ("ab", "de")
+    ]
+    with pytest.raises(RequestError):
+        await client.get("c", deadline_seconds=0.4)
+    may_hold_none.set()
+    await until(lambda: len(seen) > 5)
+    answer.set()
+    found = await asyncio.gather(*many)
+    await held
+
+    assert found == [{}, {}]
+    assert [one for one in seen if "mget" in one] == ['mget ["a","b"]', 'mget ["d","e"]']
+
+
 @pytest.mark.parametrize("patient", [True, False])
 async def test_a_busy_cache_is_waited_for_or_not_as_the_client_says(
     bus: Bus, client: CacheClient, patient: bool

@@ -194,6 +194,27 @@ async def test_after_one_that_was_given_up_the_next_has_the_rest_of_its_time(
     assert results[1] == "1"
 
 
+async def test_behind_one_that_was_slow_until_its_deadline_the_next_is_sent(
+    service: CacheService, client: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it waited: the cache was there all the time."""
+    monkeypatch.setattr("agent.cache_client.REQUEST_SECONDS", 0.2)
+
+    async def source() -> AsyncIterator[bytes]:
+        yield b"a"
+        await asyncio.Event().wait()
+
+    results = await asyncio.gather(
+        client.put("k", source(), size_bytes=10, deadline_seconds=0.3),
+        client.put("k", b"new"),
+        return_exceptions=True,
+    )
+
+    assert str(results[0]).startswith("408 not done within 0.3 s")
+    assert isinstance(results[1], str)
+    assert await client.get("k") == b"new"
+
+
 async def test_a_call_that_ends_at_its_deadline_says_which_it_was(
     script: Script, client: CacheClient
 ) -> None:

@@ -151,3 +151,14 @@ def test_after_silence_a_write_has_what_is_left_of_its_own_time(order: WriteOrde
     assert 0 < third.answer_seconds(60) < 60
     with pytest.raises(RequestError, match=r"408 no answer within 0 s .* not sent"):
         third.answer_seconds(0)
+
+
+async def test_a_write_that_ended_at_its_deadline_may_only_have_been_slow(
+    order: WriteOrder,
+) -> None:
+    with contextlib.suppress(RequestError), order.begin(["k"]) as first:
+        second, deadline = order.begin(["k"]), Deadline(0)
+        await first.come(deadline)
+        raise deadline.error
+
+    assert second.answer_seconds(0) == 0
