@@ -1,6 +1,7 @@
 """The requests of one call to a namespace of the cache: they end together, at its deadline."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Mapping
@@ -15,6 +16,7 @@ REQUEST_SECONDS = 5.0
 DEADLINE_SECONDS = 60.0
 TRIES = 3
 PAUSE_SECONDS = 0.1
+ABORT_SECONDS = 0.5
 TIMER_SECONDS = 0.01
 """Timers may be so early."""
 BUSY, UNANSWERED = 429, 408
@@ -112,6 +114,16 @@ class Asking:
             else:
                 self._answer_seconds = self._request_seconds
                 return answer
+
+    async def abort(self, operation: str, headers: Mapping[str, str]) -> None:
+        """Have the cache forget what was begun, also after the deadline; half a second at most."""
+        with contextlib.suppress(RequestError):
+            await self._bus.request(
+                f"{self._subject}.{operation}",
+                b"",
+                {**self._who, **headers, "Fleet-Abort": "1"},
+                timeout_seconds=ABORT_SECONDS,
+            )
 
     async def may_ask_again(self, retry_after_seconds: float) -> bool:
         """Wait as long as the busy cache said; False, at once: what it said stands."""

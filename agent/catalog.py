@@ -344,7 +344,8 @@ def _of_cache() -> Iterator[EndpointSpec]:
         ("put", "`Fleet-Key`, payload = value; `Fleet-Version`", None, None),
         (
             "put.{instance}",
-            "`Fleet-Upload`, `Fleet-Part`, payload = that part; the last one: `Fleet-Version`",
+            "`Fleet-Upload`, `Fleet-Part`, payload = that part; the last one: `Fleet-Version`; "
+            "`Fleet-Abort: 1` instead of a part: forgets the upload",
             None,
             None,
         ),

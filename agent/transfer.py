@@ -272,6 +272,19 @@ class Transfer:
         begun = await self._asking.ask("put", b"", announced, _AGAIN)
         upload = {"Fleet-Upload": begun.headers["Fleet-Upload"]}
         subject = f"put.{begun.headers['Fleet-Instance']}"
+        try:
+            return await self._send_parts(source, subject, upload)
+        except RequestError as error:
+            if error.code == UNANSWERED:
+                await self._asking.abort(subject, upload)
+            raise
+        except BaseException:
+            # Given up: it must not be kept when a later write of the key is.
+            await self._asking.abort(subject, upload)
+            raise
+
+    async def _send_parts(self, source: Source, subject: str, upload: Mapping[str, str]) -> str:
+        size_bytes = source.size_bytes
         last = part_count(size_bytes) - 1
         final: list[bytes] = []
         free = asyncio.Semaphore(self._in_flight)

@@ -36,6 +36,7 @@ class _Upload:
     timer: asyncio.TimerHandle
     digest: RunningDigest
     finishing: "asyncio.Future[Answer] | None" = None
+    finisher: asyncio.Task[None] | None = None
 
 
 class Uploads:
@@ -43,10 +44,10 @@ class Uploads:
 
     A part is copied once, into a draft of the value's size that then is the value. All drafts
     are within `room`: an upload for which there is none is refused with 429 before anything is
-    kept. An upload without a new part for `timeout_seconds` is forgotten, and so are
-    all at `close`. Parts may come in any order, and again: what is here already is not replaced.
-    The digest is computed while further parts come. `store` is called once, with a
-    value whose digest is right.
+    kept. An upload without a new part for `timeout_seconds` is forgotten, and so is one that its
+    sender gives up, and all at `close`. Parts may come in any order, and again: what is here
+    already is not replaced. The digest is computed while further parts come. `store` is called
+    once, with a value whose digest is right.
     """
 
     def __init__(
@@ -109,9 +110,13 @@ class Uploads:
         """Keep one part; the one that completes the value is answered as its put.
 
         `Fleet-Digest` may come with any part, where the put did not have it: who streams knows it
-        only at the end.
+        only at the end. `Fleet-Abort: 1` instead of a part forgets the upload: once that is
+        answered it will not be kept any more, unless it was before.
         """
         name = call.headers.get("Fleet-Upload", "")
+        if call.headers.get("Fleet-Abort") == "1":
+            self._abort(name)
+            return Answer()
         if name in self._answers:
             return self._answers[name]
         upload = self._uploads.get(name)
@@ -139,7 +144,7 @@ class Uploads:
         if upload.finishing is None:
             upload.finishing = asyncio.get_running_loop().create_future()
             upload.timer.cancel()
-            self._keep_task(self._finish(upload, upload.finishing))
+            upload.finisher = self._keep_task(self._finish(upload, upload.finishing))
         return asyncio.shield(upload.finishing)
 
     def close(self) -> None:
@@ -156,8 +161,7 @@ class Uploads:
             finished.set_exception(error)
             finished.exception()  # looked at, should nobody wait any more
         except asyncio.CancelledError:
-            finished.set_exception(RequestError(503, "this instance gave the upload up; ask again"))
-            finished.exception()
+            _refuse(finished)
             raise
         else:
             self._answers[upload.name] = answer
@@ -191,6 +195,16 @@ class Uploads:
         self.aborted += 1
         log.info("upload_given_up", namespace=self._namespace, size_bytes=self._drop(name))
 
+    def _abort(self, name: str) -> None:
+        upload = self._uploads.get(name)
+        if upload is None:
+            return
+        self.aborted += 1
+        if upload.finisher is not None and upload.finishing is not None:
+            upload.finisher.cancel()
+            _refuse(upload.finishing)  # the task may not have begun, and will not then
+        self._drop(name)
+
     def _drop(self, name: str) -> int:
         upload = self._uploads.pop(name, None)
         if upload is None:
@@ -205,6 +219,12 @@ class Uploads:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _refuse(finished: "asyncio.Future[Answer]") -> None:
+    if not finished.done():
+        finished.set_exception(RequestError(503, "this instance gave the upload up; ask again"))
+        finished.exception()  # looked at, should nobody wait any more
 
 
 def _part_number(headers: Any, parts: int) -> int:  # noqa: ANN401 - the call's headers

@@ -11,11 +11,12 @@ from agent.bus import Bus
 from agent.client import CacheClient
 from cache.requests import PutRequest
 from cache.room import Room
+from cache.service import CacheService
 from cache.uploads import Uploads
 from cache.value_file import Draft
 from schemas.api import CacheReply
 from schemas.cache import PART_BYTES
-from schemas.digest import digest_of
+from schemas.digest import RunningDigest, digest_of
 from schemas.protocols import Answer, Call, RequestError
 from tests.support.cache_service import Client, running
 from tests.support.evictions import ManualClock
@@ -47,6 +48,11 @@ async def begin(client: Client, key: str = "key", value: bytes = VALUE, **header
 async def send(client: Client, upload: str, part: int, value: bytes = VALUE) -> Answer:
     payload = value[part * PART_BYTES : (part + 1) * PART_BYTES]
     return await client.ask("put.c1", payload, Fleet_Upload=upload, Fleet_Part=str(part))
+
+
+def _is_finishing(service: CacheService, name: str) -> bool:
+    upload = service._owned["default"].uploads._uploads.get(name)
+    return upload is not None and upload.finisher is not None
 
 
 async def read(client: Client, hit: Answer, first: int, last: int, key: str = "key") -> bytes:
@@ -238,6 +244,38 @@ async def test_an_upload_whose_client_went_away_is_given_up(bus: Bus, client: Cl
         counters = service.counters()
 
     assert (counters["uploads"], counters["receiving_bytes"], counters["entries"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+async def test_an_upload_that_its_sender_gives_up_is_forgotten_at_once(
+    bus: Bus, client: Client, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_digest: RunningDigest) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    monkeypatch.setattr(RunningDigest, "finish", never)
+    async with running(bus, **OFF) as service:
+        upload = await begin(client)
+        for part in range(parts - 1):
+            await send(client, upload, part)
+        last = asyncio.create_task(send(client, upload, parts - 1))
+        if parts < 3:
+            await last
+        else:  # its digest is being computed
+            await until(lambda: _is_finishing(service, upload))
+        await client.ask("put.c1", b"", Fleet_Upload=upload, Fleet_Abort="1")
+        again = await client.ask("put.c1", b"", Fleet_Upload=upload, Fleet_Abort="1")
+        with pytest.raises(RequestError, match="404 header Fleet-Upload"):
+            await send(client, upload, 2)
+        if parts == 3:
+            with pytest.raises(RequestError, match="503 this instance gave the upload up"):
+                await last
+        counters = service.counters()
+
+    assert again.payload == b""
+    assert (counters["uploads"], counters["receiving_bytes"], counters["entries"]) == (0, 0, 0)
+    assert counters["uploads_aborted_total"] == 1
 
 
 async def test_every_part_gives_an_upload_its_whole_time_anew(bus: Bus, client: Client) -> None:

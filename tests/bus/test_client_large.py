@@ -15,8 +15,10 @@ from agent import asking
 from agent.bus import Bus
 from agent.client import CacheClient
 from schemas.cache import PART_BYTES, PARTS_IN_FLIGHT
+from schemas.digest import RunningDigest
 from schemas.protocols import Answer, Call, Endpoint, RequestError
 from tests.support.cache_service import Client, running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.bus
 OFF: dict[str, Any] = {"archive_mode": "off", "max_memory_mb": 32, "same_host": False}
@@ -336,3 +338,42 @@ async def test_large_gets_while_the_value_is_replaced_never_mix_versions(
     assert all(value is None or value in values for found in reads for value in found)
     assert last == values[-1]
     assert entries == 1
+
+
+async def test_a_put_given_up_at_its_last_part_is_not_kept_after_the_next(
+    bus: Bus, cache: CacheClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finishing, may_finish = asyncio.Event(), asyncio.Event()
+
+    class Slow(RunningDigest):
+        async def finish(self) -> str:
+            finishing.set()
+            await may_finish.wait()
+            return await super().finish()
+
+    monkeypatch.setattr("cache.uploads.RunningDigest", Slow)
+    async with running(bus, **OFF) as service:
+        given_up = asyncio.create_task(cache.put("key", LARGE))
+        await finishing.wait()
+        given_up.cancel()
+        await cache.put("key", b"new")
+        may_finish.set()
+        await asyncio.gather(given_up, return_exceptions=True)
+        await until(lambda: service.counters()["uploads"] == 0)
+        value = await cache.get("key")
+
+    assert given_up.cancelled()
+    assert value == b"new"
+
+
+async def test_a_put_whose_source_fails_leaves_no_upload(bus: Bus, cache: CacheClient) -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        yield LARGE[:PART_BYTES]
+        raise ValueError("no more")
+
+    async with running(bus, **OFF) as service:
+        with pytest.raises(ValueError, match="no more"):
+            await cache.put("key", failing(), size_bytes=len(LARGE))
+        counters = service.counters()
+
+    assert (counters["uploads"], counters["receiving_bytes"]) == (0, 0)
