@@ -274,13 +274,10 @@ class Transfer:
         subject = f"put.{begun.headers['Fleet-Instance']}"
         try:
             return await self._send_parts(source, subject, upload)
-        except RequestError as error:
-            if error.code == UNANSWERED:
+        except (Exception, asyncio.CancelledError) as error:
+            # Given up, not refused: it must not be kept when a later write of the key is.
+            if not isinstance(error, RequestError) or error.code == UNANSWERED:
                 await self._asking.abort(subject, upload)
-            raise
-        except BaseException:
-            # Given up: it must not be kept when a later write of the key is.
-            await self._asking.abort(subject, upload)
             raise
 
     async def _send_parts(self, source: Source, subject: str, upload: Mapping[str, str]) -> str:

@@ -120,7 +120,7 @@ class Contents:
     def renew(self, key: str, value: bytes, prefix_tokens: int | None, now_ns: int) -> bool:
         """Have the entry of `key` hold `value` as the newest, as if it had just come with it.
 
-        A quarter of the time of a `put`. False where that must be done: for what is not here, has
+        Less work than a `put`. False where that must be done: for what is not here, has
         no room, or has more than a `BareEntry`, which nobody but the cache may know.
         """
         entry = self.shards[hash(key) & SHARD_MASK].get(key)

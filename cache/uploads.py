@@ -68,7 +68,6 @@ class Uploads:
         self._timeout_seconds = timeout_seconds
         self._uploads: dict[str, _Upload] = {}
         self._answers: OrderedDict[str, Answer] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
         self.aborted = 0
 
     def __len__(self) -> int:
@@ -144,15 +143,13 @@ class Uploads:
         if upload.finishing is None:
             upload.finishing = asyncio.get_running_loop().create_future()
             upload.timer.cancel()
-            upload.finisher = self._keep_task(self._finish(upload, upload.finishing))
+            upload.finisher = asyncio.create_task(self._finish(upload, upload.finishing))
         return asyncio.shield(upload.finishing)
 
     def close(self) -> None:
         """Forget all uploads; who still waits for an answer gets 503."""
-        for name in list(self._uploads):
-            self._drop(name)
-        for task in self._tasks:
-            task.cancel()
+        for upload in list(self._uploads.values()):
+            self._give_up(upload)
 
     async def _finish(self, upload: _Upload, finished: "asyncio.Future[Answer]") -> None:
         try:
@@ -197,13 +194,15 @@ class Uploads:
 
     def _abort(self, name: str) -> None:
         upload = self._uploads.get(name)
-        if upload is None:
-            return
-        self.aborted += 1
+        if upload is not None:
+            self.aborted += 1
+            self._give_up(upload)
+
+    def _give_up(self, upload: _Upload) -> None:
         if upload.finisher is not None and upload.finishing is not None:
             upload.finisher.cancel()
             _refuse(upload.finishing)  # the task may not have begun, and will not then
-        self._drop(name)
+        self._drop(upload.name)
 
     def _drop(self, name: str) -> int:
         upload = self._uploads.pop(name, None)
@@ -213,12 +212,6 @@ class Uploads:
         upload.digest.cancel()
         self.room.give_back(upload.request.size_bytes)
         return upload.request.size_bytes
-
-    def _keep_task(self, work: Any) -> asyncio.Task[None]:  # noqa: ANN401 - a coroutine
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def _refuse(finished: "asyncio.Future[Answer]") -> None:

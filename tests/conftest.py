@@ -1,4 +1,4 @@
-"""Fixtures: a nats-server per test and a bus connected to it; NVML answered by a stub."""
+"""Fixtures: a nats-server per test and a bus connected to it; an S3 server; NVML by a stub."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.bus import Bus, connect, ensure_streams
+from benchmarks.moto import MotoServer
 from tests.support.nvml import NvmlStub, OpenedGpus, build_stub, nvml_stub
 from tests.support.server import NatsServer
 
@@ -36,6 +37,15 @@ async def bus(nats_url: str) -> AsyncIterator[Bus]:
     async with await connect(nats_url, name="test") as connected:
         await ensure_streams(connected)
         yield connected
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
+    """An S3 server for the tests of one module."""
+    server = MotoServer(tmp_path_factory.mktemp("moto"))
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,14 +119,6 @@ def flipped(content: bytes) -> bytes:
 
 def cut(content: bytes) -> bytes:
     return content[:100]
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
-    server = MotoServer(tmp_path_factory.mktemp("moto"))
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(params=["folder", "moto"])

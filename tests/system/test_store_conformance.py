@@ -32,14 +32,6 @@ Open = Callable[[], ObjectStore]
 
 
 @pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
-    server = MotoServer(tmp_path_factory.mktemp("moto"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="module")
 def radosgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RadosGateway]:
     gateway = RadosGateway(tmp_path_factory.mktemp("radosgw"))
     try:
