@@ -8,7 +8,8 @@ _hides_aiohttp = "aiohttp" not in sys.modules
 if _hides_aiohttp:
     sys.modules["aiohttp"] = None  # type: ignore[assignment]
 
-from agent.bus.bus import Bus, connect, is_authenticated  # noqa: E402
+from agent.bus.bus import Bus  # noqa: E402
+from agent.bus.connecting import connect, is_authenticated  # noqa: E402
 from agent.bus.errors import BusError  # noqa: E402
 from agent.bus.streams import ensure_bucket, ensure_streams  # noqa: E402
 

@@ -1,13 +1,10 @@
-"""What services do over a connection: publish, request, subscribe, serve, read streams."""
+"""What services do over a connection beyond asking: subscribe, serve, read streams, take work."""
 
 import asyncio
 import contextlib
 import dataclasses
-import math
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import cast
-from urllib.parse import urlsplit
 
 import nats.errors
 import nats.js.errors
@@ -16,27 +13,19 @@ from nats.js import JetStreamContext
 
 from agent.bus.bucket import KvBucket
 from agent.bus.cancellation import heed
-from agent.bus.client import ConnectionLostError, DeniedError
-from agent.bus.connection import Login
-from agent.bus.errors import BusError, LoginRefusedError, raised_as
+from agent.bus.connection import START_DEADLINE_SECONDS
+from agent.bus.errors import BusError, raised_as
 from agent.bus.names import Names
-from agent.bus.publishing import PublishingConnection
 from agent.bus.reader import OrderedReader, read_stream
+from agent.bus.requesting import RequestingConnection
 from agent.bus.serving import Service
 from agent.bus.work import ACK_TIMEOUT_SECONDS, BusWorkItem, PullQueue
-from agent.human import reason
 from schemas.protocols import (
-    Answer,
     Delivery,
     Endpoint,
     PublishError,
-    RequestError,
-    TooLargeError,
     WorkItem,
 )
-from schemas.units import token
-
-START_DEADLINE_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +39,7 @@ class StreamState:
     max_bytes: int
 
 
-class Bus(PublishingConnection):
+class Bus(RequestingConnection):
     """A connection that implements Publisher, Requester, Subscriber and WorkQueue.
 
     Made by `connect`.
@@ -99,85 +88,6 @@ class Bus(PublishingConnection):
             reader.restart_soon()
         for queue in self._queues.values():
             queue.ask_again_soon()
-
-    async def request(
-        self,
-        subject: str,
-        payload: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        *,
-        timeout_seconds: float,
-    ) -> Answer:
-        """Ask `subject` (below the root); an error answer is raised as RequestError."""
-        return await self.request_absolute(
-            self.names.absolute(subject), payload, headers, timeout_seconds=timeout_seconds
-        )
-
-    async def request_absolute(
-        self,
-        subject: str,
-        payload: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        *,
-        timeout_seconds: float,
-    ) -> Answer:
-        """Like `request`, for a subject outside the root (`$SRV.PING`)."""
-        try:
-            self._refuse_too_large(subject, payload, headers)
-        except TooLargeError as error:
-            raise RequestError(413, str(error)) from None
-        try:
-            answer = await self._client.ask(subject, payload, headers or {}, timeout_seconds)
-        except nats.errors.NoRespondersError:
-            raise RequestError(503, f"nobody serves {subject}") from None
-        except DeniedError as error:
-            raise RequestError(
-                403,
-                f"{subject}: the server denied it to this user ({reason(error)}); give this user "
-                "that right in the server's configuration, or log in as another one",
-            ) from None
-        except ConnectionLostError as error:
-            raise RequestError(408, f"{subject}: {reason(error)}") from error
-        except nats.errors.TimeoutError:
-            hint = self._incidents.permission_hint(subject, timeout_seconds)
-            raise RequestError(
-                408, f"no answer from {subject} within {round(timeout_seconds, 3):g} s{hint}"
-            ) from None
-        except (nats.errors.Error, OSError) as error:
-            raise RequestError(503, f"{subject}: {reason(error)}") from error
-        text = answer.headers.get("Nats-Service-Error")
-        if text is not None:
-            code = answer.headers.get("Nats-Service-Error-Code", "500")
-            raise RequestError(
-                int(code) if code.isdigit() else 500,
-                text,
-                retry_after_seconds=_seconds(answer.headers.get("Fleet-Retry-After")),
-            )
-        return answer
-
-    async def gather(
-        self, subject: str, *, wait_seconds: float, payload: bytes = b""
-    ) -> list[Answer]:
-        """All answers to one request on an absolute subject that arrive within `wait_seconds`.
-
-        Raises:
-            BusError: the connection is closed, or the subject is not one.
-        """
-        inbox = self._client.new_inbox()
-        answers: list[Answer] = []
-
-        async def collect(message: Msg) -> None:
-            if (message.headers or {}).get("Status") != "503":
-                answers.append(Answer(message.data, message.headers or {}))
-
-        with raised_as(BusError, f"cannot ask {subject}"):
-            subscription = await self._client.subscribe(inbox, cb=collect)
-            try:
-                await heed(self._client.publish(subject, payload, reply=inbox))
-                await asyncio.sleep(wait_seconds)
-            finally:
-                await subscription.unsubscribe()
-        return answers
 
     async def subscribe(
         self, subject: str, on_message: Callable[[str, bytes], None]
@@ -446,56 +356,3 @@ class Bus(PublishingConnection):
     def jetstream(self) -> JetStreamContext:
         """nats-py's JetStream context, for this package's own modules."""
         return self._js
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        seconds = float(text or "nan")
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < math.inf else None
-
-
-async def is_authenticated(bus: Bus) -> bool:
-    """Whether the server knows who we are: it lets nobody in with our name and another secret.
-
-    What it says of itself does not tell: one that lets guests in asks for no login, and one
-    without users takes any.
-
-    Raises:
-        BusError: the server does not answer.
-    """
-    if bus.user is None:
-        return False
-    parts = urlsplit(bus.url)
-    wrong = secrets.token_hex(16)
-    login = f"{parts.username}:{wrong}" if parts.password is not None else wrong
-    host = parts.netloc.rpartition("@")[2]
-    try:
-        stranger = await connect(
-            parts._replace(netloc=f"{login}@{host}").geturl(), name="authentication-check"
-        )
-    except LoginRefusedError:
-        return True
-    await stranger.close()
-    return False
-
-
-async def connect(
-    url: str,
-    *,
-    name: str,
-    root: str = "fleet.v1",
-    deadline_seconds: float = START_DEADLINE_SECONDS,
-) -> Bus:
-    """Connect to `url` as `name`.
-
-    Raises:
-        BusError: not within the deadline, or the login was refused; the text names URL and user.
-    """
-    # Who logs in gets an inbox that nobody else may hear. A guest may hear only the common one.
-    user = Login.of(url).user
-    inbox = f"_INBOX_{token(user)}" if user else "_INBOX"
-    bus = Bus(url, name, Names(root), inbox)
-    await bus.open(deadline_seconds)
-    return bus

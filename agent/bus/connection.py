@@ -23,6 +23,7 @@ from agent.human import reason
 
 log = structlog.get_logger()
 
+START_DEADLINE_SECONDS = 5.0
 PROBE_INTERVAL_SECONDS = 5.0
 PROBE_TIMEOUT_SECONDS = 5.0
 PENDING_BYTES = 8 * 1024 * 1024
