@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,6 @@ from tests.support.evictions import ManualClock
 from tests.support.waiting import until_async
 
 pytestmark = pytest.mark.bus
-
-
-@pytest.fixture
-async def service(bus: Bus) -> AsyncIterator[CacheService]:
-    async with running(bus, archive_mode="off", max_memory_mb=64) as started:
-        yield started
-
-
-@pytest.fixture
-def client(bus: Bus) -> CacheClient:
-    return CacheClient(bus)
 
 
 async def test_more_than_a_message_holds_goes_in_several(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,6 @@ from tests.support.slow_archive import SlowArchive
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.bus
-
-
-@pytest.fixture
-async def service(bus: Bus) -> AsyncIterator[CacheService]:
-    async with running(bus, archive_mode="off", max_memory_mb=64) as started:
-        yield started
-
-
-@pytest.fixture
-def client(bus: Bus) -> CacheClient:
-    return CacheClient(bus)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -20,17 +20,6 @@ from tests.support.cache_service import running, synced
 from tests.support.slow_archive import SlowArchive
 
 pytestmark = pytest.mark.bus
-
-
-@pytest.fixture
-async def service(bus: Bus) -> AsyncIterator[CacheService]:
-    async with running(bus, archive_mode="off", max_memory_mb=64) as started:
-        yield started
-
-
-@pytest.fixture
-def client(bus: Bus) -> CacheClient:
-    return CacheClient(bus)
 
 
 class Number:

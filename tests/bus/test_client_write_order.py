@@ -12,21 +12,9 @@ from agent.client import CacheClient
 from cache.service import CacheService
 from schemas.api import BatchEntry, CacheReply, TagReply
 from schemas.protocols import Answer, Call, Endpoint, RequestError, busy
-from tests.support.cache_service import running
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.bus
-
-
-@pytest.fixture
-async def service(bus: Bus) -> AsyncIterator[CacheService]:
-    async with running(bus, archive_mode="off", max_memory_mb=256) as started:
-        yield started
-
-
-@pytest.fixture
-def client(bus: Bus) -> CacheClient:
-    return CacheClient(bus)
 
 
 class Script:
