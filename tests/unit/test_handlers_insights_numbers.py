@@ -30,6 +30,13 @@ EVIDENCE = "use 85.37 %, 1,234 requests, ttft_p95_seconds 0.5, 4 to 6 replicas, 
         pytest.param("12GiB", id="unit-attached"),
         pytest.param("\u0664 replicas", id="arabic-digit"),
         pytest.param("this one comes first", id="one-and-first"),
+        pytest.param("1.234 thousand requests", id="scale-in-a-word"),
+        pytest.param("a dozen GiB", id="dozen"),
+        pytest.param("one thousand two hundred and thirty-four requests", id="words-together"),
+        pytest.param("fifty per cent of it", id="percent-all-in-words"),
+        pytest.param("1/2 of it", id="half-as-a-fraction"),
+        pytest.param("between four and six", id="words-apart"),
+        pytest.param("four requests a second", id="second"),
     ],
 )
 def test_numbers_of_the_evidence_may_be_written(text: str) -> None:
@@ -56,12 +63,29 @@ def test_numbers_of_the_evidence_may_be_written(text: str) -> None:
         pytest.param("hundreds of them", "hundreds", id="hundreds"),
         pytest.param("1e999", "1", id="beyond-floats"),
         pytest.param("9" * 400, "9" * 400, id="infinite"),
-        pytest.param("five million", "five", id="words-multiplied"),
+        pytest.param("five million", "five million", id="words-multiplied"),
         pytest.param("\uff17 replicas", "7", id="full-width-digit"),
         pytest.param("\u00be of it", "3", id="fraction-sign"),
         pytest.param("x\u2077", "7", id="superscript"),
         pytest.param("\u4e94 replicas", "\u4e94", id="chinese-numeral"),
         pytest.param("on NODE_A7", "7", id="behind-a-stand-in"),
+        pytest.param("busy at 400 %", "400 %", id="whole-count-as-percentage"),
+        pytest.param("up by 550 %", "550 %", id="amount-as-percentage"),
+        pytest.param("four percent", "four percent", id="count-as-percentage-in-words"),
+        pytest.param("12 percentage points", "12 percentage points", id="percentage-points"),
+        pytest.param("4 million requests", "4 million", id="factor-in-a-word-behind"),
+        pytest.param("12 thousand requests", "12 thousand", id="thousand-behind"),
+        pytest.param("forty-six replicas", "forty-six", id="words-with-a-hyphen"),
+        pytest.param("a fifth of them", "fifth", id="part"),
+        pytest.param("two thirds of them", "two thirds", id="parts"),
+        pytest.param("4/6 of them", "4/6", id="fraction-of-numbers-that-occur"),
+        pytest.param("4/0 of them", "4/0", id="divided-by-zero"),
+        pytest.param("a couple of nodes", "couple", id="couple"),
+        pytest.param("demand is doubling", "doubling", id="doubling"),
+        pytest.param("it quadrupled", "quadrupled", id="quadrupled"),
+        pytest.param("grew fourfold", "fourfold", id="fold"),
+        pytest.param("grew 4-fold", "4-fold", id="fold-of-digits"),
+        pytest.param("halving the queue", "halving", id="halving"),
     ],
 )
 def test_other_numbers_are_found_however_they_are_written(text: str, stray: str) -> None:
@@ -69,6 +93,22 @@ def test_other_numbers_are_found_however_they_are_written(text: str, stray: str)
 
     assert found is not None
     assert found.strip() == stray
+
+
+@pytest.mark.parametrize(
+    ("text", "evidence", "stray"),
+    [
+        pytest.param("100 % busy", "1 GPU", "100 %", id="one-is-not-all"),
+        pytest.param("1 GPU", "100 % busy", "1", id="all-is-not-one"),
+        pytest.param("1.0 of it", "100 % busy", None, id="all-as-a-share"),
+        pytest.param("0 requests, zero use", "0 %", None, id="nothing-is-nothing"),
+        pytest.param("twice as many", "2 replicas", "twice", id="two-is-not-twice"),
+        pytest.param("twice as many", "it restarted Twice", None, id="twice-as-said"),
+        pytest.param("fifty percent", "50 GPUs", "fifty percent", id="fifty-is-not-half"),
+    ],
+)
+def test_shares_and_comparisons_are_no_counts(text: str, evidence: str, stray: str | None) -> None:
+    assert stray_number(text, evidence) == stray
 
 
 def test_digits_within_words_of_the_evidence_are_no_numbers_of_it() -> None:
