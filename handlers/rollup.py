@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from handlers.settings import RollupSettings
 from handlers.slots import STEP_NS, TICK_NS, turn_of
+from handlers.spending.gpu_minutes import MOST_WATTS
 from handlers.window import OfLast
 from schemas.analysis import Scope
 from schemas.engines import CacheMetrics, EngineMetrics
@@ -222,7 +223,8 @@ class RollupHandler:
 def _add_energy(source: _Source, total: float, now_ns: int) -> None:
     before, before_ns = source.joules, source.joules_ns
     source.joules, source.joules_ns = total, now_ns
-    if total >= before and now_ns - before_ns < SILENT_NS:
+    most = MOST_WATTS * (now_ns - before_ns + MINUTE_NS) / SECOND_NS
+    if 0 <= total - before <= most and now_ns - before_ns < SILENT_NS:
         bucket = source.bucket
         bucket.energy_joules = (bucket.energy_joules or 0.0) + total - before
 

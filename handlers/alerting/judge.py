@@ -176,16 +176,16 @@ class Judge:
             for track in self._warm.get(id_, {}).values()
             if track.source == source and track.rule in rules and track.part not in present
         ]
-        return _some(self.end(track, "gone", now) for track in absent)
+        return _some(self.end(track, "gone", now) for track in _ordered(absent))
 
     def end_silent(self, id_: str, now: Moment) -> list[Emit]:
         """End what has been silent for long, although its node or the stream was heard just now."""
         silent = [t for t in self._warm.get(id_, {}).values() if now.ns - t.heard_ns >= GONE_NS]
-        return _some(self.end(track, "gone", now) for track in silent)
+        return _some(self.end(track, "gone", now) for track in _ordered(silent))
 
     def end_all_silent(self, now: Moment) -> list[Emit]:
         """The same for whatever is remembered."""
-        return [emit for id_ in list(self._warm) for emit in self.end_silent(id_, now)]
+        return [emit for id_ in sorted(self._warm) for emit in self.end_silent(id_, now)]
 
     def follow(self, now: Moment) -> list[Emit]:
         """Go on to the policy of `now`; end what was judged by rules that are no more."""
@@ -196,7 +196,7 @@ class Judge:
         self.groups = self.policy.groups[self._scope]
         self._is_due = False
         emits: list[Emit] = []
-        for track in [track for warm in self._warm.values() for track in warm.values()]:
+        for track in _ordered(track for warm in self._warm.values() for track in warm.values()):
             rule = self.policy.rules.get(track.rule)
             if rule is None or not rule.settings.enabled:
                 emits += _some([self.end(track, "rule_removed", now)])
@@ -211,12 +211,12 @@ class Judge:
             emits += self._silences_changed(now)
         self._tracks.expire(now.ns)
         forgotten, self._forgotten = self._forgotten, []
-        return emits + _some(self._cleared(track, "no_news", now) for track in forgotten)
+        return emits + _some(self._cleared(track, "no_news", now) for track in _ordered(forgotten))
 
     def _silences_changed(self, now: Moment) -> list[Emit]:
         self._silence_edge_ns = self.policy.next_silence_ns(now.ns)
         emits = []
-        for track in [track for warm in self._warm.values() for track in warm.values()]:
+        for track in _ordered(track for warm in self._warm.values() for track in warm.values()):
             alert = track.alert
             if alert is None or self.policy.silence_of(alert, now.ns) == alert.silenced_by:
                 continue
@@ -265,6 +265,11 @@ def emit(alert: Alert, now: Moment) -> Emit:
     """The id of an update carries its instant: the same severity can come more than once."""
     message_id = f"{alert.alert_id}.{alert.transition}.{alert.severity}"
     return Emit(alert, f"{message_id}.{now.ns}" if alert.transition == "updated" else message_id)
+
+
+def _ordered(tracks: Iterable[Track]) -> list[Track]:
+    """By name: whoever takes over remembers them in another order."""
+    return sorted(tracks, key=lambda track: (track.id, track.rule, track.part or ""))
 
 
 def _some(emits: Iterable[Emit | None]) -> list[Emit]:

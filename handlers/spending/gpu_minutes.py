@@ -83,6 +83,7 @@ def _grown(
 
     From `before`, the last value of the minute before, to the last of this one. A counter that
     fell was reset, or a sample came late; one that began in this minute tells of a part of it.
+    None also where the rate is more than anything can do.
     """
     known = [value for value in (before, *totals) if value is not None]
     if before is not None and len(known) > 1:
@@ -92,7 +93,7 @@ def _grown(
         if not has_fallen and grown <= most_per_second * 2 * MINUTE_SECONDS:
             return grown
     rate = _mean(rates)
-    return None if rate is None else rate * MINUTE_SECONDS
+    return None if rate is None or rate > most_per_second else rate * MINUTE_SECONDS
 
 
 class GpuMinutes:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from math import fsum
 
 from handlers.settings import Thresholds
 from schemas.analysis import Bottleneck, Health, Level, Severity
@@ -79,7 +80,8 @@ def balance(ratios: Sequence[float]) -> float | None:
     highest = max(ratios, default=0.0)
     if len(ratios) < 2 or highest < 0.05:
         return None
-    return min(1.0, sum(ratios) / len(ratios) / highest)
+    # Exactly: whoever takes over has them in another order.
+    return min(1.0, fsum(ratios) / len(ratios) / highest)
 
 
 def power_efficiency(utilization_ratio: float | None, power_ratio: float | None) -> float | None:

@@ -242,3 +242,21 @@ def test_one_slow_answer_of_a_gpu_raises_nothing() -> None:
 )
 def test_values_are_told_with_their_unit(metric: str, value: float, shown: str) -> None:
     assert value_text(metric, value) == shown
+
+
+def test_who_takes_over_ends_alerts_in_the_same_order() -> None:
+    """Which was heard last is another order than which was bad first."""
+    first = alerts_handler()
+    played(
+        (0, host(disks={"/b": 0.97, "/a": 0.97, "/c": 0.97})),
+        (5, host(disks={"/c": 0.97, "/b": 0.97, "/a": 0.97})),
+        handler=first,
+    )
+    snapshot, second = first.snapshot(), alerts_handler()
+    assert snapshot is not None
+    second.restore(snapshot)
+
+    ended = [played((10, host(disks={})), handler=one) for one in (first, second)]
+
+    assert [alert.part for alert in ended[0]] == ["/a", "/b", "/c"]
+    assert ended[0] == ended[1]

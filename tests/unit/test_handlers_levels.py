@@ -131,3 +131,7 @@ def test_power_efficiency_is_per_gpu(
     utilization: float | None, power: float | None, expected: float | None
 ) -> None:
     assert power_efficiency(utilization, power) == expected
+
+
+def test_balance_does_not_depend_on_the_order() -> None:
+    assert balance([0.1, 0.2, 0.3]) == balance([0.3, 0.2, 0.1])

@@ -138,6 +138,7 @@ def test_what_was_not_measured_is_absent() -> None:
         pytest.param([(-5, 90.0), (5, 150.0)], 60.0, id="from the minute before"),
         pytest.param([(-130, 90.0), (5, 150.0)], None, id="after a long silence unknown"),
         pytest.param([(0, 100.0), (5, 100.0)], 0.0, id="no energy is measured zero"),
+        pytest.param([(0, 100.0), (5, 9e14), (10, 9e14 + 8)], 8.0, id="no GPU draws as much"),
     ],
 )
 def test_energy_comes_from_the_counter(

@@ -228,6 +228,15 @@ def test_a_counter_that_is_another_is_replaced_by_power(before: float, after: fl
     assert second - first == pytest.approx(500 * 60)
 
 
+def test_power_that_no_gpu_draws_is_no_energy() -> None:
+    def broken(minute: int) -> list[dict[str, Any]]:
+        return [busy("a", power_watts=9e14, energy_joules_total=None)]
+
+    emits = said(recorded(range(61), broken), FOUR_USD)
+
+    assert {waste.figures.energy_joules for waste in of(Waste, emits)} == {None}
+
+
 def test_nulls_everywhere_are_unknown_and_cost_all_the_same() -> None:
     def silent(minute: int) -> list[dict[str, Any]]:
         return [{"gpu_id": "a", "name": H100, "pool": "chat"}]
