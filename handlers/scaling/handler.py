@@ -91,7 +91,7 @@ class ScalingHandler:
         if message.prefix_cache_hit_ratio is not None:
             pool.hits.put((message.node, message.engine), message.prefix_cache_hit_ratio, now.ns)
             pool.kept.pace.see(message, now.ns)
-        pool.mark(now, self._pools.marks_ns)
+        pool.mark(now, self._pools.marks_ns, self._pools.ttl_ns)
         if pool.plan is not None:
             pool.plan.add(message, now.ns)
         busy = self._gpus.busy(message.pool) if self._counts_gpus else None

@@ -129,11 +129,18 @@ class Pool:
     contrary_ns: int | None = None  # the load has spoken against the last advice since then
     executed_ns: int = 0  # when advice was last carried out; 0: not of late
 
-    def mark(self, now: Moment, keep_ns: int) -> None:
-        """Remember about once a second where in the stream we are, for the evidence."""
-        if not self.marks or now.ns - self.marks[-1][0] >= _MARK_NS:
+    def mark(self, now: Moment, keep_ns: int, ttl_ns: int) -> None:
+        """Remember the first message of each second of the last `keep_ns`, for the evidence.
+
+        By the stream's seconds, and none before a silence in which all engines were forgotten: who
+        takes over begins at another message, and names the same ones.
+        """
+        if not self.marks or now.ns // _MARK_NS != self.marks[-1][0] // _MARK_NS:
             self.marks.append((now.ns, now.sequence))
-        while len(self.marks) > 1 and self.marks[1][0] <= now.ns - keep_ns:
+        oldest_ns = now.ns - keep_ns
+        while len(self.marks) > 1 and self.marks[1][0] <= oldest_ns:
+            self.marks.popleft()
+        if len(self.marks) > 1 and self.marks[0][0] <= oldest_ns - ttl_ns:
             self.marks.popleft()
 
     def keep_holds(self) -> None:

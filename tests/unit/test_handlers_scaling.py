@@ -130,6 +130,21 @@ def test_evidence_names_values_thresholds_engines_and_messages() -> None:
     }
 
 
+@pytest.mark.parametrize("silence", [0.0, 400.0], ids=["at-once", "after-a-silence"])
+def test_who_begins_later_names_the_same_messages(silence: float) -> None:
+    # Within a second of each other: which of them is the first of its second must not matter.
+    calm = trace(0, 499.9, 1, FINE, step=0.3)
+    steps = [*calm, *trace(500 + silence, 540 + silence, 1, BUSY, step=0.3)]
+
+    def begins(skipped: int) -> int:
+        (advice,) = Player().play(steps[skipped:]).advice
+        assert advice.evidence[0].stream_from is not None
+        return advice.evidence[0].stream_from + skipped
+
+    late = len(calm) if silence else 100
+    assert {begins(skipped) for skipped in (0, 1, 2, late)} == {begins(0)}
+
+
 def test_the_messages_of_the_evidence_replayed_give_the_same_advice() -> None:
     # Engines that report seldom: a replay must begin early enough to have heard them all.
     steps = [
