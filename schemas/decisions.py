@@ -113,7 +113,13 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(description="why it must not be carried out now; empty: it may be")
     ]
     life: Annotated[Life, Meta(description="the advice, what was decided, what was done")]
-    trail: Annotated[list[TrailEntry], Meta(description="every message about it, in order")]
+    trail: Annotated[
+        list[TrailEntry],
+        Meta(
+            description="every message about it, in order; of advice to go back also those about "
+            "the advice whose execution failed, of which all that was measured is then, too"
+        ),
+    ]
     engines: Annotated[
         list[EngineSource],
         Meta(description="by node and engine, of advice from engines; empty: not asked, or gone"),

@@ -8,7 +8,7 @@ from handlers.queries.reading import Reading
 from schemas.decisions import TrailEntry
 from schemas.life import AboutAdvice, Life, decode, earlier_advice
 from schemas.protocols import Delivery, RequestError
-from schemas.scaling import Decision, Execution, Recommendation
+from schemas.scaling import ROLLBACK, Decision, Execution, Recommendation
 from schemas.units import SECOND_NS, instant
 
 _EARLIER_NS = 60 * SECOND_NS
@@ -61,6 +61,36 @@ class AdviceLog:
         if life is None:
             raise _unknown(recommendation_id)
         return life, trail
+
+    async def origin(self, life: Life) -> tuple[Life, list[TrailEntry]] | None:
+        """Of advice to go back: the advice whose execution failed; None: it is not there.
+
+        Raises:
+            RequestError: 503 it could not be read now.
+        """
+        name = life.advice.recommendation_id
+        begin = _ID.match(name)
+        if life.advice.reason != ROLLBACK or begin is None:
+            return None
+        messages = self._reading.messages(
+            "RECOMMENDATIONS",
+            decode,
+            subject=f"{Execution.pattern().rsplit('.', 1)[0]}.{life.advice.pool}",
+            start_ns=_start_ns(begin[2]),
+        )
+        failed = [step async for _, step in messages if _gave(step, name)]
+        try:
+            return await self.read(failed[0].recommendation_id) if failed else None
+        except RequestError as error:
+            if error.code != 404:
+                raise
+            return None
+
+
+def _gave(step: AboutAdvice, rollback: str) -> bool:
+    """Whether it is the end of an execution that was followed by this advice to go back."""
+    is_another = step.recommendation_id != rollback
+    return isinstance(step, Execution) and step.rollback == rollback and is_another
 
 
 def _start_ns(decided: str | None) -> int | None:

@@ -14,7 +14,7 @@ from schemas.decisions import EngineSource, ExplainRequest, Explanation, MetricS
 from schemas.engines import EngineMetrics
 from schemas.metrics import Rollup
 from schemas.protocols import Call, Clock, Delivery, PublishError, RequestError
-from schemas.scaling import Forecast, Recommendation
+from schemas.scaling import ROLLBACK, Forecast, Recommendation
 from schemas.spending import Opportunity, Waste
 from schemas.units import SECOND_NS, instant, to_ns
 
@@ -36,7 +36,8 @@ class Explain:
 
     Engines' metrics by the numbers in its evidence, those of GPUs where they count, or the pool's
     minutes where those are gone, the forecasts, and what the pool's GPUs cost, before it; where
-    the evidence names subjects, the messages of those.
+    the evidence names subjects, the messages of those. Of advice to go back it is the advice whose
+    execution failed that all this is of.
     """
 
     def __init__(self, log: AdviceLog, reading: Reading, clock: Clock) -> None:
@@ -67,26 +68,40 @@ class Explain:
         if not request.sources:
             return explanation
         missing: list[str] = []
-        if any(one.subject is not None for one in life.advice.evidence):
-            sources = await self._sources.read(life.advice.evidence, missing)
+        if life.advice.reason == ROLLBACK:
+            origin = await self._log.origin(life)
+            if origin is None:
+                missing.append("the failed execution behind it is not in FLEET_RECOMMENDATIONS")
+                return msgspec.structs.replace(explanation, missing=missing)
+            trail = sorted([*origin[1], *trail], key=lambda entry: entry.sequence)
+            explanation = msgspec.structs.replace(explanation, trail=trail)
+            return await self._with_sources(explanation, origin[0].advice, missing)
+        return await self._with_sources(explanation, life.advice, missing)
+
+    async def _with_sources(
+        self, explanation: Explanation, advice: Recommendation, missing: list[str]
+    ) -> Explanation:
+        """With what `advice` came from."""
+        if any(one.subject is not None for one in advice.evidence):
+            sources = await self._sources.read(advice.evidence, missing)
             return msgspec.structs.replace(explanation, sources=sources, missing=missing)
-        engines = await _or_none(self._engines(life.advice, missing), "METRICS", missing)
+        engines = await _or_none(self._engines(advice, missing), "METRICS", missing)
         gpus: list[MetricSource] = []
         rollups: list[Rollup] = []
         if engines:
-            gpus = await _or_none(self._gpus.read(life.advice, missing), "METRICS", missing)
+            gpus = await _or_none(self._gpus.read(advice, missing), "METRICS", missing)
         else:
-            rollups = await _or_none(self._rollups(life.advice, missing), "ROLLUPS", missing)
+            rollups = await _or_none(self._rollups(advice, missing), "ROLLUPS", missing)
         return msgspec.structs.replace(
             explanation,
             engines=engines,
             sources=gpus,
             rollups=rollups,
             read_from="metrics" if engines else "rollups" if rollups else "nothing",
-            forecasts=await _or_none(self._forecasts(life.advice, missing), "EVENTS", missing),
+            forecasts=await _or_none(self._forecasts(advice, missing), "EVENTS", missing),
             missing=missing,
-            waste=await self._last_before(life.advice, Waste, missing),
-            opportunity=await self._last_before(life.advice, Opportunity, missing),
+            waste=await self._last_before(advice, Waste, missing),
+            opportunity=await self._last_before(advice, Opportunity, missing),
         )
 
     async def _engines(self, advice: Recommendation, missing: list[str]) -> list[EngineSource]:

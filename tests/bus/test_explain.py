@@ -24,7 +24,7 @@ from schemas.decisions import ExplainRequest, Explanation
 from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.metrics import GpuMetrics, Rollup, Summary
 from schemas.protocols import Call, Delivery, PublishError, RequestError
-from schemas.scaling import Evidence, Forecast, ForecastHorizon, Recommendation
+from schemas.scaling import ROLLBACK, Evidence, Forecast, ForecastHorizon, Recommendation
 from schemas.units import SECOND_NS, instant
 from tests.support.advice import advice, decision, step, tell
 from tests.support.executing import serving
@@ -459,3 +459,29 @@ async def test_advice_on_gpus_leads_back_to_the_minutes_of_the_one_that_needs_mo
         "dram_activity_ratio": 0.2,
         "tensor_activity_ratio": None,
     }
+
+
+async def test_advice_to_go_back_leads_to_the_execution_that_failed(bus: Bus) -> None:
+    one = because(1, await measured(bus, engine("e0", waiting=41)))
+    back = advice(
+        action="scale_down",
+        recommendation_id=f"{one.recommendation_id}.rollback",
+        reason=ROLLBACK,
+        evidence=[Evidence(signal="replicas_observed", value=4.0, threshold=3.0)],
+    )
+    await tell(bus, one, decision(one), step(one), step(one, "started"))
+    early = await story_of(bus, back)
+    failed = step(one, "failed", error="quota", rollback=back.recommendation_id)
+    await tell(bus, failed, decision(back, "rejected"))
+
+    story = await explain(bus, back.recommendation_id)
+
+    assert [entry.subject.split(".")[0] for entry in story.trail] == [
+        *("recommendation", "decision", "execution", "execution"),
+        *("recommendation", "execution", "decision"),
+    ]
+    assert [(one.node, one.engine) for one in story.engines] == [("n1", "e0")]
+    assert story.missing == []
+    assert "execution failed: quota" in "\n".join(story_lines(story))
+    assert early.missing == ["the failed execution behind it is not in FLEET_RECOMMENDATIONS"]
+    assert len(early.trail) == 1
