@@ -81,7 +81,8 @@ class CommandTarget:
         try:
             code, output = await run(argv, self._environ)
         except OSError as error:
-            raise ActionError(f"cannot run {argv[0]}: {reason(error)}") from None
+            text = f"cannot run {argv[0]}: {reason(error)}"
+            raise ActionError(text, has_acted=False) from None
         if code != 0:
             how = f"exit code {code}" if code > 0 else f"signal {_signal_name(-code)}"
             raise ActionError(f"{argv[0]} ended with {how}" + (f": {output}" if output else ""))

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from agent.executors.settings import KubernetesSettings
+from agent.executors.steps import is_reached, outdated
 from agent.executors.target import ActionError
 from agent.human import printable, reason
 from schemas.message import UNDECODABLE
@@ -79,16 +80,19 @@ class KubernetesTarget:
         return (await self._read(pool)).spec.replicas
 
     async def scale(self, advice: Recommendation) -> str:
-        """Patch `spec.replicas`, unless somebody else changes it meanwhile."""
+        """Patch `spec.replicas`, unless somebody else has changed it since, or does meanwhile."""
         deployment = self._settings.deployments[advice.pool]
         found = await self._read(advice.pool)
         before = found.spec.replicas
+        if before == advice.replicas_to:
+            return f"deployment {deployment} has {before} already"
+        if is_reached(advice, before) or outdated(advice, before):
+            raise ActionError(
+                f"somebody else scaled deployment {deployment} meanwhile, to {before}",
+                has_acted=False,
+            )
         for _ in range(TRIES):
-            patch = {
-                "metadata": {"resourceVersion": found.metadata.resourceVersion},
-                "spec": {"replicas": advice.replicas_to},
-            }
-            changed = await self._call(advice.pool, patch)
+            changed = await self._patch(advice, found)
             if changed is not None:
                 return f"scaled deployment {deployment} from {before} to {changed.spec.replicas}"
             # Its status changes its resourceVersion too, so a conflict alone says little.
@@ -98,9 +102,31 @@ class KubernetesTarget:
             if found.spec.replicas != before:
                 raise ActionError(
                     f"somebody else scaled deployment {deployment} meanwhile, from {before} to "
-                    f"{found.spec.replicas}"
+                    f"{found.spec.replicas}",
+                    has_acted=False,
                 )
-        raise ActionError(f"deployment {deployment} changes all the time: {TRIES} conflicts")
+        raise ActionError(
+            f"deployment {deployment} changes all the time: {TRIES} conflicts", has_acted=False
+        )
+
+    async def _patch(self, advice: Recommendation, found: _Scale) -> _Scale | None:
+        """The scale after the change; None: somebody has changed the Deployment since `found`.
+
+        Where the answer is lost, the change may have been made all the same: that is looked up.
+        """
+        patch = {
+            "metadata": {"resourceVersion": found.metadata.resourceVersion},
+            "spec": {"replicas": advice.replicas_to},
+        }
+        try:
+            return await self._call(advice.pool, patch)
+        except ActionError as error:
+            if error.has_acted:
+                with contextlib.suppress(ActionError):
+                    found = await self._read(advice.pool)
+                    if found.spec.replicas == advice.replicas_to:
+                        return found
+            raise
 
     async def close(self) -> None:
         """Close the connections."""
@@ -121,7 +147,8 @@ class KubernetesTarget:
                 try:
                     return msgspec.json.decode(body, type=_Scale)
                 except UNDECODABLE as error:
-                    raise ActionError(f"the API does not answer a scale: {error}") from None
+                    text = f"the API does not answer a scale: {error}"
+                    raise ActionError(text, has_acted=patch is not None) from None
             if status == 409 and patch is not None:
                 return None
             if (status == 429 or status >= 500) and attempt < TRIES:
@@ -129,7 +156,8 @@ class KubernetesTarget:
                 await asyncio.sleep(min(MAX_WAIT_SECONDS, pause))
                 wait_seconds *= 2
                 continue
-            raise ActionError(_explain(status, body))
+            may_have = patch is not None and status >= 500
+            raise ActionError(_explain(status, body), has_acted=may_have)
         raise AssertionError("unreachable")  # pragma: no cover
 
     async def _send(
@@ -161,22 +189,25 @@ class KubernetesTarget:
                 async for chunk in response.content.iter_chunked(65536):
                     body += chunk
                     if len(body) > BODY_BYTES:
-                        raise ActionError(f"the API answers more than {BODY_BYTES} bytes")
+                        text = f"the API answers more than {BODY_BYTES} bytes"
+                        raise ActionError(text, has_acted=patch is not None)
                 retry_after = _seconds(response.headers.get("Retry-After"))
                 return response.status, retry_after, bytes(body)
         except TimeoutError:
             raise ActionError(
-                f"the API did not answer within {self._settings.call_seconds:g} s"
+                f"the API did not answer within {self._settings.call_seconds:g} s",
+                has_acted=patch is not None,
             ) from None
         except aiohttp.ClientConnectorCertificateError:
             raise ActionError(
-                "the API's certificate is not of executor.kubernetes.ca_file"
+                "the API's certificate is not of executor.kubernetes.ca_file", has_acted=False
             ) from None
         except aiohttp.ClientConnectorError as error:
             why = os.strerror(error.os_error.errno or errno.EHOSTUNREACH)
-            raise ActionError(f"cannot connect to the API: {why}") from None
+            raise ActionError(f"cannot connect to the API: {why}", has_acted=False) from None
         except aiohttp.ClientError as error:
-            raise ActionError(f"no answer of the API: {type(error).__name__}") from None
+            text = f"no answer of the API: {type(error).__name__}"
+            raise ActionError(text, has_acted=patch is not None) from None
 
     def _token(self) -> str:
         """Read for every call: Kubernetes renews the file."""
@@ -184,9 +215,10 @@ class KubernetesTarget:
         try:
             text = Path(path).read_bytes()[:65536].decode("ascii", "replace").strip()
         except OSError as error:
-            raise ActionError(f"cannot read token_file {path}: {reason(error)}") from None
+            text = f"cannot read token_file {path}: {reason(error)}"
+            raise ActionError(text, has_acted=False) from None
         if not text or not all("!" <= character <= "~" for character in text):
-            raise ActionError(f"token_file {path} holds no token")
+            raise ActionError(f"token_file {path} holds no token", has_acted=False)
         return text
 
     async def _connected(self) -> aiohttp.ClientSession:
@@ -207,7 +239,7 @@ class KubernetesTarget:
             return ssl.create_default_context(cafile=path or None)
         except OSError as error:  # ssl.SSLError is one
             why = "no certificate in it" if isinstance(error, ssl.SSLError) else reason(error)
-            raise ActionError(f"cannot use ca_file {path}: {why}") from None
+            raise ActionError(f"cannot use ca_file {path}: {why}", has_acted=False) from None
 
 
 def _seconds(text: str | None) -> float | None:

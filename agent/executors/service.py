@@ -252,11 +252,11 @@ class ExecutorService:
     async def _act(self, life: Life, before: int | None) -> Outcome:
         """Change the pool, and look what it has then."""
         advice, seconds = life.advice, self._settings.timeout_seconds
-        text = error = ""
+        text, error, has_acted = "", "", True
         try:
             text = await _within(seconds, self._target.scale(advice))
         except ActionError as failure:
-            error = str(failure)
+            error, has_acted = str(failure), failure.has_acted
         after = None
         try:
             after = await _within(OBSERVE_SECONDS, self._target.observe(advice.pool))
@@ -264,7 +264,7 @@ class ExecutorService:
             error = error or f"cannot look afterwards: {failure}"
         if not error and after is not None and after != advice.replicas_to:
             error = f"{advice.pool} has {after} replicas afterwards, not {advice.replicas_to}"
-        return Outcome(before, after, text, error)
+        return Outcome(before, after, text, error, has_acted)
 
     async def _end_left_behind(self, life: Life, run: Run) -> None:
         """End what an executor began that is gone: never again, only what can be seen of it."""

@@ -10,12 +10,16 @@ from schemas.units import instant
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of an execution; `error` empty = it succeeded."""
+    """What came of an execution; `error` empty = it succeeded.
+
+    `has_acted`: False where it certainly changed nothing, whatever the pool has afterwards.
+    """
 
     before: int | None = None
     after: int | None = None
     text: str = ""
     error: str = ""
+    has_acted: bool = True
 
 
 def start_step(request: Execution, by: str, before: int | None, now_ns: int) -> Execution:
@@ -74,11 +78,14 @@ def rollback_advice(
 ) -> Recommendation | None:
     """Advice to go back to what was there before; None where nothing has changed, as far as told.
 
-    Where the state after is not known, the target counts as reached. It needs approval as any
-    other advice; where it fails itself, people must look.
+    Nor is there any where it was somebody else who changed it. Where the state after is not known,
+    the target counts as reached. It needs approval as any other advice; where it fails itself,
+    people must look.
     """
     now_at = advice.replicas_to if outcome.after is None else outcome.after
     if not outcome.error or request.dry_run or advice.reason == ROLLBACK:
+        return None
+    if not outcome.has_acted:
         return None
     if outcome.before is None or now_at == outcome.before:
         return None

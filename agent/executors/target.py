@@ -6,7 +6,14 @@ from schemas.scaling import Recommendation
 
 
 class ActionError(Exception):
-    """An action that failed; the text is for people and has no secrets."""
+    """An action that failed; the text is for people and has no secrets.
+
+    `has_acted`: False where it is certain that it has changed nothing.
+    """
+
+    def __init__(self, text: str, *, has_acted: bool = True) -> None:
+        super().__init__(text)
+        self.has_acted = has_acted
 
 
 class Target(Protocol):

@@ -14,6 +14,7 @@ from agent.decisions import execute
 from agent.executors.kubernetes import KubernetesTarget
 from agent.executors.settings import ExecutorSettings, KubernetesSettings
 from agent.executors.target import ActionError
+from schemas.scaling import Recommendation
 from tests.support.advice import advice, decision, tell
 from tests.support.executing import executing, serving
 from tests.support.kubernetes import KubernetesDouble
@@ -170,10 +171,11 @@ async def test_what_somebody_else_changes_meanwhile_is_left_to_them(
 ) -> None:
     api.on_patch = lambda: api.change("chat", theirs)
 
-    with pytest.raises(ActionError, match=why):
+    with pytest.raises(ActionError, match=why) as found:
         await target.scale(UP)
 
     assert api.replicas["chat"] == theirs
+    assert not found.value.has_acted
 
 
 async def test_who_finds_the_target_reached_is_content(
@@ -182,6 +184,49 @@ async def test_who_finds_the_target_reached_is_content(
     api.on_patch = lambda: api.change("chat", 4)
 
     assert await target.scale(UP) == "deployment prod/chat has 4 now"
+
+
+@pytest.mark.parametrize(
+    ("one", "theirs"),
+    [
+        pytest.param(UP, 6, id="up"),
+        pytest.param(advice(action="scale_down", replicas_from=2, replicas_to=1), 5, id="down"),
+    ],
+)
+async def test_what_somebody_has_changed_since_it_was_looked_at_is_left_to_them(
+    api: KubernetesDouble, target: KubernetesTarget, one: Recommendation, theirs: int
+) -> None:
+    assert await target.observe("chat") == 2
+    api.change("chat", theirs)
+
+    with pytest.raises(ActionError, match=f"somebody else .* to {theirs}") as found:
+        await target.scale(one)
+
+    assert api.replicas["chat"] == theirs
+    assert not found.value.has_acted
+
+
+@pytest.mark.parametrize("is_lost_for_good", [False, True], ids=["one-answer", "all-answers"])
+async def test_a_change_whose_answer_is_lost_is_looked_up(
+    api: KubernetesDouble, settings: KubernetesSettings, is_lost_for_good: bool
+) -> None:
+    async def silent() -> None:
+        if is_lost_for_good:
+            api.answers.clear()
+        await asyncio.Event().wait()
+
+    api.after_patch = silent
+    target = KubernetesTarget(msgspec.structs.replace(settings, call_seconds=0.5))
+
+    if is_lost_for_good:
+        with pytest.raises(ActionError, match="did not answer") as found:
+            await target.scale(UP)
+        assert found.value.has_acted
+    else:
+        assert await target.scale(UP) == "scaled deployment prod/chat from 2 to 4"
+
+    assert api.replicas["chat"] == 4
+    await target.close()
 
 
 async def test_a_slow_api_has_a_deadline(
@@ -281,3 +326,20 @@ async def test_accepted_advice_scales_the_deployment(
     assert (end.phase, end.replicas_before, end.replicas_after) == ("succeeded", 2, 4)
     assert end.text == "scaled deployment prod/chat from 2 to 4"
     assert api.replicas["chat"] == 4
+
+
+@pytest.mark.bus
+async def test_what_somebody_else_changed_is_not_to_be_taken_back(
+    bus: Bus, api: KubernetesDouble, settings: KubernetesSettings
+) -> None:
+    one = advice(replicas_to=4)
+    await tell(bus, one, decision(one))
+    api.on_patch = lambda: api.change("chat", 5)
+    executor = ExecutorSettings(kind="kubernetes", dry_run=False, kubernetes=settings)
+
+    async with serving(bus), executing(bus, KubernetesTarget(settings), executor):
+        reply = await execute(bus, one.recommendation_id, dry_run=False, wait_seconds=30)
+
+    end = reply.execution
+    assert (end.phase, end.replicas_before, end.replicas_after) == ("failed", 2, 5)
+    assert end.rollback is None

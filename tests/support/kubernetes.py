@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +12,7 @@ SCALE = "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale"
 
 
 class KubernetesDouble:
-    """Answers as the API does; `next_answers` are given first, `hold` makes it slow."""
+    """Answers as the API does; `next_answers` are given first, `answers` cleared makes it slow."""
 
     def __init__(self, **replicas: int) -> None:
         self.replicas = dict(replicas)
@@ -23,6 +23,7 @@ class KubernetesDouble:
         self.next_answers: deque[tuple[int, dict[str, str]]] = deque()
         self.seen: list[tuple[str, str, str, Any]] = []
         self.on_patch: Callable[[], None] = lambda: None
+        self.after_patch: Callable[[], Awaitable[None]] | None = None
         self.answers = asyncio.Event()
         self.answers.set()
         self.url = ""
@@ -48,6 +49,8 @@ class KubernetesDouble:
             if body["spec"]["replicas"] > 1000:
                 return _status(422, "spec.replicas: Invalid value")
             self.change(name, body["spec"]["replicas"])
+            if self.after_patch is not None:
+                await self.after_patch()
         return web.json_response(
             {
                 "kind": "Scale",

@@ -50,6 +50,8 @@ def rollback(one: Recommendation, outcome: Outcome, **request: Any) -> Recommend
         pytest.param(Outcome(before=2, after=2, error="x"), {}, id="nothing-changed"),
         pytest.param(Outcome(before=None, after=4, error="x"), {}, id="before-unknown"),
         pytest.param(Outcome(before=2, after=4, error="x"), {"dry_run": True}, id="dry-run"),
+        pytest.param(Outcome(before=2, after=5, error="x", has_acted=False), {}, id="others"),
+        pytest.param(Outcome(before=2, error="x", has_acted=False), {}, id="not-begun"),
     ],
 )
 def test_nothing_to_go_back_to(outcome: Outcome, request_: dict[str, Any]) -> None:
