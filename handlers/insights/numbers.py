@@ -32,7 +32,7 @@ _TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety"
 _COUNTS: dict[str, float] = {
     **{word: value for value, word in enumerate(_UNITS.split()) if word != "_"},
     **{word: value * 10 for value, word in enumerate(_TENS.split()) if word != "_"},
-    **{"both": 2, "pair": 2, "pairs": 2, "couple": 2},
+    **{"both": 2, "pair": 2, "pairs": 2, "couple": 2, "tens": 10},
 }
 _SCALES: dict[str, float] = {"dozen": 12, "hundred": 100, "thousand": 1e3}
 _SCALES |= {"million": 1e6, "billion": 1e9, "trillion": 1e12}
@@ -64,7 +64,7 @@ _WORDS = re.compile(
 )
 _FACTOR = re.compile(
     r"\b(?:twice|thrice|tenfold|halv(?:ed|ing)|doubl(?:e[ds]?|ing)|trebl(?:e[ds]?|ing)|"
-    r"(?:tri|quadru|quintu|sextu|septu|octu|multi)pl(?:e[ds]?|ing)|"
+    r"(?:tri|quadru|quintu|sextu|septu|octu)pl(?:e[ds]?|ing)|"
     rf"(?:\d+|{'|'.join([*_COUNTS, *_SCALES])})[\s-]?fold)\b",
     re.IGNORECASE,
 )

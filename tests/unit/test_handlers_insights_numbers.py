@@ -37,6 +37,7 @@ EVIDENCE = "use 85.37 %, 1,234 requests, ttft_p95_seconds 0.5, 4 to 6 replicas, 
         pytest.param("1/2 of it", id="half-as-a-fraction"),
         pytest.param("between four and six", id="words-apart"),
         pytest.param("four requests a second", id="second"),
+        pytest.param("multiple nodes, several of them often", id="no-number-at-all"),
     ],
 )
 def test_numbers_of_the_evidence_may_be_written(text: str) -> None:
