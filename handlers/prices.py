@@ -2,6 +2,7 @@
 
 import functools
 import re
+from datetime import date
 from fnmatch import fnmatchcase
 from typing import Annotated
 
@@ -37,6 +38,10 @@ class PriceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(
                 f"price for gpu {self.gpu!r}: no regular expression: {error}"
             ) from None
+        try:
+            date.fromisoformat(self.as_of or "2000-01-01")
+        except ValueError:
+            raise ValueError(f"price for gpu {self.gpu!r}: as_of {self.as_of} is no day") from None
 
 
 class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

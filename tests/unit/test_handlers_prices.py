@@ -82,6 +82,7 @@ def test_without_the_built_in_prices_only_the_settings_count() -> None:
     ("rule", "text"),
     [
         pytest.param({"gpu": "(", "usd_per_gpu_hour": 1}, "no regular expression", id="pattern"),
+        pytest.param({"usd_per_gpu_hour": 1, "as_of": "2026-02-30"}, "2026-02-30 is no", id="day"),
         pytest.param({"gpu": "x", "usd_per_gpu_hour": -1}, ">= 0", id="negative"),
         pytest.param({"gpu": "x"}, "usd_per_gpu_hour", id="no price"),
         pytest.param({"usd_per_gpu_hour": 1, "as_of": "May"}, "as_of", id="no day"),
