@@ -195,11 +195,13 @@ class Slot:
     def _run_ticks(self, ns: int, sequence: int) -> list[Emit]:
         emitted: list[Emit] = []
         while self.next_tick_ns <= ns:
-            at = self.next_tick_ns
-            if at > self._last_message_ns + self.window_ns + 2 * TICK_NS:
-                # Every window is empty by now: nothing can come of the ticks in between.
-                self.next_tick_ns = (ns // STEP_NS + 1) * STEP_NS
-                break
+            at, resume = self.next_tick_ns, (ns - TICK_NS) // STEP_NS * STEP_NS
+            if resume > at > self._last_message_ns + self.window_ns + 2 * TICK_NS:
+                # Every window is empty by now: nothing can come of the ticks in between. The last
+                # ones run all the same: after them each group has its turn as in whoever takes
+                # over, and has ticked through its whole window.
+                self.next_tick_ns = resume
+                continue
             self.next_tick_ns = at + STEP_NS
             is_quiet = at <= self._watermark.ns
             if not is_quiet:

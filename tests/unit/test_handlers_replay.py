@@ -121,6 +121,24 @@ def test_slots_that_are_fed_what_concerns_them_say_the_same(cuts: int) -> None:
     assert told == expected
 
 
+def test_a_new_owner_after_a_long_silence_says_the_same() -> None:
+    seconds = [0.0, *(4000.1 + index * 0.7 for index in range(60))]
+    messages = [
+        Routed(host(f"n{index % 7}", cpu=0.9), at(second, index + 1))
+        for index, second in enumerate(seconds)
+    ]
+    only = fresh(Watermark(sequence=0, ns=0))
+    whole = [emit for routed in messages for emit in only.feed(routed)]
+
+    first = fresh(Watermark(sequence=0, ns=0))
+    told = [emit for routed in messages[:2] for emit in first.feed(routed)]
+    second = fresh(first.watermark())
+    told += [emit for m in messages if m.now.ns >= second.start_ns for emit in second.feed(m)]
+
+    assert len(whole) > 10
+    assert told == whole
+
+
 class EveryTick:
     """Says something at every tick."""
 
