@@ -1,6 +1,7 @@
 """The typed client of the archive: what it holds, dead letters, work on the whole of it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal, TypeVar
 
@@ -39,6 +40,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 TIMEOUT_SECONDS = 10.0
 RESTORE_SECONDS = 30.0
 POLL_SECONDS = 0.25
+AWAY_SECONDS = 5.0
+"""A keeper that loses its store answers again as one that is refused it; who died does not."""
 OnJob = Callable[[ArchiveJob], None]
 
 
@@ -125,6 +128,8 @@ class ArchiveClient:
 
         `adopt`: a reindex takes over a store that is not this installation's.
 
+        One that ends as its keeper loses the store has failed, and `error` says why.
+
         Raises:
             RequestError: 503 the archiver that did it has gone.
         """
@@ -133,11 +138,25 @@ class ArchiveClient:
         while found.state == "running":
             on_job(found)
             await asyncio.sleep(POLL_SECONDS)
-            found = await self._ask_at(subject, ArchiveJobRequest(start=False), ArchiveJob)
+            found = await self._news(subject, first.instance)
             if found.instance != first.instance or found.state == "never":
                 raise RequestError(503, f"archive {first.instance} stopped before it was done")
         on_job(found)
         return found
+
+    async def _news(self, subject: str, instance: str) -> ArchiveJob:
+        """How far the job of `instance` is; nobody may answer for a moment."""
+        ends_at = time.monotonic() + AWAY_SECONDS
+        while True:
+            try:
+                return await self._ask_at(subject, ArchiveJobRequest(start=False), ArchiveJob)
+            except RequestError as error:
+                if error.code != 503:
+                    raise
+                if time.monotonic() > ends_at:
+                    gone = f"archive {instance} stopped before it was done: {error.text}"
+                    raise RequestError(503, gone) from None
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _ranges(
         self, key: bytes, manifest: Evicted, instance: str, on_progress: OnProgress | None

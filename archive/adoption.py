@@ -14,7 +14,7 @@ Serve = Callable[[Sequence[Endpoint]], Awaitable[Callable[[], Awaitable[None]]]]
 
 
 class Adoption:
-    """Serves an endpoint for as long as nobody keeps the index, so nobody else would answer it."""
+    """Serves endpoints for as long as nobody keeps the index, so nobody else would answer them."""
 
     def __init__(self, claim: Claim, leases: Leases, serve: Serve) -> None:
         self._claim = claim
@@ -24,8 +24,8 @@ class Adoption:
         self._lease: Lease | None = None
         self._keepers: Lease | None = None
 
-    async def offer(self, endpoint: Endpoint) -> None:
-        """Serve it where nobody else does; to be called again and again."""
+    async def offer(self, endpoints: Sequence[Endpoint]) -> None:
+        """Serve them where nobody else does; to be called again and again."""
         if self._keepers is not None:  # it is being adopted
             return
         try:
@@ -37,7 +37,7 @@ class Adoption:
         elif self._lease is None:
             self._lease = await self._leases.try_acquire(LEASE)
             if self._lease is not None:
-                self._stop_serving = await self._serve([endpoint])
+                self._stop_serving = await self._serve(endpoints)
 
     async def adopt(self) -> None:
         """Take the store over, and be the one that keeps the index of it.
@@ -65,7 +65,7 @@ class Adoption:
         return lease
 
     async def withdraw(self) -> None:
-        """Serve it no longer."""
+        """Serve them no longer."""
         stop_serving, self._stop_serving = self._stop_serving, None
         lease, self._lease = self._lease, None
         if stop_serving is not None:

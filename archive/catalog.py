@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import structlog
 
-from archive import frame, segment
+from archive import frame, recognition, segment
 from archive.frame import ArchiveObjectError
 from archive.index_bucket import IndexBucket
 from archive.index_entry import IndexEntry, record_of
@@ -77,7 +77,7 @@ class Catalog:
             await self._bucket.remove(name)
 
     async def recognises(self) -> bool:
-        """Whether the store has an object that the bucket has a record of.
+        """Whether the store holds what the bucket has records of, for the most part.
 
         Raises:
             StoreError: the store or the bucket cannot be read.
@@ -90,7 +90,9 @@ class Catalog:
             raise StoreError(f"the index bucket cannot be read: {self._bucket.last_error}")
         if not records:
             return False
-        return any(one.name in records for one in await self._store.list_objects())
+        listed = await self._store.list_objects()
+        # In a thread: it unpacks records, each of thousands of entries.
+        return await asyncio.to_thread(recognition.agrees, listed, records)
 
     async def read(
         self, is_known: Callable[[str], bool], on_progress: Callable[[int, int], None]

@@ -10,53 +10,39 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
+from archive.marks import (
+    KEY,
+    ClaimError,
+    Mark,
+    MarkRefusedError,
+    NotOurStoreError,
+    Own,
+    OwnUnreadableError,
+    foreign,
+    not_the_one,
+    unmarked,
+    unreadable,
+)
 from archive.store import ObjectRefusedError, ObjectStore, StoreError
 from schemas.message import UNDECODABLE
 from schemas.protocols import Bucket, RevisionConflictError
 
 log = structlog.get_logger()
 
-KEY = "archive.owner"
-"""In the bucket `fleet-state`: it outlives a deleted index."""
-ADOPT = "resource-agent archive reindex --adopt"
 ID_BYTES = 8
 RECOGNISE_SECONDS = 60.0
 """Between two tries to know a store by its objects: each lists it, and reads the whole index."""
 
 
-class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """Lies in the store: the installation that it belongs to, and an id of its own."""
-
-    installation: str
-    store: str
-
-
-class Own(msgspec.Struct, frozen=True, kw_only=True):
-    """Lies in the bus: this installation, and the store that all its archivers use.
-
-    `store` empty: none was used yet. `description` is how that one's archiver calls it.
-    """
-
-    installation: str
-    store: str = ""
-    description: str = ""
-
-
-class NotOurStoreError(StoreError):
-    """The store belongs to another installation, or this one's archive is in another store."""
-
-
-class MarkRefusedError(StoreError):
-    """The store gives other objects and not its mark, so nobody knows whose it is."""
-
-
 class Claim:
     """Compares both marks, and makes those that are missing.
 
-    A store without a mark is claimed by an installation that has no store yet, and by one whose
-    index names objects in it (`recognises`): its mark was lost. Every other store has to be
-    adopted, by an operator's order. Calls may raise StoreError, and PublishError where the bus
-    does not answer. What was not recognised is looked at again `again_seconds` later.
+    A store without a mark is claimed by an installation that has no store yet. By one that has, it
+    is claimed only at the place where its store was, and where what is in it is what its index is
+    of (`recognises`): its mark was lost. At another place it is a copy at best, and two archivers
+    on two copies would each be told that theirs is the one. Every other store has to be adopted,
+    by an operator's order. Calls may raise StoreError, and PublishError where the bus does not
+    answer. What was not recognised is looked at again `again_seconds` later.
     """
 
     def __init__(
@@ -72,71 +58,126 @@ class Claim:
         self._again_seconds = again_seconds
         self._unknown_until = 0.0
 
-    async def check(self) -> None:
+    async def check(self, *, keeps: bool = False) -> None:
         """Return where the store is this installation's.
+
+        `keeps`: this archiver keeps the index, so the bus has to call the store as it does. Of
+        several that reach one folder by different paths only one may say so, or it would change
+        with each check.
 
         Raises:
             NotOurStoreError: it is not; the text names both, and what to do.
-            MarkRefusedError: that cannot be told; the text says what to do.
+            MarkRefusedError: that cannot be told, by the store; the text says what to do.
+            OwnUnreadableError: the same, by the bus.
         """
         while True:
             own, revision = await self._own()
             mark = await self._mark()
             if mark is None:
-                if own.store and not await self._is_known():
-                    raise self._unmarked(own)
+                if own.store and not await self._is_known(own):
+                    raise unmarked(self._place, own)
                 store = own.store or _new_id()
                 mark = await self._write(
                     Mark(installation=own.installation, store=store), replace=False
                 )
-            if mark.installation != own.installation:
-                raise self._foreign(own, mark)
-            if own.store == mark.store:
+            self._compare(own, mark)
+            if own.store and (own.description == self._place or not keeps):
                 return
-            if own.store:
-                raise self._not_the_one(own, f"is store {mark.store}")
             if await self._bind(own, revision, mark):
                 return
 
+    async def look(self) -> str:
+        """What `check` would find, in a line; nothing is written. Raises as that does."""
+        found = await self._read_own()
+        own = Own(installation="a new one") if found is None else found[0]
+        mark = await self._mark()
+        if mark is None:
+            if not own.store:
+                return "it has no mark yet: the first archiver that starts makes it"
+            if not await self._is_known(own):
+                raise unmarked(self._place, own)
+            return "its mark is gone, and is made anew by the next sweep or start"
+        self._compare(own, mark)
+        return f"store {mark.store} of installation {own.installation}, as the bus has it"
+
+    async def look_for_lost(self) -> None:
+        """As `look`, where there is no such place; fine where the bus knows none there either."""
+        found = await self._read_own()
+        if found is not None and found[0].store and found[0].description == self._place:
+            raise unmarked(self._place, found[0])
+
     async def adopt(self) -> None:
-        """Have the store be this installation's, whosever it was; that one is refused it then."""
+        """Have the store be this installation's, whosever it was; that one is refused it then.
+
+        What the bus has of this installation, where it is not readable, is written anew as well,
+        with a new id: taken from the mark, two installations might have one.
+        """
         while True:
-            own, revision = await self._own()
+            try:
+                own, revision = await self._own()
+            except OwnUnreadableError as error:
+                await self._replace_own(error)
+                continue
             try:
                 mark = await self._mark()
-            except (NotOurStoreError, MarkRefusedError):
+            except ClaimError:
                 mark = None
             if mark is None or mark.installation != own.installation:
                 wanted = Mark(installation=own.installation, store=_new_id())
-                log.warning("archive_adopted", store=self._store.description, before=mark)
+                log.warning("archive_adopted", store=self._place, before=mark)
                 mark = await self._write(wanted, replace=True)
-            if own.store == mark.store or await self._bind(own, revision, mark):
+            is_bound = own.store == mark.store and own.description == self._place
+            if is_bound or await self._bind(own, revision, mark):
                 return
 
-    async def _is_known(self) -> bool:
-        if time.monotonic() < self._unknown_until:
+    @property
+    def _place(self) -> str:
+        return self._store.description
+
+    async def _is_known(self, own: Own) -> bool:
+        if own.description != self._place or time.monotonic() < self._unknown_until:
             return False
         is_known = await self._recognises()
         self._unknown_until = 0.0 if is_known else time.monotonic() + self._again_seconds
         return is_known
 
+    def _compare(self, own: Own, mark: Mark) -> None:
+        if mark.installation != own.installation:
+            raise foreign(self._place, own, mark)
+        if own.store not in ("", mark.store):
+            raise not_the_one(self._place, own, f"is store {mark.store}")
+
     async def _own(self) -> tuple[Own, int]:
         while True:
-            found = await self._state.get(KEY)
+            found = await self._read_own()
             if found is not None:
-                content, revision = found
-                try:
-                    return msgspec.json.decode(content, type=Own), revision
-                except UNDECODABLE as error:
-                    raise StoreError(f"{KEY} in the bucket of states: {error}") from error
+                return found
             try:
                 await self._state.create(KEY, msgspec.json.encode(Own(installation=_new_id())))
             except RevisionConflictError:
                 continue  # another archiver was first
 
+    async def _read_own(self) -> tuple[Own, int] | None:
+        found = await self._state.get(KEY)
+        if found is None:
+            return None
+        content, revision = found
+        try:
+            return msgspec.json.decode(content, type=Own), revision
+        except UNDECODABLE as error:
+            raise OwnUnreadableError(str(error), revision) from error
+
+    async def _replace_own(self, error: OwnUnreadableError) -> None:
+        log.warning("archive_owner_replaced", reason=str(error))
+        own = msgspec.json.encode(Own(installation=_new_id()))
+        try:
+            await self._state.update(KEY, own, error.revision)
+        except RevisionConflictError:
+            return  # another one wrote it: read that
+
     async def _bind(self, own: Own, revision: int, mark: Mark) -> bool:
         """Make it the installation's one store; False: another archiver was first."""
-        bound = msgspec.structs.replace(own, store=mark.store, description=self._store.description)
+        bound = msgspec.structs.replace(own, store=mark.store, description=self._place)
         try:
             await self._state.update(KEY, msgspec.json.encode(bound), revision)
         except RevisionConflictError:
@@ -147,54 +188,21 @@ class Claim:
         try:
             content = await self._store.read_mark()
         except ObjectRefusedError as error:
-            raise MarkRefusedError(self._unreadable(error.reason)) from error
+            raise MarkRefusedError(unreadable(self._place, error.reason)) from error
         if content is None:
             return None
         try:
             return msgspec.json.decode(content, type=Mark)
         except UNDECODABLE as error:
-            raise NotOurStoreError(self._unreadable(str(error))) from error
+            raise NotOurStoreError(unreadable(self._place, str(error))) from error
 
     async def _write(self, mark: Mark, *, replace: bool) -> Mark:
         """What is there then: another archiver may have been first."""
         await self._store.write_mark(msgspec.json.encode(mark), replace=replace)
         found = await self._mark()
         if found is None:
-            raise StoreError(f"archive {self._store.description}: its mark is gone at once")
+            raise StoreError(f"archive {self._place}: its mark is gone at once")
         return found
-
-    def _unreadable(self, reason: str) -> str:
-        return (
-            f"archive {self._store.description}: its mark of whose it is cannot be read "
-            f"({reason}): see to it that it can be; or, where the store is this installation's, "
-            f"have it written anew by `{ADOPT}`"
-        )
-
-    def _foreign(self, own: Own, mark: Mark) -> NotOurStoreError:
-        return NotOurStoreError(
-            f"archive {self._store.description} belongs to installation {mark.installation}, "
-            f"this is {own.installation}: give this one another prefix or folder (archive.store, "
-            "archive.folder); or where this is the same one whose nats-server has lost its "
-            f"state, or the other one is gone for good, take the store over by `{ADOPT}`"
-        )
-
-    def _unmarked(self, own: Own) -> NotOurStoreError:
-        if own.description != self._store.description:
-            return self._not_the_one(own, "has no mark yet")
-        return NotOurStoreError(
-            f"archive {self._store.description} has no mark, but the archive of this installation "
-            f"({own.installation}), store {own.store}, was there: was it unmounted or emptied, or "
-            "is it another one on another machine? Mount or restore it, or have all archivers use "
-            f"the same one; or, to go on without what it held, run `{ADOPT}`"
-        )
-
-    def _not_the_one(self, own: Own, what: str) -> NotOurStoreError:
-        return NotOurStoreError(
-            f"archive {self._store.description} {what}, but the archive of this installation "
-            f"({own.installation}) is store {own.store} at {own.description}: correct "
-            "archive.store or archive.folder of this archiver; or, to go on with this store and "
-            f"without what is in the other, stop the archivers of the other and run `{ADOPT}`"
-        )
 
 
 def _new_id() -> str:

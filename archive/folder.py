@@ -12,6 +12,8 @@ from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+import structlog
+
 from archive.billing import Requests
 from archive.store import (
     LEFTOVER_SECONDS,
@@ -24,6 +26,8 @@ from archive.store import (
 from schemas.protocols import BlockingCalls
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 OBJECT_SUFFIX = ".object"
 TEMPORARY_SUFFIX = ".tmp"
@@ -168,7 +172,10 @@ class FolderStore:
             raise ObjectRefusedError(MARK, reason) from error
 
     async def write_mark(self, content: bytes, *, replace: bool) -> None:
-        """Write that; without `replace` one that is there stays."""
+        """Write that; without `replace` one that is there stays.
+
+        A directory of its name is moved aside, with what is in it: `owner.<random>.damaged`.
+        """
         await self._run(lambda: self._write_mark(content, replace=replace))
 
     async def install_lifecycle(self) -> None:
@@ -253,9 +260,24 @@ class FolderStore:
                 except OSError as error:
                     if error.errno not in NO_LINKS:
                         raise
-            self._rename(temporary, self.folder / MARK)
+            try:
+                self._rename(temporary, self.folder / MARK)
+            except IsADirectoryError:
+                self._put_mark_aside()
+                self._rename(temporary, self.folder / MARK)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _put_mark_aside(self) -> None:
+        aside = (self.folder / MARK).with_suffix(f".{secrets.token_hex(8)}{DAMAGED_SUFFIX}")
+        try:
+            (self.folder / MARK).rename(aside)
+        except OSError as error:  # something is mounted there, say
+            raise OSError(
+                f"{MARK} in it is a directory that cannot be moved aside ({error.strerror}): "
+                "remove or unmount it, then ask again"
+            ) from error
+        log.warning("archive_mark_moved_aside", folder=str(self.folder), to=aside.name)
 
     def _write(self, target: Path, content: bytes) -> None:
         temporary = _temporary(target)

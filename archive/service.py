@@ -12,7 +12,7 @@ import structlog
 from archive.adoption import KEEPERS_LEASE, Adoption, Serve
 from archive.announce import Announcer
 from archive.catalog import Catalog
-from archive.claim import Claim, MarkRefusedError, NotOurStoreError
+from archive.claim import Claim
 from archive.condition import Condition
 from archive.dead_letters import DeadLetters
 from archive.duty import Duty
@@ -22,6 +22,7 @@ from archive.index_bucket import IndexBucket
 from archive.intake import CONSUMER, STREAM, Intake
 from archive.keeper import Keeper
 from archive.keeping import Kept
+from archive.marks import ClaimError
 from archive.metering import Metering
 from archive.parts import Parts
 from archive.queries import Queries
@@ -261,10 +262,10 @@ class ArchiveService:
         try:
             await self._claim.check()
         except (StoreError, PublishError) as error:
-            if isinstance(error, NotOurStoreError | MarkRefusedError):
+            if isinstance(error, ClaimError):
                 self._state = "refused: the store is not this installation's"
                 # First: who reads the error may act at once.
-                await self._adoption.offer(self._upkeep.reindexing())
+                await self._adoption.offer(self._upkeep.endpoints())
             self._not_begun(error)
             return False
         return True
@@ -312,7 +313,7 @@ class ArchiveService:
         def on_progress(done: int, total: int) -> None:
             self._state = f"reading the index: {done} of {total} objects"
 
-        await self._claim.check()  # it may have changed hands while this one helped
+        await self._claim.check(keeps=True)  # it may have changed hands while this one helped
         await self._vault.load(on_progress)
         self._load_error = ""
         self._duty = duty = Duty(lease)

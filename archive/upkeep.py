@@ -9,9 +9,10 @@ import structlog
 
 from archive.adoption import Adoption
 from archive.announce import Announcer
-from archive.claim import Claim, MarkRefusedError, NotOurStoreError
+from archive.claim import Claim
 from archive.duty import Duty
 from archive.job import Done, Job, OnProgress
+from archive.marks import ClaimError, MarkRefusedError, NotOurStoreError, OwnUnreadableError
 from archive.store import StoreError
 from archive.sweep import Sweeper
 from archive.vault import Vault
@@ -51,12 +52,12 @@ class Upkeep:
         self._reindex_job = Job("reindex", instance, self._reindex)
 
     def endpoints(self) -> list[Endpoint]:
-        """JSON: sweep and reindex."""
-        return [self._sweep_job.endpoint(), self._reindex_job.endpoint()]
+        """JSON: sweep and reindex.
 
-    def reindexing(self) -> Endpoint:
-        """Of these what an archiver serves whose store has to be adopted."""
-        return self._reindex_job.endpoint()
+        An archiver that is refused its store serves them as well: a sweep says why it can not,
+        and a reindex may adopt.
+        """
+        return [self._sweep_job.endpoint(), self._reindex_job.endpoint()]
 
     async def stop(self) -> None:
         """Give up what is under way on request."""
@@ -76,7 +77,7 @@ class Upkeep:
             await self._adoption.adopt()
         try:
             await self._check_claim()
-        except MarkRefusedError:
+        except (MarkRefusedError, OwnUnreadableError):
             if not request.adopt:
                 raise
             await self._write_mark()
@@ -90,6 +91,9 @@ class Upkeep:
     async def _sweep(self, on_progress: OnProgress) -> Counter[str]:
         """One sweep; how many entries it removed, by kind."""
         await self._check_claim()
+        if not self._duty().held:
+            # Its index may be behind that of who keeps it now.
+            raise StoreError("this archiver does not keep the index now: ask again")
         removed: Counter[str] = Counter()
         async with self._sweeping, contextlib.aclosing(self._sweeper.sweep()) as entries:
             async for entry in entries:
@@ -107,7 +111,7 @@ class Upkeep:
         return removed
 
     async def _write_mark(self) -> None:
-        """Of a store that is this one's for all it knows, and whose mark cannot be read."""
+        """Of a store that is this one's for all it knows, and of which that cannot be read."""
         try:
             await self._claim.adopt()
         except PublishError as error:
@@ -117,11 +121,11 @@ class Upkeep:
     async def _check_claim(self) -> None:
         """Before anything is removed: somebody else may have taken the store over meanwhile."""
         try:
-            await self._claim.check()
+            await self._claim.check(keeps=self._duty().held)
         except NotOurStoreError:
             self._duty().over = True
             raise
-        except MarkRefusedError as error:  # it was ours, so what can be given back is
+        except ClaimError as error:  # it was ours, so what can be given back is
             self.trouble = f"nothing is removed: {error}"
             raise
         except PublishError as error:

@@ -11,9 +11,10 @@ import pytest
 from agent.archive_client import ArchiveClient
 from agent.bus import Bus, connect, ensure_streams
 from archive.catalog import Catalog
-from archive.claim import Claim, NotOurStoreError
+from archive.claim import Claim
 from archive.index_bucket import IndexBucket
 from archive.index_entry import IndexEntry
+from archive.marks import NotOurStoreError
 from archive.s3 import S3Store
 from archive.service import ArchiveService
 from archive.settings import S3Settings
@@ -307,21 +308,20 @@ async def test_what_was_not_recognised_is_looked_at_again_seldom(bus: Bus, tmp_p
         looks += 1
         return False
 
-    first, other = folder_store(tmp_path / "one"), folder_store(tmp_path / "two")
-    for store in (first, other):
-        await store.open()
-    await Claim(first, bus.bucket("state"), recognises).check()
-    seldom = Claim(other, bus.bucket("state"), recognises)
+    store = folder_store(tmp_path / "one")
+    await store.open()
+    await Claim(store, bus.bucket("state"), recognises).check()
+    (tmp_path / "one" / "owner.json").unlink()
+    seldom = Claim(store, bus.bucket("state"), recognises)
     for _ in range(3):
         with pytest.raises(NotOurStoreError):
             await seldom.check()
     of_seldom = looks
-    always = Claim(other, bus.bucket("state"), recognises, again_seconds=0.0)
+    always = Claim(store, bus.bucket("state"), recognises, again_seconds=0.0)
     for _ in range(3):
         with pytest.raises(NotOurStoreError):
             await always.check()
-    for store in (first, other):
-        await store.close()
+    await store.close()
 
     assert of_seldom == 1
     assert looks == 4
