@@ -312,6 +312,14 @@ async def check_archive_store(settings: Settings) -> tuple[str, list[str]]:
     return await checked(settings.archive, settings.archive_folder(), BlockingThread)
 
 
+async def compare_archive_owner(bus: Bus, settings: Settings) -> tuple[str, str]:
+    """Whose the archive's store is, and what is wrong with that; both empty: nothing is known."""
+    from archive.checkup import compared  # noqa: PLC0415
+
+    folder, state, index = settings.archive_folder(), bus.bucket("state"), bus.bucket("archive")
+    return await compared(settings.archive, folder, BlockingThread, state, index)
+
+
 @contextlib.asynccontextmanager
 async def run_archive(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     """The archive, in a local folder or in S3.

@@ -9,7 +9,7 @@ import time
 import msgspec
 
 from agent import human
-from agent.assembly import check_archive_store
+from agent.assembly import check_archive_store, compare_archive_owner
 from agent.bus import Bus, BusError, connect
 from agent.bus.bus import StreamState
 from agent.bus.streams import STREAMS, storage_limit
@@ -67,6 +67,7 @@ async def doctor_checks(settings: Settings, found: Found | str) -> list[Check]:
                 )
             )
             checks += await _check_streams(bus)
+            checks += await check_archive_owner(settings, bus)
             checks += await check_services(bus)
     except (BusError, PublishError, RequestError, TimeoutError) as error:
         checks.append(
@@ -108,6 +109,15 @@ async def _check_archive_store(settings: Settings) -> list[Check]:
     return [
         Check(name="archive store", ok=False, text=trouble, remedy=remedy) for trouble in troubles
     ] or [Check(name="archive store", ok=True, text=text)]
+
+
+async def check_archive_owner(settings: Settings, bus: Bus) -> list[Check]:
+    """Whether the store's mark and the bus agree on whose it is; none where that is not known."""
+    text, trouble = await compare_archive_owner(bus, settings)
+    if trouble:
+        remedy = "then run doctor again; docs/operations.md, “Whose the store is”, has each case"
+        return [Check(name="archive owner", ok=False, text=trouble, remedy=remedy)]
+    return [Check(name="archive owner", ok=True, text=text)] if text else []
 
 
 def _check_binary() -> Check:

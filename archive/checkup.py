@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from archive.catalog import Catalog
+from archive.claim import Claim
+from archive.index_bucket import IndexBucket
+from archive.marks import ClaimError
 from archive.settings import ArchiveSettings
 from archive.store import StoreError
 from archive.stores import make_store
-from schemas.protocols import BlockingCalls
+from schemas.protocols import BlockingCalls, Bucket, PublishError
 
 SPARE_SEGMENTS = 4
 """Room for less is none: one is written while the next fills, and a sweep writes others anew."""
@@ -43,6 +47,36 @@ async def checked(
         return f"{store.description}: {answers}, all rights are there", refused
     except StoreError as error:
         return "", [str(error)]
+    finally:
+        await store.close()
+
+
+async def compared(
+    settings: ArchiveSettings,
+    folder: Path,
+    make_thread: Callable[[str], BlockingCalls],
+    state: Bucket,
+    index: Bucket,
+) -> tuple[str, str]:
+    """Whose the store is by its mark and by the bus, and what is wrong with that, with the remedy.
+
+    Nothing is written. Both are empty where there is nothing to compare: no folder yet, or one of
+    both does not answer, which other checks tell.
+    """
+    store = make_store(settings, folder, make_thread)
+    claim = Claim(store, state, Catalog(store, IndexBucket(index)).recognises)
+    is_folder = settings.bucket_and_prefix is None
+    try:
+        if is_folder and not await asyncio.to_thread(folder.exists):
+            await claim.look_for_lost()
+            return "", ""
+        if not is_folder:
+            await store.open()
+        return f"{store.description}: {await claim.look()}", ""
+    except ClaimError as error:
+        return "", str(error)
+    except (StoreError, PublishError):
+        return "", ""
     finally:
         await store.close()
 

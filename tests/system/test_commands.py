@@ -283,7 +283,7 @@ def test_doctor_finds_nothing_wrong(up: Up) -> None:
     assert done.returncode == 0
     assert list(checks) == [
         "state folder", "nats-server", "archive store", "bus", "streams", "metrics history",
-        "services", "same host",
+        "archive owner", "services", "same host",
     ]  # fmt: skip
     assert f"the running `up` on {up.state_dir}" in checks["bus"]["text"]
     assert "metrics " in checks["streams"]["text"]
