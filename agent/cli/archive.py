@@ -12,6 +12,7 @@ from agent.archive_outage import store_trouble
 from agent.bus import Bus
 from agent.cli.archive_asking import ask_archive
 from agent.cli.archive_dead import dead
+from agent.cli.namespace import ask_cache
 from agent.cli.options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
 from agent.cli.output import (
     counted,
@@ -21,7 +22,7 @@ from agent.cli.output import (
     transferring,
     write_value,
 )
-from agent.cli.start import Where, ask, errors, fail
+from agent.cli.start import Where, errors, fail
 from agent.client import CacheClient
 from schemas.api import ArchiveEntry, ArchiveJob, ArchiveStatus
 
@@ -143,8 +144,9 @@ def rm(
                 await cache.delete(key)
                 show(done)
 
-    ask(
+    ask_cache(
         (config, state_dir, password_file, nats_url),
+        namespace,
         work,
         quiet=as_json,
         limit_seconds=LIMIT_SECONDS,

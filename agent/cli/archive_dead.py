@@ -10,6 +10,7 @@ from agent import human
 from agent.archive_client import ArchiveClient
 from agent.bus import Bus
 from agent.cli.archive_asking import UNAVAILABLE, ask_archive
+from agent.cli.namespace import checked
 from agent.cli.options import AsJson, Config, NatsUrl, PasswordFile, StateDir
 from agent.cli.output import print_json
 from agent.cli.start import errors, fail
@@ -34,7 +35,10 @@ def dead(
     state_dir: StateDir = None,
     config: Config = None,
     namespace: Annotated[
-        str | None, typer.Option("--namespace", "-n", help="only of this one; default: of all")
+        str | None,
+        typer.Option(
+            "--namespace", "-n", help="only of this one; default: of all", callback=checked
+        ),
     ] = None,
     retry: Annotated[
         list[int] | None, typer.Option("--retry", help="id to send back; may be repeated")

@@ -6,9 +6,10 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
+from agent.cli.namespace import ask_cache
 from agent.cli.options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
 from agent.cli.output import print_fields, print_json
-from agent.cli.start import Where, ask, fail
+from agent.cli.start import Where, fail
 from agent.client import ResourceAgent
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -32,7 +33,9 @@ def status(
 ) -> None:
     """Show sizes, hits, latencies, the configuration, and the entries read most."""
     where = (config, state_dir, password_file, nats_url)
-    reply = _ask(where, lambda agent: agent.lmcache_status(namespace, top=top), quiet=as_json)
+    reply = _ask(
+        where, namespace, lambda agent: agent.lmcache_status(namespace, top=top), quiet=as_json
+    )
     _show(reply, as_json=as_json)
 
 
@@ -47,7 +50,7 @@ def show_config(
 ) -> None:
     """Show the configuration in force."""
     where = (config, state_dir, password_file, nats_url)
-    reply = _ask(where, lambda agent: agent.lmcache_config(namespace), quiet=as_json)
+    reply = _ask(where, namespace, lambda agent: agent.lmcache_config(namespace), quiet=as_json)
     _show(reply, as_json=as_json)
 
 
@@ -66,7 +69,9 @@ def configure(
     """Change the configuration; it takes effect at once and is kept."""
     fields = dict(_field(change) for change in changes)
     where = (config, state_dir, password_file, nats_url)
-    reply = _ask(where, lambda agent: agent.configure_lmcache(fields, namespace), quiet=as_json)
+    reply = _ask(
+        where, namespace, lambda agent: agent.configure_lmcache(fields, namespace), quiet=as_json
+    )
     _show(reply, as_json=as_json)
 
 
@@ -81,7 +86,7 @@ def optimize(
 ) -> None:
     """Take expired and worthless entries out of RAM."""
     where = (config, state_dir, password_file, nats_url)
-    reply = _ask(where, lambda agent: agent.optimize_lmcache(namespace), quiet=as_json)
+    reply = _ask(where, namespace, lambda agent: agent.optimize_lmcache(namespace), quiet=as_json)
     _show(reply, as_json=as_json)
 
 
@@ -99,13 +104,19 @@ def clear(
     if not yes:
         typer.confirm(f"Remove everything of namespace {namespace}?", abort=True, err=True)
     where = (config, state_dir, password_file, nats_url)
-    reply = _ask(where, lambda agent: agent.clear_lmcache(namespace), quiet=as_json)
+    reply = _ask(where, namespace, lambda agent: agent.clear_lmcache(namespace), quiet=as_json)
     _show(reply, as_json=as_json)
 
 
-def _ask(where: Where, work: Callable[[ResourceAgent], Awaitable[R]], *, quiet: bool) -> R:
-    return ask(
-        where, lambda bus: work(ResourceAgent(bus)), quiet=quiet, limit_seconds=LIMIT_SECONDS
+def _ask(
+    where: Where, namespace: str, work: Callable[[ResourceAgent], Awaitable[R]], *, quiet: bool
+) -> R:
+    return ask_cache(
+        where,
+        namespace,
+        lambda bus: work(ResourceAgent(bus)),
+        quiet=quiet,
+        limit_seconds=LIMIT_SECONDS,
     )
 
 

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from agent import human
+from agent.cli.namespace import ask_cache
 from agent.cli.options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
 from agent.cli.output import (
     counted,
@@ -21,7 +22,7 @@ from agent.cli.output import (
     transferring,
     write_value,
 )
-from agent.cli.start import Where, ask, errors, fail
+from agent.cli.start import Where, errors, fail
 from agent.client import CacheClient
 from schemas.api import WarmReply
 
@@ -242,8 +243,9 @@ def _ask(
     where: Where, namespace: str, work: Callable[[CacheClient], Awaitable[T]], quiet: bool
 ) -> T:
     """Run `work` on the namespace."""
-    return ask(
+    return ask_cache(
         where,
+        namespace,
         lambda bus: work(CacheClient(bus).of(namespace)),
         quiet=quiet,
         limit_seconds=TRANSFER_SECONDS,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from agent.cli import namespace
+
 NatsUrl = Annotated[
     str | None, typer.Option("--nats-url", help="NATS server; else NATS_URL, the running `up`, …")
 ]
@@ -25,4 +27,6 @@ Engines = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output on stdout")]
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="cache namespace")]
+Namespace = Annotated[
+    str, typer.Option("--namespace", "-n", help="cache namespace", callback=namespace.checked)
+]
