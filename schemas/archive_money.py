@@ -225,6 +225,11 @@ def followed(before: ArchiveUse, then: ArchiveUse) -> ArchiveUse:
     )
 
 
+def holding_nothing(use: ArchiveUse) -> ArchiveUse:
+    """What was counted, of a class of which nothing is held any more."""
+    return msgspec.structs.replace(use, entries=0, held_bytes=0)
+
+
 def grown(begin: ArchiveUse, end: ArchiveUse, prices: ArchivePrices | None) -> ArchiveUse:
     """By how much the counters rose, and what that costs; sizes as at the end."""
     growth = {name: max(0, getattr(end, name) - getattr(begin, name)) for name in _COUNTED}

@@ -7,7 +7,14 @@ from datetime import datetime
 from handlers.queries.stream_reader import StreamReader
 from handlers.spending.recorded_usage import STORED_LATER_NS
 from handlers.spending.usage import total
-from schemas.archive_money import ArchiveSpending, ArchiveUsage, ArchiveUse, added, followed
+from schemas.archive_money import (
+    ArchiveSpending,
+    ArchiveUsage,
+    ArchiveUse,
+    added,
+    followed,
+    holding_nothing,
+)
 from schemas.report import ArchiveFigures, ReportArchive, ReportArchiveNamespace
 from schemas.spending import Usage
 from schemas.units import SECOND_NS, to_ns
@@ -60,6 +67,7 @@ def archive_report(
         span_ns: length of the period.
     """
     namespaces = []
+    last_at = max((hour.hour_at for hours in recorded.values() for hour in hours), default=None)
     minutes: dict[datetime, int] = {}
     tables = []
     for name, hours in recorded.items():
@@ -70,7 +78,7 @@ def archive_report(
         if only_pool not in (None, pool):
             continue
         namespaces.append(
-            _namespace(name, hours, pool, gpu_hour_usd(pools.get(pool or NO_POOL, ())))
+            _namespace(name, hours, last_at, pool, gpu_hour_usd(pools.get(pool or NO_POOL, ())))
         )
         tables += [hour.prices for hour in hours if hour.prices is not None]
         for hour in hours:
@@ -155,13 +163,21 @@ def archive_notes(found: ReportArchive) -> list[str]:
 
 
 def _namespace(
-    name: str, hours: Sequence[ArchiveUsage], pool: str | None, hourly_usd: float | None
+    name: str,
+    hours: Sequence[ArchiveUsage],
+    last_at: datetime | None,
+    pool: str | None,
+    hourly_usd: float | None,
 ) -> ReportArchiveNamespace:
+    """`last_at`: the last hour of any namespace; what was not told in it is not held any more."""
     uses: dict[str, ArchiveUse] = {}
     for hour in hours:
         for ttl_class, use in hour.classes.items():
             known = uses.get(ttl_class)
             uses[ttl_class] = use if known is None else followed(known, use)
+    held = {name for hour in hours if hour.hour_at == last_at for name in hour.classes}
+    for ttl_class in uses.keys() - held:
+        uses[ttl_class] = holding_nothing(uses[ttl_class])
     classes = {ttl_class: _figures(use, hourly_usd) for ttl_class, use in sorted(uses.items())}
     return ReportArchiveNamespace(
         namespace=name,

@@ -16,6 +16,7 @@ from schemas.archive_money import (
     ArchiveUse,
     followed,
     grown,
+    holding_nothing,
 )
 from schemas.message import Message
 from schemas.protocols import Emit, Moment
@@ -51,11 +52,17 @@ class _Hour(msgspec.Struct, array_like=True):
     is_told: bool = False
 
     def add(self, classes: dict[str, ArchiveUse], prices: ArchivePrices | None, ns: int) -> None:
-        """Count the growth between two samples."""
+        """Count the growth between two samples; a class that the last does not name holds nothing.
+
+        Whoever keeps the index now read all of it: a class of which it says nothing is one of
+        which only its predecessor held anything.
+        """
         if self.minute_ns != ns // MINUTE_NS:
             self.minute_ns = ns // MINUTE_NS
             self.minutes += 1
         self.prices = prices
+        for name in self.classes.keys() - classes.keys():
+            self.classes[name] = holding_nothing(self.classes[name])
         for name, use in classes.items():
             self.classes[name] = followed(self.classes.get(name, NOTHING_USED), use)
 

@@ -81,6 +81,38 @@ def told(
 RESTORED: dict[str, Any] = {"restored_total": 2, "avoided_seconds_total": 7200.0}
 
 
+def test_a_class_of_which_the_last_hour_says_nothing_is_not_held_any_more() -> None:
+    both = {"1d": use(entries=3, held_bytes=GIB, held_byte_hours=1.0 * GIB), "7d": use(entries=2)}
+
+    found = told(hour(both), hour({"7d": use(entries=4, held_bytes=5)}, 1))
+
+    (one,) = found.namespaces
+    gone, held = one.classes["1d"].use, one.classes["7d"].use
+    assert (gone.entries, gone.held_bytes, gone.held_byte_hours) == (0, 0, GIB)
+    assert (held.entries, held.held_bytes) == (4, 5)
+    assert one.total.use.held_bytes == 5
+
+
+def test_a_namespace_that_is_silent_while_others_are_told_holds_nothing() -> None:
+    big = {"1d": use(entries=3, held_bytes=GIB, **RESTORED)}
+
+    found = told(
+        hour(big), hour(big, namespace="code"), hour(big, 1, namespace="code"), span_hours=3
+    )
+
+    by_name = {one.namespace: one.classes["1d"].use for one in found.namespaces}
+    assert (by_name["chat"].held_bytes, by_name["code"].held_bytes) == (0, GIB)
+    assert by_name["chat"].restored_total == 2
+
+
+def test_of_an_archive_that_is_silent_as_a_whole_the_last_sizes_stand() -> None:
+    big = {"1d": use(entries=3, held_bytes=GIB)}
+
+    found = told(hour(big), span_hours=24)
+
+    assert found.total.use.held_bytes == GIB
+
+
 def test_hours_add_up_and_sizes_are_the_last_ones() -> None:
     early = use(held_bytes=GIB, held_byte_hours=1.0 * GIB, requests={"write": 1000.0}, **RESTORED)
     late = use(held_bytes=3 * GIB, held_byte_hours=3.0 * GIB, requests={"read": 500.0})

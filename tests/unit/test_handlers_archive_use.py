@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from handlers.slots import Routed, Slot, Watermark
@@ -193,6 +194,29 @@ def test_another_owner_goes_on_where_the_first_one_stopped(cut: int) -> None:
     emits += heir.advance(START_NS + 3700 * SECOND_NS)
 
     assert {e.message_id: e.message for e in emits} == {e.message_id: e.message for e in whole}
+
+
+@pytest.mark.parametrize("instance", ["a1", "a2"])
+def test_a_class_that_nothing_holds_after_a_take_over_has_no_size(instance: str) -> None:
+    _, first = told(10, 5, gib_hours=2.0)
+    _, later = told(20, 1, instance=instance, since=15)
+    taken_over = msgspec.structs.replace(later, classes={"7d": later.classes["1d"]})
+    emits = said([(10, first), (20, taken_over)], 60)
+
+    gone, held = last(emits).classes["1d"], last(emits).classes["7d"]
+    assert (gone.entries, gone.held_bytes) == (0, 0)
+    assert (gone.restored_total, gone.held_byte_hours) == (5, 2.0 * GIB)
+    assert (held.entries, held.held_bytes) == (1, GIB)
+
+
+def test_a_class_that_is_held_again_has_its_size_again() -> None:
+    _, first = told(10, 5)
+    _, later = told(20, 1, instance="a2", since=15)
+    none = msgspec.structs.replace(later, classes={})
+    emits = said([(10, first), (20, none), told(30, 2, instance="a2", since=15)], 60)
+
+    use = last(emits).classes["1d"]
+    assert (use.entries, use.held_bytes, use.restored_total) == (1, GIB, 7)
 
 
 def test_a_class_that_is_new_counts_from_0() -> None:
