@@ -279,9 +279,17 @@ def _messages(
 async def _some_at_once(
     call: Callable[..., Awaitable[T]], arguments: Sequence[tuple[object, ...]]
 ) -> list[T]:
-    """The results in order, `IN_FLIGHT` calls at once."""
+    """The results in order, `IN_FLIGHT` calls at once.
+
+    The first error is raised once those under way have ended: what they write must not take
+    effect behind it, when its caller believes that it is over.
+    """
     results: list[T] = []
     for start in range(0, len(arguments), IN_FLIGHT):
         some = arguments[start : start + IN_FLIGHT]
-        results += await asyncio.gather(*(call(*these) for these in some))
+        ended = await asyncio.gather(*(call(*these) for these in some), return_exceptions=True)
+        for one in ended:
+            if isinstance(one, BaseException):
+                raise one
+            results.append(one)
     return results

@@ -1,7 +1,7 @@
 """The typed client of one namespace of the cache."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, Asking, Deadline
 from agent.batches import REQUEST_SECONDS as BATCH_SECONDS
@@ -149,7 +149,7 @@ class CacheClient(CacheReads):
 
     async def put_many(
         self,
-        items: Mapping[str, bytes],
+        items: Mapping[str, Buffer],
         *,
         chain: bool = False,
         parent: str | None = None,
@@ -170,12 +170,10 @@ class CacheClient(CacheReads):
             agent.batches.PutManyError: some were refused; it says which, and why.
             ValueError: a key is too long, a tag is empty, or no such time to live or cost is
                 possible; nothing was sent.
-            TypeError: a key, value or tag is of a wrong type; nothing was sent.
+            TypeError: a key, value or tag is of a wrong type, or a value does not lie in one piece
+                in memory; nothing was sent.
         """
-        for key, value in items.items():
-            key_bytes(key)
-            if not isinstance(value, Buffer):
-                raise TypeError(f"the value of {key!r:.40} is bytes, not {type(value).__name__}")
+        values = {key: _as_bytes(key, value) for key, value in items.items()}
         entries = [
             (
                 BatchEntry(
@@ -187,7 +185,7 @@ class CacheClient(CacheReads):
                 ),
                 value,
             )
-            for key, value in items.items()
+            for key, value in values.items()
         ]
 
         deadline = Deadline(deadline_seconds)
@@ -227,3 +225,20 @@ class CacheClient(CacheReads):
         """
         batches = self._batches(Deadline(deadline_seconds))
         return await batches.warm([checked_text("the key", key) for key in keys], cancel=cancel)
+
+
+def _as_bytes(key: str, value: Buffer) -> bytes:
+    """What is put under the key, as bytes or a view of them, whose length is that in bytes.
+
+    Raises:
+        ValueError: the key is too long.
+        TypeError: the key or the value is of a wrong type, or the value is in pieces.
+    """
+    key_bytes(key)
+    if not isinstance(value, Buffer):
+        raise TypeError(f"the value of {key!r:.40} is bytes, not {type(value).__name__}")
+    if not isinstance(value, memoryview):
+        return cast(bytes, value)
+    if not value.c_contiguous:
+        raise TypeError(f"the value of {key!r:.40} is in pieces in memory: give bytes of it")
+    return cast(bytes, value.cast("B")) if value.nbytes else b""

@@ -1,7 +1,7 @@
 """What keys and headers say in requests to the cache, checked before anything is sent."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -126,3 +126,16 @@ def key_bytes(key: str) -> bytes:
     if len(encoded) > MAX_KEY_BYTES:
         raise ValueError(f"key of {len(encoded)} bytes exceeds the limit of {MAX_KEY_BYTES} bytes")
     return encoded
+
+
+def checked_keys(keys: Iterable[str]) -> list[str]:
+    """The keys, if each may be one; an error names the first that may not.
+
+    Raises:
+        TypeError: one is no str.
+        ValueError: one is empty, too long, or no UTF-8 text.
+    """
+    wanted = list(keys)
+    for key in wanted:
+        key_bytes(key)
+    return wanted

@@ -13,7 +13,7 @@ from agent.asking import DEADLINE_SECONDS, REQUEST_SECONDS, TIMER_SECONDS, Askin
 from agent.batches import REQUEST_SECONDS as BATCH_SECONDS
 from agent.batches import Batches
 from agent.bus import Bus
-from agent.cache_headers import checked_text, get_headers, key_bytes
+from agent.cache_headers import checked_keys, checked_text, get_headers, key_bytes
 from agent.coalescing import ALONE, KEY_BYTES, Gets, Puts
 from agent.connected import Connected
 from agent.same_host import SameHost
@@ -241,8 +241,13 @@ class CacheReads(Connected):
     async def match(
         self, keys: Sequence[str], *, deadline_seconds: float = DEADLINE_SECONDS
     ) -> int:
-        """How many keys of a chain, root first, are in RAM from its root on; they count as used."""
-        return await self._batches(Deadline(deadline_seconds)).match(keys)
+        """How many keys of a chain, root first, are in RAM from its root on; they count as used.
+
+        Raises:
+            ValueError: a key is empty or too long; nothing was asked.
+            TypeError: a key is no str.
+        """
+        return await self._batches(Deadline(deadline_seconds)).match(checked_keys(keys))
 
     async def get_many(
         self,
@@ -252,14 +257,20 @@ class CacheReads(Connected):
         request_class: str | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> dict[str, bytes]:
-        """The values that are there, by key, in the order of `keys`. `restore` as for `get`."""
+        """The values that are there, by key, in the order of `keys`. `restore` as for `get`.
+
+        Raises:
+            ValueError: a key is empty or too long; nothing was asked.
+            TypeError: a key is no str.
+        """
+        wanted = checked_keys(keys)
         deadline = Deadline(deadline_seconds)
 
         async def get_one(key: str) -> bytes | None:
             return await self._get(key, restore, request_class, deadline)
 
         headers = get_headers(restore=restore, request_class=request_class)
-        return await self._batches(deadline).get(keys, headers, get_one)
+        return await self._batches(deadline).get(wanted, headers, get_one)
 
     async def keys(
         self, prefix: str = "", *, deadline_seconds: float = DEADLINE_SECONDS

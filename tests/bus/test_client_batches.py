@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from array import array
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,64 @@ async def test_where_one_is_wrong_none_is_sent(
         await client.put_many({**items, **wrong}, cost_seconds=costs)
 
     assert await client.get_many(items) == {}
+
+
+async def test_views_of_wider_items_are_put_whole(
+    service: CacheService, client: CacheClient
+) -> None:
+    floats = array("d", range(1000))
+    large = array("d", range(100_000))  # above the inline limit in bytes, not in items
+    items: dict[str, bytes | bytearray | memoryview] = {
+        "floats": memoryview(floats),
+        "large": memoryview(large),
+        "square": memoryview(bytes(36)).cast("i", (3, 3)),
+        "none": memoryview(array("d")),
+        "no rows": memoryview(b"").cast("B"),
+        "growing": bytearray(b"abc"),
+        "bytes": b"abc",
+    }
+    expected = {key: bytes(memoryview(value)) for key, value in items.items()}
+
+    versions = await client.put_many(items)
+    chained = await client.put_many({f"c {key}": one for key, one in items.items()}, chain=True)
+
+    assert list(versions) == list(items)
+    assert len(chained) == len(items)
+    assert await client.get_many(items) == expected
+    assert await client.get_many([f"c {key}" for key in items]) == {
+        f"c {key}": value for key, value in expected.items()
+    }
+    assert len(expected["large"]) == 800_000
+
+
+async def test_a_value_in_pieces_is_refused_by_its_key(
+    service: CacheService, client: CacheClient
+) -> None:
+    with pytest.raises(TypeError, match="the value of 'b' is in pieces in memory"):
+        await client.put_many({"a": b"1", "b": memoryview(b"123456")[::2]})
+
+    assert await client.get_many("ab") == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "text"),
+    [
+        (5, TypeError, "the key is a str, not int: 5"),
+        (b"bytes", TypeError, "the key is a str, not bytes: b'bytes'"),
+        (None, TypeError, "the key is a str, not NoneType: None"),
+        ("", ValueError, "the key is empty"),
+        ("k" * 10_241, ValueError, "key of 10241 bytes exceeds"),
+        ("\udcff", ValueError, "not UTF-8 text"),
+    ],
+    ids=["int", "bytes", "none", "empty", "long", "no text"],
+)
+async def test_a_key_that_can_be_none_is_named_before_anything_is_asked(
+    client: CacheClient, wrong: Any, kind: type[Exception], text: str
+) -> None:
+    # Nobody serves: who asked would be told that.
+    for asked in (client.get_many(["a", wrong]), client.match(["a", wrong])):
+        with pytest.raises(kind, match=text):
+            await asked
 
 
 async def test_refusals_name_the_entries_and_what_follows_them_in_a_chain_is_not_sent(

@@ -24,6 +24,8 @@ class Script:
         self.seen: list[str] = []
         self.refusals: list[RequestError] = []
         self.held: set[str] = set()
+        self.garbled: set[str] = set()
+        """What is answered, but not as a cache does."""
         self.may_answer = asyncio.Event()
 
     async def _note(self, what: str) -> None:
@@ -43,6 +45,8 @@ class Script:
         for entry in entries:
             value, values = values[: entry.size], values[entry.size :]
             await self._note(f"{entry.key}={value.decode()}")
+            if f"{entry.key}={value.decode()}" in self.garbled:
+                return Answer(b"{")
         return Answer(msgspec.json.encode(["1"] * len(entries)))
 
     async def _delete(self, call: Call) -> Answer:
@@ -151,6 +155,35 @@ async def test_a_put_of_many_in_several_messages_is_not_overtaken(
     await asyncio.gather(putting, then[later]())
 
     assert await client.get("k-399") == (None if later == "delete" else b"new")
+
+
+@pytest.mark.parametrize("later", ["put", "delete", "put_many"])
+async def test_a_put_of_many_that_fails_is_not_overtaken_where_it_still_runs(
+    script: Script, client: CacheClient, later: str
+) -> None:
+    script.held, script.garbled = {"slow=1"}, {"odd=1"}
+    big = bytes(60_000)
+    items = {"odd": b"1", **{f"a-{number}": big for number in range(40)}, "slow": b"1"}
+    putting = asyncio.create_task(client.put_many(items))
+    await until(lambda: {"odd=1", "slow=1"} <= set(script.seen))
+    then: dict[str, Callable[[], Awaitable[Any]]] = {
+        "put": lambda: client.put("slow", b"2"),
+        "delete": lambda: client.delete("slow"),
+        "put_many": lambda: client.put_many({"slow": b"2"}),
+    }
+    following = asyncio.ensure_future(then[later]())
+    await client.put("other", b"3")  # behind all that was sent before it
+    seen = list(script.seen)
+    is_over = putting.done()
+    script.may_answer.set()
+    with pytest.raises(msgspec.DecodeError):
+        await putting
+    await following
+
+    assert not is_over
+    assert [one for one in seen if "slow" in one] == ["slow=1"]
+    assert script.seen[-1] == ("delete slow" if later == "delete" else "slow=2")
+    assert len(client._order) == 0
 
 
 async def test_writes_of_one_key_that_nobody_answers_fail_together(
