@@ -1,21 +1,28 @@
 """Work on the whole archive on request: sweep and reindex."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import pytest
 
+from agent import archive_client
 from agent.archive_client import ArchiveClient
 from agent.bus import Bus
 from archive.store import StoredObject, StoreError
 from schemas.api import ArchiveJob, ArchiveJobRequest
 from schemas.archive import Stored
+from schemas.protocols import Call, RequestError, json_endpoint
 from tests.support.archive_service import Heard, archiving, evict, until
 from tests.support.evictions import FailingStore, ManualClock, evicted
 from tests.support.waiting import until_async
 
 pytestmark = pytest.mark.bus
+
+ArchiveJobState = Literal["running", "failed"]
+ServedArchive = Callable[[], Awaitable[object]]
 
 
 async def ask(bus: Bus, name: str, *, start: bool) -> ArchiveJob:
@@ -159,3 +166,57 @@ async def test_work_that_fails_says_why(bus: Bus, tmp_path: Path) -> None:
 
     assert (failed.state, failed.error) == ("failed", "the disk is gone")
     assert (mended.state, mended.error) == ("done", "")
+
+
+class Asker(ArchiveClient):
+    """Notes that nobody answered."""
+
+    def __init__(self, bus: Bus) -> None:
+        super().__init__(bus)
+        self.refused = asyncio.Event()
+
+    async def _ask_at(self, *request: Any) -> Any:
+        try:
+            return await super()._ask_at(*request)
+        except RequestError:
+            self.refused.set()
+            raise
+
+
+async def begun(bus: Bus, asker: Asker) -> tuple[asyncio.Task[ArchiveJob], ServedArchive]:
+    """A sweep of an archiver that has begun it, and answers no more."""
+    served = await bus.serve("archive", [], description="test")
+    state: ArchiveJobState = "running"
+    heard = asyncio.Event()
+
+    def answer(_request: ArchiveJobRequest, _call: Call) -> ArchiveJob:
+        return ArchiveJob(instance="a1", state=state, error="lost" if state == "failed" else "")
+
+    endpoint = json_endpoint("sweep", "api.archive.sweep", ArchiveJobRequest, answer)
+    stop = await served.add([endpoint])
+    sweeping = asyncio.create_task(asker.run("sweep", lambda _job: heard.set()))
+    await heard.wait()
+    await stop()
+    state = "failed"
+    return sweeping, lambda: served.add([endpoint])
+
+
+async def test_a_keeper_that_answers_again_says_what_became_of_the_sweep(bus: Bus) -> None:
+    asker = Asker(bus)
+    sweeping, come_back = await begun(bus, asker)
+    await asker.refused.wait()
+    await come_back()
+
+    job = await sweeping
+
+    assert (job.state, job.error) == ("failed", "lost")
+
+
+async def test_an_archiver_that_does_not_come_back_is_told_as_that(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_client, "AWAY_SECONDS", 0.0)
+    sweeping, _ = await begun(bus, Asker(bus))
+
+    with pytest.raises(RequestError, match="archive a1 stopped before it was done: nobody serves"):
+        await sweeping
