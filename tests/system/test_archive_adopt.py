@@ -73,9 +73,17 @@ def test_a_server_that_lost_its_state_gets_its_archive_back_by_one_command(tmp_p
     with opened(tmp_path / "up") as up:
         store = archive_health(up)["store"]
         plain = up.command("archive reindex")
+        swept = up.command("archive sweep")
+        doctor = up.command("doctor")
         adopted = up.command("archive reindex", "--adopt")
         values = asyncio.run(read(up, keys))
+        doctor_then = up.command("doctor")
 
+    assert (swept.returncode, doctor.returncode) == (1, 1)
+    assert "sweep failed: archive folder" in swept.stderr.decode()
+    assert "belongs to installation" in swept.stderr.decode()
+    assert "FAIL archive owner: archive folder" in doctor.stdout.decode()
+    assert "ok   archive owner: folder" in doctor_then.stdout.decode()
     assert store["state"] == "failed"
     assert "resource-agent archive reindex --adopt" in store["text"]
     assert plain.returncode == 1
