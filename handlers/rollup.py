@@ -16,7 +16,7 @@ from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics, Rollup, Summary
 from schemas.protocols import Emit, Moment
-from schemas.units import SECOND_NS, instant, to_ns, token
+from schemas.units import SECOND_NS, instant, paired, to_ns
 from schemas.views import Row, cache_row, engine_row, gpu_row, host_row
 
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics | CacheMetrics
@@ -42,7 +42,7 @@ class _Bucket:
     rows: dict[Kind, list[Row]] = dataclasses.field(default_factory=dict)
     """The samples: put together by name at the end."""
     energy_joules: float | None = None
-    engines: set[str] = dataclasses.field(default_factory=set)
+    engines: set[tuple[str, str]] = dataclasses.field(default_factory=set)
     simulated: bool = False
     instance: str | None = None
     namespace: str | None = None
@@ -175,7 +175,7 @@ class RollupHandler:
                 bucket.instance, bucket.namespace = message.instance, message.namespace
         kind, node_name, name = key
         if is_pool and kind == "engine":
-            bucket.engines.add(f"{node_name}-{name}")
+            bucket.engines.add((node_name, name))
         rows, end_ns = bucket.rows.setdefault(kind, []), minute_ns + MINUTE_NS
         source = _Source(bucket, rows, group, minute_ns, end_ns, due_ns, ns)
         if before is not None:
@@ -192,10 +192,7 @@ class RollupHandler:
             if now.ns < due_ns:
                 break
             self._done_ns = due_ns
-            found = [
-                _rollup(kind, f"{name}-{part}" if part else name, bucket)
-                for (kind, name, part), bucket in self._open.pop(due_ns).items()
-            ]
+            found = [_rollup(key, bucket) for key, bucket in self._open.pop(due_ns).items()]
             emits += [
                 Emit(one, f"rollup.{one.kind}.{one.id}.{to_ns(one.minute_at)}")
                 for one in sorted(found, key=lambda one: (one.kind, one.id))
@@ -229,21 +226,21 @@ def _add_energy(source: _Source, total: float, now_ns: int) -> None:
         bucket.energy_joules = (bucket.energy_joules or 0.0) + total - before
 
 
-def _rollup(kind: Kind, id_: str, bucket: _Bucket) -> Rollup:
+def _rollup(key: Key, bucket: _Bucket) -> Rollup:
+    kind, name, part = key
     columns: dict[str, list[float]] = defaultdict(list)
-    for part, names, values in _tables(bucket):
-        prefix = f"{part}_" if kind == "pool" else ""
-        for name, column in zip(names, zip(*values, strict=True), strict=True):
+    for of, names, values in _tables(bucket):
+        prefix = f"{of}_" if kind == "pool" else ""
+        for field, column in zip(names, zip(*values, strict=True), strict=True):
             known = [float(value) for value in column if value is not None]
             if known:
-                columns[prefix + name] += known
-    metrics = {name: summarise(values) for name, values in sorted(columns.items())}
+                columns[prefix + field] += known
+    metrics = {field: summarise(values) for field, values in sorted(columns.items())}
     if bucket.engines:
         metrics["engines"] = summarise([len(bucket.engines)])
     return Rollup(
         kind=kind,
-        # Two names of a cache may be longer together than one token may be.
-        id=id_ if kind != "cache" else token(id_),
+        id=paired(name, part) if part else name,
         node=bucket.node,
         pool=bucket.pool,
         minute_at=instant(bucket.minute_ns),
@@ -252,6 +249,8 @@ def _rollup(kind: Kind, id_: str, bucket: _Bucket) -> Rollup:
         simulated=bucket.simulated,
         instance=bucket.instance,
         namespace=bucket.namespace,
+        gpu=part if kind == "gpu" else None,
+        engine=part if kind == "engine" else None,
     )
 
 

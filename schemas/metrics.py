@@ -413,7 +413,9 @@ class Rollup(Message, frozen=True, kw_only=True):
     makes a second one a duplicate). `metrics` holds only what was measured in that minute.
     `energy_joules` comes from the GPU's own counter, else it is absent. `id` is the node for a
     host, `<node>-<gpu>` for a GPU, `<node>-<engine>` for an engine, the pool for a pool,
-    `<instance>-<namespace>` for a cache.
+    `<instance>-<namespace>` for a cache; where two names could be taken for two others
+    (the second has a dash) or are longer together than 128 characters, ten digits of a digest of
+    both follow. The fields tell the names.
     """
 
     SUBJECT: ClassVar[str] = "rollup.{kind}.{id}"
@@ -426,7 +428,8 @@ class Rollup(Message, frozen=True, kw_only=True):
     id: Annotated[
         Token,
         Meta(
-            description="node, `<node>-<gpu>`, `<node>-<engine>`, pool or `<instance>-<namespace>`"
+            description="node, `<node>-<gpu>`, `<node>-<engine>`, pool or "
+            "`<instance>-<namespace>`; `-` and a digest follow where that is ambiguous or too long"
         ),
     ]
     node: Annotated[Token | None, Meta(description="its machine; null: a pool, or our cache")] = (
@@ -456,4 +459,12 @@ class Rollup(Message, frozen=True, kw_only=True):
     ] = None
     namespace: Annotated[
         Token | None, Meta(description="`namespace` of CacheMetrics; null: not a cache")
+    ] = None
+    gpu: Annotated[
+        Token | None,
+        Meta(description="`gpu` of GpuMetrics; null: not one, or of an older version"),
+    ] = None
+    engine: Annotated[
+        Token | None,
+        Meta(description="`engine` of EngineMetrics; null: not one, or of an older version"),
     ] = None

@@ -31,6 +31,10 @@ SECOND_NS = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NOT_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 _MAX_TOKEN_LENGTH = 64
+_MAX_PAIR_LENGTH = 128
+"""As many characters as a `Token` has at most."""
+_PAIR_DIGITS = 10
+_LIKE_PAIR_DIGITS = re.compile(r"[0-9a-f]{10}")
 
 
 def instant(ns: int) -> datetime:
@@ -56,3 +60,20 @@ def token(name: str) -> str:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:6]
     return f"{clean[: _MAX_TOKEN_LENGTH - 7]}-{digest}"
+
+
+def paired(first: str, second: str) -> str:
+    """Two tokens as one, `<first>-<second>`, at most 128 characters, another for every pair.
+
+    The last dash tells the two apart where the second has none: `node-1` and `g0` → `node-1-g0`.
+    Where it has one, where it could be taken for the digits that follow, or where both are too
+    long, ten hexadecimal digits of the SHA-256 of both come behind, so that `a`, `b-c` and
+    `a-b`, `c` stay apart.
+    """
+    name = f"{first}-{second}"
+    is_plain = "-" not in second and _LIKE_PAIR_DIGITS.fullmatch(second) is None
+    if is_plain and len(name) <= _MAX_PAIR_LENGTH:
+        return name
+    # A space is in no token: it tells where the first ends.
+    digest = hashlib.sha256(f"{first} {second}".encode()).hexdigest()[:_PAIR_DIGITS]
+    return f"{name[: _MAX_PAIR_LENGTH - _PAIR_DIGITS - 1]}-{digest}"

@@ -14,7 +14,7 @@ from schemas.history import CacheHistoryReply, CacheHistoryRequest, CacheSample
 from schemas.message import UNDECODABLE
 from schemas.metrics import Rollup
 from schemas.protocols import Call, Clock, Delivery, Subscriber
-from schemas.units import instant, token
+from schemas.units import instant, paired, token
 from schemas.views import cache_numbers
 
 
@@ -94,10 +94,13 @@ class CacheHistory:
                 values=dict(rollup.metrics),
             )
 
-        name = token(f"{instance}-{namespace}") if instance and namespace else "*"
+        ids = ["*"]
+        if instance and namespace:
+            # The latter is the id of older versions, where it is not still that of today.
+            ids = [paired(instance, namespace), token(f"{instance}-{namespace}")]
         return Wanted(
             raw_subject=f"metrics.cache.{instance or '*'}",
-            rollup_subject=f"rollup.cache.{name}",
+            rollup_subjects=[f"rollup.cache.{id_}" for id_ in dict.fromkeys(ids)],
             raw_series=series,
             raw_sample=_sample,
             rollup_sample=of_rollup,

@@ -14,7 +14,7 @@ from schemas.engines import EngineMetrics
 from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics, Rollup
 from schemas.protocols import Call, Clock, RequestError, Subscriber
-from schemas.units import instant
+from schemas.units import instant, paired
 from schemas.views import engine_numbers, gpu_numbers, host_numbers
 
 DEFAULT_SECONDS = 600.0
@@ -90,9 +90,10 @@ class History:
         raw = f"metrics.{self._kind}.{node or '*'}"
         if self._kind in PARTS:
             raw += f".{part or '*'}"
-        rollups = f"rollup.{self._kind}.{node if node and self._kind == 'host' else '*'}"
+        ids = [node if node and self._kind == "host" else "*"]
         if node and part:
-            rollups = f"rollup.{self._kind}.{node}-{part}"
+            # The latter is the id of older versions, where it is not still that of today.
+            ids = [paired(node, part), f"{node}-{part}"]
 
         def of_rollup(rollup: Rollup) -> HistorySample | None:
             sample = self._rollup_sample(rollup)
@@ -101,7 +102,7 @@ class History:
 
         return Wanted(
             raw_subject=raw,
-            rollup_subject=rollups,
+            rollup_subjects=[f"rollup.{self._kind}.{id_}" for id_ in dict.fromkeys(ids)],
             raw_series=lambda delivery: delivery.subject,
             raw_sample=self._raw_sample,
             rollup_sample=of_rollup,
@@ -129,7 +130,8 @@ class History:
             node=node,
             simulated=rollup.simulated,
             values=values,
-            **self._part(rollup.id.removeprefix(f"{node}-")),
+            # Older versions did not name the part, and had no digest in the id.
+            **self._part(rollup.gpu or rollup.engine or rollup.id.removeprefix(f"{node}-")),
         )
 
     def _part(self, name: str | None) -> dict[str, str | None]:

@@ -98,12 +98,15 @@ class RangeReader:
 
     async def why_nothing(self, what: str, *places: tuple[str, str]) -> str:
         """Why an answer is empty, from the first message in each of these streams and subjects."""
-        found: list[str] = []
+        firsts: dict[str, int] = {}
         for stream, subject in places:
             first_ns = await self.first_ns(stream, subject)
             if first_ns is not None:
-                reaches = "" if found else " reaches back"
-                found.append(f"FLEET_{stream}{reaches} to {instant(first_ns):%F %T}Z")
+                firsts[stream] = min(firsts.get(stream, first_ns), first_ns)
+        found: list[str] = []
+        for stream, first_ns in firsts.items():
+            reaches = "" if found else " reaches back"
+            found.append(f"FLEET_{stream}{reaches} to {instant(first_ns):%F %T}Z")
         if found:
             return f"no {what} is recorded in this range; {' and '.join(found)}"
         streams = dict.fromkeys(f"FLEET_{stream}" for stream, _ in places)

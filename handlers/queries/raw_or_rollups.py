@@ -29,7 +29,8 @@ class Wanted(Generic[S]):
     """What to read, and how a sample comes of it."""
 
     raw_subject: str
-    rollup_subject: str
+    rollup_subjects: Sequence[str]
+    """That of today first; others are those of minutes recorded by older versions."""
     raw_series: Callable[[Delivery], Hashable | None]
     """Whose raw metrics they are; None: nobody's that was asked for."""
     raw_sample: Callable[[bytes], S]
@@ -75,9 +76,8 @@ class RawOrRollups:
                 found = await self._rollups(wanted, start_ns, end_ns, limit)
             if found.matched:
                 return found
-            text = await self._reader.why_nothing(
-                what, ("METRICS", wanted.raw_subject), ("ROLLUPS", wanted.rollup_subject)
-            )
+            places = [("ROLLUPS", subject) for subject in wanted.rollup_subjects]
+            text = await self._reader.why_nothing(what, ("METRICS", wanted.raw_subject), *places)
             return dataclasses.replace(found, text=text)
 
     async def _raw(
@@ -97,10 +97,13 @@ class RawOrRollups:
     async def _rollups(
         self, wanted: Wanted[S], start_ns: int, end_ns: int, limit: int
     ) -> Samples[S]:
-        subject = wanted.rollup_subject
-        rollups = await self._reader.scan("ROLLUPS", subject, start_ns, end_ns + ROLLUP_DELAY_NS)
-        if rollups is None:
-            raise self._reader.too_much(wanted.narrower)
+        rollups: list[Delivery] = []
+        for subject in wanted.rollup_subjects:
+            read = await self._reader.scan("ROLLUPS", subject, start_ns, end_ns + ROLLUP_DELAY_NS)
+            if read is None:
+                raise self._reader.too_much(wanted.narrower)
+            rollups += read
+        rollups.sort(key=lambda delivery: delivery.sequence)
 
         def sample(payload: bytes) -> S | None:
             rollup = _ROLLUP.decode(payload)

@@ -11,7 +11,7 @@ from schemas.changes import Move
 from schemas.consolidation import Consolidation
 from schemas.protocols import Moment
 from schemas.scaling import Evidence, Recommendation
-from schemas.units import SECOND_NS, instant
+from schemas.units import SECOND_NS, instant, paired
 
 _FIELDS = {
     "memory": "memory_utilization_ratio",
@@ -135,7 +135,7 @@ def _evidence(peak: Peak, settings: GpuAdviceSettings, end_ns: int) -> list[Evid
             value=peak.ratio,
             threshold=peak.limit,
             window_seconds=settings.history_hours * 3600.0,
-            subject=f"rollup.gpu.{node}-{gpu}" if gpu else f"rollup.host.{node}",
+            subject=f"rollup.gpu.{paired(node, gpu)}" if gpu else f"rollup.host.{node}",
             fields=[_FIELDS[peak.signal]],
             measured_from=instant(begin_ns),
             measured_to=instant(begin_ns + WINDOW_NS),

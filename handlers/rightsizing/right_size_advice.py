@@ -7,7 +7,7 @@ from handlers.rightsizing.right_size import Need, RightSize
 from handlers.settings import GpuAdviceSettings
 from schemas.protocols import Moment
 from schemas.scaling import Evidence, Recommendation
-from schemas.units import SECOND_NS, instant
+from schemas.units import SECOND_NS, instant, paired
 
 _FIELDS = {
     "memory": "memory_utilization_ratio",
@@ -67,7 +67,7 @@ def _evidence(need: Need, settings: GpuAdviceSettings, end_ns: int) -> Evidence:
         value=need.p99,
         threshold=need.threshold,
         window_seconds=settings.history_hours * 3600.0,
-        subject=f"rollup.gpu.{need.part.node}-{need.part.gpu}",
+        subject=f"rollup.gpu.{paired(need.part.node, need.part.gpu)}",
         fields=[_FIELDS[need.signal]],
         measured_from=instant(begin_ns),
         measured_to=instant(begin_ns + WINDOW_NS),

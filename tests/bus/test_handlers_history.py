@@ -22,7 +22,7 @@ from schemas.message import Message
 from schemas.metrics import Rollup, Summary
 from schemas.protocols import Call, Delivery, RequestError
 from schemas.scaling import Decision, Execution, HeldAdvice, Recommendation
-from schemas.units import SECOND_NS, instant
+from schemas.units import SECOND_NS, instant, paired
 from tests.support.asking import ask
 from tests.support.samples import engine, gpu, host
 from tests.support.server import NatsServer
@@ -235,6 +235,44 @@ async def test_parts_are_read_from_rollups_by_node_and_part(bus: Bus, kind: str)
     assert [(s.node, getattr(s, kind)) for s in one.samples] == [("n1", "g1")]
     assert {getattr(s, other) for s in node.samples} == {None}
     assert every.samples == one.samples
+
+
+@pytest.mark.parametrize("kind", ["gpu", "engine"])
+async def test_minutes_of_names_with_dashes_are_told_apart_also_older_ones(
+    bus: Bus, kind: str
+) -> None:
+    earlier_ns = time.time_ns() - 5 * MINUTE_NS
+    pairs = [("a", "b-c"), ("a-b", "c")]
+    for node, part in pairs:
+        # As older versions recorded it, then as it is now.
+        older = minute(earlier_ns, kind, f"{node}-{part}", node)
+        today = minute(earlier_ns + MINUTE_NS, kind, paired(node, part), node)
+        await recorded(bus, older, msgspec.structs.replace(today, **{kind: part}))
+
+    no_part: dict[str, Any] = {}
+    found = [
+        await history(bus, f"api.{kind}.history.{node}", HistoryRequest(seconds=3600, **part))
+        for node, name in pairs
+        for part in ({kind: name}, no_part)
+    ]
+
+    of = [[(one.node, getattr(one, kind)) for one in reply.samples] for reply in found]
+    assert of == [[pair] * 2 for pair in pairs for _ in range(2)]
+    assert [one.at for one in found[0].samples] == [
+        instant(earlier_ns),
+        instant(earlier_ns + MINUTE_NS),
+    ]
+
+
+async def test_why_a_part_has_no_history_counts_older_minutes(bus: Bus) -> None:
+    older = minute(time.time_ns() - 5 * MINUTE_NS, "gpu", "a-b-c", "a")
+    await recorded(bus, older)
+
+    asked = HistoryRequest(seconds=0.001, gpu="b-c")
+    reply = await history(bus, "api.gpu.history.a", asked)
+
+    assert reply.samples == []
+    assert "FLEET_ROLLUPS reaches back to" in reply.text
 
 
 async def test_too_much_raw_is_answered_from_rollups_and_too_much_of_those_refused(

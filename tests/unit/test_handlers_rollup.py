@@ -1,5 +1,6 @@
 from typing import Any
 
+import msgspec
 import pytest
 
 from handlers.rollup import MAX_CACHES, RollupHandler, summarise
@@ -188,6 +189,33 @@ def test_after_the_window_silence() -> None:
     assert [handler.tick(at(second)) for second in range(75, 900, 5)] == [[]] * 165
 
 
+def test_minutes_of_names_that_look_alike_together_stay_apart() -> None:
+    handler = node_handler()
+    pairs = [("a", "b-c"), ("a-b", "c"), ("n" * 64, "g" * 64), ("n" * 64, "g" * 63 + "h")]
+    for node, name in pairs:
+        handler.handle(gpu(name, node=node, power_watts=1.0), at(0))
+        handler.handle(engine(name, node=node, running=1), at(0))
+
+    minutes = rollups(list(handler.tick(at(80))))
+
+    subjects = [minute.subject() for minute in minutes]
+    assert len(set(subjects)) == len(subjects) == 2 * len(pairs)
+    assert {(one.node, one.gpu) for one in minutes if one.kind == "gpu"} == set(pairs)
+    assert {(one.node, one.engine) for one in minutes if one.kind == "engine"} == set(pairs)
+    for minute in minutes:
+        assert msgspec.convert(msgspec.to_builtins(minute), Rollup) == minute
+
+
+def test_engines_of_a_pool_are_counted_by_node_and_name() -> None:
+    handler = RollupHandler(RollupSettings(), "pool")
+    for node, name in (("a", "b-c"), ("a-b", "c")):
+        handler.handle(engine(name, node=node, pool="chat", running=1), at(0))
+
+    (minute,) = rollups(list(handler.tick(at(80))))
+
+    assert minute.metrics["engines"].max == 2
+
+
 def cache(name: str, namespace: str = "default", **fields: Any) -> CacheMetrics:
     return CacheMetrics(instance=name, namespace=namespace, observed_at=instant(START_NS), **fields)
 
@@ -223,7 +251,8 @@ def test_caches_beyond_the_most_of_a_minute_are_left_out_and_long_names_are_toke
 
     assert len(found) == MAX_CACHES
     (long,) = [one for one in found if one.instance == name]
-    assert len(long.id) == 64
+    assert len(long.id) == 128
+    assert msgspec.convert(msgspec.to_builtins(long), Rollup) == long
 
 
 def test_a_cache_goes_on_from_minute_to_minute_and_one_left_out_costs_nothing() -> None:
