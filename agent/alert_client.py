@@ -112,8 +112,12 @@ class AlertCalls(Connected):
         starts_at: datetime | None = None,
         ends_at: datetime | None = None,
         comment: str = "",
+        future: bool = False,
     ) -> SilenceState:
-        """Begin a silence, for `seconds` or until `ends_at`; `rule` and `id` are patterns."""
+        """Begin a silence, for `seconds` or until `ends_at`; `rule` and `id` are patterns.
+
+        A `rule` that matches none is refused (404), but with `future`.
+        """
         asked = SilenceRequest(
             rule=rule,
             scope=scope,
@@ -123,6 +127,7 @@ class AlertCalls(Connected):
             seconds=seconds,
             author=author,
             comment=comment,
+            future=future,
         )
         return await self._alert("silence", asked, SilenceState)
 

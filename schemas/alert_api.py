@@ -121,6 +121,9 @@ class SilenceRequest(Request, frozen=True, kw_only=True):
     ] = None
     author: Annotated[str, Meta(min_length=1, max_length=200, description="who wants it")]
     comment: Annotated[str, Meta(max_length=1000, description="why")] = ""
+    future: Annotated[
+        bool, Meta(description="also where no rule matches yet; false: then it is refused (404)")
+    ] = False
 
 
 class SilenceId(Request, frozen=True, kw_only=True):

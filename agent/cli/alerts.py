@@ -83,7 +83,7 @@ def alerts(
             if as_json:
                 print_json(reply)
             else:
-                _print_open(reply)
+                _print_open(reply, is_chosen=any(one is not None for one in chosen.values()))
         if live is not None:
             await live.run(shown)
 
@@ -220,6 +220,9 @@ def add(
     start: Annotated[datetime | None, typer.Option(help="from then on, UTC; default: now")] = None,
     author: Annotated[str | None, typer.Option(help="who wants it; default: the user")] = None,
     comment: Annotated[str, typer.Option(help="why")] = "",
+    future: Annotated[
+        bool, typer.Option("--future", help="also where no rule matches the pattern yet")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Silence alerts for a while; they are recorded all the same, and listed apart."""
@@ -237,6 +240,7 @@ def add(
             starts_at=start and start.replace(tzinfo=UTC),
             ends_at=until and until.replace(tzinfo=UTC),
             comment=comment,
+            future=future,
         )
 
     where = (config, state_dir, password_file, nats_url)
@@ -307,7 +311,7 @@ def _field(change: str) -> tuple[str, Any]:
         return name, value
 
 
-def _print_open(reply: AlertsReply) -> None:
+def _print_open(reply: AlertsReply, *, is_chosen: bool) -> None:
     for title, rows, total in (
         ("", reply.rows, reply.total),
         ("silenced", reply.silenced, reply.silenced_total),
@@ -326,7 +330,9 @@ def _print_open(reply: AlertsReply) -> None:
             console.print(f"[dim]… and {total - len(rows)} more: --limit shows more[/]")
     if not reply.rows:
         console.print(
-            "[green]no alert is open[/]" + (" but silenced ones" if reply.silenced else "")
+            # Others may be: no all-clear.
+            ("no such alert is open" if is_chosen else "[green]no alert is open[/]")
+            + (" but silenced ones" if reply.silenced else "")
         )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Self
 
@@ -154,12 +155,16 @@ class AlertConfiguration:
         hint = f"; near it: {', '.join(near)}" if near else ""
         return RequestError(404, f"there is no alert rule {name!r}{hint}")
 
-    async def silence(self, silence: Silence, now_ns: int) -> None:
+    async def silence(self, silence: Silence, now_ns: int, *, future: bool) -> None:
         """Begin a silence; those that ended a day ago are forgotten.
 
+        With `future` also one for rules that are not there yet.
+
         Raises:
-            RequestError: 400 too many silences; 503 no answer.
+            RequestError: 400 too many silences; 404 no such rule; 503 no answer.
         """
+        if not future:
+            await self._refuse_stray(silence.rule)
         for old in self.book.current.silences:
             if to_ns(old.ends_at) + KEPT_NS <= now_ns:
                 await self._remove(f"{SILENCE_KEY}{old.silence_id}")
@@ -167,6 +172,18 @@ class AlertConfiguration:
             raise RequestError(400, f"there are {MAX_SILENCES} silences: take one back first")
         record = msgspec.json.encode(silence)
         await self._write(f"{SILENCE_KEY}{silence.silence_id}", lambda: record)
+
+    async def _refuse_stray(self, pattern: str) -> None:
+        """Refuse a pattern that no rule matches, be that off or removed: nothing is silenced."""
+        await self._catch_up(f"{RULE_KEY}{pattern}")
+        known = sorted({*self.book.of_settings, *self.book.current.rules})
+        if not pattern.strip("*") or any(fnmatchcase(name, pattern) for name in known):
+            return
+        near = get_close_matches(re.sub(r"[*?\[\]]", "", pattern), known, n=3, cutoff=0.5)
+        hint = f"near it: {', '.join(near)}" if near else f"there are: {', '.join(known[:50])}"
+        raise RequestError(
+            404, f"no alert rule matches {pattern!r}; {hint} (--future: for a rule that is to come)"
+        )
 
     async def unsilence(self, silence_id: str) -> None:
         """Take a silence back.

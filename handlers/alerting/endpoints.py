@@ -219,7 +219,7 @@ class AlertEndpoints:
             )
         except ValueError as error:
             raise RequestError(400, str(error)) from error
-        await self._configuration.silence(silence, now_ns)
+        await self._configuration.silence(silence, now_ns, future=request.future)
         return _silence_state(silence, now_ns, self._silenced(now_ns)[silence.silence_id])
 
     async def unsilence(self, request: SilenceId, _call: Call) -> SilencesReply:

@@ -121,6 +121,9 @@ async def test_a_wrong_rule_is_refused_by_name_and_changes_nothing(
     assert before.rules[0] in after.rules
 
 
+NEAR = "near it: gpu_temperature"
+
+
 async def test_rules_and_silences_that_cannot_be_are_refused(bus: Bus, tmp_path: Path) -> None:
     now = instant(time.time_ns())
     last = now.replace(year=9999, month=12, day=28)
@@ -134,6 +137,9 @@ async def test_rules_and_silences_that_cannot_be_are_refused(bus: Bus, tmp_path:
             (client.unsilence("s"), 404, "no silence 's'"),
             (client.silence(author="ann"), 400, "either ends_at or seconds"),
             (client.silence(author="", seconds=5), 400, "$.author"),
+            (client.silence(author="ann", seconds=5, rule="gpu_temprature"), 404, NEAR),
+            (client.silence(author="ann", seconds=5, rule="gpu_temprature*"), 404, NEAR),
+            (client.silence(author="ann", seconds=5, rule="zzz"), 404, "there are: "),
             (client.silence(author="ann", ends_at=now - timedelta(days=1)), 400, "over already"),
             (client.silence(author="ann", starts_at=last, seconds=1e7), 400, "year 9999"),
             (client.alert_history(start=now, seconds=5), 400, "either start or seconds"),
@@ -147,6 +153,21 @@ async def test_rules_and_silences_that_cannot_be_are_refused(bus: Bus, tmp_path:
             errors.append((refused.value.code == code, text in refused.value.text, text))
 
     assert errors == [(True, True, text) for _, _, text in attempts]
+
+
+async def test_a_silence_is_for_rules_that_are_there_off_or_said_to_come(
+    bus: Bus, tmp_path: Path
+) -> None:
+    async with handlers(bus, tmp_path) as client:
+        await client.delete_alert_rule("disk_full")
+        await client.set_alert_rule("half_full", **RULE)
+        for rule in ("disk_full", "half_full", "gpu_*", "*"):
+            await client.silence(author="ann", seconds=60, rule=rule)
+        begun = await client.silence(author="ann", seconds=60, rule="to_come", future=True)
+        listed = await client.silences()
+
+    assert begun.silence.rule == "to_come"
+    assert len(listed.rows) == 5
 
 
 async def test_rules_and_silences_are_bounded(
@@ -177,8 +198,8 @@ async def test_a_silence_that_ended_a_day_ago_is_forgotten_with_the_next(bus: Bu
     configuration = AlertConfiguration(AlertBook(()), bus.bucket("config"), bus, name)
     async with configuration:
         for number, end_ns in enumerate((2 * day_ns, 2 * day_ns + 1000)):
-            await configuration.silence(until(f"s{number}", end_ns), 0)
-        await configuration.silence(until("s2", 9 * day_ns), 3 * day_ns)
+            await configuration.silence(until(f"s{number}", end_ns), 0, future=False)
+        await configuration.silence(until("s2", 9 * day_ns), 3 * day_ns, future=False)
 
     assert [one.silence_id for one in configuration.book.current.silences] == ["s1", "s2"]
 

@@ -111,13 +111,20 @@ def test_top_prints_one_picture_for_people_and_for_programs(up: Up) -> None:
 
 
 def test_a_silence_is_added_listed_and_taken_back(up: Up) -> None:
-    added = up.command("silence add", "--rule", "x_*", "--for", "5m", "--author", "ann", "--json")
+    wanted = ("--rule", "x_*", "--future", "--for", "5m", "--author", "ann", "--json")
+    added = up.command("silence add", *wanted)
     listed = up.command("silence ls")
     taken = up.command("silence rm", document(added)["silence"]["silence_id"])
 
     assert document(added)["state"] == "active"
     assert all(text in listed.stdout for text in (b"x_*", b"ann", b"active"))
     assert b"took back" in taken.stdout
+
+
+def test_alerts_of_a_choice_give_no_all_clear_for_others(up: Up) -> None:
+    chosen = up.command("alerts", "--rule", "zzz")
+
+    assert b"no such alert is open" in chosen.stdout
 
 
 def test_a_rule_is_removed_and_given_back(up: Up) -> None:
@@ -141,6 +148,11 @@ def test_a_rule_is_removed_and_given_back(up: Up) -> None:
         (("alerts", "--history", "--since", "long"), "write a time like 90m", 2),
         (("silence add", "--rule", "x"), "say how long", 2),
         (("silence rm", "nothing"), "there is no silence 'nothing'", 1),
+        (
+            ("silence add", "--for", "5m", "--rule", "disk_fulls*"),
+            "no alert rule matches 'disk_fulls*'; near it: disk_full",
+            1,
+        ),
         (("top", "--sort", "beauty"), "--sort beauty: choose age_seconds, busy_ratio", 2),
         (("top", "--section", "x"), "--section x: choose alerts, pools", 2),
         (
@@ -149,7 +161,7 @@ def test_a_rule_is_removed_and_given_back(up: Up) -> None:
             1,
         ),
     ],
-    ids=["path", "field", "since", "how-long", "silence", "sort", "section", "rule"],
+    ids=["path", "field", "since", "how-long", "silence", "stray", "sort", "section", "rule"],
 )
 def test_what_alerts_refuse_is_one_clear_line(
     up: Up, arguments: tuple[str, ...], text: str, code: int
