@@ -241,8 +241,9 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
     gpus_per_replica: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | None,
         Meta(
-            description="to price a replica by; null: the pool's GPUs by its replicas, once that "
-            "was the same whole number for 5 minutes on end"
+            description="that one replica brings, to price it by and for "
+            "`gpu_busy_target_ratio`; null: the pool's GPUs by its replicas, for a price once "
+            "that was the same whole number for 5 minutes on end"
         ),
     ] = None
 

@@ -271,10 +271,10 @@ class HeldAdvice(Message, frozen=True, kw_only=True):
     reason: Annotated[
         HeldReason | None,
         Meta(
-            description="`hold`: not asked for long enough; `unknown`: not all is measured; "
-            "`failure`: would not survive one; `saving`: too little; `churn`: too often; "
-            "`payback`: too much KV cache lost; `rejected`: of late; `settling`: just carried out; "
-            "`limit`: `max_replicas` is reached; null: nothing is held now"
+            description="`hold`: not for long enough; `unknown`: not all measured, or GPUs "
+            "shared; `failure`: would not survive one; `saving`: too little; `churn`: too often; "
+            "`payback`: too much KV cache lost; `rejected`: of late; `settling`: carried out; "
+            "`limit`: `max_replicas` reached; null: nothing is held now"
         ),
     ]
     text: Annotated[str, Meta(description="why, for people")] = ""

@@ -262,7 +262,7 @@ def _figure(signal: Signal) -> str:
     name, target = signal.name.replace("_", " "), f"(target {signal.target:g})"
     if isinstance(signal, GpuSignal):
         busy = signal.busy
-        gpus = f"{busy.known} of {busy.gpus} GPUs, by {' and '.join(busy.sources)}"
+        gpus = f"{busy.known} of {signal.gpus} GPUs, by {' and '.join(busy.sources)}"
         return f"{name} {signal.mean:.2f} {target} of {gpus}"
     return f"{name} {signal.mean:.2f} per replica {target}"
 
@@ -286,7 +286,9 @@ def _spare(settings: ScalingSettings, change: Change) -> str:
 
 
 def _busiest(signals: Sequence[Signal]) -> Signal:
-    return max(signals, key=lambda signal: signal.total(0.0) / signal.target)
+    """That asks for the most, of those that ask."""
+    asking = [signal for signal in signals if signal.asks_up] or signals
+    return max(asking, key=lambda signal: signal.total(0.0) / signal.target)
 
 
 def _risk(action: Direction, target: int) -> Literal["low", "medium", "high"]:

@@ -15,7 +15,13 @@ from handlers.scaling.gpu_facts import GpuFacts
 from handlers.scaling.plan import Planned
 from handlers.scaling.pools import Last, Pool, Pools
 from handlers.scaling.replica_price import DerivedPrice
-from handlers.scaling.replicas import desired_replicas, lacking, measure, optional_signals
+from handlers.scaling.replicas import (
+    desired_replicas,
+    lacking,
+    measure,
+    optional_signals,
+    shared_gpus,
+)
 from handlers.scaling.scale_down import Held, fewest_safe, scale_down
 from handlers.settings import ScalingSettings
 from schemas.analysis import Scope
@@ -95,7 +101,9 @@ class ScalingHandler:
         if pool.plan is not None:
             pool.plan.add(message, now.ns)
         busy = self._gpus.busy(message.pool) if self._counts_gpus else None
-        signals = measure(engines.loads, self._settings, busy)
+        growth = pool.kept.growth
+        is_shared = busy is not None and growth.is_shared(len(engines.metrics), busy.gpus)
+        signals = measure(engines.loads, self._settings, busy, shares_gpus=is_shared)
         pool.held = None
         if not signals:
             pool.since_ns = None
@@ -105,6 +113,8 @@ class ScalingHandler:
         planned = None
         if now.ns - pool.since_ns >= self._pools.ttl_ns:  # by then every engine was heard
             _fulfil(pool, len(engines.metrics), now.ns)
+            if busy is not None:
+                growth.see(len(engines.metrics), busy.gpus, now.ns, self._pools.busy_window_ns)
             if self._settings.usd_per_replica_hour is None:
                 self._see_gpus(message, pool)
             planned = pool.plan.planned if pool.plan else None
@@ -199,6 +209,8 @@ class ScalingHandler:
         if desired < replicas and planned is None:
             text = f"the load must have asked for it for {settings.down_hold_seconds:g} s"
             return Held("scale_down", desired, "hold", text)
+        if why := shared_gpus(demand.signals, settings.tolerance_ratio):
+            return Held("scale_up", replicas + 1, "unknown", why)
         missing = lacking(demand.signals, settings.tolerance_ratio, optional)
         if missing and replicas > settings.min_replicas:
             text = f"the load is low, but {missing} is not measured"

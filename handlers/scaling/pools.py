@@ -8,6 +8,7 @@ import msgspec
 
 from handlers.scaling.advice import Report
 from handlers.scaling.cache_loss import Pace
+from handlers.scaling.gpu_growth import GpuGrowth
 from handlers.scaling.held import HeldLog
 from handlers.scaling.plan import HISTORY_NS, Plan, PlanState
 from handlers.scaling.replica_loads import Replica, ReplicaLoads, load_of
@@ -62,6 +63,7 @@ class Kept(msgspec.Struct):
     held: HeldLog = msgspec.field(default_factory=HeldLog)
     pace: Pace = msgspec.field(default_factory=Pace)
     gpus: ReplicaGpus = msgspec.field(default_factory=ReplicaGpus)
+    growth: GpuGrowth = msgspec.field(default_factory=GpuGrowth)
     holds: Holds | None = None
 
     def downs(self, now_ns: int) -> int:

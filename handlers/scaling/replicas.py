@@ -42,6 +42,11 @@ class Signal(msgspec.Struct, frozen=True, gc=False):
         return self.name in (TTFT, ITL)
 
     @property
+    def asks_up(self) -> bool:
+        """Whether more replicas lower it."""
+        return True
+
+    @property
     def mean(self) -> float:
         """The mean of the replicas that were measured."""
         return self.known / self.measured
@@ -60,16 +65,39 @@ class GpuSignal(Signal, frozen=True, gc=False):
     """How busy the GPUs of a pool are: which replicas' they are is not known.
 
     `measured` is as many replicas as the share of the GPUs that were measured, and `known` what
-    those come to; `of_gpus` tells both.
+    those come to; `of_gpus` tells both. `gpus` are those that carry the replicas.
     """
 
     busy: GpuBusy
+    gpus: int
+    is_shared: bool = False
+    """New replicas may be on the GPUs that there are: it is not known that more would help."""
 
     @classmethod
-    def of_gpus(cls, target: float, busy: GpuBusy, replicas: int) -> Self:
-        """The signal of a pool of `replicas` whose GPUs are as `busy`."""
-        known, measured = (replicas * of / busy.gpus for of in (busy.busy, busy.known))
-        return cls(GPU_BUSY, target, 1.0, known, measured, replicas, busy)
+    def of_gpus(
+        cls,
+        target: float,
+        busy: GpuBusy,
+        replicas: int,
+        per_replica: int | None = None,
+        *,
+        is_shared: bool = False,
+    ) -> Self:
+        """The signal of a pool of `replicas` whose GPUs are as `busy`.
+
+        `per_replica`: as many GPUs one brings, where that is given. GPUs that should be there by
+        it and that nobody tells of count as not measured. Where it is not given, more replicas
+        than GPUs share them; `is_shared`: that was found otherwise.
+        """
+        gpus = max(busy.gpus, replicas * (per_replica or 0))
+        known, measured = (replicas * of / gpus for of in (busy.busy, busy.known))
+        is_shared = per_replica is None and (is_shared or gpus < replicas)
+        return cls(GPU_BUSY, target, 1.0, known, measured, replicas, busy, gpus, is_shared)
+
+    @property
+    def asks_up(self) -> bool:
+        """Not where new replicas may not bring GPUs: they would be asked for again and again."""
+        return not self.is_shared
 
     @property
     def mean(self) -> float:
@@ -78,8 +106,8 @@ class GpuSignal(Signal, frozen=True, gc=False):
 
     def total(self, missing: float) -> float:
         """As many replicas at 1: 8 GPUs at 0.6 of 4 replicas → 2.4."""
-        unknown = self.busy.gpus - self.busy.known
-        return self.replicas * (self.busy.busy + missing * unknown) / self.busy.gpus
+        unknown = self.gpus - self.busy.known
+        return self.replicas * (self.busy.busy + missing * unknown) / self.gpus
 
     def is_measured(self, load: Load) -> bool:
         """Of no replica is it known."""
@@ -96,9 +124,16 @@ def counts_rates(settings: ScalingSettings) -> bool:
 
 
 def measure(
-    loads: ReplicaLoads, settings: ScalingSettings, busy: GpuBusy | None = None
+    loads: ReplicaLoads,
+    settings: ScalingSettings,
+    busy: GpuBusy | None = None,
+    *,
+    shares_gpus: bool = False,
 ) -> list[Signal]:
-    """The signals that at least one replica, or GPU, measured, of those that have a target."""
+    """The signals that at least one replica, or GPU, measured, of those that have a target.
+
+    `shares_gpus`: new replicas were found on the GPUs of others.
+    """
     kinds: tuple[tuple[str, float | None, float | None], ...] = (
         (WAITING, settings.waiting_per_replica_target, None),
         (KV_CACHE, settings.kv_cache_target_ratio, 1.0),
@@ -115,7 +150,11 @@ def measure(
             signals.append(Signal(name, target, saturation, known, measured, loads.replicas))
     gpu_target = settings.gpu_busy_target_ratio
     if gpu_target is not None and busy is not None and loads.replicas:
-        signals.append(GpuSignal.of_gpus(gpu_target, busy, loads.replicas))
+        signals.append(
+            GpuSignal.of_gpus(
+                gpu_target, busy, loads.replicas, settings.gpus_per_replica, is_shared=shares_gpus
+            )
+        )
     return signals
 
 
@@ -142,7 +181,8 @@ def desired_replicas(
     are desired only when the queue *and* a measure of fullness are known, and each of the
     `optional_signals`. With 4 replicas and a
     target of 5: 10 waiting each → 8; 5.5 each (ratio 1.10, the edge of the tolerance) → 4; one
-    unmeasured beside three with 10 (ratio 30 / 4 / 5 = 1.5) → 6.
+    unmeasured beside three with 10 (ratio 30 / 4 / 5 = 1.5) → 6. GPUs that replicas share ask
+    for no more, as more would share them too.
     """
 
     def ratio(signal: Signal, missing: float) -> float:
@@ -150,7 +190,7 @@ def desired_replicas(
         found = round(signal.total(missing) / replicas / signal.target, 9)
         return min(found, LATENCY_MOST) if signal.is_latency else found
 
-    up = max(ratio(signal, 0.0) for signal in signals)
+    up = max((ratio(signal, 0.0) for signal in signals if signal.asks_up), default=0.0)
     if up > 1 + tolerance_ratio:
         return math.ceil(round(replicas * up, 9))
     if unmeasured(signals, optional):
@@ -159,6 +199,22 @@ def desired_replicas(
     if down < 1 - tolerance_ratio:
         return max(1, math.ceil(round(replicas * down, 9)))
     return replicas
+
+
+def shared_gpus(signals: Sequence[Signal], tolerance_ratio: float) -> str:
+    """Why busy GPUs ask for no replica, for people; empty: they are not that busy, or they ask."""
+    for signal in signals:
+        if not isinstance(signal, GpuSignal) or signal.asks_up:
+            continue
+        if signal.total(0.0) / signal.replicas / signal.target > 1 + tolerance_ratio:
+            how = f"its {signal.replicas} replicas share {signal.gpus}"
+            if signal.gpus >= signal.replicas:
+                how = f"the replicas that came last brought none to its {signal.gpus}"
+            return (
+                f"its GPUs are busy to {signal.mean:.2f} (target {signal.target:g}), but {how}: "
+                "that more replicas would help is not known (gpus_per_replica says what one brings)"
+            )
+    return ""
 
 
 def lacking(signals: Sequence[Signal], tolerance_ratio: float, optional: Sequence[str] = ()) -> str:
