@@ -102,7 +102,10 @@ class Usage(Message, frozen=True, kw_only=True):
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What some hours come to. Money is null where no GPU has a price."""
 
-    gpus: Annotated[Number, Meta(description="GPU-hours by hours measured: how many on average")]
+    gpus: Annotated[
+        Number | None,
+        Meta(description="GPU-hours by hours measured: how many on average; null: none was seen"),
+    ]
     gpu_hours: Annotated[Number, Meta(description="in all four states")]
     used_gpu_hours: Annotated[
         Number, Meta(description="of them neither waste nor of unknown state")

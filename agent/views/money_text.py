@@ -14,6 +14,8 @@ def place(scope: str, name: str) -> str:
 def cost_line(waste: Waste) -> str:
     """What they cost, and what of it is wasted; dashes where there is no price."""
     figures = waste.figures
+    if figures.gpus is None:
+        return f"{place(waste.scope, waste.id)}: no GPU was measured"
     return (
         f"{place(waste.scope, waste.id)}: {usd(figures.usd_per_hour)} an hour for "
         f"{figures.gpus:.1f} GPUs, wasted {usd(figures.waste_usd_per_hour)} an hour, "

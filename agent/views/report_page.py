@@ -77,7 +77,7 @@ footer {{ margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .8
 </style></head><body>
 <header><p class="kind">GPU spending report{simulated} · {period}</p><h1>{title}</h1>
 <p class="lead">{text}</p></header>
-<section class="cards">{cards}</section>
+{cards}
 {body}
 <footer>{footer}</footer>
 </body></html>
@@ -87,6 +87,7 @@ footer {{ margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .8
 def as_html(report: Report) -> str:
     """The whole page; names from the bus are escaped."""
     title = report_tables.title(report)
+    cards = "".join(map(_card, report_tables.cards(report)))
     body = [
         *_whole(report),
         *_to_do(report),
@@ -101,7 +102,7 @@ def as_html(report: Report) -> str:
         simulated=" of simulated GPUs" if report.simulated else "",
         period=report_tables.period(report),
         text=_shown(report.text),
-        cards="".join(map(_card, report_tables.cards(report))),
+        cards=f'<section class="cards">{cards}</section>' if cards else "",
         body="\n".join(body),
         footer=(
             f"Made by resource-agent on {report.answered_at:%Y-%m-%d %H:%M} UTC from "
@@ -180,8 +181,13 @@ def _tables(report: Report) -> Iterator[str]:
 def _charts(report: Report) -> Iterator[str]:
     if not report.steps:
         return
-    yield f'<h2>Over time</h2><figure class="scroll">{_spending(report)}</figure>'
-    yield f'<section class="charts">{"".join(_lines(report))}</section>'
+    charts, lines = "", "".join(_lines(report))
+    if report.figures.gpus is not None:
+        charts = f'<figure class="scroll">{_spending(report)}</figure>'
+    if lines:
+        charts += f'<section class="charts">{lines}</section>'
+    if charts:
+        yield f"<h2>Over time</h2>{charts}"
 
 
 def _lines(report: Report) -> Iterator[str]:

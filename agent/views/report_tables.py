@@ -119,7 +119,9 @@ def period(report: Report) -> str:
 
 
 def cards(report: Report) -> list[Card]:
-    """The numbers on top."""
+    """The numbers on top; none where no GPU was measured, which the text says."""
+    if report.figures.gpus is None:
+        return []
     now, before = report.figures, report.before
 
     def card(

@@ -17,10 +17,11 @@ def as_text(report: Report) -> str:
         report_tables.period(report),
         "",
         *textwrap.wrap(report.text, WIDTH),
-        "",
     ]
     shown = report_tables.cards(report)
-    width = max(len(card.label) for card in shown)
+    if shown:
+        lines.append("")
+    width = max((len(card.label) for card in shown), default=0)
     for card in shown:
         change = "" if card.change is None else f"  ({report_tables.changed(card)})"
         lines.append(f"  {card.label:{width}}  {card.value}{change}")
@@ -47,9 +48,11 @@ def as_text(report: Report) -> str:
 def as_markdown(report: Report) -> str:
     """Markdown, with tables as GitHub and most chats show them."""
     lines = [f"# {_escaped(report_tables.title(report))}", "", report_tables.period(report), ""]
-    lines += [_escaped(report.text), ""]
-    lines += ["| | | against before |", "|---|--:|--:|"]
-    for card in report_tables.cards(report):
+    lines.append(_escaped(report.text))
+    shown = report_tables.cards(report)
+    if shown:
+        lines += ["", "| | | against before |", "|---|--:|--:|"]
+    for card in shown:
         change = "" if card.change is None else report_tables.changed(card)
         lines.append(f"| {card.label} | {_escaped(card.value)} | {change} |")
     if report.savings:

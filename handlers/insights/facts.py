@@ -163,7 +163,7 @@ def _alert(alert: Alert, names: Names) -> Iterator[Fact]:
 def _waste(waste: Waste, names: Names) -> Iterator[Fact]:
     """The cost, and of GPU-time what is wasted; without prices the latter alone."""
     figures = waste.figures
-    if not figures.gpu_hours:
+    if figures.gpus is None or not figures.gpu_hours:
         return
     money = "they have no price"
     if figures.usd_per_hour is not None and figures.waste_usd_per_hour is not None:

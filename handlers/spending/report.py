@@ -104,7 +104,7 @@ class Reports:
             id=group,
             start=instant(start_ns),
             end=instant(until_ns),
-            text=_summary(whole, savings),
+            text=_summary(whole, savings, left_out),
             figures=whole,
             before=figures(before) if before else None,
             measured_ratio=measured_ratio,
@@ -280,8 +280,10 @@ def _usd(value: float | None) -> str:
     return f"${value or 0.0:,.0f}" if (value or 0.0) >= 100 else f"${value or 0.0:,.2f}"
 
 
-def _summary(whole: Figures, savings: Sequence[ReportSaving]) -> str:
-    if not whole.gpu_hours:
+def _summary(whole: Figures, savings: Sequence[ReportSaving], simulated: Sequence[Usage]) -> str:
+    if whole.gpus is None and simulated:
+        return "Only simulated GPUs were measured in this period, and they are left out."
+    if whole.gpus is None:
         return "No GPU was measured in this period."
     text = f"{whole.gpus:.1f} GPUs on average, {whole.gpu_hours:,.1f} GPU-hours"
     if whole.unknown_gpu_hours == whole.gpu_hours:
@@ -310,7 +312,7 @@ def _notes(
     hours: Sequence[Usage], models: Sequence[ReportModel], measured_ratio: float, end_ns: int
 ) -> list[str]:
     notes = []
-    if measured_ratio < 0.99:
+    if 0 < measured_ratio < 0.99:  # that it was nothing the text says
         notes.append(
             f"{_share(measured_ratio)} of the period was measured; nothing is assumed of the rest"
         )

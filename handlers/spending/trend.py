@@ -50,9 +50,9 @@ def point(hour: Sequence[Usage]) -> Point:
     return Point(
         hour=to_ns(hour[0].hour_at) // HOUR_NS,
         values=tuple(getattr(of_hour, metric) for metric in METRICS),
-        spare_gpus=of_hour.gpus * of_hour.under_used_gpu_hours / of_hour.gpu_hours
-        if of_hour.gpu_hours
-        else 0.0,
+        spare_gpus=0.0
+        if of_hour.gpus is None
+        else of_hour.gpus * of_hour.under_used_gpu_hours / of_hour.gpu_hours,
     )
 
 

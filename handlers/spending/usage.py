@@ -200,7 +200,7 @@ def figures(hours: Sequence[Usage]) -> Figures:
     is_energy_known = energy_gpu_hours >= ENOUGH_RATIO * all_gpu_hours > 0
     per_hour = 1 / measured_hours if measured_hours else 0.0
     return Figures(
-        gpus=all_gpu_hours * per_hour,
+        gpus=all_gpu_hours * per_hour if all_gpu_hours else None,
         gpu_hours=all_gpu_hours,
         used_gpu_hours=max(0.0, gpu_hours["active"] - under_used_gpu_hours),
         under_used_gpu_hours=under_used_gpu_hours,

@@ -88,7 +88,8 @@ async def test_a_report_of_one_pool_or_node_is_of_that_alone(bus: Bus) -> None:
     assert 4 * 30 / 60 <= (node.figures.usd or 0) <= 4 * minutes / 60
     assert (node.pools, node.nodes) == ([], [])
     assert nobody.text == "No GPU was measured in this period."
-    assert (nobody.figures.usd, nobody.steps, nobody.before) == (None, [], None)
+    assert (nobody.figures.usd, nobody.figures.gpus) == (None, None)
+    assert (nobody.steps, nobody.before) == ([], None)
 
 
 async def test_a_little_that_was_measured_is_not_told_as_nothing(bus: Bus) -> None:
@@ -108,6 +109,15 @@ async def test_gpus_of_which_nothing_was_measured_are_not_told_as_used(bus: Bus)
     assert found.figures.usd == pytest.approx(found.figures.unknown_usd)
     assert (found.figures.waste_usd, found.figures.waste_ratio) == (None, None)
     assert "What they did was not measured, so nothing is said of waste." in found.text
+
+
+async def test_a_period_of_simulated_gpus_alone_says_so(bus: Bus) -> None:
+    await record(bus, 1, lambda _minute: [{"gpu_id": "s", "simulated": True}])
+
+    found = await report(bus, seconds=3600.0)
+
+    assert found.text == "Only simulated GPUs were measured in this period, and they are left out."
+    assert (found.figures.gpus, found.simulated) == (None, False)
 
 
 async def test_simulated_gpus_count_when_asked_for(bus: Bus) -> None:

@@ -142,7 +142,15 @@ def test_every_form_says_what_was_found(form: Format) -> None:
 
 @pytest.mark.parametrize("form", [*FORMATS, "json"])
 def test_a_period_without_gpus_is_a_report_all_the_same(form: Format) -> None:
-    assert "No GPU was measured" in rendered(nothing(), form)
+    text = rendered(nothing(), form)
+
+    assert "No GPU was measured" in text
+    assert "GPUs on average" not in text
+
+
+def test_gpus_that_nobody_saw_are_unknown_not_none() -> None:
+    assert figures([]).gpus is None
+    assert msgspec.json.decode(rendered(nothing(), "json"))["figures"]["gpus"] is None
 
 
 @pytest.mark.parametrize("form", FORMATS)
