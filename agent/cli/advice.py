@@ -190,9 +190,9 @@ def _print_standing(
     for story in stories:
         others = [other.life.advice for other in stories]
         print_lines((*advice_lines(story, others), ""))
+    if not stories:
+        errors.print("no advice stands")
     print_lines(held_line(one) for one in held or ())
     sys.stdout.flush()
     if held is None:
         errors.print("what is not advised, and why, could not be read now")
-    if not stories:
-        errors.print("no advice stands")

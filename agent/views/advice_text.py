@@ -147,6 +147,8 @@ def _next(story: Explanation) -> str:
     match story.state:
         case "accepted" if not is_executable:
             return "carry it out: no executor can"
+        case "accepted" if story.life.advice.simulated:
+            return "nothing: no executor carries out what is from simulated evidence"
         case "open":
             return f"resource-agent approve {name}   (or: resource-agent reject {name} --reason …)"
         case "accepted":
@@ -216,4 +218,5 @@ def _entry(entry: TrailEntry) -> str:
         step = msgspec.json.decode(entry.message, type=Execution)
         asked = f", asked by {step.requested_by}" if step.requested_by else ""
         said = f"{execution_line(step)}, by {step.executed_by}{asked}, key {step.idempotency_key}"
-    return f"{entry.sequence}  {entry.stored_at:%F %T}Z  {entry.subject}  {human.printable(said)}"
+    line = f"{entry.sequence}  {entry.stored_at:%F %T}Z  {entry.subject}  {human.printable(said)}"
+    return line.rstrip()

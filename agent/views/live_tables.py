@@ -363,7 +363,8 @@ def _bar(ratio: float | None, warning: float = 2.0, critical: float = 2.0) -> Te
     full, half = divmod(round(min(1.0, max(0.0, ratio)) * BAR_CELLS * 2), 2)
     line = "━" * full + "╸" * half
     colour = "red" if ratio >= critical else "yellow" if ratio >= warning else "cyan"
-    rest = "━" * (BAR_CELLS - len(line))
+    # A thinner line, not only a dimmer one: without colours 6 % must not look like 100 %.
+    rest = "─" * (BAR_CELLS - len(line))
     return Text.assemble((line, colour), (rest, "grey23"), f" {ratio:4.0%}")
 
 

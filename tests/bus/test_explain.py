@@ -340,6 +340,15 @@ async def test_the_lines_tell_the_whole_story_and_obey_no_terminal_codes(bus: Bu
     assert "\x1b" not in text
 
 
+async def test_accepted_advice_from_simulated_evidence_has_nothing_next(bus: Bus) -> None:
+    one = because(1, await measured(bus, engine("e0", waiting=41)), simulated=True)
+    await tell(bus, one, decision(one))
+
+    lines = list(story_lines(await explain(bus, one.recommendation_id)))
+
+    assert lines[-1] == "next: nothing: no executor carries out what is from simulated evidence"
+
+
 async def test_what_measured_a_signal_or_gave_a_price_is_told(bus: Bus) -> None:
     end = await measured(bus, engine("e0", waiting=41))
     one = because(1, end)

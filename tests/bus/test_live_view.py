@@ -134,6 +134,14 @@ def test_a_narrow_terminal_spares_columns_and_cuts_no_header() -> None:
     assert all(f"\n{header} " in text for header in ("POOL", "ENGINE", "GPU", "NODE"))
 
 
+def test_a_bar_is_read_without_colours() -> None:
+    view = LiveView(Handlers(), console=Console(file=io.StringIO()))  # type: ignore[arg-type]
+    view.accept(samples.host("n1", cpu=0.06, memory=1.0), time.time_ns())
+
+    assert "╸─────   6%" in drawn(view)
+    assert "━━━━━━ 100%" in drawn(view)
+
+
 class Handlers:
     """A connection on which handlers answer what they are told here."""
 
