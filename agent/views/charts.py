@@ -53,7 +53,9 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
     x_scale = _Scale(x, xs, _LEFT, WIDTH - _RIGHT)
     y_scale = _Scale(y, ys if y.logarithmic else [0.0, *ys], HEIGHT - _BOTTOM, top)
     parts = [_opening(title), *legend, *_grid(y_scale, y)]
-    parts += [_text(x.text(v), x_scale(v), HEIGHT - _BOTTOM + 18) for v in x_scale.ticks]
+    parts += [
+        _text(x.text(v), x_scale(v), HEIGHT - _BOTTOM + 18, kind="below") for v in x_scale.ticks
+    ]
     parts.append(_text(x.label, (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6))
     parts.append(_text(y.label, 6, top - 10, anchor="start"))
     for number, one in enumerate(drawn):
@@ -99,7 +101,7 @@ def bar_chart(
             base += value
         drawn.append("</g>")
         if below:
-            drawn.append(_text(below, middle, HEIGHT - _BOTTOM + 18))
+            drawn.append(_text(below, middle, HEIGHT - _BOTTOM + 18, kind="below"))
     if not highest:
         drawn.append(_text("nothing measured", width / 2, HEIGHT / 2))
     return "\n".join([*drawn, "</svg>"])
@@ -196,6 +198,7 @@ def _legend(names: Sequence[str], colours: Sequence[str] = ()) -> tuple[list[str
         parts.append(f'<rect x="{at:.0f}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
         parts.append(_text(name, at + 14, y, anchor="start"))
         at += width + 16
+    parts = ['<g class="legend">', *parts, "</g>"] if parts else []
     return parts, (y - 36) // _LEGEND_ROW_PIXELS + 1
 
 

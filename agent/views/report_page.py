@@ -13,6 +13,8 @@ from schemas.report import Report, ReportStep
 COLOURS = ("var(--used)", "var(--under)", "var(--held)", "var(--idle)", "var(--unknown)")
 DAILY_FROM_SECONDS = 3 * 86_400
 MAX_LABELS = 10
+WIDE, NARROW = 1060, 640
+"""Of the chart of a page, and of one on a telephone, whose letters are as large as it can show."""
 # Whole charts of nothing are no news.
 _LINES = (
     ("utilization_ratio", "Utilization", report_tables.percent),
@@ -53,20 +55,27 @@ h2 {{ font-size: 1.1rem; margin: 2.2rem 0 .6rem; }}
 .todo {{ display: grid; grid-template-columns: 11rem 1fr; gap: .2rem 1.2rem; padding: .8rem 0;
   border-top: 1px solid var(--line); }}
 .todo b {{ font-size: 1.2rem; }} .todo small {{ color: var(--soft); display: block; }}
-.scroll {{ overflow-x: auto; }} .scroll svg {{ min-width: 640px; }}
+.scroll {{ overflow-x: auto; }} .narrow {{ display: none; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .38rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }}
 th {{ color: var(--soft); font-weight: 500; }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr));
+.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(430px, 1fr));
   gap: 1.5rem 1rem; }}
 figure {{ margin: 0; }}
 ul.notes {{ padding-left: 1.1rem; }} ul.notes, footer {{ color: var(--soft); }}
 footer {{ margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .8rem;
   font-size: .85rem; }}
 @media screen and (max-width: 760px) {{ .cards {{ grid-template-columns: repeat(2, 1fr); }}
-  .charts, .todo {{ grid-template-columns: 1fr; }} }}
+  .charts, .todo {{ grid-template-columns: 1fr; }} .wide {{ display: none; }}
+  .narrow {{ display: block; }} th, td {{ padding: .38rem .45rem; }}
+  td:first-child, th:first-child {{ position: sticky; left: 0; background: var(--page);
+    min-width: 7.5rem; white-space: normal; overflow-wrap: anywhere; }} }}
+@media screen and (max-width: 520px) {{ body {{ margin: 1.2rem auto; padding: 0 1rem; }}
+  figure .chart {{ font-size: 20px; }} figure .chart .title {{ font-size: 24px; }}
+  figure .chart .below {{ transform: translateY(8px); }}
+  .narrow .chart .legend {{ display: none; }} table {{ font-size: .86rem; }} }}
 @media print {{ :root {{ color-scheme: light; font-size: 11px; }} @page {{ margin: 14mm; }}
   body {{ margin: 0; max-width: none; font-size: 11px; padding: 0; }}
   .bar, .bar div, .card, .legend i, rect {{ -webkit-print-color-adjust: exact;
@@ -120,7 +129,7 @@ def _shown(text: str) -> str:
 
 
 def _card(card: Card) -> str:
-    moved = ""
+    moved = f"<span>{_shown(card.unknown)}</span>" if card.unknown else ""
     if card.change is not None:
         kind = ""
         if card.is_good_when_lower is not None and abs(card.change) >= 0.005:
@@ -183,7 +192,8 @@ def _charts(report: Report) -> Iterator[str]:
         return
     charts, lines = "", "".join(_lines(report))
     if report.figures.gpus is not None:
-        charts = f'<figure class="scroll">{_spending(report)}</figure>'
+        charts = f'<figure class="wide">{_spending(report, WIDE, MAX_LABELS)}</figure>'
+        charts += f'<figure class="narrow">{_spending(report, NARROW, MAX_LABELS // 2)}</figure>'
     if lines:
         charts += f'<section class="charts">{lines}</section>'
     if charts:
@@ -218,7 +228,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"<figure>{chart}</figure>"
 
 
-def _spending(report: Report) -> str:
+def _spending(report: Report, width: int, labels: int) -> str:
     """Stacked bars by the day, of a short period by its steps; none where nothing was measured."""
     unit, _ = report_tables.parts(report.figures)
     is_daily = (report.end - report.start).total_seconds() > DAILY_FROM_SECONDS
@@ -229,7 +239,7 @@ def _spending(report: Report) -> str:
         at += timedelta(days=1) if is_daily else timedelta(seconds=report.step_seconds)
     for one in report.steps:
         bars.setdefault(one.at.replace(hour=0) if is_daily else one.at, []).append(one)
-    every = -(-len(bars) // MAX_LABELS)
+    every = -(-len(bars) // labels)
     text = report_tables.usd if unit == "usd" else report_tables.few_digits
     drawn = []
     for number, (at, steps) in enumerate(sorted(bars.items())):
@@ -245,4 +255,6 @@ def _spending(report: Report) -> str:
     length = "day" if is_daily else "hour" if report.step_seconds == 3600 else "step"
     what = "Dollars" if unit == "usd" else "GPU-hours"
     names = [(name, colour) for (_, name), colour in zip(PARTS, COLOURS, strict=True)]
-    return bar_chart(f"{what} by the {length} (UTC)", names, drawn, Axis("", text=text), width=1060)
+    return bar_chart(
+        f"{what} by the {length} (UTC)", names, drawn, Axis("", text=text), width=width
+    )

@@ -25,7 +25,8 @@ PARTS = (
 class Card(NamedTuple):
     """One number that matters; `change` against the period before, where both are known.
 
-    Of a share the change is the difference, of the rest a share of what it was.
+    Of a share the change is the difference, of the rest a share of what it was. `unknown` says
+    why there is no value; empty: there is one.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Card(NamedTuple):
     change: float | None
     is_good_when_lower: bool | None
     is_share: bool = False
+    unknown: str = ""
 
 
 class Table(NamedTuple):
@@ -125,7 +127,12 @@ def cards(report: Report) -> list[Card]:
     now, before = report.figures, report.before
 
     def card(
-        label: str, field: str, text: Callable[[float | None], str], *, lower: bool | None
+        label: str,
+        field: str,
+        text: Callable[[float | None], str],
+        *,
+        lower: bool | None,
+        unknown: str = "not measured",
     ) -> Card:
         value: float | None = getattr(now, field)
         earlier: float | None = None if before is None else getattr(before, field)
@@ -135,21 +142,44 @@ def cards(report: Report) -> list[Card]:
             moved = value - earlier
         elif value is not None and earlier:
             moved = value / earlier - 1
-        return Card(label, text(value), moved, lower, is_share)
+        return Card(label, text(value), moved, lower, is_share, unknown if value is None else "")
 
-    saving = [s for one in report.savings if (s := one.saving.saving_usd_per_month) is not None]
+    price = "no price" if now.usd is None else ""
+    tokens = "" if now.tokens_per_second else "no engine told of tokens"
     return [
-        card("Cost", "usd", usd, lower=None),
-        card("Wasted", "waste_usd", usd, lower=True),
+        card("Cost", "usd", usd, lower=None, unknown=price),
+        card("Wasted", "waste_usd", usd, lower=True, unknown=price or "not measured"),
         card("Share wasted", "waste_ratio", percent, lower=True),
-        Card("Could be saved a month", usd(sum(saving) if saving else None), None, None),
+        _to_save(report),
         card("GPUs on average", "gpus", number, lower=None),
         card("Utilization", "utilization_ratio", percent, lower=False),
-        card("Per million tokens", "usd_per_million_tokens", usd, lower=True),
-        card("Tokens/s per GPU", "tokens_per_second_per_gpu", number, lower=False),
-        card("Joules per token", "joules_per_token", few_digits, lower=True),
+        card(
+            "Per million tokens",
+            "usd_per_million_tokens",
+            usd,
+            lower=True,
+            unknown=tokens or price or "not all have a price",
+        ),
+        card("Tokens/s per GPU", "tokens_per_second_per_gpu", number, lower=False, unknown=tokens),
+        card(
+            "Joules per token",
+            "joules_per_token",
+            few_digits,
+            lower=True,
+            unknown=tokens or "energy not measured",
+        ),
         card("Energy", "energy_joules", _kwh, lower=None),
     ]
+
+
+def _to_save(report: Report) -> Card:
+    saving = [s for one in report.savings if (s := one.saving.saving_usd_per_month) is not None]
+    label, unknown = "Could be saved a month", ""
+    if not saving:
+        unknown = "no price" if report.savings else "nothing stands out"
+    if not report.savings and report.end < report.answered_at:
+        unknown = "only told of today"
+    return Card(label, usd(sum(saving) if saving else None), None, None, unknown=unknown)
 
 
 def parts(of: Figures) -> tuple[str, list[tuple[str, float]]]:
@@ -300,7 +330,9 @@ def _trends(lines: Sequence[TrendLine]) -> Table:
         label, text = _TRENDS[line.metric]
 
         def signed(value: float | None, text: Callable[[float], str] = text) -> str:
-            return UNKNOWN if value is None else f"{'-' if value < 0 else '+'}{text(abs(value))}"
+            if value is None:
+                return UNKNOWN
+            return f"{'-' if value < 0 else '+' if value else '±'}{text(abs(value))}"
 
         rows.append(
             (
@@ -343,7 +375,13 @@ def _groups(name: str, what: str, groups: Sequence[ReportGroup]) -> Table:
         )
         for group in groups
     ]
-    return Table(name, columns, rows)
+    # What no row knows is left out: who tells no tokens has two columns of dashes else.
+    shown = [
+        at
+        for at in range(len(columns))
+        if at == 0 or not rows or any(row[at] != UNKNOWN for row in rows)
+    ]
+    return Table(name, [columns[at] for at in shown], [[row[at] for at in shown] for row in rows])
 
 
 def _named(names: Sequence[str]) -> list[str]:

@@ -23,8 +23,8 @@ def as_text(report: Report) -> str:
         lines.append("")
     width = max((len(card.label) for card in shown), default=0)
     for card in shown:
-        change = "" if card.change is None else f"  ({report_tables.changed(card)})"
-        lines.append(f"  {card.label:{width}}  {card.value}{change}")
+        more = report_tables.changed(card) or card.unknown
+        lines.append(f"  {card.label:{width}}  {card.value}{f'  ({more})' if more else ''}")
     if report.savings:
         lines += ["", "What to do"]
     for one in report_tables.to_do(report):
@@ -53,8 +53,8 @@ def as_markdown(report: Report) -> str:
     if shown:
         lines += ["", "| | | against before |", "|---|--:|--:|"]
     for card in shown:
-        change = "" if card.change is None else report_tables.changed(card)
-        lines.append(f"| {card.label} | {_escaped(card.value)} | {change} |")
+        more = report_tables.changed(card) or card.unknown
+        lines.append(f"| {card.label} | {_escaped(card.value)} | {more} |")
     if report.savings:
         lines += ["", "## What to do", ""]
     for one in report_tables.to_do(report):

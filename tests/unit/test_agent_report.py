@@ -1,6 +1,7 @@
 """A report in each of its forms: numbers, and what names from the bus must not do to it."""
 
 import re
+from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
@@ -43,6 +44,33 @@ def test_the_cards_compare_with_the_period_before() -> None:
     assert cards["Wasted"].value == "$24.00"
     assert cards["Wasted"].change == pytest.approx(-0.4)
     assert cards["Per million tokens"].value == "-"
+
+
+def test_a_card_without_a_value_says_why() -> None:
+    silent = {card.label: card.unknown for card in report_tables.cards(made(fleet))}
+    report = made(lambda _: [busy("a", 0.35, name="X")])
+    report = msgspec.structs.replace(report, savings=[])
+    unpriced = {card.label: card.unknown for card in report_tables.cards(report)}
+    later = msgspec.structs.replace(report, answered_at=report.end + timedelta(hours=1))
+    past = {card.label: card.unknown for card in report_tables.cards(later)}
+
+    assert silent["Per million tokens"] == "no engine told of tokens"
+    assert (silent["Cost"], silent["Energy"]) == ("", "")
+    assert (unpriced["Cost"], unpriced["Wasted"]) == ("no price", "no price")
+    assert unpriced["Could be saved a month"] == "nothing stands out"
+    assert past["Could be saved a month"] == "only told of today"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_form_says_why_a_value_is_missing(form: Format) -> None:
+    assert "no engine told of tokens" in rendered(made(fleet), form)
+
+
+def test_a_column_that_no_row_knows_is_left_out() -> None:
+    (nodes,) = [one for one in report_tables.tables(made(fleet)) if one.columns[0] == "node"]
+
+    assert list(nodes.columns) == ["node", "GPUs", "cost", "wasted", "share", "used"]
+    assert {len(row) for row in nodes.rows} == {6}
 
 
 def test_the_parts_are_the_whole_in_money_or_without_a_price_in_time() -> None:
@@ -215,7 +243,7 @@ def test_the_bars_of_the_page_are_as_high_as_the_money() -> None:
     assert first is not None
     chart = ElementTree.fromstring(first[0])  # noqa: S314 - our own text
     svg = "{http://www.w3.org/2000/svg}"
-    bars = [group for group in chart.iter(f"{svg}g")]
+    bars = [group for group in chart.iter(f"{svg}g") if group.find(f"{svg}title") is not None]
     assert len(bars) == 4
     shown = bars[0].find(f"{svg}title")
     assert shown is not None
@@ -248,9 +276,10 @@ def test_hours_that_were_not_measured_leave_a_gap_in_the_bars() -> None:
     text = rendered(made(with_gap), "html")
 
     shown = re.findall(r"<title>(\d\d:00: .*?)</title>", text)
-    assert [one.split(" $")[0] for one in shown] == [
+    hours = [
         "08:00: used",
         "09:00: nothing measured",
         "10:00: used",
         "11:00: used",
     ]
+    assert [one.split(" $")[0] for one in shown] == hours * 2  # and once for a telephone
