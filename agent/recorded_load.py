@@ -22,6 +22,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """The loads of a pool that its minutes tell, and what of a minute each is the sum of."""
 MINUTE_NS = 60 * SECOND_NS
+MOST_NAMES = 20
 _SAID = {IN_FLIGHT: "how many requests ran and waited"}
 _UNITS = {"m": 60, "h": 3600, "d": 86_400}
 
@@ -63,6 +64,8 @@ async def read_pool(bus: Bus, pool: str, seconds: float, signal: str = IN_FLIGHT
             except UNDECODABLE:
                 continue  # a foreign message
             minutes[to_ns(rollup.minute_at) // MINUTE_NS] = _load(rollup, PARTS[signal])
+    if not minutes:
+        raise NoRecordError(f"no minute of pool {pool} is recorded since then{await _pools(bus)}")
     if sum(load is not None for load in minutes.values()) < 2:
         raise NoRecordError(
             f"pool {pool}: {len(minutes)} minutes are recorded since then, and fewer than two say "
@@ -74,6 +77,17 @@ async def read_pool(bus: Bus, pool: str, seconds: float, signal: str = IN_FLIGHT
         values=[minutes.get(minute) for minute in span],
         times=[instant(minute * MINUTE_NS).isoformat() for minute in span],
     )
+
+
+async def _pools(bus: Bus) -> str:
+    """Of which pools there are minutes, for people; empty: of none."""
+    deliveries = bus.read("ROLLUPS", subject="rollup.pool.*", last_per_subject=True)
+    async with contextlib.aclosing(deliveries):
+        names = sorted([one.subject.rpartition(".")[2] async for one in deliveries])
+    if not names:
+        return "; there are no pools yet"
+    more = f" and {len(names) - MOST_NAMES} others" if len(names) > MOST_NAMES else ""
+    return f"; there are: {', '.join(names[:MOST_NAMES])}{more}"
 
 
 def _load(rollup: Rollup, parts: Sequence[str]) -> float | None:

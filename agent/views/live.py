@@ -37,7 +37,8 @@ LISTEN_SECONDS = 6.0
 READ_SECONDS = 3.0
 METRICS_SECONDS = 60.0
 RECENT_SECONDS = 3600.0
-HELP = "q quit  o all  n nodes  g GPUs  e engines  p pools  a alerts  s sort  r reverse"
+HELP = "q quit  o all  n nodes  g GPUs  e engines  p pools  a alerts  d advice  s r sort"
+"""Not wider than the 80 columns that a terminal has."""
 _KINDS: tuple[type[Message], ...] = (
     HostMetrics,
     GpuMetrics,
@@ -46,7 +47,15 @@ _KINDS: tuple[type[Message], ...] = (
     Utilization,
     Recommendation,
 )
-_SECTION_KEYS = {"n": "nodes", "g": "gpus", "e": "engines", "p": "pools", "a": "alerts", "o": ""}
+_SECTION_KEYS = {
+    "n": "nodes",
+    "g": "gpus",
+    "e": "engines",
+    "p": "pools",
+    "a": "alerts",
+    "d": "advice",
+    "o": "",
+}
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

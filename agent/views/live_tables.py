@@ -155,12 +155,15 @@ def _summary(picture: Picture) -> Text:
     if gpus:
         busy = mean(gpu.busy_ratio for gpu in gpus)
         parts.append(f"{_many(len(gpus), 'GPU')} {_percent(busy)} busy")
-        parts.append(UNKNOWN if power is None else f"{power:,.0f} W")
-        parts.append(f"hottest {max(heat):.0f} °C" if heat else UNKNOWN)
     if rows.engines:
         running = total(engine.running for engine in rows.engines if not engine.is_stale)
         waiting = total(engine.waiting for engine in rows.engines if not engine.is_stale)
         parts.append(f"{_count(running)} running, {_count(waiting)} waiting")
+    # Last, as a terminal of 80 columns cuts the line.
+    if power is not None:
+        parts.append(f"{power:,.0f} W")
+    if heat:
+        parts.append(f"hottest {max(heat):.0f} °C")
     text = Text(no_wrap=True, overflow="ellipsis")
     alerts = picture.alerts
     for severity, colour in SEVERITY_COLOURS.items():

@@ -14,9 +14,12 @@ h1 {{ font-size: 1.4rem; margin-bottom: 0; }} p {{ margin: .2rem 0 1rem; opacity
 table {{ border-collapse: collapse; margin: 1rem 0 2rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #8884; }}
 th:first-child, td:first-child {{ text-align: left; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr));
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr));
   gap: 1.5rem; }}
 figure {{ margin: 0; }}
+@media screen and (max-width: 520px) {{ table {{ display: block; overflow-x: auto;
+  font-size: .86rem; }} th, td {{ padding: .3rem .45rem; white-space: nowrap; }}
+  figure .chart {{ font-size: 15px; }} }}
 </style></head><body>
 <h1>{title}</h1><p>{subtitle}</p>
 {tables}

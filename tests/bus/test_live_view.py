@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import termios
 import time
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from agent.bus import Bus
 from agent.fleet import Choice
-from agent.views.live import LiveView
+from agent.views.live import HELP, LiveView
 from agent.views.terminal_keys import Keys
 from schemas.alert_api import AlertFilter, AlertsReply
 from schemas.api import RecommendationsReply
@@ -132,6 +133,19 @@ def test_a_narrow_terminal_spares_columns_and_cuts_no_header() -> None:
     tables = [line for line in text.splitlines()[2:] if "is not known" not in line]
     assert "…" not in "".join(tables)
     assert all(f"\n{header} " in text for header in ("POOL", "ENGINE", "GPU", "NODE"))
+
+
+def test_the_summary_says_first_what_matters_and_leaves_out_what_is_not_measured() -> None:
+    view = LiveView(Handlers(), console=Console(file=io.StringIO()))  # type: ignore[arg-type]
+    now = instant(time.time_ns())
+    view.accept(samples.engine("e0", waiting=3, running=2, observed_at=now), time.time_ns())
+    view.accept(samples.gpu("g0", utilization_ratio=0.5), time.time_ns())
+    silent = drawn(view)
+    measured = samples.gpu("g0", utilization_ratio=0.5, power_watts=700.0, temperature_celsius=70)
+    view.accept(measured, time.time_ns())
+
+    assert "1 GPU 50% busy · 2 running, 3 waiting\n" in re.sub(" +\n", "\n", silent)
+    assert "2 running, 3 waiting · 700 W · hottest 70 °C" in drawn(view)
 
 
 def test_a_bar_is_read_without_colours() -> None:
@@ -288,12 +302,16 @@ async def test_keys_choose_sections_and_orders_and_end_the_view(bus: Bus) -> Non
     alone = drawn(view)
     view.press("down")
     scrolled = drawn(view)
+    view.press("d")
+    advice = drawn(view)
     view.press("q")
 
     assert orders == [[0, 1, 2], [1, 0, 2], [0, 1, 2]]
     assert "by busy ratio, reversed" in alone
     assert "NODE" not in alone
     assert ("#0" in alone, "#0" in scrolled) == (True, False)
+    assert "GPU" not in advice.replace("g GPUs", "").partition("\n")[2].partition("\n")[2]
+    assert len(HELP) <= 80
     assert view.quit.is_set()
 
 

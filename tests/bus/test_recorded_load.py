@@ -53,6 +53,16 @@ async def test_a_pool_is_read_minute_by_minute_with_its_gaps(bus: Bus) -> None:
     assert read.times[0] == instant(first * MINUTE_NS).isoformat()
 
 
+async def test_a_pool_that_is_not_there_is_told_with_those_that_are(bus: Bus) -> None:
+    with pytest.raises(NoRecordError, match=r"no minute of pool x .*; there are no pools yet"):
+        await read_pool(bus, "x", 3600.0)
+    for number in range(22):
+        await record(bus, [1.0], pool=f"p{number:02}")
+
+    with pytest.raises(NoRecordError, match=r"; there are: p00, p01, .*, p19 and 2 others$"):
+        await read_pool(bus, "x", 3600.0)
+
+
 async def test_the_load_may_be_of_tokens(bus: Bus) -> None:
     await record(bus, [100.0, None, 80.0])
 
@@ -151,7 +161,7 @@ async def test_a_name_that_is_no_pool_reads_none(bus: Bus, nats_url: str, name: 
     )
 
     assert done.returncode == 2
-    assert b"0 minutes are recorded" in done.stderr
+    assert b"no minute of pool" in done.stderr
 
 
 async def test_more_days_than_are_kept_are_refused() -> None:
