@@ -103,7 +103,8 @@ def causes(one: Recommendation) -> list[str]:
 
 
 def test_thrash_is_told_after_three_windows_with_its_expected_hit_ratio() -> None:
-    early = said(counting(0, 3 * WINDOW, THRASH, **FULL))
+    # Of the first window no begin is known.
+    early = said(counting(0, 4 * WINDOW, THRASH, **FULL))
     emits = said(counting(0, HOUR, THRASH, **FULL))
 
     assert early == []
@@ -114,7 +115,7 @@ def test_thrash_is_told_after_three_windows_with_its_expected_hit_ratio() -> Non
         "thrash",
         "low",
     )
-    assert one.recommendation_id == f"default.tune_cache.{at(3 * WINDOW).ns}"
+    assert one.recommendation_id == f"default.tune_cache.{at(4 * WINDOW).ns}"
     assert causes(one) == ["thrash", "low_hit_ratio"]  # full, too, which the first says better
     thrash = one.cache_changes[0]
     assert thrash.now == pytest.approx(0.3)
@@ -168,8 +169,8 @@ def test_evidence_names_the_messages_and_fields_of_the_windows_that_confirmed_it
     assert (first.signal, first.value, first.threshold) == ("returned_by_evicted_ratio", 0.9, 0.25)
     assert first.subject == "metrics.cache.c1"
     assert first.fields == ["evictions_returned_total", "evictions_total"]
-    # 10 samples a window.
-    assert (first.stream_from, first.stream_to) == (1, 30)
+    # 10 samples a window; from the last one before the first of the three.
+    assert (first.stream_from, first.stream_to) == (10, 40)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,7 @@ def test_advice_on_a_cache_that_starts_anew_ends_until_it_is_found_again() -> No
     emits = said([*first, *again])
 
     one, other = advice(emits)
-    assert one.decided_at == instant(at(3 * WINDOW).ns)
+    assert one.decided_at == instant(at(4 * WINDOW).ns)
     # The window with the start, its begin in the next one, and three that confirm it.
     assert other.decided_at == instant(at(9 * WINDOW).ns)
     assert verdicts(emits) == [("expired", "nothing of it holds any more")]
