@@ -185,6 +185,17 @@ class ScalingSettings(Table, frozen=True, kw_only=True):
     panic_hold_seconds: Annotated[
         float, Meta(ge=0, le=3600, description="… for `up_hold_seconds`, but only for this long")
     ] = 6.0
+    up_most_ratio: Annotated[
+        float,
+        Meta(
+            gt=1,
+            le=10_000,
+            description="by the load advise at most so many times the replicas there are, or …",
+        ),
+    ] = 2.0
+    up_most_replicas: Annotated[
+        int, Meta(ge=1, le=10_000, description="… so many more, whichever is more")
+    ] = 4
     down_hold_seconds: Annotated[
         float, Meta(ge=0, le=86400, description="too little load must have held this long")
     ] = 300.0

@@ -39,7 +39,7 @@ class Change:
     `planned` is what a forecast asked for; it is the reason where it asked for this target.
     `loss` is what goes with the KV caches of the replicas that do. `is_panic`: the load is so high
     that it was not waited for the whole hold. `asked`: upwards, what would be the target but for
-    `max_replicas`.
+    `max_replicas` and what is advised at once.
     """
 
     action: Direction
@@ -250,7 +250,10 @@ def _text(settings: ScalingSettings, change: Change, pool: str, replicas: int) -
             f"{held} New replicas are expected to serve after {settings.startup_lead_seconds:g} s."
         )
         if change.asked > change.target:
-            text += f" The load asks for {change.asked}, but max_replicas is {change.target}."
+            limit = "no more are advised at once"
+            if change.target == settings.max_replicas:
+                limit = f"max_replicas is {change.target}"
+            text += f" The load asks for {change.asked}, but {limit}."
         return text
     return (
         f"Scale pool {pool} down from {replicas} to {change.target} replicas: too little load "

@@ -1,6 +1,7 @@
 """Scaling advice for each pool of engines, with evidence, expiry and idempotency key."""
 
 import functools
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -186,9 +187,10 @@ class ScalingHandler:
         pool.most_desired.add(now.ns, desired)
         known_ns = now.ns - since_ns
         up, is_panic = self._asked_up(pool, replicas, desired, known_ns, now.ns)
+        at_once = min(up, max(self._most_at_once(replicas), settings.min_replicas))
         if planned is not None:
-            up = max(up, planned.replicas)
-        target = min(up, settings.max_replicas)
+            up, at_once = max(up, planned.replicas), max(at_once, planned.replicas)
+        target = min(at_once, settings.max_replicas)
         if target > replicas:
             return Change("scale_up", target, demand, planned, is_panic=is_panic, asked=up)
         if up > replicas:
@@ -230,6 +232,17 @@ class ScalingHandler:
         if is_flood and known_ns >= self._pools.ttl_ns:  # by then every engine was heard
             return fewest, True
         return up, False
+
+    def _most_at_once(self, replicas: int) -> int:
+        """The most that load asks for: a queue tells that there is too much, not how much.
+
+        A pool short by a tenth has a queue, too, and it grows until more replicas serve. HPA's
+        default policy, without its 15 s, as new replicas report only when they serve: 1 → 5,
+        2 → 6, 10 → 20.
+        """
+        settings = self._settings
+        by_ratio = math.ceil(round(replicas * settings.up_most_ratio, 9))
+        return max(by_ratio, replicas + settings.up_most_replicas)
 
     def _see_gpus(self, message: EngineMetrics, pool: Pool) -> None:
         """How many GPUs a replica has, by the last minute of the pool."""

@@ -162,7 +162,9 @@ def test_a_queue_that_was_not_foreseen_asks_for_more_than_the_plan(history: byte
     pool = after_a_day(history, replicas=14).play([1100.0] * 6, waiting=20)
 
     assert [advice.action for advice in pool.advice] == ["scale_up"]
-    assert pool.advice[0].replicas_to == 56  # 14 replicas * 20 waiting / 5
+    assert (
+        pool.advice[0].replicas_to == 28
+    )  # 14 replicas * 20 waiting / 5, but no more than twice as many
     assert pool.advice[0].reason == "requests_waiting"
 
 

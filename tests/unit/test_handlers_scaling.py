@@ -836,6 +836,28 @@ def test_limits_hold_whatever_the_load() -> None:
     assert up[0].text.endswith(" but max_replicas is 3.")
 
 
+@pytest.mark.parametrize(
+    ("settings", "replicas", "target"),
+    [
+        pytest.param({}, 1, 5, id="4 more"),
+        pytest.param({}, 6, 12, id="twice as many"),
+        pytest.param({"up_most_ratio": 1.5, "up_most_replicas": 1}, 3, 5, id="rounded up"),
+        pytest.param({"min_replicas": 9}, 2, 9, id="not below the minimum"),
+        pytest.param({"max_replicas": 4}, 2, 4, id="not above the maximum"),
+    ],
+)
+def test_a_long_queue_asks_for_so_many_more_at_once(
+    settings: dict[str, Any], replicas: int, target: int
+) -> None:
+    queue = BUSY | {"waiting": 500}
+
+    (advice,) = Player(ScalingSettings(**settings)).play(trace(0, 60, replicas, queue)).advice
+
+    limit = "max_replicas is 4" if "max_replicas" in settings else "no more are advised at once"
+    assert advice.replicas_to == target
+    assert advice.text.endswith(f" The load asks for {100 * replicas}, but {limit}.")
+
+
 def test_a_pool_at_its_limit_is_told_that_more_is_asked_for() -> None:
     settings = ScalingSettings(max_replicas=3)
     player = Player(settings).play(trace(0, 90, 3, BUSY))
@@ -929,7 +951,7 @@ def test_rejected_advice_is_not_repeated_for_a_while_and_says_so(
 
 
 def test_more_than_was_rejected_is_advised_at_once() -> None:
-    player = Player().play(trace(0, 35, 2, BUSY))
+    player = Player(ScalingSettings(up_most_replicas=6)).play(trace(0, 35, 2, BUSY))
     player.hear(36, decision(player.advice[0], "rejected"))
 
     player.play(trace(40, 200, 2, BUSY) + trace(205, 260, 2, BUSY | {"waiting": 20}))
