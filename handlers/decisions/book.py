@@ -57,7 +57,9 @@ class DecisionBook:
 
     def executed(self, pool: str, now_ns: int) -> tuple[int, str] | None:
         """When advice on a pool was last carried out, up to `now_ns`, and which."""
-        done = self._executed.get(pool, now_ns) or ()
+        done = self._executed.get(pool, now_ns)
+        if done is None:  # nearly always, and each message of an engine asks
+            return None
         return next((one for one in reversed(done) if one[0] <= now_ns), None)
 
 

@@ -100,7 +100,6 @@ class Demand:
         what can be shared out: how latency would be with fewer is not known.
         """
         loads = [one for one in self.signals if not one.is_latency]
+        most = max([self.total(one) / self.limit(one) for one in loads], default=0.0)
         # Rounded, so that a total exactly on the limit is not above it by a float's last bit.
-        return max(
-            (math.ceil(round(self.total(one) / self.limit(one), 9)) for one in loads), default=0
-        )
+        return math.ceil(round(most, 9))

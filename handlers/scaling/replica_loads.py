@@ -1,14 +1,11 @@
 """The load of a pool's replicas, put together without reading all of them. Pure."""
 
-import math
 from typing import NamedTuple, TypeAlias
 
 from schemas.engines import EngineMetrics
 
 Replica: TypeAlias = tuple[str, str]
 """Its node, and its name there."""
-_Terms: TypeAlias = tuple[int | None, ...]
-"""The fields of a `Load`, exactly."""
 
 
 class Load(NamedTuple):
@@ -29,10 +26,9 @@ class Load(NamedTuple):
 
 
 IN_FLIGHT, RUNNING_MAX = Load._fields.index("in_flight"), Load._fields.index("running_max")
-_MANTISSA, _BITS = 53, 1200
-_ONE = 1 << _BITS
-"""Every float is a whole multiple of its inverse: sums of those have no rounding and no order."""
-_NOTHING = (None,) * len(Load._fields)
+_NOTHING = Load(in_flight=None)  # type: ignore[arg-type]
+_STEP_BITS = 64
+"""Scales grow by so much: most values fit the first one, up to 2^-64."""
 
 
 def load_of(engine: EngineMetrics, *, with_rates: bool = False) -> Load:
@@ -58,6 +54,50 @@ def load_of(engine: EngineMetrics, *, with_rates: bool = False) -> Load:
     )
 
 
+class _Sum:
+    """A sum of floats without rounding, as a whole number of units that any of them is made of.
+
+    The unit is 1, and shrinks where a value needs it: small whole numbers are quick. So it is
+    what `math.fsum` gives, whatever came and went before, and in whatever order.
+    """
+
+    __slots__ = ("_bits", "_one", "_units", "measured")
+
+    def __init__(self) -> None:
+        self.measured = 0
+        """How many values."""
+        self._units = 0
+        self._bits = 0
+        self._one = 1
+
+    def change(self, before: float | None, after: float | None) -> None:
+        """Take one out, and another in; None: there is none."""
+        if after is not None:
+            units = self._of(after)  # first: it may shrink the unit
+            self._units += units
+            self.measured += 1
+        if before is not None:
+            units = self._of(before)
+            self._units -= units
+            self.measured -= 1
+
+    def value(self) -> float:
+        """The sum, rounded once."""
+        return self._units / self._one
+
+    def _of(self, value: float) -> int:
+        """How many units it is; they are made small enough for it."""
+        numerator, denominator = value.as_integer_ratio()
+        spare = self._bits - denominator.bit_length() + 1  # a power of two
+        if spare < 0:
+            finer = -(spare // _STEP_BITS) * _STEP_BITS
+            self._units <<= finer
+            self._bits += finer
+            self._one = 1 << self._bits
+            spare += finer
+        return numerator << spare
+
+
 class ReplicaLoads:
     """The sums of the loads of replicas. A replica that comes, changes or goes costs O(1).
 
@@ -66,38 +106,29 @@ class ReplicaLoads:
     """
 
     def __init__(self) -> None:
-        self._terms: dict[Replica, _Terms] = {}
-        self._sums = [0] * len(Load._fields)
-        self._measured = [0] * len(Load._fields)
+        self._loads: dict[Replica, Load] = {}
+        self._sums = [_Sum() for _ in Load._fields]
 
     @property
     def replicas(self) -> int:
         """How many there are."""
-        return len(self._terms)
+        return len(self._loads)
 
     def put(self, replica: Replica, load: Load) -> None:
         """The load of a replica from now on."""
-        terms = tuple([None if value is None else _term(value) for value in load])
-        self._change(self._terms.get(replica, _NOTHING), terms)
-        self._terms[replica] = terms
+        self._change(self._loads.get(replica, _NOTHING), load)
+        self._loads[replica] = load
 
     def discard(self, replica: Replica) -> None:
         """It is gone; one that is not there is fine."""
-        self._change(self._terms.pop(replica, _NOTHING), _NOTHING)
+        self._change(self._loads.pop(replica, _NOTHING), _NOTHING)
 
-    def _change(self, before: _Terms, after: _Terms) -> None:
+    def _change(self, before: Load, after: Load) -> None:
         for place, (old, new) in enumerate(zip(before, after, strict=True)):
-            if old == new:
-                continue
-            self._sums[place] += (new or 0) - (old or 0)
-            self._measured[place] += (new is not None) - (old is not None)
+            if old != new:
+                self._sums[place].change(old, new)
 
     def total(self, place: int) -> tuple[float, int]:
         """Of a field of `Load`, by its place: the sum, and how many replicas measured it."""
-        return self._sums[place] / _ONE, self._measured[place]
-
-
-def _term(value: float) -> int:
-    """How often 1 / `_ONE` it is, exactly."""
-    mantissa, exponent = math.frexp(value)
-    return int(mantissa * (1 << _MANTISSA)) << (exponent - _MANTISSA + _BITS)
+        found = self._sums[place]
+        return found.value(), found.measured

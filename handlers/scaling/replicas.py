@@ -1,6 +1,7 @@
 """How many replicas the HPA rule asks for, by the load signals of a pool. Pure."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Self
 
@@ -19,6 +20,18 @@ LATENCY_MOST = 2.0
 """Latency grows faster than load: for it at most twice as many replicas, HPA's default limit."""
 _PLACES = {WAITING: 0, KV_CACHE: 1, CAPACITY: 2, TTFT: 3, ITL: 4, PROMPT: 5, GENERATION: 6}
 """In a `Load`."""
+_SATURATION = {KV_CACHE: 1.0, CAPACITY: 1.0}
+_SIGNALS = tuple((name, place, _SATURATION.get(name)) for name, place in _PLACES.items())
+_targets = operator.attrgetter(
+    "waiting_per_replica_target",
+    "kv_cache_target_ratio",
+    "capacity_target_ratio",
+    "ttft_target_seconds",
+    "itl_target_seconds",
+    "prompt_target_tokens_per_second",
+    "generation_target_tokens_per_second",
+)
+"""Of the settings, in the order of `_SIGNALS`; None: the signal does not count."""
 
 
 class Signal(msgspec.Struct, frozen=True, gc=False):
@@ -54,6 +67,8 @@ class Signal(msgspec.Struct, frozen=True, gc=False):
     def total(self, missing: float) -> float:
         """The sum over all replicas, an unknown one counted as `missing`, a latency as the mean."""
         unknown = self.replicas - self.measured
+        if not unknown:
+            return self.known
         return self.known + unknown * (self.mean if self.is_latency else missing)
 
     def is_measured(self, load: Load) -> bool:
@@ -134,25 +149,18 @@ def measure(
 
     `shares_gpus`: new replicas were found on the GPUs of others.
     """
-    kinds: tuple[tuple[str, float | None, float | None], ...] = (
-        (WAITING, settings.waiting_per_replica_target, None),
-        (KV_CACHE, settings.kv_cache_target_ratio, 1.0),
-        (CAPACITY, settings.capacity_target_ratio, 1.0),
-        (TTFT, settings.ttft_target_seconds, None),
-        (ITL, settings.itl_target_seconds, None),
-        (PROMPT, settings.prompt_target_tokens_per_second, None),
-        (GENERATION, settings.generation_target_tokens_per_second, None),
-    )
     signals = []
-    for name, target, saturation in kinds:
-        known, measured = loads.total(_PLACES[name]) if target is not None else (0.0, 0)
-        if target is not None and measured:
-            signals.append(Signal(name, target, saturation, known, measured, loads.replicas))
+    replicas = loads.replicas
+    for (name, place, saturation), target in zip(_SIGNALS, _targets(settings), strict=True):
+        if target is not None:
+            known, measured = loads.total(place)
+            if measured:
+                signals.append(Signal(name, target, saturation, known, measured, replicas))
     gpu_target = settings.gpu_busy_target_ratio
-    if gpu_target is not None and busy is not None and loads.replicas:
+    if gpu_target is not None and busy is not None and replicas:
         signals.append(
             GpuSignal.of_gpus(
-                gpu_target, busy, loads.replicas, settings.gpus_per_replica, is_shared=shares_gpus
+                gpu_target, busy, replicas, settings.gpus_per_replica, is_shared=shares_gpus
             )
         )
     return signals
@@ -184,18 +192,13 @@ def desired_replicas(
     unmeasured beside three with 10 (ratio 30 / 4 / 5 = 1.5) → 6. GPUs that replicas share ask
     for no more, as more would share them too.
     """
-
-    def ratio(signal: Signal, missing: float) -> float:
-        # Rounded, so that a value exactly on an edge is not past it by a float's last bit.
-        found = round(signal.total(missing) / replicas / signal.target, 9)
-        return min(found, LATENCY_MOST) if signal.is_latency else found
-
-    up = max((ratio(signal, 0.0) for signal in signals if signal.asks_up), default=0.0)
+    asking = [signal for signal in signals if signal.asks_up]
+    up = _highest(asking, replicas, missing_on_target=False)
     if up > 1 + tolerance_ratio:
         return math.ceil(round(replicas * up, 9))
-    if unmeasured(signals, optional):
-        return replicas
-    down = max(ratio(signal, signal.target) for signal in signals)
+    if up >= 1 - tolerance_ratio or unmeasured(signals, optional):
+        return replicas  # what is missing, on target, makes it no less
+    down = _highest(signals, replicas, missing_on_target=True)
     if down < 1 - tolerance_ratio:
         return max(1, math.ceil(round(replicas * down, 9)))
     return replicas
@@ -215,6 +218,19 @@ def shared_gpus(signals: Sequence[Signal], tolerance_ratio: float) -> str:
                 "that more replicas would help is not known (gpus_per_replica says what one brings)"
             )
     return ""
+
+
+def _highest(signals: Sequence[Signal], replicas: int, *, missing_on_target: bool) -> float:
+    """The highest of the signals' means by their targets."""
+    highest = 0.0
+    for signal in signals:
+        found = signal.total(signal.target if missing_on_target else 0.0)
+        found = found / replicas / signal.target
+        if found > highest:
+            highest = max(highest, min(found, LATENCY_MOST)) if signal.is_latency else found
+    # Rounded, so that a value exactly on an edge is not past it by a float's last bit: once, as
+    # rounding changes no order and takes longer than all else here.
+    return round(highest, 9)
 
 
 def lacking(signals: Sequence[Signal], tolerance_ratio: float, optional: Sequence[str] = ()) -> str:

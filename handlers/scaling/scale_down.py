@@ -53,7 +53,8 @@ def scale_down(
 
 def fewest_safe(settings: ScalingSettings, demand: Demand) -> int:
     """The fewest replicas of which `failures_survived` may be lost; 1 where there is no load."""
-    return demand.needed + settings.failures_survived if demand.needed else 1
+    needed = demand.needed
+    return needed + settings.failures_survived if needed else 1
 
 
 def payback_hours(loss: CacheLoss, removed: int) -> float | None:
