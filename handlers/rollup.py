@@ -4,9 +4,10 @@ import dataclasses
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
+from handlers.columns import MeasuredPacker, Names, Numbers, Packed, numbers
 from handlers.settings import RollupSettings
 from handlers.slots import STEP_NS, TICK_NS, turn_of
 from handlers.spending.gpu_minutes import MOST_WATTS
@@ -17,13 +18,10 @@ from schemas.message import Message
 from schemas.metrics import GpuMetrics, HostMetrics, Rollup, Summary
 from schemas.protocols import Emit, Moment
 from schemas.units import SECOND_NS, instant, paired, to_ns
-from schemas.views import Row, cache_row, engine_row, gpu_row, host_row
+from schemas.views import cache_row, engine_row, gpu_row, host_row
 
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics | CacheMetrics
 Kind: TypeAlias = Literal["host", "gpu", "engine", "pool", "cache"]
-
-Names: TypeAlias = tuple[str, ...]
-Values: TypeAlias = tuple[float | None, ...]
 
 MINUTE_NS = 60 * SECOND_NS
 SILENT_NS = 2 * MINUTE_NS
@@ -39,13 +37,20 @@ class _Bucket:
     minute_ns: int
     node: str | None
     pool: str | None
-    rows: dict[Kind, list[Row]] = dataclasses.field(default_factory=dict)
-    """The samples: put together by name at the end."""
+    tables: dict[tuple[Kind, Names], Numbers] = dataclasses.field(default_factory=dict)
+    """The samples by kind and by what was measured: put together by name at the end."""
     energy_joules: float | None = None
     engines: set[tuple[str, str]] = dataclasses.field(default_factory=set)
     simulated: bool = False
     instance: str | None = None
     namespace: str | None = None
+
+    def table(self, kind: Kind, names: Names) -> Numbers:
+        """Where samples that have measured this go."""
+        table = self.tables.get((kind, names))
+        if table is None:
+            table = self.tables[kind, names] = numbers()
+        return table
 
 
 Key: TypeAlias = tuple[Kind, str, str]
@@ -59,8 +64,6 @@ class _Source:
     """A host, GPU, engine or cache, and where its samples of one minute go."""
 
     bucket: _Bucket
-    rows: list[Row]
-    """Of its kind in that bucket."""
     group: str
     begin_ns: int
     end_ns: int
@@ -68,20 +71,32 @@ class _Source:
     due_ns: int
     """When the bucket is given out."""
     heard_ns: int
+    names: Names | None = None
+    """What its last sample had measured; None: there was none in the bucket."""
+    numbers: Numbers = dataclasses.field(default_factory=numbers)
+    """The table of the bucket for that."""
     joules: float = math.inf
     """The counter's last value; infinite: none."""
     joules_ns: int = 0
 
 
-def _sample_of(message: Metrics, ns: int) -> tuple[Key, Row, float | None]:
-    if isinstance(message, HostMetrics):
-        return ("host", message.node, ""), host_row(message), None
+_Sample: TypeAlias = tuple[Key, Names, Packed, float | None]
+"""Of which source, the names and numbers of what was measured, and joules."""
+
+_packed_host, _packed_gpu, _packed_engine, _packed_cache = (MeasuredPacker() for _ in range(4))
+
+
+def _sample_of(message: Metrics, ns: int) -> _Sample:
     if isinstance(message, GpuMetrics):
-        joules = message.energy_joules_total
-        return ("gpu", message.node, message.gpu), gpu_row(message), joules
+        names, packed = _packed_gpu(*gpu_row(message))
+        return ("gpu", message.node, message.gpu), names, packed, message.energy_joules_total
+    if isinstance(message, HostMetrics):
+        return ("host", message.node, ""), *_packed_host(*host_row(message)), None
     if isinstance(message, EngineMetrics):
-        return ("engine", message.node, message.engine), engine_row(message), None
-    return ("cache", message.instance, message.namespace), cache_row(message), None
+        names, packed = _packed_engine(*engine_row(message))
+        return ("engine", message.node, message.engine), names, packed, None
+    names, packed = _packed_cache(*cache_row(message))
+    return ("cache", message.instance, message.namespace), names, packed, None
 
 
 _sample = OfLast(_sample_of)
@@ -129,7 +144,7 @@ class RollupHandler:
         """Give out the minutes that are over, then add the sample to its own."""
         ns = now.ns
         emits = self.tick(now) if ns >= self._next_ns else []
-        key, row, joules = _sample(message, ns)
+        key, names, packed, joules = _sample(message, ns)
         group = self._group_of(message)
         if group is None:
             return emits
@@ -143,7 +158,10 @@ class RollupHandler:
             source = self._placed(key, source, message, group, ns)
             if source is None:
                 return emits
-        source.rows.append(row)
+        if source.names is not names:
+            source.names = names
+            source.numbers = source.bucket.table(key[0], names)
+        source.numbers.frombytes(packed)
         source.heard_ns = ns
         if message.simulated:
             source.bucket.simulated = True
@@ -176,8 +194,7 @@ class RollupHandler:
         kind, node_name, name = key
         if is_pool and kind == "engine":
             bucket.engines.add((node_name, name))
-        rows, end_ns = bucket.rows.setdefault(kind, []), minute_ns + MINUTE_NS
-        source = _Source(bucket, rows, group, minute_ns, end_ns, due_ns, ns)
+        source = _Source(bucket, group, minute_ns, minute_ns + MINUTE_NS, due_ns, ns)
         if before is not None:
             source.joules, source.joules_ns = before.joules, before.joules_ns
         self._sources[key] = source
@@ -229,12 +246,10 @@ def _add_energy(source: _Source, total: float, now_ns: int) -> None:
 def _rollup(key: Key, bucket: _Bucket) -> Rollup:
     kind, name, part = key
     columns: dict[str, list[float]] = defaultdict(list)
-    for of, names, values in _tables(bucket):
+    for (of, names), table in bucket.tables.items():
         prefix = f"{of}_" if kind == "pool" else ""
-        for field, column in zip(names, zip(*values, strict=True), strict=True):
-            known = [float(value) for value in column if value is not None]
-            if known:
-                columns[prefix + field] += known
+        for place, field in enumerate(names):
+            columns[prefix + field] += table[place :: len(names)]
     metrics = {field: summarise(values) for field, values in sorted(columns.items())}
     if bucket.engines:
         metrics["engines"] = summarise([len(bucket.engines)])
@@ -252,20 +267,6 @@ def _rollup(key: Key, bucket: _Bucket) -> Rollup:
         gpu=part if kind == "gpu" else None,
         engine=part if kind == "engine" else None,
     )
-
-
-def _tables(bucket: _Bucket) -> Iterator[tuple[Kind, Names, Sequence[Values]]]:
-    """The samples with the same names together: those of a kind are all alike, nearly always."""
-    for kind, rows in bucket.rows.items():
-        names, values = zip(*rows, strict=True)
-        if names.count(names[0]) == len(names):
-            yield kind, names[0], values
-            continue
-        by_names: dict[Names, list[Values]] = {}
-        for row_names, row_values in rows:
-            by_names.setdefault(row_names, []).append(row_values)
-        for alike, of in by_names.items():
-            yield kind, alike, of
 
 
 def summarise(values: Sequence[float]) -> Summary:

@@ -1,10 +1,8 @@
-"""State that forgets: an expiring map, what was seen last, a rolling window and maximum."""
+"""State that forgets: an expiring map, what was seen last, a rolling maximum."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
-
-import msgspec
+from typing import Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -44,6 +42,8 @@ class ExpiringDict(Generic[K, V]):
         entries = self._entries
         entries[key] = (now_ns, value)
         entries.move_to_end(key)
+        # Sooner than so far only where the server's clock was set back.
+        self._first_end_ns = min(self._first_end_ns, now_ns + self._ttl_ns)
         if now_ns >= self._first_end_ns:
             self.expire(now_ns)
         if len(entries) > self._max_entries:
@@ -92,6 +92,8 @@ class ExpiringDict(Generic[K, V]):
 
     def expire(self, now_ns: int) -> None:
         """Drop what is older than the time to live."""
+        if now_ns < self._first_end_ns:
+            return
         while self._entries:
             oldest = next(iter(self._entries))
             self._first_end_ns = self._entries[oldest][0] + self._ttl_ns
@@ -146,30 +148,6 @@ class OfLast(Generic[K, V]):
         return last[2]
 
 
-class RowWindow(msgspec.Struct, gc=False):
-    """Samples of several values each, a row, whose last value is its instant.
-
-    At most `MAX_SAMPLES`. No float of its own for each value, and nothing but a list for the
-    garbage collector: there are hundreds of thousands of windows.
-    """
-
-    rows: list[tuple[Any, ...]] = []
-
-    def add(self, row: tuple[Any, ...]) -> None:
-        """Add a sample; its instant grows from call to call."""
-        rows = self.rows
-        if len(rows) >= MAX_SAMPLES:
-            del rows[0]
-        rows.append(row)
-
-    def expire(self, oldest_ns: int) -> bool:
-        """Drop samples of `oldest_ns` and before; whether any is left."""
-        rows = self.rows
-        while rows and rows[0][-1] <= oldest_ns:
-            del rows[0]
-        return bool(rows)
-
-
 class RollingMax:
     """The highest sample of the last `span_ns`, those in (now - span, now]. O(1), amortised.
 
@@ -183,15 +161,17 @@ class RollingMax:
 
     def add(self, ns: int, value: float) -> None:
         """Add a sample; `ns` grows from call to call."""
-        while self._samples and self._samples[-1][1] <= value:
-            self._samples.pop()
-        self._samples.append((ns, value))
+        samples = self._samples
+        while samples and samples[-1][1] <= value:
+            samples.pop()
+        samples.append((ns, value))
 
     def value(self, now_ns: int) -> float | None:
         """The highest sample, or None without samples."""
-        while self._samples and self._samples[0][0] <= now_ns - self._span_ns:
-            self._samples.popleft()
-        return self._samples[0][1] if self._samples else None
+        samples, oldest_ns = self._samples, now_ns - self._span_ns
+        while samples and samples[0][0] <= oldest_ns:
+            samples.popleft()
+        return samples[0][1] if samples else None
 
     def samples(self) -> list[tuple[int, float]]:
         """Those that can still be the maximum, the oldest first: for snapshots."""

@@ -2,15 +2,21 @@
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
+from handlers.columns import Numbers, known, mean, numbers
 from handlers.settings import UtilizationSettings
 from handlers.utilization.gpu_state import (
+    ACTIVITY,
     JOULES,
+    MEMORY,
+    POWER,
+    UTILIZATION,
+    WATTS,
+    WIDTH,
     GpuEvidence,
-    GpuRow,
     GpuSample,
     PartKey,
     activity,
@@ -46,27 +52,43 @@ class _Gpu(msgspec.Struct, gc=False):
     """A GPU's samples of the minute."""
 
     latest: GpuSample
-    rows: list[GpuRow] = []
+    numbers: Numbers = msgspec.field(default_factory=numbers)
+
+    def column(self, place: int) -> Numbers:
+        """One number of each sample, NaN where not measured."""
+        return self.numbers[place::WIDTH]
+
+
+_engine_row = operator.attrgetter(
+    "prompt_tokens_total",
+    "prompt_tokens_per_second",
+    "generation_tokens_total",
+    "generation_tokens_per_second",
+    "requests_running",
+)
 
 
 @dataclasses.dataclass(slots=True)
 class _Engine:
-    """An engine's samples of the minute."""
+    """An engine's samples of the minute, as `_engine_row` gives them."""
 
     latest: EngineMetrics
-    prompt: list[float | None] = dataclasses.field(default_factory=list)
-    prompt_rates: list[float | None] = dataclasses.field(default_factory=list)
-    generation: list[float | None] = dataclasses.field(default_factory=list)
-    generation_rates: list[float | None] = dataclasses.field(default_factory=list)
-    running: list[float | None] = dataclasses.field(default_factory=list)
+    rows: list[tuple[float | None, ...]] = dataclasses.field(default_factory=list)
+
+    def column(self, place: int) -> list[float | None]:
+        """One number of each sample."""
+        return [row[place] for row in self.rows]
+
+
+PROMPT, PROMPT_RATE, GENERATION, GENERATION_RATE, RUNNING = range(5)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     try:  # nearly always all were measured
         return sum(values) / len(values)  # type: ignore[arg-type]
     except TypeError:
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known else None
+        found = [value for value in values if value is not None]
+        return sum(found) / len(found) if found else None
 
 
 def _last(values: Sequence[float | None]) -> float | None:
@@ -75,7 +97,7 @@ def _last(values: Sequence[float | None]) -> float | None:
 
 def _grown(
     totals: Sequence[float | None],
-    rates: Sequence[float | None],
+    rate_of: Callable[[], float | None],
     before: float | None,
     most_per_second: float,
 ) -> float | None:
@@ -85,14 +107,14 @@ def _grown(
     fell was reset, or a sample came late; one that began in this minute tells of a part of it.
     None also where the rate is more than anything can do.
     """
-    known = [value for value in (before, *totals) if value is not None]
-    if before is not None and len(known) > 1:
-        grown = known[-1] - known[0]
-        has_fallen = known != sorted(known)
+    found = [value for value in (before, *totals) if value is not None]
+    if before is not None and len(found) > 1:
+        grown = found[-1] - found[0]
+        has_fallen = found != sorted(found)
         # A growth of up to two minutes: the value before may be that old.
         if not has_fallen and grown <= most_per_second * 2 * MINUTE_SECONDS:
             return grown
-    rate = _mean(rates)
+    rate = rate_of()
     return None if rate is None or rate > most_per_second else rate * MINUTE_SECONDS
 
 
@@ -122,9 +144,9 @@ class GpuMinutes:
         gpu = self._gpus.get(sample.key)
         if gpu is None:
             gpu = self._gpus[sample.key] = _Gpu(sample)
-        if len(gpu.rows) < MAX_SAMPLES:
+        if len(gpu.numbers) < MAX_SAMPLES * WIDTH:
             gpu.latest = sample
-            gpu.rows.append(sample.row)
+            gpu.numbers.frombytes(sample.numbers)
 
     def add_engine(self, message: EngineMetrics) -> None:
         """Take a sample of an engine."""
@@ -132,13 +154,9 @@ class GpuMinutes:
         engine = self._engines.get(key)
         if engine is None:
             engine = self._engines[key] = _Engine(message)
-        if len(engine.running) < MAX_SAMPLES:
+        if len(engine.rows) < MAX_SAMPLES:
             engine.latest = message
-            engine.prompt.append(message.prompt_tokens_total)
-            engine.prompt_rates.append(message.prompt_tokens_per_second)
-            engine.generation.append(message.generation_tokens_total)
-            engine.generation_rates.append(message.generation_tokens_per_second)
-            engine.running.append(message.requests_running)
+            engine.rows.append(_engine_row(message))
 
     def close(
         self, settings: UtilizationSettings
@@ -165,10 +183,10 @@ class GpuMinutes:
     def follow(self, before: "GpuMinutes") -> None:
         """Take over the counters' last values from the minute before."""
         self._joules_before = {
-            key: _last([row[JOULES] for row in gpu.rows]) for key, gpu in before._gpus.items()
+            key: _last(known(gpu.column(JOULES))) for key, gpu in before._gpus.items()
         }
         self._tokens_before = {
-            key: (_last(engine.prompt), _last(engine.generation))
+            key: (_last(engine.column(PROMPT)), _last(engine.column(GENERATION)))
             for key, engine in before._engines.items()
         }
 
@@ -189,23 +207,22 @@ class GpuMinutes:
         """Requests running by node, where an engine told."""
         running: dict[str, float] = {}
         for (node, _), engine in self._engines.items():
-            mean = _mean(engine.running)
-            if mean is not None:
-                running[node] = running.get(node, 0.0) + mean
+            of_engine = _mean(engine.column(RUNNING))
+            if of_engine is not None:
+                running[node] = running.get(node, 0.0) + of_engine
         return running
 
     def _judge(self, gpu: _Gpu, running: float | None, settings: UtilizationSettings) -> GpuMinute:
         latest = gpu.latest
-        utilization, memory, active, power, joules, watts, sources, _ = zip(*gpu.rows, strict=True)
-        ratio, source = _mean(active), sources[-1]
+        ratio, source = mean(gpu.column(ACTIVITY)), latest.source
         if ratio is None and latest.key in self._instances:
             means = [_mean(ratios) for ratios in self._instances[latest.key].values()]
             ratio, source = max((mean for mean in means if mean is not None), default=None), "mig"
         evidence = GpuEvidence(
             activity_ratio=ratio,
             activity_source=source,
-            memory_ratio=_mean(memory),
-            power_ratio=_mean(power),
+            memory_ratio=mean(gpu.column(MEMORY)),
+            power_ratio=mean(gpu.column(POWER)),
             requests_running=running,
         )
         before = self._joules_before.get(latest.key)
@@ -215,9 +232,11 @@ class GpuMinutes:
             pool=latest.pool,
             simulated=latest.simulated,
             state=gpu_state(settings, evidence)[0],
-            utilization_ratio=_mean(utilization),
+            utilization_ratio=mean(gpu.column(UTILIZATION)),
             power_ratio=evidence.power_ratio,
-            energy_joules=_grown(joules, watts, before, MOST_WATTS),
+            energy_joules=_grown(
+                known(gpu.column(JOULES)), lambda: mean(gpu.column(WATTS)), before, MOST_WATTS
+            ),
         )
 
     def _tokens(self, key: PartKey, engine: _Engine) -> tuple[float | None, float | None]:
@@ -225,11 +244,16 @@ class GpuMinutes:
         prompt, generation = self._tokens_before.get(key, (None, None))
         most = MOST_TOKENS_PER_SECOND
         return (
-            _grown(engine.prompt, engine.prompt_rates, prompt, most),
-            _grown(engine.generation, engine.generation_rates, generation, most),
+            _grown(engine.column(PROMPT), lambda: _mean(engine.column(PROMPT_RATE)), prompt, most),
+            _grown(
+                engine.column(GENERATION),
+                lambda: _mean(engine.column(GENERATION_RATE)),
+                generation,
+                most,
+            ),
         )
 
 
 def _total(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    found = [value for value in values if value is not None]
+    return sum(found) if found else None

@@ -1,9 +1,8 @@
 """What a GPU does: active, idle but held, or truly idle; from what was measured, by name."""
 
-from typing import Any
-
 import msgspec
 
+from handlers.columns import Packed, Packer
 from handlers.settings import UtilizationSettings
 from handlers.window import OfLast
 from schemas.analysis import GpuState
@@ -43,11 +42,10 @@ def activity(metrics: GpuMetrics) -> tuple[float | None, str | None]:
     return metrics.utilization_ratio, metrics.utilization_source or "utilization"
 
 
-GpuRow = tuple[Any, ...]
-"""Utilization, memory and activity ratio, share of the power limit, joules since the driver's
-start, watts, all None where not measured; what measured the activity; and the instant."""
-JOULES, SOURCE = 4, 6
-"""The places of the joules and of what measured the activity in it."""
+UTILIZATION, MEMORY, ACTIVITY, POWER, JOULES, WATTS = range(6)
+"""The numbers of a sample: three ratios, the share of the power limit, joules since the driver's
+start, watts."""
+WIDTH = 6
 
 
 class GpuSample(msgspec.Struct, frozen=True, gc=False):
@@ -57,24 +55,31 @@ class GpuSample(msgspec.Struct, frozen=True, gc=False):
     name: str | None
     pool: str | None
     simulated: bool
-    row: GpuRow
+    source: str | None
+    """What measured the activity."""
+    numbers: Packed
+
+
+_packed = Packer(WIDTH)
 
 
 def _sample(message: GpuMetrics, ns: int) -> GpuSample:
     watts, limit = message.power_watts, message.power_limit_watts
     ratio, source = activity(message)
-    row = (
-        message.utilization_ratio,
-        message.memory_utilization_ratio,
-        ratio,
-        watts / limit if watts is not None and limit else None,
-        message.energy_joules_total,
-        watts,
-        source,
-        ns,
-    )
     return GpuSample(
-        (message.node, message.gpu), message.name, message.pool, message.simulated, row
+        (message.node, message.gpu),
+        message.name,
+        message.pool,
+        message.simulated,
+        source,
+        _packed(
+            message.utilization_ratio,
+            message.memory_utilization_ratio,
+            ratio,
+            watts / limit if watts is not None and limit else None,
+            message.energy_joules_total,
+            watts,
+        ),
     )
 
 

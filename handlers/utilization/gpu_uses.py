@@ -2,7 +2,7 @@
 
 from handlers.settings import UtilizationSettings
 from handlers.utilization.gpu_busy import BusyGpu, GpuBusy, gpu_busy
-from handlers.utilization.gpu_state import SOURCE, GpuEvidence, in_words
+from handlers.utilization.gpu_state import GpuEvidence, in_words
 from handlers.utilization.levels import power_efficiency
 from handlers.utilization.means import Means, Parts
 from schemas.analysis import GpuState, GpuUse
@@ -18,7 +18,7 @@ def evidence_of(gpus: Parts, means: Means) -> dict[str, GpuEvidence]:
     return {
         gpu: GpuEvidence(
             activity_ratio=activity.get(gpu),
-            activity_source=gpus[node, gpu].rows[-1][SOURCE],
+            activity_source=gpus[node, gpu].source,
             memory_ratio=memory.get(gpu),
             power_ratio=power.get(gpu),
             requests_running=requests_running,

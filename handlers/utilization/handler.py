@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from handlers.columns import NUMBER_BYTES
 from handlers.settings import UtilizationSettings
 from handlers.slots import FLEET, STEP_NS, TICK_NS, TURNS, turn_of
 from handlers.utilization.gpu_busy import GpuBusy
@@ -123,6 +124,7 @@ class UtilizationHandler:
         self._names = ROWS if scope == "node" else RESOURCES_OF_ROWS
         if follows_busy:
             self._names = (ROWS[HOSTS], ROWS[GPUS], RESOURCES_OF_ROWS[ENGINES])
+        self._wants_evidence = [self._names[kind] == ROWS[kind] for kind in (HOSTS, GPUS, ENGINES)]
         self._ticked_ns = 0
         self._of_node = scope == "node"
         self._bottlenecks = Bottlenecks(settings, of_node=self._of_node)
@@ -140,14 +142,17 @@ class UtilizationHandler:
         group.heard_ns = ns
         if message.simulated:
             group.simulated_ns = ns
-        kind, source, row = sample(message, ns)
+        kind, source, packed, resources, told_by = sample(message, ns)
+        if not self._wants_evidence[kind]:
+            packed = resources
         parts = group.parts[kind]
         part = parts.get(source)
         if part is None:
             if len(parts) >= MAX_ENTRIES:
                 return ()
-            part = parts[source] = Part(id=self._id(*source))
-        part.add(row)
+            part = parts[source] = Part(id=self._id(*source), width=len(packed) // NUMBER_BYTES)
+        part.add(packed, ns)
+        part.source = told_by
         if self._follows_busy and isinstance(message, GpuMetrics):
             part.is_divided = message.parent is None and bool(message.is_mig_enabled)
             part.is_simulated = message.simulated

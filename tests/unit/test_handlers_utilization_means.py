@@ -1,7 +1,10 @@
 import random
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import pytest
 
+from handlers.columns import Packer
 from handlers.utilization.means import (
     ENGINES,
     GPUS,
@@ -10,44 +13,51 @@ from handlers.utilization.means import (
     ROWS,
     GroupParts,
     Part,
-    Row,
     Rows,
     means_of,
     peak,
 )
+from handlers.window import MAX_SAMPLES
 
 SPAN = 12
+Row: TypeAlias = tuple[int, list[float | None]]
+"""An instant, and the numbers of a sample then."""
+Samples: TypeAlias = dict[tuple[int, str], list[Row]]
+"""Of each part, by kind and name."""
 
 
-def row(rng: random.Random, kind: int, ns: int, missing: float) -> Row:
-    """A sample as that kind of part has it, with values not measured."""
-    width = {HOSTS: 2, GPUS: 7, ENGINES: 2}[kind]
-    values = [None if rng.random() < missing else rng.random() for _ in range(width)]
-    return (*values, ns)
+def some_samples(rng: random.Random, names_of_rows: Rows, missing: float) -> Samples:
+    """Of up to three parts of each kind, with values not measured."""
+    return {
+        (kind, f"p{number}"): [
+            (ns, [None if rng.random() < missing else rng.random() for _ in names_of_rows[kind]])
+            for ns in range(rng.randrange(5), rng.randrange(6, 20))
+        ]
+        for kind in (HOSTS, GPUS, ENGINES)
+        for number in range(rng.randrange(4))
+    }
 
 
-def parts_of(rng: random.Random, missing: float) -> GroupParts:
-    found: GroupParts = ({}, {}, {})
-    for kind in (HOSTS, GPUS, ENGINES):
-        for number in range(rng.randrange(4)):
-            part = found[kind]["n1", f"p{number}"] = Part(id=f"p{number}")
-            for ns in range(rng.randrange(5), rng.randrange(6, 20)):
-                part.add(row(rng, kind, ns, missing))
-    return found
+def part_of(name: str, rows: Sequence[Row]) -> Part:
+    """A part that has heard these samples."""
+    width = len(rows[0][1])
+    part = Part(id=name, width=width)
+    for ns, values in rows:
+        part.add(Packer(width)(*values), ns)
+    return part
 
 
 def separately(
-    parts: GroupParts, names_of_rows: Rows, oldest_ns: int
+    samples: Samples, names_of_rows: Rows, oldest_ns: int
 ) -> dict[str, dict[str, float]]:
     """The means column by column, by `sum`."""
     means: dict[str, dict[str, float]] = {}
-    for of_kind, names in zip(parts, names_of_rows, strict=True):
-        for place, name in enumerate(names):
-            for part in of_kind.values():
-                samples = [one[place] for one in part.rows if one[-1] > oldest_ns]
-                known = [value for value in samples if value is not None]
-                if known:
-                    means.setdefault(name, {})[str(part.id)] = sum(known) / len(known)
+    for (kind, id_), rows in samples.items():
+        for place, name in enumerate(names_of_rows[kind]):
+            of_window = [values[place] for ns, values in rows if ns > oldest_ns]
+            known = [value for value in of_window if value is not None]
+            if known:
+                means.setdefault(name, {})[id_] = sum(known) / len(known)
     return means
 
 
@@ -65,9 +75,12 @@ def separately(
 def test_the_means_are_those_column_by_column(names_of_rows: Rows, missing: float) -> None:
     rng = random.Random(1)
     for _ in range(200):
-        parts = parts_of(rng, missing)
+        samples = some_samples(rng, names_of_rows, missing)
+        parts: GroupParts = ({}, {}, {})
+        for (kind, name), rows in samples.items():
+            parts[kind]["n1", name] = part_of(name, rows)
         oldest_ns = rng.randrange(SPAN)
-        expected = separately(parts, names_of_rows, oldest_ns)
+        expected = separately(samples, names_of_rows, oldest_ns)
 
         means = means_of(parts, names_of_rows, oldest_ns)
 
@@ -78,23 +91,28 @@ def test_the_means_are_those_column_by_column(names_of_rows: Rows, missing: floa
 
 
 def test_what_is_before_the_window_is_forgotten_with_parts_that_have_nothing_else() -> None:
-    silent, heard = Part(id="silent"), Part(id="heard")
-    silent.add((0.5, 0.5, 1))
-    for ns in (1, 2, 3):
-        heard.add((ns / 10, None, ns))
+    silent = part_of("silent", [(1, [0.5, 0.5])])
+    heard = part_of("heard", [(ns, [ns / 10, None]) for ns in (1, 2, 3)])
     parts: GroupParts = ({("n1", "silent"): silent, ("n1", "heard"): heard}, {}, {})
 
     means = means_of(parts, ROWS, 2)
 
     assert means == {"cpu": {"heard": 0.3}, "memory": {}}
-    assert [part.rows for part in parts[HOSTS].values()] == [[(0.3, None, 3)]]
+    assert list(parts[HOSTS].values()) == [heard]
+    assert (list(heard.instants), list(heard.column(0)), len(heard.column(1))) == ([3], [0.3], 1)
+
+
+def test_a_flood_of_samples_is_bounded() -> None:
+    part = part_of("flood", [(ns, [float(ns)]) for ns in range(MAX_SAMPLES + 10)])
+
+    assert (len(part.instants), part.instants[0]) == (MAX_SAMPLES, 10)
+    assert (len(part.numbers), part.numbers[0]) == (MAX_SAMPLES, 10.0)
 
 
 def test_the_peak_is_the_highest_sample_that_was_measured() -> None:
     parts: GroupParts = ({}, {}, {})
     for number, values in enumerate([(0.2, None, 0.1), (None, 0.7, 0.4)]):
-        part = parts[HOSTS]["n1", str(number)] = Part(id=str(number))
-        for ns, value in enumerate(values):
-            part.add((value, 0.9, ns))
+        rows: list[Row] = [(ns, [value, 0.9]) for ns, value in enumerate(values)]
+        parts[HOSTS]["n1", str(number)] = part_of(str(number), rows)
 
     assert peak(parts, "cpu") == 0.7

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from handlers.window import MAX_SAMPLES, ExpiringDict, LastSeen, OfLast, RollingMax, RowWindow
+from handlers.window import ExpiringDict, LastSeen, OfLast, RollingMax
 
 
 def test_a_key_is_forgotten_exactly_when_its_time_is_over() -> None:
@@ -72,34 +72,6 @@ def test_items_without_an_instant_forgets_nothing() -> None:
     entries.put("a", 1, now_ns=0)
 
     assert entries.items() == [("a", 1)]
-
-
-@pytest.mark.parametrize(
-    ("oldest_ns", "rows"),
-    [
-        pytest.param(9, [(3.0, None, 10), (1.0, 2.0, 20)], id="both samples"),
-        pytest.param(10, [(1.0, 2.0, 20)], id="the older one is out"),
-        pytest.param(20, [], id="none left"),
-    ],
-)
-def test_a_window_forgets_what_is_as_old(
-    oldest_ns: int, rows: list[tuple[float | None, ...]]
-) -> None:
-    window = RowWindow()
-    window.add((3.0, None, 10))
-    window.add((1.0, 2.0, 20))
-
-    is_any_left = window.expire(oldest_ns)
-
-    assert (is_any_left, window.rows) == (bool(rows), rows)
-
-
-def test_a_flood_of_samples_is_bounded() -> None:
-    window = RowWindow()
-    for ns in range(MAX_SAMPLES + 10):
-        window.add((float(ns), ns))
-
-    assert (len(window.rows), window.rows[0]) == (MAX_SAMPLES, (10.0, 10))
 
 
 def test_what_is_made_of_the_last_key_and_instant_is_made_once() -> None:
