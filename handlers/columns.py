@@ -9,7 +9,7 @@ import math
 import operator
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 Numbers: TypeAlias = "array[float]"
@@ -41,12 +41,15 @@ class Packer:
             return self._pack(*[math.nan if value is None else value for value in values])
 
 
-def known(column: Iterable[float]) -> list[float]:
+def known(column: Numbers) -> list[float]:
     """What was measured of it."""
+    total = sum(column)
+    if total == total:  # noqa: PLR0124 - all of it, as nearly always
+        return column.tolist()
     return [value for value in column if value == value]  # noqa: PLR0124 - NaN is not
 
 
-def mean(column: Sequence[float]) -> float | None:
+def mean(column: Numbers) -> float | None:
     """Of what was measured, if anything, of a column with at least one sample."""
     total = sum(column)
     if total == total:  # noqa: PLR0124 - nearly always all were measured

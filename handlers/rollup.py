@@ -86,7 +86,7 @@ _Sample: TypeAlias = tuple[Key, Names, Packed, float | None]
 _packed_host, _packed_gpu, _packed_engine, _packed_cache = (MeasuredPacker() for _ in range(4))
 
 
-def _sample_of(message: Metrics, ns: int) -> _Sample:
+def _sample_of(message: Metrics) -> _Sample:
     if isinstance(message, GpuMetrics):
         names, packed = _packed_gpu(*gpu_row(message))
         return ("gpu", message.node, message.gpu), names, packed, message.energy_joules_total
@@ -144,7 +144,7 @@ class RollupHandler:
         """Give out the minutes that are over, then add the sample to its own."""
         ns = now.ns
         emits = self.tick(now) if ns >= self._next_ns else []
-        key, names, packed, joules = _sample(message, ns)
+        key, names, packed, joules = _sample(message)
         group = self._group_of(message)
         if group is None:
             return emits
@@ -202,9 +202,9 @@ class RollupHandler:
 
     def tick(self, now: Moment) -> Sequence[Emit]:
         """Give out the minutes whose grace is over, of the sources whose turn has come."""
-        emits: list[Emit] = []
         if now.ns < self._next_ns:
-            return emits
+            return []
+        emits: list[Emit] = []
         for due_ns in sorted(self._open):
             if now.ns < due_ns:
                 break

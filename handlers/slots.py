@@ -84,6 +84,8 @@ class Routed:
 
 Hearer: TypeAlias = tuple[Callable[[Message, Moment], Sequence[Emit]], Handler]
 """A handler, after its `handle`: bound once, as each message has a dozen of them."""
+Ticker: TypeAlias = tuple[Callable[[Moment], Sequence[Emit]], Handler]
+"""A handler, after its `tick`."""
 
 
 def _raise(handler: Handler, error: Exception) -> NoReturn:
@@ -129,17 +131,19 @@ class Slot:
         self._restored = False
         self._last_message_ns = self.start_ns
         self.next_tick_ns = (self.start_ns // STEP_NS + 1) * STEP_NS
-        self._stepping = [one for one in handlers if getattr(one, "tick_ns", TICK_NS) == STEP_NS]
+        self._ticking: list[Ticker] = [(one.tick, one) for one in handlers]
+        self._stepping: list[Ticker] = [
+            (one.tick, one) for one in handlers if getattr(one, "tick_ns", TICK_NS) == STEP_NS
+        ]
         self._hearers: dict[tuple[type[Message], tuple[str, ...]], tuple[Hearer, ...]] = {}
 
     def hearers(self, message: Message) -> Sequence[Hearer]:
         """The handlers that own a key of such a message; nearly always, of eight slots, none."""
-        keys = ((scope, key_of(message, scope)) for scope in SCOPES)
-        scopes = tuple(
-            scope
-            for scope, key in keys
-            if key is not None and slot_of(scope, key, self._slots) == self.index
-        )
+        scopes: tuple[str, ...] = ()
+        for scope in SCOPES:
+            key = key_of(message, scope)
+            if key is not None and slot_of(scope, key, self._slots) == self.index:
+                scopes += (scope,)
         kind = type(message)
         found = self._hearers.get((kind, scopes))
         if found is None:
@@ -206,9 +210,15 @@ class Slot:
             is_quiet = at <= self._watermark.ns
             if not is_quiet:
                 self._restore()
-            for handler in self._stepping if at % TICK_NS else self.handlers:
-                given = self._guarded(handler, handler.tick, Moment(at, sequence), otherwise=QUIET)
-                if not is_quiet:
+            now = Moment(at, sequence)
+            for tick, handler in self._stepping if at % TICK_NS else self._ticking:
+                # As `_guarded`, for the same reason as in `hear`.
+                try:
+                    given = tick(now)
+                except Exception as error:
+                    self._on_failure(handler, error)
+                    continue
+                if given and not is_quiet:
                     emitted.extend(given)
         return emitted
 

@@ -134,18 +134,20 @@ class LastSeen(Generic[K]):
 
 
 class OfLast(Generic[K, V]):
-    """What `make` gives for the last key and instant: who asks for them after another shares it."""
+    """What `make` gives for the last key: who asks for it after another shares it."""
 
-    def __init__(self, make: Callable[[K, int], V]) -> None:
+    def __init__(self, make: Callable[[K], V]) -> None:
         self._make = make
-        self._last: tuple[K, int, V] | None = None
+        self._key: K | None = None
+        self._value: V | None = None
 
-    def __call__(self, key: K, ns: int) -> V:
-        """What was made of this very object, which does not change, at this instant."""
-        last = self._last
-        if last is None or last[0] is not key or last[1] != ns:
-            last = self._last = (key, ns, self._make(key, ns))
-        return last[2]
+    def __call__(self, key: K) -> V:
+        """What was made of this very object, which does not change."""
+        if self._key is key:
+            return self._value  # type: ignore[return-value]  # of this key
+        value = self._value = self._make(key)
+        self._key = key
+        return value
 
 
 class RollingMax:

@@ -17,8 +17,6 @@ from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Emit, Moment
 from schemas.units import SECOND_NS
 
-_NONE: frozenset[str] = frozenset()
-
 
 class AlertsHandler:
     """Evaluates the rules of one scope, as they are in force at the instant of each sample.
@@ -32,6 +30,7 @@ class AlertsHandler:
 
     def __init__(self, settings: AlertSettings, book: AlertBook, scope: Scope) -> None:
         self.scope: Scope = scope
+        self._of_node = scope == "node"
         self.consumes: tuple[type[Message], ...] = (HostMetrics, GpuMetrics, EngineMetrics)
         if scope == "fleet":
             self.consumes += OF_THE_FLEET
@@ -45,7 +44,9 @@ class AlertsHandler:
         judge = self._judge
         emits = judge.follow(now) if now.ns >= judge.policy.ends_ns else []
         groups = judge.groups.get(type(message), ())
-        if self.scope == "node":
+        if not groups and not self._of_node:
+            return emits
+        if self._of_node:
             emits += self._judged(groups, message, message.node, now)
             if type(message) is HostMetrics and judge.warm(message.node) is not None:
                 emits += judge.end_silent(message.node, now)
@@ -63,13 +64,13 @@ class AlertsHandler:
         """What the rules say to a message: nearly always nothing, and quickly."""
         emits: list[Emit] = []
         warm = self._judge.warm(id_)
-        tracked = _tracked(warm, message) if warm else _NONE
+        tracked = _tracked(warm, message) if warm else ()
         for group in groups:
             found = group.holders(message)
             if found is None:
                 continue
             # Of what is fine only a track on it hears: not one of another GPU, or group.
-            if (tracked and not tracked.isdisjoint(group.names)) or not group.is_fine(found):
+            if (tracked and not group.names.isdisjoint(tracked)) or not group.is_fine(found):
                 emits += self._seen(group, found, message, id_, now)
         return emits
 
@@ -123,7 +124,7 @@ class AlertsHandler:
         self._judge.restore(snapshot)
 
 
-def _tracked(warm: Mapping[PartKey, Track], message: Message) -> frozenset[str]:
+def _tracked(warm: Mapping[PartKey, Track], message: Message) -> Sequence[str]:
     """The rules that have a track on a part that `message` tells of."""
     source = source_of(message)
-    return frozenset([track.rule for track in warm.values() if track.source == source])
+    return [track.rule for track in warm.values() if track.source == source]

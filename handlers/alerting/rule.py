@@ -114,7 +114,7 @@ class Rule:
             if base is None or (self.is_scaled and not base):
                 return True
             limit = base * limit if self.is_scaled else base + limit
-        return not self.holds(number, limit)
+        return self.sign * number < self.sign * limit
 
     def thresholds(self, holder: Any) -> Mapping[Severity, float] | None:  # noqa: ANN401 - a Struct
         """The threshold of each severity, by the value of `relative_to`; None: not measured."""
@@ -146,17 +146,19 @@ class Group:
         self.holders = holders(place)
         fields = {rule: rule.metric.field for rule in rules if rule.metric is not None}
         self.values = _getter(list(fields.values()))
-        self._plain: list[tuple[Callable[[Any], Any], tuple[float, float]]] = []
+        self._plain: list[tuple[Callable[[Any], Any], float, float]] = []
         self._others: list[tuple[Callable[[Any], Any], Rule]] = []
         for rule, field in fields.items():
             if rule.convert is None and rule.base_field is None:
-                self._plain.append((operator.attrgetter(field), rule.bounds))
+                self._plain.append((operator.attrgetter(field), *rule.bounds))
             else:
                 self._others.append((operator.attrgetter(field), rule))
 
     def is_fine(self, found: Sequence[Any]) -> bool:
         """Whether no value in these Structs is bad: nearly always, and every message has many."""
-        for read, (floor, ceiling) in self._plain:
+        if self.element is None:
+            return self._is_fine_one(found[0])
+        for read, floor, ceiling in self._plain:
             for value in map(read, found):
                 if value is not None and not floor < value < ceiling:
                     return False
@@ -165,6 +167,18 @@ class Group:
                 value = read(holder)
                 if value is not None and not rule.is_fine(holder, value):
                     return False
+        return True
+
+    def _is_fine_one(self, holder: Any) -> bool:  # noqa: ANN401 - any Struct
+        """The same of the only one, without a loop for each rule."""
+        for read, floor, ceiling in self._plain:
+            value = read(holder)
+            if value is not None and not floor < value < ceiling:
+                return False
+        for read, rule in self._others:
+            value = read(holder)
+            if value is not None and not rule.is_fine(holder, value):
+                return False
         return True
 
 

@@ -27,7 +27,7 @@ def stale_rule(settings: AlertSettings) -> AlertRule:
     )
 
 
-class _Seen(msgspec.Struct, frozen=True):
+class _Seen(msgspec.Struct, frozen=True, gc=False):
     """The last host metrics of one node: when, and how long it may be silent at least."""
 
     ns: int

@@ -77,9 +77,8 @@ class Peaks:
         memory = ratios[0]
         if memory is not None and (self.highest is None or memory > self.highest):
             self.highest = memory
-        for number in range(1, len(ratios)):
-            ratio = ratios[number]
-            if ratio is not None:
+        for number, ratio in enumerate(ratios):
+            if ratio is not None and number:
                 self._sums[number] += ratio
                 self._counts[number] += 1
 

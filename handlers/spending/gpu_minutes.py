@@ -33,6 +33,7 @@ MOST_WATTS = 10_000.0
 MOST_TOKENS_PER_SECOND = 1e7
 MAX_SAMPLES = 1024
 """Of one GPU or engine in a minute; further ones are not taken."""
+MAX_NUMBERS = MAX_SAMPLES * WIDTH
 
 
 class GpuMinute(msgspec.Struct, frozen=True, gc=False):
@@ -75,41 +76,38 @@ class _Engine:
     latest: EngineMetrics
     rows: list[tuple[float | None, ...]] = dataclasses.field(default_factory=list)
 
-    def column(self, place: int) -> list[float | None]:
-        """One number of each sample."""
-        return [row[place] for row in self.rows]
+    def column(self, place: int) -> list[float]:
+        """One number of each sample, where it was measured."""
+        return [value for row in self.rows if (value := row[place]) is not None]
 
 
 PROMPT, PROMPT_RATE, GENERATION, GENERATION_RATE, RUNNING = range(5)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    try:  # nearly always all were measured
-        return sum(values) / len(values)  # type: ignore[arg-type]
-    except TypeError:
-        found = [value for value in values if value is not None]
-        return sum(found) / len(found) if found else None
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
-def _last(values: Sequence[float | None]) -> float | None:
-    return next((value for value in reversed(values) if value is not None), None)
+def _last(values: Sequence[float]) -> float | None:
+    return values[-1] if values else None
 
 
 def _grown(
-    totals: Sequence[float | None],
+    totals: Sequence[float],
     rate_of: Callable[[], float | None],
     before: float | None,
     most_per_second: float,
 ) -> float | None:
     """How much a counter rose in the minute; where that is not known, its rate times the minute.
 
-    From `before`, the last value of the minute before, to the last of this one. A counter that
-    fell was reset, or a sample came late; one that began in this minute tells of a part of it.
+    From `before`, the last value of the minute before, to the last of `totals`, its own. A
+    counter that fell was reset, or a sample came late; one that began in this minute tells of a
+    part of it.
     None also where the rate is more than anything can do.
     """
-    found = [value for value in (before, *totals) if value is not None]
-    if before is not None and len(found) > 1:
-        grown = found[-1] - found[0]
+    if before is not None and totals:
+        found = [before, *totals]
+        grown = found[-1] - before
         has_fallen = found != sorted(found)
         # A growth of up to two minutes: the value before may be that old.
         if not has_fallen and grown <= most_per_second * 2 * MINUTE_SECONDS:
@@ -132,7 +130,7 @@ class GpuMinutes:
         self._joules_before: dict[PartKey, float | None] = {}
         self._tokens_before: dict[PartKey, tuple[float | None, float | None]] = {}
 
-    def add_gpu(self, message: GpuMetrics, ns: int) -> None:
+    def add_gpu(self, message: GpuMetrics) -> None:
         """Take a sample of a GPU, or of a MIG instance."""
         if message.parent is not None:
             instances = self._instances.setdefault((message.node, message.parent), {})
@@ -140,13 +138,14 @@ class GpuMinutes:
             if len(ratios) < MAX_SAMPLES:
                 ratios.append(activity(message)[0])
             return
-        sample = gpu_sample(message, ns)
+        sample = gpu_sample(message)
         gpu = self._gpus.get(sample.key)
         if gpu is None:
             gpu = self._gpus[sample.key] = _Gpu(sample)
-        if len(gpu.numbers) < MAX_SAMPLES * WIDTH:
+        of_gpu = gpu.numbers
+        if len(of_gpu) < MAX_NUMBERS:
             gpu.latest = sample
-            gpu.numbers.frombytes(sample.numbers)
+            of_gpu.frombytes(sample.numbers)
 
     def add_engine(self, message: EngineMetrics) -> None:
         """Take a sample of an engine."""
@@ -216,7 +215,10 @@ class GpuMinutes:
         latest = gpu.latest
         ratio, source = mean(gpu.column(ACTIVITY)), latest.source
         if ratio is None and latest.key in self._instances:
-            means = [_mean(ratios) for ratios in self._instances[latest.key].values()]
+            means = [
+                _mean([ratio for ratio in ratios if ratio is not None])
+                for ratios in self._instances[latest.key].values()
+            ]
             ratio, source = max((mean for mean in means if mean is not None), default=None), "mig"
         evidence = GpuEvidence(
             activity_ratio=ratio,

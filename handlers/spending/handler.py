@@ -3,13 +3,13 @@
 import dataclasses
 import operator
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from handlers.prices import PriceList
 from handlers.settings import HandlersSettings
-from handlers.slots import STEP_NS, TICK_NS, TURNS, turn_of
+from handlers.slots import FLEET, STEP_NS, TICK_NS, TURNS, turn_of
 from handlers.spending.gpu_minutes import GpuMinute, GpuMinutes
 from handlers.spending.gpu_prices import PricedGpus, priced_gpus
 from handlers.spending.opportunity import Streaks, savings
@@ -27,6 +27,13 @@ MINUTE_NS = 60 * SECOND_NS
 LEAST_GROUPS = 1000
 REPEAT_MINUTES = 10
 """Waste of a node, and opportunities that stay as they are, are told so often."""
+
+_KEY_OF: Mapping[Scope, Callable[[GpuMetrics | EngineMetrics], str | None]] = {
+    "node": operator.attrgetter("node"),
+    "pool": operator.attrgetter("pool"),
+    "fleet": lambda message: FLEET,
+}
+"""The group of a message."""
 
 
 class _Ledger(msgspec.Struct, array_like=True):
@@ -84,6 +91,7 @@ class WasteHandler:
     def __init__(self, settings: HandlersSettings, scope: Scope) -> None:
         self.name = f"waste_{scope}"
         self.scope: Scope = scope
+        self._key_of = _KEY_OF[scope]
         self._settings = settings.waste
         self._states = settings.utilization
         self._prices = PriceList(settings.prices)
@@ -103,20 +111,24 @@ class WasteHandler:
             if now.ns < self._end_ns:
                 return emits  # the server's clock was set back
             emits = self.tick(now)
-        key = "all" if self.scope == "fleet" else getattr(message, self.scope)
+        key = self._key_of(message)
+        if key is None:
+            return emits
         group = self._groups.get(key)
         if group is None:
-            if key is None or len(self._groups) >= self._most_groups:
+            if len(self._groups) >= self._most_groups:
                 return emits
             group = self._groups[key] = _Group()
         if isinstance(message, GpuMetrics):
-            group.minutes.add_gpu(message, now.ns)
+            group.minutes.add_gpu(message)
         else:
             group.minutes.add_engine(message)
         return emits
 
     def tick(self, now: Moment) -> Sequence[Emit]:
         """Begin the next minute when one is over, and close that of the groups whose turn it is."""
+        if now.ns < self._end_ns and self._turn == TURNS:
+            return ()
         emits: list[Emit] = []
         if now.ns >= self._end_ns:
             emits += self._close_turns(TURNS)

@@ -63,7 +63,7 @@ class GpuSample(msgspec.Struct, frozen=True, gc=False):
 _packed = Packer(WIDTH)
 
 
-def _sample(message: GpuMetrics, ns: int) -> GpuSample:
+def _sample(message: GpuMetrics) -> GpuSample:
     watts, limit = message.power_watts, message.power_limit_watts
     ratio, source = activity(message)
     return GpuSample(

@@ -142,7 +142,7 @@ class UtilizationHandler:
         group.heard_ns = ns
         if message.simulated:
             group.simulated_ns = ns
-        kind, source, packed, resources, told_by = sample(message, ns)
+        kind, source, packed, resources, told_by = sample(message)
         if not self._wants_evidence[kind]:
             packed = resources
         parts = group.parts[kind]
@@ -162,14 +162,19 @@ class UtilizationHandler:
     def tick(self, now: Moment) -> Sequence[Emit]:
         """Judge the groups whose turn has come since the tick before."""
         before_ns, self._ticked_ns = self._ticked_ns, now.ns
+        if not self._groups:  # of seven slots of eight the fleet's
+            return ()
         emits = []
         for step in _steps_between(before_ns, now.ns):
             groups = self._turns[step % TURNS]
+            if not groups:
+                continue
+            calm_turn = step % CALM_TURNS
             for key, group in sorted(groups.items(), key=_KEY):
                 if now.ns - group.heard_ns >= self.window_ns:
                     del groups[key], self._groups[key]
                     continue
-                if step % CALM_TURNS != group.turn and self._is_calm(group, now.ns):
+                if calm_turn != group.turn and self._is_calm(group, now.ns):
                     continue
                 message = self._judge(key, group, now.ns)
                 if message is not None:
@@ -230,7 +235,10 @@ class UtilizationHandler:
         bottlenecks, group.severities = self._bottlenecks.find(means, uses, group.severities)
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
         scarce = "gpu" if gpus else "cpu"
-        use = next((use for use in uses if use.resource == scarce), None)
+        use = None
+        for one in uses:
+            if one.resource == scarce:
+                use = one
         health = health_of(bottlenecks, parts_degrade_only=not self._of_node) if uses else None
         evidence = evidence_of(gpus, means) if gpus and self._of_node else {}
         states = {gpu: gpu_state(settings, known) for gpu, known in evidence.items()}
@@ -238,7 +246,7 @@ class UtilizationHandler:
             use.level if use else None,
             health,
             self._bottlenecks.kinds(bottlenecks),
-            tuple((gpu, state) for gpu, (state, _) in states.items()),
+            tuple([(gpu, state) for gpu, (state, _) in states.items()]),
         )
         if told == group.published and now_ns - group.published_ns < self._publish_ns:
             return None

@@ -62,28 +62,26 @@ class Part(msgspec.Struct, kw_only=True, gc=False):
 
     def add(self, packed: Packed, ns: int) -> None:
         """Add a sample; its instant grows from call to call."""
-        if len(self.instants) >= MAX_SAMPLES:
-            self._drop(1)
+        instants = self.instants
+        if len(instants) >= MAX_SAMPLES:
+            self.expire(instants[0])
         self.numbers.frombytes(packed)
-        self.instants.append(ns)
+        instants.append(ns)
 
     def expire(self, oldest_ns: int) -> bool:
         """Drop samples of `oldest_ns` and before; whether any is left."""
-        count = 0
-        for ns in self.instants:
+        instants, count = self.instants, 0
+        for ns in instants:
             if ns > oldest_ns:
                 break
             count += 1
-        self._drop(count)
-        return bool(self.instants)
+        del instants[:count]
+        del self.numbers[: count * self.width]
+        return bool(instants)
 
     def column(self, place: int) -> Numbers:
         """One number of each sample, NaN where not measured."""
         return self.numbers[place :: self.width]
-
-    def _drop(self, count: int) -> None:
-        del self.instants[:count]
-        del self.numbers[: count * self.width]
 
 
 Parts: TypeAlias = dict[PartKey, Part]
@@ -130,9 +128,9 @@ Sample: TypeAlias = tuple[int, PartKey, Packed, Packed, str | None]
 `RESOURCES_OF_ROWS` has; what measured the activity of a GPU."""
 
 
-def _sample_of(message: Metrics, ns: int) -> Sample:
+def _sample_of(message: Metrics) -> Sample:
     if isinstance(message, GpuMetrics):
-        of_gpu = gpu_sample(message, ns)
+        of_gpu = gpu_sample(message)
         packed = of_gpu.numbers
         return GPUS, of_gpu.key, packed[:_EVIDENCE_END], packed[:_RESOURCES_END], of_gpu.source
     if isinstance(message, HostMetrics):

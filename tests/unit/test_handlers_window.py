@@ -74,22 +74,32 @@ def test_items_without_an_instant_forgets_nothing() -> None:
     assert entries.items() == [("a", 1)]
 
 
-def test_what_is_made_of_the_last_key_and_instant_is_made_once() -> None:
-    made: list[tuple[list[int], int]] = []
+def test_what_was_put_while_the_clock_was_set_back_is_forgotten_in_time() -> None:
+    entries: ExpiringDict[str, int] = ExpiringDict(ttl_ns=10)
+    entries.put("before", 0, 100)
+    entries.put("after", 0, 50)
+    entries.put("before", 0, 55)
 
-    def make(key: list[int], ns: int) -> int:
-        made.append((key, ns))
+    entries.expire(60)
+
+    assert entries.items() == [("before", 0)]
+
+
+def test_what_is_made_of_the_last_key_is_made_once() -> None:
+    made: list[list[int]] = []
+
+    def make(key: list[int]) -> int:
+        made.append(key)
         return len(made)
 
     of_last = OfLast(make)
     first: list[int] = []
     equal: list[int] = []
 
-    found = [of_last(*one) for one in ((first, 1), (first, 1), (equal, 1), (first, 1), (first, 2))]
+    found = [of_last(key) for key in (first, first, equal, first, first)]
 
-    assert found == [1, 1, 2, 3, 4]
-    assert [ns for _, ns in made] == [1, 1, 1, 2]
-    assert [key is first for key, _ in made] == [True, False, True, True]
+    assert found == [1, 1, 2, 3, 3]
+    assert [key is first for key in made] == [True, False, True]
 
 
 def test_the_keys_untouched_since_an_instant_are_the_oldest_first() -> None:
