@@ -64,6 +64,7 @@ def _instance(bus: Bus, role: Role, place: Place) -> Instance:
             probe_seconds=table.probe_seconds,
             expected_roles=table.expected_roles,
         ),
+        labels=place.settings.labels,
     )
 
 
@@ -106,6 +107,7 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
 
     settings = place.settings
     node, pool = settings.node_token(), settings.pool_token()
+    labels = settings.labels
     engines: SimulatedEngines | None = None
     if place.simulation.engines is not None:
         count, model = parse_engines(place.simulation.engines)
@@ -113,9 +115,14 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
     backends: list[GpuBackend]
     if place.simulation.gpus is not None:
         count, model = parse_gpus(place.simulation.gpus)
-        backends = [SimulatedGpus(count, model, node=node, pool=pool, engines=engines)]
+        backends = [
+            SimulatedGpus(count, model, node=node, pool=pool, labels=labels, engines=engines)
+        ]
     else:
-        backends = [NvmlBackend(node=node, pool=pool), AmdBackend(node=node, pool=pool)]
+        backends = [
+            NvmlBackend(node=node, pool=pool, labels=labels),
+            AmdBackend(node=node, pool=pool, labels=labels),
+        ]
     gpus = GpuSampler(
         backends,
         timeout_seconds=settings.agent.gpu_timeout_seconds,
@@ -129,6 +136,7 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
             node=node,
             node_name=settings.node_name(),
             pool=pool,
+            labels=labels,
             process_limit=settings.agent.process_limit,
             root=root,
             filesystems=filesystems,
@@ -150,6 +158,7 @@ async def run_agent(bus: Bus, place: Place) -> AsyncIterator[Instance]:
         settings.agent.engines,
         node=node,
         pool=pool,
+        labels=labels,
         bucket=bus.names.bucket("config"),
         environ=os.environ,
         local_gpus=service.gpu_uuids,

@@ -14,6 +14,7 @@ from agent.collectors.engines.fetch import FetchError, PageFetcher
 from agent.collectors.engines.inference import Place
 from agent.collectors.engines.page_reader import PageReader
 from agent.engine_settings import EnginesSettings, LocalTarget
+from schemas.labels import NO_LABELS
 from schemas.lifecycle import Component, ComponentState
 from schemas.message import Message
 from schemas.metrics import GpuMetrics
@@ -52,6 +53,7 @@ class EngineScraper:
         *,
         node: str,
         pool: str | None,
+        labels: Mapping[str, str],
         publisher: Publisher,
         counters: Counter[str],
         environ: Mapping[str, str],
@@ -73,6 +75,8 @@ class EngineScraper:
                 pool=token(target.pool) if target.pool else pool,
                 requests_running_max=target.requests_running_max,
                 forget_seconds=max(FORGET_SECONDS, FORGET_INTERVALS * settings.interval_seconds),
+                # Those of this machine say nothing of another one.
+                labels=labels if token(target.node or node) == node else NO_LABELS,
             )
         )
         self._fetcher = PageFetcher(target, self._blocking, environ, settings.body_limit_bytes)

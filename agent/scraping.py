@@ -10,6 +10,7 @@ from typing import Protocol, Self
 import structlog
 
 from agent.engine_settings import EnginesSettings, LocalTarget, updated_targets
+from schemas.labels import NO_LABELS
 from schemas.lifecycle import Component, ComponentState
 from schemas.protocols import Delivery, Publisher, Subscriber
 from schemas.units import instant
@@ -58,6 +59,7 @@ class EngineScraping:
         *,
         node: str,
         pool: str | None,
+        labels: Mapping[str, str] = NO_LABELS,
         bucket: str,
         environ: Mapping[str, str],
         local_gpus: Callable[[], Collection[str]] = frozenset,
@@ -71,6 +73,7 @@ class EngineScraping:
         self._clock = clock
         self._node = node
         self._pool = pool
+        self._labels = labels
         self._publisher = publisher
         self._environ = environ
         self._local_gpus = local_gpus
@@ -140,6 +143,7 @@ class EngineScraping:
             self._settings,
             node=self._node,
             pool=self._pool,
+            labels=self._labels,
             publisher=self._publisher,
             counters=self.counters,
             environ=self._environ,

@@ -19,11 +19,14 @@ from archive.settings import ArchiveSettings
 from cache.settings import CacheSettings
 from handlers.insights.settings import InsightsSettings
 from handlers.settings import HandlersSettings
+from schemas.labels import Labels
 from schemas.lifecycle import ROLES, Role
 from schemas.units import token
 
 _USER_INFO = re.compile(r"//[^/\s'\"]*@")
 PREFIX = "RESOURCE_AGENT_"
+# Tables that are one value: names in them may have dots.
+_WHOLE = frozenset({"labels"})
 CONFIG_VARIABLE = "RESOURCE_AGENT_CONFIG"
 SERVER_VARIABLES = frozenset({CONFIG_VARIABLE})
 
@@ -133,6 +136,13 @@ class Settings(Table, frozen=True, kw_only=True):
     ] = ""
     node: Annotated[str, Meta(description="name of this machine; empty: its host name")] = ""
     pool: Annotated[str, Meta(description="pool of this machine's GPUs; empty: none")] = ""
+    labels: Annotated[
+        dict[str, str],
+        Meta(
+            description="of this machine, as Kubernetes has them: in its metrics and its record, "
+            "and what prices may go by"
+        ),
+    ] = {}
     agent: Annotated[AgentSettings, Meta(description="node agent")] = AgentSettings()
     health: Annotated[HealthTable, Meta(description="health")] = HealthTable()
     server: Annotated[ServerSettings, Meta(description="private nats-server")] = ServerSettings()
@@ -146,6 +156,21 @@ class Settings(Table, frozen=True, kw_only=True):
         ExecutorSettings()
     )
     log: Annotated[LogSettings, Meta(description="logs")] = LogSettings()
+
+    def __post_init__(self) -> None:
+        """Refuse labels that nothing else could have.
+
+        Raises:
+            ValueError: the text names the label.
+        """
+        try:
+            msgspec.convert(self.labels, Labels)
+        except msgspec.ValidationError:
+            raise ValueError(
+                "labels must be as Kubernetes has them: names of 1 to 128 of A-Z a-z 0-9 . _ / -, "
+                "first and last a letter or digit; values of up to 63 of A-Z a-z 0-9 . _ -; at "
+                "most 32 labels"
+            ) from None
 
     def state_folder(self) -> Path:
         """The state folder as an absolute path."""
@@ -249,7 +274,7 @@ def _merge_file(tree: dict[str, Any], sources: dict[str, str], path: Path) -> No
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{prefix}{key}" not in _WHOLE:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -299,12 +324,14 @@ def _explain(text: str, sources: Mapping[str, str], tree: Mapping[str, Any]) -> 
         value = value.get(part) if isinstance(value, Mapping) else None
     # A rule over several settings is told of their table; its text names them, the wrong one first.
     names = (dotted, *(name for word in message.split() for name in (f"{dotted}.{word}", word)))
-    source = next((sources[name] for name in names if name in sources), None)
+    named = next((name for name in names if name in sources), "")
+    source = sources.get(named)
     if source is None:
         source = next((s for name, s in sources.items() if name.startswith(dotted)), "defaults")
     shown = "" if value is None or isinstance(value, Mapping) else f" = {value!r}"
     shown = _USER_INFO.sub("//…@", shown)
-    return f"setting {dotted or '?'}{shown} ({source}): {message}; see `resource-agent settings`"
+    name = dotted or named or "?"
+    return f"setting {name}{shown} ({source}): {message}; see `resource-agent settings`"
 
 
 def _name_in_table(where: str, sources: Mapping[str, str]) -> str:

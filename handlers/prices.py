@@ -9,12 +9,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from schemas.labels import FrozenLabels, LabelName, frozen
+
 JOULES_PER_KWH = 3.6e6
 MAX_KNOWN = 1 << 14
 
 
 class PriceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A price and the GPUs that it is for: all that match each of `gpu`, `node` and `pool`."""
+    """A price and its GPUs: those that match each of `gpu`, `node`, `pool` and `labels`."""
 
     gpu: Annotated[
         str,
@@ -24,12 +26,23 @@ class PriceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     pool: Annotated[
         str, Meta(description="names of pools, `*` for any characters; `*` alone: in none, too")
     ] = "*"
+    labels: Annotated[
+        dict[LabelName, str],
+        Meta(
+            description="name → values of a node's label, `*` for any characters; each must be "
+            "there and match"
+        ),
+    ] = {}
     usd_per_gpu_hour: Annotated[float, Meta(ge=0, le=1000, description="of one whole GPU")]
     source: Annotated[str, Meta(description="whose price")] = "settings"
     as_of: Annotated[
         Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None,
         Meta(description="the day it was looked up; null: not known"),
     ] = None
+
+    def __hash__(self) -> int:
+        # A table has no hash of its own.
+        return hash((self.gpu, self.node, self.pool, frozen(self.labels), self.usd_per_gpu_hour))
 
     def __post_init__(self) -> None:
         try:
@@ -87,7 +100,7 @@ BUILT_IN = (
 
 
 class PriceList:
-    """Finds the price of a GPU; O(rules) once for each model, node and pool.
+    """Finds the price of a GPU; O(rules) once for each model, node, pool and set of labels.
 
     `NVIDIA H100 80GB HBM3` → 3.99, `NVIDIA H100 PCIe` → 2.89, `AMD Instinct MI300X` → None.
     """
@@ -100,23 +113,32 @@ class PriceList:
         self.usd_per_joule = None if per_kwh is None else per_kwh * settings.pue / JOULES_PER_KWH
         self._known = functools.lru_cache(maxsize=MAX_KNOWN)(self._find)
 
-    def find(self, gpu: str | None, node: str, pool: str | None) -> PriceRule | None:
+    def find(
+        self, gpu: str | None, node: str, pool: str | None, labels: FrozenLabels
+    ) -> PriceRule | None:
         """The first rule that matches; None: the price is unknown, which is not 0."""
-        return self._known(gpu, node, pool)
+        return self._known(gpu, node, pool, labels)
 
     def differs(self, gpu: str | None) -> bool:
-        """Whether the price of this model goes by node or pool, too."""
+        """Whether the price of this model goes by node, pool or labels, too."""
         for pattern, rule in self._rules:
             if not rule.gpu or (gpu is not None and pattern.search(gpu)):
-                return (rule.node, rule.pool) != ("*", "*")
+                return (rule.node, rule.pool) != ("*", "*") or bool(rule.labels)
         return False
 
-    def _find(self, gpu: str | None, node: str, pool: str | None) -> PriceRule | None:
+    def _find(
+        self, gpu: str | None, node: str, pool: str | None, labels: FrozenLabels
+    ) -> PriceRule | None:
+        known = dict(labels)
         for pattern, rule in self._rules:
             if (
                 (not rule.gpu or (gpu is not None and pattern.search(gpu)))
                 and fnmatchcase(node, rule.node)
                 and (rule.pool == "*" or (pool is not None and fnmatchcase(pool, rule.pool)))
+                and all(
+                    name in known and fnmatchcase(known[name], pattern_of_value)
+                    for name, pattern_of_value in rule.labels.items()
+                )
             ):
                 return rule
         return None

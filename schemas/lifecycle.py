@@ -65,7 +65,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="totals since its start and sizes now: `docs/operations.md`"),
     ] = {}
     labels: Annotated[
-        dict[str, str], Meta(description="what whoever starts it adds; from the command line none")
+        dict[str, str], Meta(description="setting `labels`, and what a program that starts it adds")
     ] = {}
 
 

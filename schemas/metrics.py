@@ -23,6 +23,7 @@ from schemas.host import (
     PressureMetrics,
     ProcessMetrics,
 )
+from schemas.labels import Labels
 from schemas.message import Message, Simulated
 from schemas.units import UNREAD, Bytes, Count, Instant, Number, Ratio, Seconds, Token
 
@@ -49,6 +50,7 @@ class HostMetrics(Message, frozen=True, kw_only=True):
         str, Meta(description="the same as it was given: setting `node`, else the host name")
     ]
     pool: Annotated[Token | None, Meta(description="setting `pool`; null: in none")] = None
+    labels: Labels = {}
     observed_at: Annotated[Instant, Meta(description="begin of the reading, by the node's clock")]
     interval_seconds: Annotated[
         Seconds, Meta(description="since the previous reading; 0: the first")
@@ -167,6 +169,7 @@ class GpuMetrics(Message, frozen=True, kw_only=True):
         ),
     ] = None
     pool: Annotated[Token | None, Meta(description="setting `pool`; null: in none")] = None
+    labels: Labels = {}
     parent: Annotated[
         Token | None, Meta(description="`gpu` of the GPU this MIG instance is of; null: it is none")
     ] = None

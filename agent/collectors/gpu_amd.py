@@ -4,12 +4,13 @@ import contextlib
 import importlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.collectors.amd_readings import READINGS, Reading
 from agent.collectors.gpu import ASK_AGAIN_SECONDS, UNEXPECTED, GpuSource, NoGpuError, in_parts
+from schemas.labels import NO_LABELS
 from schemas.metrics import GpuMetrics
 from schemas.units import instant, token
 
@@ -29,12 +30,14 @@ class AmdBackend:
         *,
         node: str,
         pool: str | None,
+        labels: Mapping[str, str] = NO_LABELS,
         kernel_module: Path = _KERNEL_MODULE,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node = node
         self._pool = pool
+        self._labels = dict(labels)
         self._kernel_module = kernel_module
         self._clock = clock
         self._monotonic = monotonic
@@ -65,6 +68,7 @@ class AmdBackend:
                 index,
                 node=self._node,
                 pool=self._pool,
+                labels=self._labels,
                 clock=self._clock,
                 monotonic=self._monotonic,
             )
@@ -94,6 +98,7 @@ class AmdGpu:
         *,
         node: str,
         pool: str | None,
+        labels: Mapping[str, str],
         clock: Callable[[], int],
         monotonic: Callable[[], float],
     ) -> None:
@@ -102,6 +107,7 @@ class AmdGpu:
         self._index = index
         self._node = node
         self._pool = pool
+        self._labels = dict(labels)
         self._clock = clock
         self._monotonic = monotonic
         self._sampled_at: float | None = None
@@ -177,6 +183,7 @@ class AmdGpu:
             gpu=token(uuid) if uuid else f"index-{self._index}",
             index=self._index,
             pool=self._pool,
+            labels=self._labels,
             observed_at=instant(self._clock()),
             interval_seconds=interval_seconds,
             errors=errors,

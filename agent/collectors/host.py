@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -23,6 +23,7 @@ from agent.collectors.mounts import Mount, MountTable
 from agent.collectors.pressure import read_pressure
 from agent.collectors.processes import ProcessRanking, ProcessUse, read_processes
 from schemas.host import CpuMetrics, DiskIoMetrics, MemoryMetrics, NetworkMetrics
+from schemas.labels import NO_LABELS
 from schemas.metrics import HostMetrics
 from schemas.units import SECOND_NS, instant
 
@@ -55,6 +56,7 @@ class HostCollector:
         node: str,
         node_name: str,
         pool: str | None,
+        labels: Mapping[str, str] = NO_LABELS,
         process_limit: int,
         root: Path = Path("/"),
         filesystems: FilesystemProbe | None = None,
@@ -64,6 +66,7 @@ class HostCollector:
         self._node = node
         self._node_name = node_name
         self._pool = pool
+        self._labels = dict(labels)
         self._clock = clock
         self._monotonic = monotonic
         self._proc, self._sys = root / "proc", root / "sys"
@@ -101,6 +104,7 @@ class HostCollector:
             node=self._node,
             node_name=self._node_name,
             pool=self._pool,
+            labels=self._labels,
             observed_at=instant(now_ns),
             interval_seconds=interval,
             boot_at=None if boot is None else instant(int(boot * SECOND_NS)),

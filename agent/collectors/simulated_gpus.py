@@ -4,11 +4,12 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from agent.collectors.simulated_engines import SimulatedEngines
 from schemas.gpu import EccMetrics, PcieMetrics, XidMetrics
+from schemas.labels import NO_LABELS
 from schemas.metrics import GpuMetrics
 from schemas.units import SECOND_NS, instant, token
 
@@ -86,6 +87,7 @@ class SimulatedGpus:
         *,
         node: str,
         pool: str | None = None,
+        labels: Mapping[str, str] = NO_LABELS,
         seed: int = 0,
         clock: Callable[[], int] = time.time_ns,
         engines: SimulatedEngines | None = None,
@@ -94,6 +96,7 @@ class SimulatedGpus:
         self._node = node
         # They carry these engines, so they are of their pool: by it a replica has GPUs and a price.
         self._pool = engines.pool if pool is None and engines is not None else pool
+        self._labels = dict(labels)
         self._clock = clock
         self._engines = engines
         self._started_ns = clock()
@@ -159,6 +162,7 @@ class SimulatedGpus:
             name=model.name,
             driver_version="simulated",
             pool=self._pool,
+            labels=self._labels,
             observed_at=instant(now_ns),
             interval_seconds=interval_seconds,
             utilization_ratio=utilization,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from handlers.prices import PriceList
 from handlers.rightsizing.peaks import LEAST_KNOWN, STEPS, UNKNOWN, History, Part, packed
+from schemas.labels import frozen
 
 IDLE = "idle"
 _EXACT = 1 + 1e-9
@@ -151,7 +152,7 @@ def _gpu_load(
     working = _working(memory, busy, active_ratio, held_ratio)
     if 0 < working < LEAST_KNOWN:
         return "work that comes and goes, or is new"
-    rule = prices.find(part.name, part.node, pool)
+    rule = prices.find(part.name, part.node, pool, frozen(part.labels))
     return GpuLoad(
         gpu=part.gpu,
         name=part.name,

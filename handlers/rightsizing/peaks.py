@@ -134,6 +134,8 @@ class Part(msgspec.Struct, array_like=True):
     is_whole: bool = True
     """Without MIG: what its instances hold is not seen."""
     simulated: bool = False
+    labels: dict[str, str] = {}
+    """Of its node."""
 
 
 gpu_ratios: Callable[[GpuMetrics], tuple[float | None, ...]] = operator.attrgetter(
@@ -145,20 +147,22 @@ gpu_ratios: Callable[[GpuMetrics], tuple[float | None, ...]] = operator.attrgett
 """The signals of a sample, as `GPU_SIGNALS` has them."""
 
 
-Facts: TypeAlias = tuple[str | None, int | None, bool | None, bool]
-"""What a sample says of its GPU or host: name, bytes of memory, whether MIG is on, simulated."""
+Facts: TypeAlias = tuple[str | None, int | None, bool | None, bool, dict[str, str]]
+"""What a sample says of its GPU or host: name, bytes of memory, whether MIG is on, simulated, and
+the labels of the node."""
 
 gpu_facts: Callable[[GpuMetrics], Facts] = operator.attrgetter(
-    "name", "memory_total_bytes", "is_mig_enabled", "simulated"
+    "name", "memory_total_bytes", "is_mig_enabled", "simulated", "labels"
 )
 
 
 def host_facts(message: HostMetrics) -> Facts:
     """Those of a host, which has no name and no MIG."""
-    return None, message.memory.total_bytes if message.memory else None, None, message.simulated
+    size = message.memory.total_bytes if message.memory else None
+    return None, size, None, message.simulated, message.labels
 
 
 def part_of(node: str, gpu: str, facts: Facts) -> Part:
     """A GPU, or where `gpu` is empty a host, by what a sample said of it."""
-    name, memory_bytes, is_mig_enabled, simulated = facts
-    return Part(node, gpu, name, memory_bytes, is_mig_enabled is not True, simulated)
+    name, memory_bytes, is_mig_enabled, simulated, labels = facts
+    return Part(node, gpu, name, memory_bytes, is_mig_enabled is not True, simulated, labels)

@@ -10,6 +10,7 @@ from handlers.rightsizing.node_loads import Measured
 from handlers.rightsizing.peaks import LEAST_KNOWN, History, Part
 from handlers.settings import RightSizeSettings
 from schemas.changes import GpuChange
+from schemas.labels import frozen
 
 SIGNALS = ("memory", "bandwidth", "tensor")
 
@@ -103,7 +104,8 @@ def _best(
         return None
     cost, _, model = min(found, key=lambda one: one[:2])
     rates = _rates(model)
-    price = prices.find(model.name, gpus[0].part.node, pool)
+    first = gpus[0].part
+    price = prices.find(model.name, first.node, pool, frozen(first.labels))
     return RightSize(
         change=GpuChange(
             gpu_from=name,
@@ -138,7 +140,7 @@ def _usd_per_hour(
     name: str | None, gpus: Sequence[Measured], pool: str, prices: PriceList
 ) -> float | None:
     """Of as many GPUs of model `name`, each on its node; None: one has no price."""
-    rules = [prices.find(name, one.part.node, pool) for one in gpus]
+    rules = [prices.find(name, one.part.node, pool, frozen(one.part.labels)) for one in gpus]
     known = [rule.usd_per_gpu_hour for rule in rules if rule is not None]
     return sum(known) if len(known) == len(rules) else None
 

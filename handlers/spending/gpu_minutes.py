@@ -25,6 +25,7 @@ from handlers.utilization.gpu_state import (
 )
 from schemas.analysis import GpuState
 from schemas.engines import EngineMetrics
+from schemas.labels import FrozenLabels
 from schemas.metrics import GpuMetrics
 
 MINUTE_SECONDS = 60.0
@@ -47,6 +48,8 @@ class GpuMinute(msgspec.Struct, frozen=True, gc=False):
     utilization_ratio: float | None
     power_ratio: float | None
     energy_joules: float | None
+    labels: FrozenLabels = ()
+    """Of its node."""
 
 
 class _Gpu(msgspec.Struct, gc=False):
@@ -239,6 +242,7 @@ class GpuMinutes:
             energy_joules=_grown(
                 known(gpu.column(JOULES)), lambda: mean(gpu.column(WATTS)), before, MOST_WATTS
             ),
+            labels=latest.labels,
         )
 
     def _tokens(self, key: PartKey, engine: _Engine) -> tuple[float | None, float | None]:

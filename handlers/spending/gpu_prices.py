@@ -33,7 +33,7 @@ def priced_gpus(minutes: Sequence[GpuMinute], prices: PriceList, end_ns: int) ->
     is not in it.
     """
     carrying = [minute for minute in minutes if minute.state != "idle"]
-    rules = [prices.find(one.name, one.key[0], one.pool) for one in carrying]
+    rules = [prices.find(one.name, one.key[0], one.pool, one.labels) for one in carrying]
     priced = Counter(
         (minute.name, rule)
         for minute, rule in zip(carrying, rules, strict=True)

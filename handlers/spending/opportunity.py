@@ -199,7 +199,7 @@ def _saving(
 
 
 def _price(minute: GpuMinute, prices: PriceList) -> float | None:
-    rule = prices.find(minute.name, minute.key[0], minute.pool)
+    rule = prices.find(minute.name, minute.key[0], minute.pool, minute.labels)
     return None if rule is None else rule.usd_per_gpu_hour
 
 

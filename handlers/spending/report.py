@@ -193,7 +193,7 @@ class Reports:
         for name, found in uses.items():
             gpu = None if name == "unknown" else name
             differs = self._prices.differs(gpu)
-            rule = None if differs else self._prices.find(gpu, "", None)
+            rule = None if differs else self._prices.find(gpu, "", None, ())
             models.append(
                 ReportModel(
                     name=name,

@@ -64,7 +64,7 @@ class Hour(msgspec.Struct, array_like=True):
     def add(self, minute: GpuMinute, prices: PriceList, target_ratio: float) -> None:
         """Count a GPU's minute, in exactly one state."""
         state: State = minute.state or "unknown"
-        rule = prices.find(minute.name, minute.key[0], minute.pool)
+        rule = prices.find(minute.name, minute.key[0], minute.pool, minute.labels)
         hourly = None if rule is None else rule.usd_per_gpu_hour
         energy_usd = (prices.usd_per_joule or 0.0) * (minute.energy_joules or 0.0)
         usd = None if hourly is None else hourly / MINUTES + energy_usd

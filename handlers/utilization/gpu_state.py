@@ -6,6 +6,7 @@ from handlers.columns import Packed, Packer
 from handlers.settings import UtilizationSettings
 from handlers.window import OfLast
 from schemas.analysis import GpuState
+from schemas.labels import FrozenLabels, frozen
 from schemas.metrics import GpuMetrics
 
 PartKey = tuple[str, str]
@@ -58,6 +59,8 @@ class GpuSample(msgspec.Struct, frozen=True, gc=False):
     source: str | None
     """What measured the activity."""
     numbers: Packed
+    labels: FrozenLabels = ()
+    """Of its node."""
 
 
 _packed = Packer(WIDTH)
@@ -80,6 +83,7 @@ def _sample(message: GpuMetrics) -> GpuSample:
             message.energy_joules_total,
             watts,
         ),
+        frozen(message.labels),
     )
 
 

@@ -13,17 +13,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.bus import Bus
+from agent.assembly import Place, Simulation, run_agent
+from agent.bus import Bus, connect
 from agent.collectors.gpu import GpuBackend
 from agent.collectors.host import HostCollector
 from agent.collectors.nvml.backend import NvmlBackend
 from agent.collectors.simulated_engines import SimulatedEngines
 from agent.collectors.simulated_gpus import SimulatedGpus
 from agent.gpus import GpuSampler
+from agent.identity import Identity
 from agent.service import NodeAgent
-from agent.settings import AgentSettings
+from agent.settings import AgentSettings, Settings
 from schemas.api import LatestReply
 from schemas.engines import EngineMetrics
+from schemas.lifecycle import InstanceRecord
 from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import RequestError
 from tests.support.nvml import NvmlStub
@@ -73,6 +76,37 @@ async def agent_on(
 async def ask(bus: Bus, subject: str) -> LatestReply:
     answer = await bus.request(subject, timeout_seconds=3)
     return msgspec.json.decode(answer.payload, type=LatestReply)
+
+
+async def test_what_a_role_publishes_and_its_record_have_the_labels(
+    bus: Bus, tmp_path: Path
+) -> None:
+    labels = {"capacity": "spot", "topology.kubernetes.io/zone": "eu-1a"}
+    place = Place(
+        settings=Settings(state_dir=str(tmp_path), node="n1", agent=FAST, labels=labels),
+        identity=Identity(machine="m", folder="f", boot="b", pid=1),
+        instance="n1",
+        simulation=Simulation(gpus="2xH100"),
+    )
+    seen = Seen()
+    await bus.subscribe("metrics.>", seen.take)
+
+    async with await connect(bus.url, name="agent") as own, run_agent(own, place):
+        await until(lambda: len(seen.hosts) >= 1 and len(seen.gpus) >= 2)
+        found = await bus.bucket("registry").get("agent.n1")
+
+    assert [seen.hosts[0].labels, *(one.labels for one in seen.gpus[:2])] == [labels] * 3
+    assert found is not None
+    assert msgspec.json.decode(found[0], type=InstanceRecord).labels == labels
+
+
+async def test_gpus_of_nvml_have_the_labels(bus: Bus, stub: NvmlStub) -> None:
+    backend = NvmlBackend(node="n1", pool=None, labels={"capacity": "spot"})
+
+    async with agent_on(bus, backend) as (_, seen):
+        await until(lambda: len(seen.gpus) >= 1)
+
+    assert seen.gpus[0].labels == {"capacity": "spot"}
 
 
 async def test_real_host_metrics_come_every_interval_and_processes_more_seldom(bus: Bus) -> None:

@@ -336,6 +336,19 @@ async def test_a_gpu_that_this_agent_measures_itself_is_not_published_twice(
     assert scraping.counters["engine_gpus_skipped_total"] >= 1
 
 
+async def test_the_labels_of_this_machine_say_nothing_of_gpus_elsewhere(
+    server: MetricsServer, scrape: Scrape
+) -> None:
+    server.body = capture("dcgm-exporter-4.4")
+    targets = named(server, "here"), named(server, "there", node="n2")
+
+    _, seen = await scrape(*targets, labels={"capacity": "spot"})
+    await until(lambda: len(seen.of) >= 4)
+
+    labels = {(one.node, *one.labels.items()) for found in seen.of.values() for one in found}
+    assert labels == {("n1", ("capacity", "spot")), ("n2",)}
+
+
 async def test_a_secret_of_the_query_is_sent_but_never_said(
     server: MetricsServer, scrape: Scrape
 ) -> None:

@@ -59,6 +59,32 @@ def test_each_source_beats_the_one_before(file: Path) -> None:
     assert by_option.sources["agent.process_limit"] == f"file {file}"
 
 
+def test_names_of_labels_may_have_dots(tmp_path: Path) -> None:
+    path = tmp_path / "labels.toml"
+    path.write_text('[labels]\ncapacity = "spot"\n"topology.kubernetes.io/zone" = "eu-1a"\n')
+
+    by_file = load(environ={}, config=path).settings
+    by_environment = load(environ={"RESOURCE_AGENT_LABELS": '{"a.b/c": "d"}'}).settings
+    one_more = load(environ={"RESOURCE_AGENT_LABELS__TIER": "1"}, config=path).settings
+
+    assert by_file.labels == {"capacity": "spot", "topology.kubernetes.io/zone": "eu-1a"}
+    assert by_environment.labels == {"a.b/c": "d"}
+    assert one_more.labels == by_file.labels | {"tier": "1"}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param('{"a b": "c"}', id="name"),
+        pytest.param('{"a": "c d"}', id="value"),
+        pytest.param('{"a": 1}', id="number"),
+        pytest.param("capacity=spot", id="no table"),
+    ],
+)
+def test_labels_that_kubernetes_would_refuse_are_refused(labels: str) -> None:
+    assert "setting labels" in refusal({"RESOURCE_AGENT_LABELS": labels})
+
+
 def test_the_environment_may_name_the_file_and_an_argument_beats_it(
     file: Path, tmp_path: Path
 ) -> None:

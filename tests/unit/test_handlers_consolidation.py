@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.prices import PriceList, PriceSettings
+from handlers.prices import PriceList, PriceRule, PriceSettings
 from handlers.rightsizing.consolidation import pack, with_figures_of
 from handlers.rightsizing.consolidation_advice import saving_of
 from handlers.rightsizing.consolidation_replay import replay
@@ -352,6 +352,17 @@ def part(
     }
     values = {"name": H100 if gpu else None, "memory_bytes": 80 * 10**9, **fields}
     return Measured(Part(node_name, gpu, **values), lambda signal: signals[signal], is_silent)
+
+
+def test_a_node_costs_what_its_labels_say() -> None:
+    rule = PriceRule(labels={"capacity": "spot"}, usd_per_gpu_hour=1.5)
+    parts = [part("n", "g", HALF, labels={"capacity": "spot"}), part("n", "", HALF)]
+
+    nodes, _ = node_loads(
+        parts, "chat", PriceList(PriceSettings(rules=(rule,))), active_ratio=0.05, held_ratio=0.05
+    )
+
+    assert [one.usd_per_hour for one in nodes] == [1.5]
 
 
 def judged(*parts: Measured) -> tuple[list[str], dict[str, int]]:

@@ -1,9 +1,11 @@
 import re
+from typing import Any
 
 import msgspec
 import pytest
 
 from handlers.prices import BUILT_IN, PriceList, PriceRule, PriceSettings
+from schemas.labels import frozen
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ from handlers.prices import BUILT_IN, PriceList, PriceRule, PriceSettings
 def test_built_in_prices_are_found_by_the_drivers_names(
     name: str | None, usd: float | None
 ) -> None:
-    rule = PriceList(PriceSettings()).find(name, "n1", None)
+    rule = PriceList(PriceSettings()).find(name, "n1", None, ())
 
     assert (rule.usd_per_gpu_hour if rule else None) == usd
 
@@ -69,13 +71,39 @@ def test_the_first_rule_of_the_settings_that_matches_counts(
         )
     )
 
-    rule = prices.find(name, node, pool)
+    rule = prices.find(name, node, pool, ())
 
     assert (rule.usd_per_gpu_hour if rule else None) == usd
 
 
+@pytest.mark.parametrize(
+    ("labels", "usd"),
+    [
+        pytest.param({"capacity": "spot", "zone": "eu-1a"}, 1.2, id="all of a rule's labels"),
+        pytest.param({"zone": "us-1", "capacity": "spot"}, 1.5, id="the next rule asks for one"),
+        pytest.param({"zone": "eu-1a"}, 2.89, id="one is missing"),
+        pytest.param({"capacity": "Spot"}, 2.89, id="letters count"),
+        pytest.param({}, 2.89, id="no labels"),
+    ],
+)
+def test_a_price_may_go_by_the_labels_of_the_node(labels: dict[str, str], usd: float) -> None:
+    prices = PriceList(
+        PriceSettings(
+            rules=(
+                PriceRule(labels={"capacity": "spot", "zone": "eu-*"}, usd_per_gpu_hour=1.2),
+                PriceRule(labels={"capacity": "spot"}, usd_per_gpu_hour=1.5),
+            )
+        )
+    )
+
+    rule = prices.find("NVIDIA H100 PCIe", "n1", None, frozen(labels))
+
+    assert rule is not None
+    assert rule.usd_per_gpu_hour == usd
+
+
 def test_without_the_built_in_prices_only_the_settings_count() -> None:
-    assert PriceList(PriceSettings(built_in=False)).find("NVIDIA H100 PCIe", "n1", None) is None
+    assert PriceList(PriceSettings(built_in=False)).find("NVIDIA H100 PCIe", "n1", None, ()) is None
 
 
 @pytest.mark.parametrize(
@@ -87,6 +115,7 @@ def test_without_the_built_in_prices_only_the_settings_count() -> None:
         pytest.param({"gpu": "x"}, "usd_per_gpu_hour", id="no price"),
         pytest.param({"usd_per_gpu_hour": 1, "as_of": "May"}, "as_of", id="no day"),
         pytest.param({"usd_per_gpu_hour": 1, "label": "a"}, "label", id="unknown key"),
+        pytest.param({"usd_per_gpu_hour": 1, "labels": {"a b": "*"}}, "regex", id="label's name"),
     ],
 )
 def test_a_rule_that_cannot_be_right_is_refused(rule: dict[str, object], text: str) -> None:
@@ -99,11 +128,14 @@ def test_a_rule_that_cannot_be_right_is_refused(rule: dict[str, object], text: s
     [
         pytest.param({"node": "spot-*"}, True, id="by node"),
         pytest.param({"gpu": "H100", "pool": "chat"}, True, id="by pool"),
+        pytest.param({"labels": {"capacity": "spot"}}, True, id="by label"),
         pytest.param({"gpu": "H100"}, False, id="one for the model"),
         pytest.param({"gpu": "A100", "node": "n1"}, False, id="of another model"),
     ],
 )
-def test_a_price_that_goes_by_node_or_pool_is_known_to(rule: dict[str, str], differs: bool) -> None:
+def test_a_price_that_goes_by_more_than_the_model_is_known_to(
+    rule: dict[str, Any], differs: bool
+) -> None:
     prices = PriceList(PriceSettings(rules=(PriceRule(**rule, usd_per_gpu_hour=1.0),)))
 
     assert prices.differs("NVIDIA H100 80GB HBM3") is differs

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import pytest
 
 from handlers.prices import PriceList, PriceRule, PriceSettings
@@ -70,6 +71,15 @@ def test_your_price_counts_and_is_named() -> None:
     found = priced(minute(), settings=PriceSettings(rules=(rule,)))
 
     assert found == PricedGpus(60, 1, 2.5, (f"1 × {H100} at 2.5 USD (contract)",))
+
+
+def test_the_labels_of_the_node_count() -> None:
+    rule = PriceRule(labels={"capacity": "spot"}, usd_per_gpu_hour=1.5, source="contract")
+    spot = msgspec.structs.replace(minute(), labels=(("capacity", "spot"),))
+
+    found = priced(spot, minute(), settings=PriceSettings(rules=(rule,)))
+
+    assert found.usd_per_gpu_hour == pytest.approx((1.5 + 3.99) / 2)
 
 
 def test_only_the_first_models_are_named() -> None:

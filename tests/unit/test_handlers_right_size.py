@@ -11,7 +11,17 @@ from handlers.prices import PriceList, PriceRule, PriceSettings
 from handlers.rightsizing.gpu_models import BUILT_IN, GpuModel, GpuModels, GpuModelSettings
 from handlers.rightsizing.handler import GpuAdviceHandler
 from handlers.rightsizing.node_loads import Measured
-from handlers.rightsizing.peaks import STEPS, UNKNOWN, History, Part, Peaks, packed
+from handlers.rightsizing.peaks import (
+    STEPS,
+    UNKNOWN,
+    History,
+    Part,
+    Peaks,
+    gpu_facts,
+    host_facts,
+    packed,
+    part_of,
+)
 from handlers.rightsizing.right_size import RightSize, right_sizes
 from handlers.settings import GpuAdviceSettings, HandlersSettings, RightSizeSettings
 from handlers.slots import Routed, Slot, Watermark
@@ -175,6 +185,27 @@ def test_a_few_gaps_lower_the_confidence_alone() -> None:
     assert one.known_ratio == pytest.approx(130 / 144)
 
 
+def test_prices_go_by_the_labels_of_the_node() -> None:
+    rules = (
+        PriceRule(labels={"zone": "eu-*"}, gpu="H100", usd_per_gpu_hour=9.0),
+        PriceRule(labels={"zone": "eu-*"}, gpu="L40S", usd_per_gpu_hour=2.0, source="contract"),
+    )
+    labelled = measured(history(0.25), history(0.2), history(0.1), labels={"zone": "eu-1"})
+
+    (one,) = found(labelled, prices=PriceSettings(rules=rules))
+
+    change = one.change
+    assert (change.gpu_to, change.usd_per_hour_from) == ("NVIDIA A100-SXM4-40GB", 9.0)
+    assert change.usd_per_hour_to == 1.99
+
+
+def test_a_part_has_the_labels_of_its_last_sample() -> None:
+    labels = {"zone": "eu-1"}
+
+    assert part_of("n1", "g0", gpu_facts(gpu(labels=labels))).labels == labels
+    assert part_of("n1", "", host_facts(host("n1", labels=labels))).labels == labels
+
+
 @pytest.mark.parametrize(
     ("part", "prices"),
     [
@@ -235,7 +266,7 @@ def test_every_built_in_model_is_found_by_its_own_name_and_has_a_price() -> None
 
     assert list(models) == list(BUILT_IN)
     assert [one.gpu for one in BUILT_IN] == [price.gpu for price in PRICES]
-    assert all(prices.find(one.name, "n1", None) for one in BUILT_IN)
+    assert all(prices.find(one.name, "n1", None, ()) for one in BUILT_IN)
     assert all((one.source, one.as_of) != ("settings", None) for one in BUILT_IN)
 
 

@@ -155,6 +155,22 @@ def test_tokens_have_no_energy_while_that_of_a_gpu_is_unknown() -> None:
     assert figures.tokens_per_second is not None
 
 
+def test_labels_of_a_node_set_the_price_of_its_gpus() -> None:
+    rules = (
+        PriceRule(labels={"capacity": "spot"}, usd_per_gpu_hour=1.0),
+        PriceRule(gpu="H100", usd_per_gpu_hour=4.0),
+    )
+    gpus = [idle("a", labels={"capacity": "spot"}), idle("b", labels={"capacity": "reserved"})]
+
+    emits = said(
+        recorded(range(60), lambda _: gpus), HandlersSettings(prices=PriceSettings(rules=rules))
+    )
+
+    assert of(Waste, emits)[-1].figures.usd == pytest.approx(1 + 4)
+    savings = of(Opportunity, emits)[-1].savings
+    assert sum(one.saving_usd_per_hour or 0.0 for one in savings) == pytest.approx(5)
+
+
 def test_energy_is_added_to_the_gpu_hour_where_it_has_a_price() -> None:
     settings = HandlersSettings(
         prices=PriceSettings(

@@ -242,6 +242,7 @@ class DcgmReader:
             "index": _index(labels.get("gpu", "")) or 0,
             "driver_version": next((labels[k] for k in _DRIVER_LABELS if k in labels), None),
             "pool": self._place.pool,
+            "labels": dict(self._place.labels),
             "observed_at": instant(now_ns),
             "interval_seconds": interval_seconds,
         }

@@ -8,6 +8,7 @@ from agent.collectors.engines.exposition import Names, Page, PageError, Series
 from agent.collectors.engines.growth import Key, Totals
 from agent.collectors.engines.values import count, number, ratio
 from schemas.engines import EngineMetrics
+from schemas.labels import NO_LABELS
 from schemas.units import instant, token
 
 MAX_ENGINES = 64
@@ -24,6 +25,7 @@ class Place(NamedTuple):
     pool: str | None
     requests_running_max: int | None = None
     forget_seconds: float = 60.0
+    labels: Mapping[str, str] = NO_LABELS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

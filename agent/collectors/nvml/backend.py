@@ -2,13 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from agent.collectors.gpu import GpuSource, NoGpuError
 from agent.collectors.nvml.binding import nvml, or_none
 from agent.collectors.nvml.device import NvmlGpu
 from agent.collectors.nvml.xid import WAIT_MILLISECONDS, XidLog
+from schemas.labels import NO_LABELS
 
 # The kernel driver's own list: one folder for each GPU it drives.
 _DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
@@ -34,12 +35,14 @@ class NvmlBackend:
         *,
         node: str,
         pool: str | None,
+        labels: Mapping[str, str] = NO_LABELS,
         driver_folder: Path = _DRIVER_FOLDER,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node = node
         self._pool = pool
+        self._labels = dict(labels)
         self._driver_folder = driver_folder
         self._clock = clock
         self._monotonic = monotonic
@@ -78,6 +81,7 @@ class NvmlBackend:
                 index,
                 node=self._node,
                 pool=self._pool,
+                labels=self._labels,
                 driver_version=driver_version,
                 log_of=self._log_of,
                 clock=self._clock,

@@ -1,7 +1,7 @@
 """One NVIDIA GPU with its MIG instances: everything that is measured of them, together."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.collectors.gpu import ASK_AGAIN_SECONDS, in_parts
@@ -13,6 +13,7 @@ from agent.collectors.nvml.mig import MigInstances, MigReading
 from agent.collectors.nvml.readings import GPU_READINGS
 from agent.collectors.nvml.traffic import Traffic
 from agent.collectors.nvml.xid import XidLog, XidWatch
+from schemas.labels import NO_LABELS
 from schemas.metrics import GpuMetrics
 from schemas.units import instant, token
 
@@ -51,6 +52,7 @@ class NvmlGpu:
         *,
         node: str,
         pool: str | None,
+        labels: Mapping[str, str] = NO_LABELS,
         driver_version: str | None,
         log_of: Callable[[str], XidLog],
         clock: Callable[[], int],
@@ -60,6 +62,7 @@ class NvmlGpu:
         self._index = index
         self._node = node
         self._pool = pool
+        self._labels = dict(labels)
         self._driver_version = driver_version
         self._log_of = log_of
         self._clock = clock
@@ -180,6 +183,7 @@ class NvmlGpu:
             name=self._name,
             driver_version=self._driver_version,
             pool=self._pool,
+            labels=self._labels,
             observed_at=instant(self._clock()),
             interval_seconds=interval_seconds,
             errors=errors,
@@ -195,6 +199,7 @@ class NvmlGpu:
             name=mig.name,
             driver_version=gpu.driver_version,
             pool=gpu.pool,
+            labels=gpu.labels,
             parent=gpu.gpu,
             mig=mig.instance,
             observed_at=gpu.observed_at,
