@@ -190,16 +190,21 @@ class Intake:
         try:
             await self._handle(items, keeping, lease, count)
         except PublishError as error:
-            log.warning("evictions_given_back", count=len(items), error=str(error))
-            for item in items:
-                self._announcer.counts[namespace_of(item.delivery)]["unconfirmed_total"] += 1
-                with contextlib.suppress(PublishError):  # then it comes again later
-                    await item.retry(self._settings.retry_seconds)
+            await self._give_back(items, error)
+
+    async def _give_back(self, items: Sequence[WorkItem], error: PublishError) -> None:
+        log.warning("evictions_given_back", count=len(items), error=str(error))
+        for item in items:
+            self._announcer.counts[namespace_of(item.delivery)]["unconfirmed_total"] += 1
+            with contextlib.suppress(PublishError):  # then it comes again later
+                await item.retry(self._settings.retry_seconds)
 
     async def _handle(
         self, items: Sequence[WorkItem], keeping: Keeping, lease: Held, count: Count
     ) -> None:
         taken = await self._read(items)
+        if not taken:
+            return
         try:
             kept = await self._keep(keeping, taken)
         except ValueError as error:  # of the only one, whose value came in parts
@@ -229,8 +234,15 @@ class Intake:
             try:
                 taken.append((item, read_manifest(item.delivery)))
             except ValueError as error:
-                await self._bury(item, error)
+                await self._bury_alone(item, error)
         return taken
+
+    async def _bury_alone(self, item: WorkItem, error: ValueError) -> None:
+        """Bury one of several: where it cannot be, as FLEET_DEAD is full, the others go on."""
+        try:
+            await self._bury(item, error)
+        except PublishError as failure:
+            await self._give_back([item], failure)
 
     async def _bury(self, item: WorkItem, error: ValueError) -> None:
         await item.dead(str(error))

@@ -54,6 +54,26 @@ async def test_a_letter_says_what_it_is_and_why_it_died(bus: Bus, tmp_path: Path
     assert wrong.id < illegible.id
 
 
+async def test_poison_that_finds_no_room_among_the_dead_holds_up_nobody_else(
+    bus: Bus, tmp_path: Path
+) -> None:
+    config = (await bus.jetstream.stream_info("FLEET_DEAD")).config
+    config.max_bytes = 1
+    await bus.jetstream.update_stream(config)
+    heard = await Heard.on(bus, "archived.stored.>")
+    for key in ("a", "poison", "b"):
+        await evict(bus, evicted(key, VALUE), b"another value" if key == "poison" else VALUE)
+    async with archiving(bus, tmp_path / "archive", retry_seconds=60.0, retry_max_seconds=60.0):
+        stored = {(await heard.next(Stored)).key for _ in "ab"}
+
+        async def waits_alone() -> bool:
+            return await bus.depth("EVICTIONS") == 1
+
+        await until_async(waits_alone)
+
+    assert stored == {"a", "b"}
+
+
 async def test_pages_of_letters_follow_one_another(bus: Bus, tmp_path: Path) -> None:
     async with archiving(bus, tmp_path / "archive"):
         for number in range(103):
