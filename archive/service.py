@@ -104,6 +104,7 @@ class ArchiveService:
             clock,
             on_failure=self._announcer.store_failed,
             catalog=Catalog(store, self._index_bucket),
+            check_store=self._check_store,
         )
         parts = Parts(bus.parts)
         self._intake = Intake(bus.queue, parts, self._announcer, settings)
@@ -188,6 +189,9 @@ class ArchiveService:
     def is_active(self) -> bool:
         """Whether this archiver keeps the index and serves."""
         return self._state == "active"
+
+    async def _check_store(self) -> None:
+        await self._upkeep.check_claim()
 
     def _is_owner(self) -> bool:
         return self._duty.held

@@ -27,14 +27,15 @@ class Sweeper:
     at least, as older versions may come out of the eviction stream for so long. To bound it, a
     segment is written anew when something in it has been outdated for that long.
 
-    `before_removal` is awaited before segments are removed; where it raises they stay.
+    `before_removal` is awaited before each segment is removed, and before a value is given up that
+    the store does not have; where it raises they stay.
     """
 
     def __init__(
         self, vault: Vault, before_removal: Callable[[], Awaitable[None]] | None = None
     ) -> None:
         self._vault = vault
-        self._before_removal = before_removal
+        self._before_removal = before_removal or _always
         self._moved_to: set[str] = set()
 
     async def sweep(self) -> AsyncGenerator[IndexEntry, None]:
@@ -65,10 +66,8 @@ class Sweeper:
         for name in list(self._moved_to):
             await self._vault.packer.wait(name)
             self._moved_to.discard(name)
-        dead = self._vault.ledger.dead()
-        if dead and self._before_removal is not None:
+        for name in self._vault.ledger.dead():
             await self._before_removal()
-        for name in dead:
             try:
                 await self._vault.store.delete(name)
             except ObjectRefusedError as error:  # the next sweep tries again
@@ -128,6 +127,8 @@ class Sweeper:
             self._vault.trouble.cannot_read(error)
             return None
         self._vault.trouble.can_read(name)
+        if content is None:  # or is the whole store not there?
+            await self._before_removal()
         return content or b""
 
     async def _move(self, found: IndexEntry, content: bytes) -> int:
@@ -177,6 +178,10 @@ class Sweeper:
 
     def _indexes(self) -> list[NamespaceIndex]:
         return list(self._vault.namespaces.values())
+
+
+async def _always() -> None:
+    return
 
 
 def _tombstone(entry: IndexEntry) -> Evicted:

@@ -39,7 +39,7 @@ class Upkeep:
         duty: Callable[[], Duty],
     ) -> None:
         self._vault = vault
-        self._sweeper = Sweeper(vault, self._check_claim)
+        self._sweeper = Sweeper(vault, self.check_claim)
         self._claim = claim
         self._adoption = adoption
         self._announcer = announcer
@@ -76,7 +76,7 @@ class Upkeep:
         if request.adopt and not self._duty().held:
             await self._adoption.adopt()
         try:
-            await self._check_claim()
+            await self.check_claim()
         except (MarkRefusedError, OwnUnreadableError):
             if not request.adopt:
                 raise
@@ -90,7 +90,7 @@ class Upkeep:
 
     async def _sweep(self, on_progress: OnProgress) -> Counter[str]:
         """One sweep; how many entries it removed, by kind."""
-        await self._check_claim()
+        await self.check_claim()
         if not self._duty().held:
             # Its index may be behind that of who keeps it now.
             raise StoreError("this archiver does not keep the index now: ask again")
@@ -116,10 +116,16 @@ class Upkeep:
             await self._claim.adopt()
         except PublishError as error:
             raise StoreError(str(error)) from error
-        await self._check_claim()
+        await self.check_claim()
 
-    async def _check_claim(self) -> None:
-        """Before anything is removed: somebody else may have taken the store over meanwhile."""
+    async def check_claim(self) -> None:
+        """Before anything is removed or given up: is the store there, and this one's?
+
+        Somebody else may have taken it over meanwhile, or it was unmounted.
+
+        Raises:
+            StoreError: it is not, or that cannot be told.
+        """
         try:
             await self._claim.check(keeps=self._duty().held)
         except NotOurStoreError:

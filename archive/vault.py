@@ -63,13 +63,19 @@ class Vault:
         *,
         catalog: Catalog | None = None,
         on_failure: Callable[[IndexEntry, StoreError], Awaitable[None]] | None = None,
+        check_store: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`check_store` is awaited before a value is given up.
+
+        It raises StoreError where the store is not the one that is meant: unmounted, emptied.
+        """
         self.store = store
         self.settings = settings
         self.clock = clock
         self.catalog = catalog or Catalog(store)
         self.trouble = self.catalog.trouble
         self._on_failure = on_failure or _log_failure
+        self._check_store = check_store or _nothing_to_check
         # A lock lives as long as somebody holds or awaits it.
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self.dropped: Counter[str] = Counter()
@@ -238,8 +244,9 @@ class Vault:
         it ended.
 
         Raises:
-            DamagedObjectError: there was one, but its object is broken or gone.
-            StoreError: the store cannot be read.
+            DamagedObjectError: there was one, but its object is broken or gone, at a second look
+                too.
+            StoreError: the store cannot be read, or what came of it was damaged on its way.
         """
         index = self.namespaces.get(namespace)
         if index is None:
@@ -248,10 +255,16 @@ class Vault:
             entry = index.find(key, self.clock())
             if entry is None or (generation is not None and entry.generation < generation):
                 return None
+            incoming = incoming or Incoming()
             try:
-                manifest, value = await self._read(entry, incoming or Incoming())
+                try:
+                    manifest, value = await self._read(entry, incoming)
+                except ArchiveObjectError as error:
+                    if not index.holds(entry):  # it expired or was cleared, and was removed
+                        return None
+                    manifest, value = await self._read_again(entry, incoming, error)
             except ArchiveObjectError as error:
-                if not index.holds(entry):  # it expired or was cleared, and was removed
+                if not index.holds(entry):
                     return None
                 await self.catalog.put_aside(entry.segment, error)
                 index.retire(entry, self.clock(), self.clock(), guard=True)
@@ -280,6 +293,17 @@ class Vault:
         """As long as the entry, and as long as what it outdates."""
         until_ns = max(until_ns, index.older_until_ns(key))
         return ttl_class(None if until_ns == math.inf else (until_ns - self.clock()) / SECOND_NS)
+
+    async def _read_again(
+        self, entry: IndexEntry, incoming: Incoming, error: ArchiveObjectError
+    ) -> tuple[Evicted, memoryview]:
+        """Look once more before a value is given up, which the next sweep makes final."""
+        await self._check_store()
+        found = await self._read(entry, Incoming())
+        log.warning("archived_value_damaged_on_its_way", reason=error.reason)
+        if incoming.has_begun:  # some of what came first may have been handed on
+            raise StoreError(f"a value was damaged on its way ({error.reason}): ask again")
+        return found
 
     async def _read(self, entry: IndexEntry, incoming: Incoming) -> tuple[Evicted, memoryview]:
         with made_for([entry]):
@@ -367,6 +391,10 @@ class Vault:
 
 def _until_ns(expires_ns: int | None) -> float:
     return math.inf if expires_ns is None else expires_ns
+
+
+async def _nothing_to_check() -> None:
+    return
 
 
 async def _log_failure(_entry: IndexEntry, error: StoreError) -> None:

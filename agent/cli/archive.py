@@ -155,7 +155,7 @@ def rm(
         print_json({"removed": keys})
     else:
         errors.print(
-            f"nothing is left of {len(keys)} keys in archive and RAM of namespace "
+            f"nothing is left of {len(keys)} key{'s' * (len(keys) > 1)} in archive and RAM of namespace "
             f"{escape(namespace)}"
         )
 

@@ -342,19 +342,25 @@ async def test_an_index_that_cannot_be_read_recognises_nothing_and_denies_nothin
     assert not unknown
 
 
+@pytest.mark.parametrize("finds_out", ["sweep", "get"])
 async def test_a_folder_that_was_unmounted_is_told_as_that_and_gone_on_with_when_it_is_back(
-    bus: Bus, tmp_path: Path
+    bus: Bus, tmp_path: Path, finds_out: str
 ) -> None:
     folder = tmp_path / "one"
     async with archiving(bus, folder) as service:
         await fill(bus, "a")
         folder.rename(tmp_path / "away")
         folder.mkdir()
-        await service.sweep()
+        if finds_out == "sweep":
+            await service.sweep()
+        else:
+            with pytest.raises(RequestError, match="cannot be read now"):
+                await ArchiveClient(bus).get("a")
         text = await refused(service)
         folder.rename(tmp_path / "below the mount point")
         (tmp_path / "away").rename(folder)
         await until(lambda: service.is_active)
+        await service.sweep()
         value = await ArchiveClient(bus).get("a")
 
     assert "was it unmounted or emptied" in text

@@ -166,6 +166,32 @@ async def test_a_damaged_large_value_is_never_returned(store: FailingStore, harm
     assert await vault.fetch("default", "k", None) is None
 
 
+async def test_of_a_large_value_damaged_on_its_way_nothing_is_given_up(
+    store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = await loaded(store)
+    manifest = evicted(value=NOISE)
+    await vault.keep(manifest, NOISE)
+    read = store.get_range_to
+    harmed: list[bytes] = []
+
+    async def flip_once(name: str, first: int, end: int, take: Callable[[bytes], None]) -> bool:
+        def took(piece: bytes) -> None:
+            if not harmed:
+                harmed.append(piece)
+                piece = piece[:-1] + bytes([piece[-1] ^ 1])
+            take(piece)
+
+        return await read(name, first, end, took)
+
+    monkeypatch.setattr(store, "get_range_to", flip_once)
+
+    # Some of what came first was handed on already, so it cannot be made good here.
+    with pytest.raises(StoreError, match="damaged on its way"):
+        await vault.fetch("default", "k", None)
+    assert await vault.fetch("default", "k", None) == (manifest, memoryview(NOISE))
+
+
 class Streamed:
     """A value that comes in pieces; `then` happens at its end, each time."""
 

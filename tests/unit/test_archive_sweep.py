@@ -403,3 +403,28 @@ async def test_whatever_happens_no_reader_gets_what_is_outdated(
     needed_bytes = index.object_bytes + 400 * len(on_disk(store))
     assert sum(on_disk(store).values()) <= 2 * needed_bytes, seed
     await story.vault.close()
+
+
+async def test_what_is_missing_from_a_store_that_is_not_there_is_not_given_up(
+    store: FailingStore, clock: ManualClock
+) -> None:
+    vault = await loaded(store, clock)
+    noise = os.urandom(1000)
+    await asyncio.gather(
+        vault.keep(evicted("kept", noise), noise),
+        vault.keep(evicted("gone", noise, expires_at=instant(clock() + SECOND_NS)), noise),
+    )
+    (path,) = store.folder.glob("*.object")
+    path.rename(away := path.with_suffix(".away"))
+    clock.advance(2)
+
+    async def is_away() -> None:
+        raise StoreError("it is unmounted")
+
+    with pytest.raises(StoreError, match="unmounted"):
+        async for _ in Sweeper(vault, is_away).sweep():
+            pass
+    away.rename(path)
+    await swept(vault)
+
+    assert await fetch(vault, "kept") == noise

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -351,6 +351,27 @@ async def test_a_damaged_value_is_never_returned(
     assert await vault.keep(evicted(version="b1-01"), b"value") == ("superseded", None)
     assert (await vault.keep(evicted(version="b1-02"), b"value"))[0] == "stored"
     assert await fetch(vault) == b"value"
+
+
+async def test_what_is_damaged_on_its_way_is_read_once_more(
+    vault: Vault, store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await vault.keep(evicted(), b"value")
+    read = store.get_range_to
+    pieces: list[bytes] = []
+
+    async def flip_first(name: str, first: int, end: int, take: Callable[[bytes], None]) -> bool:
+        def took(piece: bytes) -> None:
+            pieces.append(piece)
+            take(piece if len(pieces) > 1 else piece[:-1] + bytes([piece[-1] ^ 1]))
+
+        return await read(name, first, end, took)
+
+    monkeypatch.setattr(store, "get_range_to", flip_first)
+
+    assert await fetch(vault) == b"value"
+    assert len(pieces) == 2
+    assert vault.damaged("default") == 0
 
 
 async def test_objects_of_earlier_releases_are_read_beside_segments(
