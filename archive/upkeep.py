@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -21,6 +22,9 @@ from schemas.protocols import Clock, Endpoint, PublishError
 
 log = structlog.get_logger()
 
+CHECK_SECONDS = 1.0
+"""How long is believed, while many objects are removed, that the store is this installation's."""
+
 
 class Upkeep:
     """Sweeps and reindexes, each one at a time, and only a store that is still ours.
@@ -39,7 +43,7 @@ class Upkeep:
         duty: Callable[[], Duty],
     ) -> None:
         self._vault = vault
-        self._sweeper = Sweeper(vault, self.check_claim)
+        self._sweeper = Sweeper(vault, self._check_before_removal)
         self._claim = claim
         self._adoption = adoption
         self._announcer = announcer
@@ -47,6 +51,7 @@ class Upkeep:
         self._duty = duty
         self.trouble = ""
         """Why nothing can be removed though the store works; empty: it can."""
+        self._checked_until = 0.0
         self._sweeping = asyncio.Lock()
         self._sweep_job = Job("sweep", instance, self._sweep_now)
         self._reindex_job = Job("reindex", instance, self._reindex)
@@ -117,6 +122,17 @@ class Upkeep:
         except PublishError as error:
             raise StoreError(str(error)) from error
         await self.check_claim()
+
+    async def _check_before_removal(self) -> None:
+        """Before each object: this process may have been stopped for longer than its lease lasts.
+
+        Another archiver may need by now what is not needed by this one's index.
+        """
+        if time.monotonic() >= self._checked_until:
+            await self.check_claim()
+            self._checked_until = time.monotonic() + CHECK_SECONDS
+        if not self._duty().held:
+            raise StoreError("another archiver may keep the index by now: nothing more is removed")
 
     async def check_claim(self) -> None:
         """Before anything is removed or given up: is the store there, and this one's?

@@ -13,8 +13,9 @@ from agent.bus.lease import BucketLeases
 from archive.store import StoredObject, StoreError
 from schemas.archive import Stored
 from schemas.protocols import RequestError
+from schemas.units import SECOND_NS, instant
 from tests.support.archive_service import DEADLINE_SECONDS, Heard, archiving, evict, until
-from tests.support.evictions import FailingStore, evicted
+from tests.support.evictions import NOW_NS, FailingStore, ManualClock, evicted
 from tests.support.server import NatsServer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -215,6 +216,38 @@ async def test_an_eviction_stored_after_the_lease_was_lost_is_left_to_the_next_o
     assert len(leases) > 1, "it was announced by the next owner"
     assert heard.rest() == []
     assert counted.get("stored_total", 0) == 0
+
+
+async def test_who_loses_the_lease_while_it_sweeps_removes_nothing_more(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = await Heard.on(bus, "archived.stored.>")
+    store, clock = FailingStore(tmp_path / "archive"), ManualClock()
+    delete = store.delete
+    leases: list[Any] = []
+    acquire = BucketLeases.try_acquire
+    removed: list[str] = []
+
+    async def noted(self: BucketLeases, name: str) -> object:
+        leases.append(await acquire(self, name))
+        return leases[-1]
+
+    async def stopped_for_long(name: str) -> None:
+        """As by SIGSTOP: when it goes on another archiver may need what is not needed here."""
+        leases[0].lose()
+        removed.append(name)
+        await delete(name)
+
+    monkeypatch.setattr(BucketLeases, "try_acquire", noted)
+    monkeypatch.setattr(store, "delete", stopped_for_long)
+    async with archiving(bus, store, clock=clock) as service:
+        for key, days in (("a", 1), ("b", 3)):
+            await evict(bus, evicted(key, expires_at=instant(NOW_NS + days * 86400 * SECOND_NS)))
+            await heard.next(Stored)
+        clock.advance(4 * 86400)
+        await service.sweep()
+
+    assert len(removed) == 1
 
 
 async def test_the_service_goes_on_after_the_server_was_killed(
