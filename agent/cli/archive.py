@@ -155,8 +155,8 @@ def rm(
         print_json({"removed": keys})
     else:
         errors.print(
-            f"nothing is left of {len(keys)} key{'s' * (len(keys) > 1)} in archive and RAM of namespace "
-            f"{escape(namespace)}"
+            f"nothing is left of {len(keys)} key{'s' * (len(keys) > 1)} in archive and RAM "
+            f"of namespace {escape(namespace)}"
         )
 
 
