@@ -341,7 +341,13 @@ def _of_cache() -> Iterator[EndpointSpec]:
             None,
             None,
         ),
-        ("put", "`Fleet-Key`, payload = value; `Fleet-Version`", None, None),
+        (
+            "put",
+            "`Fleet-Key`, payload = value; `Fleet-Version`; a large one begins with `Fleet-Size` "
+            "and no payload, and may be given up by its `Fleet-Upload` and `Fleet-Abort: 1`",
+            None,
+            None,
+        ),
         (
             "put.{instance}",
             "`Fleet-Upload`, `Fleet-Part`, payload = that part; the last one: `Fleet-Version`; "

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -267,12 +268,14 @@ class Transfer:
         raise AssertionError("the last try returns or raises")
 
     async def _send(self, source: Source, headers: Mapping[str, str]) -> str:
-        size_bytes = source.size_bytes
-        announced = {**headers, "Fleet-Size": str(size_bytes)}
-        begun = await self._asking.ask("put", b"", announced, _AGAIN)
-        upload = {"Fleet-Upload": begun.headers["Fleet-Upload"]}
-        subject = f"put.{begun.headers['Fleet-Instance']}"
+        # Named here, so that it can be given up before the answer to its begin is there.
+        upload = {"Fleet-Upload": secrets.token_hex(16)}
+        subject = "put"
+        announced = {**headers, **upload, "Fleet-Size": str(source.size_bytes)}
         try:
+            begun = await self._asking.ask("put", b"", announced, _AGAIN)
+            upload = {"Fleet-Upload": begun.headers["Fleet-Upload"]}
+            subject = f"put.{begun.headers['Fleet-Instance']}"
             return await self._send_parts(source, subject, upload)
         except (Exception, asyncio.CancelledError) as error:
             # Given up, not refused: it must not be kept when a later write of the key is.

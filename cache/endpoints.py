@@ -25,7 +25,7 @@ from cache.same_host import SameHost
 from cache.settings import MIB, CacheSettings
 from cache.tags import TagDeletion, is_by_tag
 from cache.tombstones import OutboxCrowdedError
-from cache.uploads import Uploads
+from cache.uploads import Uploads, is_abort
 from cache.value_file import ValueFile
 from schemas.api import CacheReply, ClearReply, EntryMeta, NamespaceStats, Nothing
 from schemas.cache import INLINE_LIMIT_BYTES, CacheEvent, encode_header, read_key
@@ -192,10 +192,13 @@ class NamespaceEndpoints:
 
         `Fleet-Status: not-cached` where the prefix is too short to be kept: the key is empty now.
         With `Fleet-Size` the value comes in parts, and the answer says where they go; with
+        `Fleet-Abort: 1` that is given up, by its `Fleet-Upload`; with
         `Fleet-File` it is in the inbox. 503 "kept
         here" when the archive, which may hold an older value, cannot be told in time.
         """
         self._check_owned()
+        if is_abort(call):
+            return self.uploads.receive(call)
         kept_key = self._kept_key(call)
         if "Fleet-File" in call.headers:
             request = read_file_put(call.headers, call.payload, kept_key)
@@ -204,7 +207,7 @@ class NamespaceEndpoints:
         if "Fleet-Size" in call.headers:
             request = read_upload(call.headers, call.payload, kept_key)
             self._check_announced(request)
-            return self.uploads.begin(request)
+            return self.uploads.begin(request, call.headers.get("Fleet-Upload"))
         return self._store(*read_put(call.headers, call.payload, self._clock(), kept_key))
 
     def _store_upload(

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ log = structlog.get_logger()
 
 REMEMBERED = 256
 """Finished uploads whose answer is kept, for who asks for the last part again."""
+_NAME = re.compile("[0-9a-f]{32}")
 
 Store = Callable[[PutRequest, memoryview | ValueFile], Answer | Awaitable[Answer]]
 """Makes the value visible, if its key still has the expected version; gives the put's answer."""
@@ -81,19 +83,29 @@ class Uploads:
             f"cache_put_part_{name}", f"cache.{name}.put.{self._instance}", self.receive
         )
 
-    def begin(self, request: PutRequest) -> Answer:
+    def begin(self, request: PutRequest, name: str | None = None) -> Answer:
         """Reserve room for the value; the answer says how to send it.
 
+        The sender may choose the `name`: asked again, as the answer was lost, it is the same
+        upload, and can be given up without the answer.
+
         Raises:
-            RequestError: 429, the room for uploads is taken.
+            RequestError: 429, the room for uploads is taken; 400, that is no name; 409, it is that
+                of another value's upload.
         """
         size_bytes = request.size_bytes
+        name = _checked_name(name) if name is not None else secrets.token_hex(16)
+        answer = Answer(headers={"Fleet-Upload": name, "Fleet-Instance": self._instance})
+        known = self._uploads.get(name)
+        if known is not None and _is_same(known.request, request):
+            return answer
+        if known is not None or name in self._answers:
+            raise RequestError(409, "header Fleet-Upload: another upload has it; choose another")
         if not self.room.take(size_bytes):
             raise busy(
                 f"values under way hold {self.room.used_bytes} of {self.room.max_bytes} bytes "
                 "(cache.uploads_max_bytes); try later"
             )
-        name = secrets.token_hex(16)
         draft = self._make_draft(size_bytes)
         self._uploads[name] = _Upload(
             name=name,
@@ -103,7 +115,7 @@ class Uploads:
             timer=self._start_timer(name),
             digest=RunningDigest(draft.digest, like=request.digest),
         )
-        return Answer(headers={"Fleet-Upload": name, "Fleet-Instance": self._instance})
+        return answer
 
     def receive(self, call: Call) -> Answer | Awaitable[Answer]:
         """Keep one part; the one that completes the value is answered as its put.
@@ -113,7 +125,7 @@ class Uploads:
         answered it will not be kept any more, unless it was before.
         """
         name = call.headers.get("Fleet-Upload", "")
-        if call.headers.get("Fleet-Abort") == "1":
+        if is_abort(call):
             self._abort(name)
             return Answer()
         if name in self._answers:
@@ -212,6 +224,21 @@ class Uploads:
         upload.digest.cancel()
         self.room.give_back(upload.request.size_bytes)
         return upload.request.size_bytes
+
+
+def is_abort(call: Call) -> bool:
+    """Whether the sender of an upload gives it up."""
+    return call.headers.get("Fleet-Abort") == "1"
+
+
+def _is_same(one: PutRequest, other: PutRequest) -> bool:
+    return (one.key, one.size_bytes) == (other.key, other.size_bytes)
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise RequestError(400, f"header Fleet-Upload: must match {_NAME.pattern}")
+    return name
 
 
 def _refuse(finished: "asyncio.Future[Answer]") -> None:

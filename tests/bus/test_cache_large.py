@@ -278,6 +278,33 @@ async def test_an_upload_that_its_sender_gives_up_is_forgotten_at_once(
     assert counters["uploads_aborted_total"] == 1
 
 
+async def test_an_upload_that_its_sender_named_is_one_however_often_it_is_begun(
+    bus: Bus, client: Client
+) -> None:
+    name, other = "0" * 31 + "1", "0" * 31 + "2"
+    async with running(bus, **OFF) as service:
+        begun = {await begin(client, Fleet_Upload=name) for _ in range(2)}
+        with pytest.raises(RequestError, match="409 header Fleet-Upload"):
+            await begin(client, "another key", Fleet_Upload=name)
+        for bad in ("", name[1:], name.replace("0", "A")):
+            with pytest.raises(RequestError, match="400 header Fleet-Upload"):
+                await begin(client, Fleet_Upload=bad)
+        at_once = service.counters()["uploads"]
+        for part in range(3):
+            await send(client, name, part)
+        with pytest.raises(RequestError, match="409 header Fleet-Upload"):
+            await begin(client, Fleet_Upload=name)
+        await begin(client, Fleet_Upload=other)
+        await client.ask("put", b"", Fleet_Upload=other, Fleet_Abort="1")
+        counters = service.counters()
+        value = await read(client, await client.ask("get", b"key"), 0, 0)
+
+    assert begun == {name}
+    assert at_once == 1
+    assert (counters["uploads"], counters["receiving_bytes"]) == (0, 0)
+    assert value == VALUE[:1]
+
+
 async def test_every_part_gives_an_upload_its_whole_time_anew(bus: Bus, client: Client) -> None:
     async with running(bus, **OFF) as service:
         name = await begin(client)

@@ -14,6 +14,7 @@ import pytest
 from agent import asking
 from agent.bus import Bus
 from agent.client import CacheClient
+from cache.uploads import Uploads
 from schemas.cache import PART_BYTES, PARTS_IN_FLIGHT
 from schemas.digest import RunningDigest
 from schemas.protocols import Answer, Call, Endpoint, RequestError
@@ -364,6 +365,34 @@ async def test_a_put_given_up_at_its_last_part_is_not_kept_after_the_next(
 
     assert given_up.cancelled()
     assert value == b"new"
+
+
+@pytest.mark.parametrize("way", ["cancelled", "late"])
+async def test_a_put_given_up_before_its_begin_is_answered_leaves_no_upload(
+    bus: Bus, cache: CacheClient, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    begun = asyncio.Event()
+    begin = Uploads.begin
+
+    async def never(_answer: Answer) -> Answer:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nothing sets it")
+
+    monkeypatch.setattr(Uploads, "begin", lambda *named: never(begin(*named)))
+    async with running(bus, **OFF) as service:
+        seconds = 60.0 if way == "cancelled" else 0.3
+        putting = asyncio.create_task(cache.put("key", LARGE, deadline_seconds=seconds))
+        await begun.wait()
+        uploads = service.counters()["uploads"]
+        if way == "cancelled":
+            putting.cancel()
+        (error,) = await asyncio.gather(putting, return_exceptions=True)
+        counters = service.counters()
+
+    assert uploads == 1
+    assert isinstance(error, asyncio.CancelledError if way == "cancelled" else RequestError)
+    assert (counters["uploads"], counters["receiving_bytes"]) == (0, 0)
 
 
 async def test_a_put_whose_source_fails_leaves_no_upload(bus: Bus, cache: CacheClient) -> None:
