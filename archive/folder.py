@@ -45,7 +45,8 @@ class FolderStore:
     synced: after `put` returns, the object survives a power cut. Names are hashes, checked here
     too, so that nothing outside the folder can be reached. Each call has 30 s. Calls for one
     object run in one of `threads`, in order, so one that comes back after its time was over
-    cannot undo a later one; `close` ends the threads.
+    cannot undo a later one; `close` ends the threads. A folder that had its mark takes no object
+    without it: it was unmounted, and what is put where it was mounted would be hidden later.
     """
 
     def __init__(self, folder: Path, threads: Sequence[BlockingCalls]) -> None:
@@ -53,6 +54,7 @@ class FolderStore:
         self.description = f"folder {folder}"
         self.requests = Requests()
         self._threads = threads
+        self._has_mark = False
 
     async def open(self) -> None:
         """Create the folder (mode 0700) where it is missing, and try to write to it."""
@@ -83,7 +85,7 @@ class FolderStore:
             async for piece in pieces:
                 await self._run(lambda piece=piece: _write_all(descriptor, piece), name)  # type: ignore[misc]
             await self._run(lambda: os.fsync(descriptor), name)
-            await self._run(lambda: self._rename(temporary, target), name)
+            await self._run(lambda: self._place(temporary, target), name)
         finally:
             # Behind whatever of it still runs in the thread, which nobody awaits any more.
             await asyncio.shield(self._run(lambda: _drop(descriptor, temporary), name))
@@ -163,7 +165,9 @@ class FolderStore:
     async def read_mark(self) -> bytes | None:
         """What says whose the folder is, or None."""
         try:
-            return await self._run(lambda: self._read(self.folder / MARK))
+            content = await self._run(lambda: self._read(self.folder / MARK))
+            self._has_mark |= content is not None
+            return content
         except StoreError as error:
             reason = _of_one(error)
             if reason is None:
@@ -177,6 +181,7 @@ class FolderStore:
         A directory of its name is moved aside, with what is in it: `owner.<random>.damaged`.
         """
         await self._run(lambda: self._write_mark(content, replace=replace))
+        self._has_mark = True
 
     async def install_lifecycle(self) -> None:
         """A folder forgets nothing by itself."""
@@ -283,11 +288,22 @@ class FolderStore:
         temporary = _temporary(target)
         try:
             _write_synced(temporary, content)
-            self._rename(temporary, target)
+            self._place(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+    def _place(self, temporary: Path, target: Path) -> None:
+        if self._has_mark:
+            try:
+                os.lstat(self.folder / MARK)
+            except FileNotFoundError as error:
+                raise StoreError(
+                    f"archive {self.description}: its mark {MARK} is gone: was it unmounted or "
+                    "emptied? Nothing is stored in it meanwhile"
+                ) from error
+        self._rename(temporary, target)
 
     def _rename(self, temporary: Path, target: Path) -> None:
         temporary.replace(target)

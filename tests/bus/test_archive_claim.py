@@ -368,6 +368,28 @@ async def test_a_folder_that_was_unmounted_is_told_as_that_and_gone_on_with_when
     assert value == b"value"
 
 
+async def test_nothing_is_stored_where_a_folder_was_unmounted(bus: Bus, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    heard = await Heard.on(bus, "archived.stored.>")
+    async with archiving(bus, folder) as service:
+        await fill(bus, "a")
+        await heard.next(Stored)
+        folder.rename(tmp_path / "away")
+        folder.mkdir()
+        await evict(bus, evicted("b", expires_at=None))
+        await until(lambda: "was it unmounted" in parts(service)["store"])
+        stored_there = list(folder.glob("*.object"))
+        folder.rename(tmp_path / "below the mount point")
+        (tmp_path / "away").rename(folder)
+        stored = await heard.next(Stored)
+    async with archiving(bus, folder):
+        value = await ArchiveClient(bus).get("b")
+
+    assert stored_there == []
+    assert stored.key == "b"
+    assert value == b"value"
+
+
 async def test_a_keeper_says_at_once_that_its_store_is_anothers(
     bus: Bus, other_bus: Bus, open_store: Open
 ) -> None:

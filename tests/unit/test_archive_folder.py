@@ -275,3 +275,29 @@ async def test_calls_given_up_behind_one_that_hangs_never_happen(
     may_go_on.set()
 
     assert await store.get(NAME) == b"first"
+
+
+@pytest.mark.parametrize("way", ["whole", "in pieces"])
+async def test_a_folder_that_had_its_mark_takes_nothing_without_it(
+    tmp_path: Path, way: str
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"value"
+
+    async def put(store: FolderStore) -> None:
+        await (store.put(NAME, b"value") if way == "whole" else store.put_stream(NAME, pieces()))
+
+    writer, reader = folder_store(tmp_path), folder_store(tmp_path)
+    await writer.write_mark(b"ours", replace=False)
+    await reader.read_mark()
+    (tmp_path / "owner.json").rename(tmp_path / "away")
+    for store in (writer, reader):
+        with pytest.raises(StoreError, match="was it unmounted"):
+            await put(store)
+    left = os.listdir(tmp_path)
+    (tmp_path / "away").rename(tmp_path / "owner.json")
+    for store in (writer, reader):
+        await put(store)
+        await store.close()
+
+    assert left == ["away"]
