@@ -138,17 +138,16 @@ class Sweeper:
             entry = index.current(found)
             if entry is None:
                 return 0
-            packer = self._vault.packer
             stored = content[entry.first : entry.first + entry.object_bytes]
             try:
-                if not stored:
-                    raise ArchiveObjectError("it is not there")
-                ttl_class = self._vault.ttl_class(index, entry)
-                moved = packer.move(entry, stored, ttl_class)
+                moved = await self._packed(index, entry, stored)
+            except ObjectRefusedError as error:
+                self._vault.trouble.cannot_read(error)
+                return 0
             except ArchiveObjectError as error:
                 if not entry.tombstone:
                     log.error("archived_entry_lost", segment=entry.segment, reason=error.reason)
-                moved = await packer.add(
+                moved = await self._vault.packer.add(
                     _tombstone(entry),
                     b"",
                     stored_ns=entry.stored_ns,
@@ -160,6 +159,27 @@ class Sweeper:
                 entry, msgspec.structs.replace(moved, score=entry.score, used_ns=entry.used_ns)
             )
             return moved.object_bytes
+
+    async def _packed(self, index: NamespaceIndex, entry: IndexEntry, stored: bytes) -> IndexEntry:
+        """Of an entry with this frame, the place in another segment.
+
+        Raises:
+            ArchiveObjectError: the frame is not there, or damaged, at a second look too.
+        """
+        ttl_class = self._vault.ttl_class(index, entry)
+        try:
+            return self._moved(entry, stored, ttl_class)
+        except ArchiveObjectError:
+            if not stored:
+                raise
+        end = entry.first + entry.object_bytes
+        stored = await self._vault.store.get_range(entry.segment, entry.first, end) or b""
+        return self._moved(entry, stored, ttl_class)
+
+    def _moved(self, entry: IndexEntry, stored: bytes, ttl_class: str) -> IndexEntry:
+        if not stored:
+            raise ArchiveObjectError("it is not there")
+        return self._vault.packer.move(entry, stored, ttl_class)
 
     async def _unneeded_guards(self, before_ns: int) -> list[tuple[NamespaceIndex, IndexEntry]]:
         """Tombstones that nothing needs any more, now that all that is stored is known."""

@@ -428,3 +428,26 @@ async def test_what_is_missing_from_a_store_that_is_not_there_is_not_given_up(
     await swept(vault)
 
     assert await fetch(vault, "kept") == noise
+
+
+async def test_what_is_damaged_on_its_way_is_read_once_more_before_it_is_given_up(
+    store: FailingStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = await loaded(store, clock)
+    noise = os.urandom(1000)
+    await asyncio.gather(
+        vault.keep(evicted("kept", noise), noise),
+        vault.keep(evicted("gone", noise, expires_at=instant(clock() + SECOND_NS)), noise),
+    )
+    before = on_disk(store)
+    clock.advance(2)
+    get = store.get
+
+    async def zeros(name: str) -> bytes | None:
+        return bytes(len(await get(name) or b""))
+
+    monkeypatch.setattr(store, "get", zeros)
+    await swept(vault)
+
+    assert on_disk(store).keys().isdisjoint(before)
+    assert await fetch(vault, "kept") == noise
