@@ -5,6 +5,7 @@ the services `m_large` and `m_small` of `servegen` (days 0 to 3 warm up), at sta
 and 10 minutes, risk 1 %, one setting for all. A replica serves a seventh of the mean load. HPA's
 target is the cheapest of 0.30 to 1.10 with at most our share of short minutes, in hindsight.
 
+`--others` runs the loads of `other_loads.py` instead, which no target names.
 `--failures N` prints instead what the orders cost when a pool is scaled down only as far as live
 advice would be: to what carries the p90 of the forecasts, filled to the full, with N replicas lost.
 """
@@ -12,17 +13,17 @@ advice would be: to what carries the p90 of the forecasts, filled to the full, w
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.other_loads import DAY, SERVICES, other_loads
 from benchmarks.traces import Trace, servegen_minutes
 from handlers.backtest import Outcome, backtest
 from handlers.backtest.run import Load, cheapest, every_target
 from handlers.forecasting import Forecaster
 from handlers.forecasting.forecaster import LEAST_MATURED
 
-DAY = 1440
 SIX_DAYS = 6 * DAY
 REPLICAS = 7
 AZURE = Trace("azure2024", "azure2024/conv_requests_1min.csv.gz", "requests", 60.0)
@@ -35,12 +36,9 @@ def main() -> None:
     parser.add_argument("--leads", type=int, nargs="*", default=[3, 10], help="in minutes")
     parser.add_argument("--replicas", type=float, default=REPLICAS, help="that carry the mean load")
     parser.add_argument("--failures", type=int, help="replicas that live advice may lose")
+    parser.add_argument("--others", action="store_true", help="loads that no target names")
     options = parser.parse_args()
-    loads = {"azure2024": (AZURE.read(options.data), 300)}
-    for service in ("m_large", "m_small"):
-        for seed in options.seeds:
-            name = service if len(options.seeds) == 1 else f"{service}, seed {seed}"
-            loads[name] = (servegen_minutes(options.data, service, seed), 4 * DAY)
+    loads = other_loads(options.data) if options.others else targeted(options.data, options.seeds)
     head = "| series | lead | cost, to carry p90 | short | changes/h |\n" + "|---" * 5 + "|"
     print(
         head
@@ -49,7 +47,7 @@ def main() -> None:
         "changes/h | by HPA's | oracle, same lead |\n" + "|---" * 10 + "|"
     )
     seconds, steps = 0.0, 0
-    for name, (demand, start) in loads.items():
+    for name, demand, start in loads:
         for lead in options.leads:
             load = Load(
                 demand=demand,
@@ -73,6 +71,15 @@ def main() -> None:
             rival = cheapest(every_target("hpa", load), ours.score.short_ratio)
             print(row(name, lead, load, ours, rival), flush=True)
     print(f"\n{seconds / steps * 1e3:.2f} ms of CPU a step")
+
+
+def targeted(data: Path, seeds: Sequence[int]) -> Iterator[tuple[str, list[float], int]]:
+    """The loads of the targets: name, minutes, and how many of these warm up."""
+    yield "azure2024", AZURE.read(data), 300
+    for service in SERVICES:
+        for seed in seeds:
+            name = service if len(seeds) == 1 else f"{service}, seed {seed}"
+            yield name, servegen_minutes(data, service, seed), 4 * DAY
 
 
 def row(name: str, lead: int, load: Load, ours: Outcome, rival: Outcome | None) -> str:

@@ -63,17 +63,30 @@ def servegen_minutes(data: Path, service: str, seed: int) -> list[float]:
     Between their centres the rates are straight lines; the counts are gamma-Poisson with the
     measured dispersion, as in the study that set the targets, from other random numbers.
     """
+    rates, spread = servegen(data, service, "rate_rps", "cv2_weighted")
+    return drawn_minutes(rates, spread, seed)
+
+
+def servegen(data: Path, service: str, *columns: str) -> list[list[float]]:
+    """Columns of a service's ten-minute windows, holes filled."""
     path = f"servegen/{service}_10min.csv.gz"
-    rates = Trace(service, path, "rate_rps", 600.0).read(data)
-    spread = Trace(service, path, "cv2_weighted", 600.0).read(data)
+    return [Trace(service, path, name, 600.0).read(data) for name in columns]
+
+
+def drawn_minutes(rates: Sequence[float], spread: Sequence[float], seed: int) -> list[float]:
+    """Counts a minute around rates a second of ten minutes each, with their dispersion."""
     dice = random.Random(seed)  # noqa: S311 - no secret
     counts = []
     for minute in range(10 * len(rates)):
         at = (minute + 0.5 - 5.0) / 10.0
-        rate = 60.0 * line(rates, at)
-        excess = max(line(spread, at), 1.001) - 1.0
-        counts.append(_poisson(dice, dice.gammavariate(max(rate, 1e-6) / excess, excess)))
+        counts.append(drawn(dice, 60.0 * line(rates, at), line(spread, at)))
     return counts
+
+
+def drawn(dice: random.Random, rate: float, spread: float) -> float:
+    """A gamma-Poisson count of mean `rate` whose variance is `spread` times that, above 1."""
+    excess = max(spread, 1.001) - 1.0
+    return _poisson(dice, dice.gammavariate(max(rate, 1e-6) / excess, excess))
 
 
 def _poisson(dice: random.Random, mean: float) -> float:

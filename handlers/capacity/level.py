@@ -53,8 +53,12 @@ class Level(msgspec.Struct):
         self.usual_surprise += gain_of(720) * (abs(miss) - self.usual_surprise)
 
     def ahead(self, lead_steps: int) -> float:
-        """The centre of what is expected `lead_steps` + 1 steps from now; the trend is damped."""
-        damped = self.trend * (lead_steps + 1) / (1.0 + 0.15 * lead_steps)
+        """The centre of what is expected `lead_steps` + 1 steps from now.
+
+        A rise is carried on, damped. A fall is not: what is given up for it goes at once, while
+        the load is still there.
+        """
+        damped = max(0.0, self.trend) * (lead_steps + 1) / (1.0 + 0.15 * lead_steps)
         return self.level + 0.1 * (self.slow - self.level) + 0.4 * damped
 
     def _gain(self) -> float:

@@ -16,7 +16,7 @@ SPIKE = 4.0
 MARGIN = 0.73
 """Share of the risk that is aimed at: in volatile weeks more steps are short than in calm ones."""
 CREDIT_STEPS, DEBT_STEPS = 8.0, 60.0
-DEBT_GAIN, CREDIT_GAIN = 0.7, 1.2
+DEBT_GAIN, CREDIT_GAIN = 0.85, 1.2
 LEAST_LOAD = 0.05
 
 
@@ -53,6 +53,7 @@ class CapacityPolicy(msgspec.Struct):
     unbroken_steps: int = 0
     forecasts: list[tuple[float, float]] = []
     ordered: list[int] = []
+    wanted: list[int] = []  # the orders before the cap of the first day and `max_replicas`
 
     @property
     def has_history(self) -> bool:
@@ -91,12 +92,10 @@ class CapacityPolicy(msgspec.Struct):
         menu = self._menu(centre, scale)
         hold_steps = 5 + self.lead_steps // 10
         self.price.update(menu, hold_steps, self.lead_steps)
-        count = self.order.update(menu, self._price(), hold_steps)
+        wanted = max(self.order.update(menu, self._price(), hold_steps), self.min_replicas)
         capped = self.cap.step(load)
-        if not self.has_history:
-            count = min(count, capped)
-        count = min(max(count, self.min_replicas), self.max_replicas)
-        return self._remember(count, (centre, scale))
+        count = wanted if self.has_history else min(wanted, max(capped, self.min_replicas))
+        return self._remember(min(count, self.max_replicas), wanted, (centre, scale))
 
     def _gap(self) -> int:
         """A step of which nothing is known: the last order and forecast hold."""
@@ -104,11 +103,13 @@ class CapacityPolicy(msgspec.Struct):
             return self.min_replicas
         self.unbroken_steps = 0
         self.price.hold(self.lead_steps)
-        return self._remember(self.ordered[-1], self.forecasts[-1])
+        wanted = (self.wanted or self.ordered)[-1]  # an older stored state has none wanted
+        return self._remember(self.ordered[-1], wanted, self.forecasts[-1])
 
-    def _remember(self, count: int, forecast: tuple[float, float]) -> int:
+    def _remember(self, count: int, wanted: int, forecast: tuple[float, float]) -> int:
         self.steps += 1
         self.ordered = [*self.ordered, count][-self.lead_steps - 1 :]
+        self.wanted = [*self.wanted, wanted][-self.lead_steps - 1 :]
         self.forecasts = [*self.forecasts, forecast][-self.lead_steps - 1 :]
         return count
 
@@ -128,11 +129,14 @@ class CapacityPolicy(msgspec.Struct):
         return self.level.ahead(self.lead_steps), self.tail.scale(self.level)
 
     def _charge(self, load: float, ready: int | None) -> None:
-        """Short steps against those allowed; what lies weeks back is forgiven."""
-        if ready is None and len(self.ordered) > self.lead_steps:
-            ready = min(self.ordered)
-        if ready is not None:
-            debt = self.debt * 0.9999 + (load > ready) - MARGIN * self.risk_ratio
+        """Short steps against those allowed; what lies weeks back is forgiven.
+
+        Only those count in which what was wanted would have been too little as well: where a
+        bound or a rejection kept it from being there, a higher price would not have helped.
+        """
+        if len(self.wanted) > self.lead_steps:
+            is_short = load > max(min(self.wanted), ready or 0)
+            debt = self.debt * 0.9999 + is_short - MARGIN * self.risk_ratio
             self.debt = max(-CREDIT_STEPS, min(DEBT_STEPS, debt))
 
     def _menu(self, centre: float, scale: float) -> Menu:

@@ -12,7 +12,7 @@ PRICES = [0.5 * 10 ** (5 * place / 19) for place in range(20)]
 """Of the shadows, in replica-steps per short step: 0.5 to 50,000."""
 MEMORY_STEPS = 20_000
 SEEN_MEMORY_STEPS = 14_400
-PRIOR_STEPS, MOST_STEPS = 2880.0, 4320.0
+PRIOR_STEPS, MOST_STEPS = 240.0, 240.0
 """Weight of the prior, and the most that the steps seen can weigh: volatility comes back."""
 PRIOR_SHORT = 6.0
 _FADE = 0.5 ** (1.0 / MEMORY_STEPS)
@@ -33,8 +33,9 @@ class Price(msgspec.Struct):
     """Which price gives the risk that is asked for.
 
     Each shadow's model risk tells which price should; how often the shadows near it were short
-    in truth, against what the model had said, corrects the model. A prior price, worth two days
-    of minutes, keeps calm days from making it forget that jumps come. O(`PRICES`) a step.
+    in truth, against what the model had said, corrects the model. A prior price, worth four hours
+    of minutes and never less than half, keeps calm days from making it forget that jumps come.
+    O(`PRICES`) a step.
     """
 
     shadows: list[Shadow] = msgspec.field(

@@ -132,11 +132,35 @@ def test_the_level_tells_noise_from_movement(values: list[float], gain: float) -
     assert level.level - before == pytest.approx(gain, abs=0.04)
 
 
+def test_a_rise_is_carried_on_and_a_fall_is_not() -> None:
+    rising, falling = Level.at(0.0), Level.at(0.0)
+    for step in range(1, 60):
+        rising.update(0.01 * step)
+        falling.update(-0.01 * step)
+
+    # Of the way back to the slow level a tenth; of a rise of 0.01 a step, damped 4.4 steps, 0.4.
+    back = 0.1 * (rising.slow - rising.level)
+    assert rising.ahead(10) == pytest.approx(rising.level + back + 0.4 * 0.01 * 4.4, abs=1e-4)
+    assert falling.ahead(10) == pytest.approx(falling.level - back)
+
+
 def test_the_price_is_the_prior_before_anything_was_seen() -> None:
     price = Price()
     price.update(Menu([1, 2], [0.5, 0.0]), 5, 3)
 
-    assert price.find(0.01, prior=20.0) == pytest.approx(20.0, rel=0.01)
+    assert price.find(0.01, prior=20.0) == pytest.approx(20.0, rel=0.02)
+
+
+def test_the_prior_price_weighs_half_for_ever() -> None:
+    price, menu = Price(), Menu(range(5, 60), [math.exp(-0.1 * count) for count in range(5, 60)])
+    for _ in range(3000):
+        price.update(menu, 5, 3)
+
+    found = price.find(0.01, prior=1.0) ** 2
+
+    assert price.find(0.01, prior=100.0) == pytest.approx(10.0 * math.sqrt(found))
+    # Of these risks the price at which 1 % remains is 10 / 0.01 replica-steps.
+    assert found == pytest.approx(1000.0, rel=0.1)
 
 
 def test_the_price_rises_where_shadows_were_short_more_often_than_they_had_said() -> None:
@@ -285,6 +309,59 @@ def test_in_its_first_day_it_orders_no_more_than_hpa() -> None:
     assert any(later > theirs for _, later, theirs in orders)
     assert not young.has_history
     assert old.has_history
+
+
+def test_what_is_short_by_the_cap_of_the_first_day_does_not_raise_the_price() -> None:
+    dice = random.Random(3)
+    load = [600.0 * math.exp(dice.gauss(0.0, 0.4)) for _ in range(300)]
+    capped = CapacityPolicy(capacity=100.0, lead_steps=10)
+    free = CapacityPolicy(capacity=100.0, lead_steps=10, cap=Hpa(target_ratio=1e-3))
+
+    orders = [(capped.step(demand), free.step(demand)) for demand in load]
+
+    assert any(ours < theirs for ours, theirs in orders)
+    assert capped.debt == free.debt
+    assert capped.wanted == free.ordered
+
+
+@pytest.mark.parametrize(
+    ("most", "ready"),
+    [pytest.param(3, None, id="a bound"), pytest.param(1_000_000, 3, id="what was rejected")],
+)
+def test_what_is_short_though_more_was_wanted_does_not_raise_the_price(
+    load: list[float], most: int, ready: int | None
+) -> None:
+    held = CapacityPolicy(capacity=100.0, lead_steps=3, max_replicas=most)
+    free = CapacityPolicy(capacity=100.0, lead_steps=3)
+    for demand in load:
+        held.step(demand, ready=ready)
+        free.step(demand)
+
+    assert held.debt == free.debt
+    assert held.wanted == free.ordered
+
+
+def test_what_was_there_beside_the_orders_spares_short_steps(load: list[float]) -> None:
+    alone = CapacityPolicy(capacity=100.0, lead_steps=3)
+    helped = CapacityPolicy(capacity=100.0, lead_steps=3)
+    for demand in load:
+        alone.step(demand)
+        helped.step(demand, ready=1000)
+
+    assert helped.debt == -8.0
+    assert alone.debt > helped.debt
+
+
+def test_a_state_stored_without_what_was_wanted_goes_on(load: list[float]) -> None:
+    policy = CapacityPolicy(capacity=100.0, lead_steps=3)
+    for demand in load[:100]:
+        last = policy.step(demand)
+    fields = {**msgspec.to_builtins(policy)}
+    del fields["wanted"]
+    stored = msgspec.convert(fields, CapacityPolicy)
+
+    assert stored.step(None) == last
+    assert stored.step(load[100]) >= 1
 
 
 def test_a_day_of_unknown_load_is_no_history() -> None:
