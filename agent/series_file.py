@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import datetime
 import gzip
 import itertools
 import math
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import TextIO
 
 TIME_COLUMNS = ("t_s", "t", "seconds", "timestamp")
-"""Seconds; the first of these that the file has is checked for gaps."""
+"""Seconds or ISO 8601; the first of these that the file has is checked for gaps."""
+ENCODING = "utf-8-sig"
+"""UTF-8, with or without the mark that spreadsheets write before it."""
 
 
 class SeriesError(ValueError):
@@ -40,11 +43,13 @@ def read_series(path: Path, column: str, step_seconds: float) -> SeriesFile:
     """
     try:
         with _opened(path) as opened:
-            rows = csv.DictReader(opened)
+            rows = csv.DictReader(opened, skipinitialspace=True)
             names = rows.fieldnames or []
             if column not in names:
                 known = ", ".join(names) or "none, it is empty"
                 raise SeriesError(f"{path}: no column {column!r}; there are: {known}")
+            if names.count(column) > 1:
+                raise SeriesError(f"{path}: {names.count(column)} columns are named {column!r}")
             time_column = next((name for name in TIME_COLUMNS if name in names), None)
             if time_column == column:
                 time_column = None
@@ -66,11 +71,13 @@ def read_series(path: Path, column: str, step_seconds: float) -> SeriesFile:
 
 def _opened(path: Path) -> TextIO:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding=ENCODING, newline="")
+    return path.open(encoding=ENCODING, newline="")
 
 
 def _value(text: str | None, where: str) -> float:
+    if not (text or "").strip():
+        raise SeriesError(f"{where} is missing; fill or cut such rows first")
     try:
         value = float(text or "")
     except ValueError:
@@ -82,8 +89,27 @@ def _value(text: str | None, where: str) -> float:
     return value
 
 
+def _seconds(text: str, where: str) -> float:
+    """Seconds, or a day and time; one that names no zone is taken as UTC."""
+    if not text.strip() or _is_number(text):
+        return _value(text, where)
+    try:
+        at = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise SeriesError(f"{where} is {text!r}, neither seconds nor a time of ISO 8601") from None
+    return (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_times(times: Sequence[str], step_seconds: float, where: str) -> None:
-    seconds = [_value(time, f"{where}, row {row}") for row, time in enumerate(times, 1)]
+    seconds = [_seconds(time, f"{where}, row {row}") for row, time in enumerate(times, 1)]
     steps = [after - before for before, after in itertools.pairwise(seconds)]
     for row, step in enumerate(steps, 2):
         if math.isclose(step, step_seconds, rel_tol=1e-3):

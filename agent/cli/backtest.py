@@ -14,6 +14,8 @@ from agent.cli.start import bus_found, errors, fail, load_settings, with_bus
 from schemas.units import token
 
 MOST_DAYS = 90
+MOST_REPLICAS = 1_000_000
+"""A load that needs more was given with a capacity in another unit."""
 
 
 def backtest(
@@ -97,9 +99,18 @@ def backtest(
     warmup_steps = default_warmup(steps, step) if warmup is None else round(warmup / step)
     if warmup_steps >= steps:
         fail(ValueError(f"--warmup {warmup:g}: the series has only {steps * step:g} s"), code=2)
+    most = max((value for value in read.values if value is not None), default=0.0) / capacity
+    if most > MOST_REPLICAS:
+        fail(
+            ValueError(
+                f"--capacity {capacity:g}: the highest load would need {most:.0e} replicas; "
+                "what does one serve in a step, in the unit of --column?"
+            ),
+            code=2,
+        )
     for path in (decisions, html):
         if path is not None:
-            path.touch()  # what cannot be written is told now, not after the run
+            path.open("a").close()  # what cannot be written is told now, not after the run
     load = Load(
         demand=read.values,
         capacity=capacity,

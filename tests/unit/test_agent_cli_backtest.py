@@ -91,6 +91,7 @@ def test_later_rows_do_not_change_earlier_orders(series: Path, tmp_path: Path) -
         pytest.param({"--capacity": "0"}, "must be above 0", id="capacity"),
         pytest.param({"--capacity": "inf"}, "--capacity inf: must be a finite", id="all"),
         pytest.param({"--capacity": "nan"}, "--capacity nan: must be a finite", id="nan"),
+        pytest.param({"--capacity": "1e-9"}, "need 1e+12 replicas", id="another-unit"),
         pytest.param({"--lead": "inf"}, "--lead inf: must be a finite", id="never-ready"),
         pytest.param({"--step": "inf"}, "--step inf: must be a finite", id="one-step"),
         pytest.param({"--warmup": "inf"}, "--warmup inf: must be a finite", id="only-warm-up"),
@@ -108,3 +109,11 @@ def test_wrong_use_is_told_in_a_line(series: Path, changed: dict[str, str], says
     assert done.returncode == 2
     assert says in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+def test_what_cannot_be_written_is_told_before_the_run(series: Path, tmp_path: Path) -> None:
+    done = resource_agent("backtest", "--series", series, *OPTIONS, "--decisions", tmp_path)
+
+    assert done.returncode != 0
+    assert b"Is a directory" in done.stderr
+    assert done.stdout == b""
