@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,28 @@ def test_all_policies_are_compared_and_written_down(series: Path, tmp_path: Path
     text = page.read_text()
     assert text.count("<svg") == 4
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_decisions_give_the_figures_that_are_printed(series: Path, tmp_path: Path) -> None:
+    orders = tmp_path / "orders.csv"
+    options = ("--policy", "ours", "--warmup", "6000", "--decisions", orders, "--json")
+
+    done = resource_agent("backtest", "--series", series, *OPTIONS, *options)
+
+    told = json.loads(done.stdout)["rows"][0]
+    rows = list(csv.DictReader(orders.read_text().splitlines()))
+    demand = [float(row["demand"]) for row in rows]
+    wanted = [int(row["replicas_wanted"]) for row in rows]
+    # Ordered after step t: paid from t + 1, serving from t + 4; what is given up goes at once.
+    first = math.ceil(demand[100] / 70.0) + 1
+    ordered = [first] * 4 + wanted[100:]
+    ready = [min(ordered[step : step + 4]) for step in range(300)]
+    short = sum(load > 100.0 * count for load, count in zip(demand[100:], ready, strict=True))
+    assert told["short_ratio"] == short / 300
+    assert told["replica_hours"] == pytest.approx(sum(ordered[3:303]) / 60.0)
+    assert told["cost_ratio"] == pytest.approx(
+        sum(ordered[3:303]) / sum(math.ceil(load / 100.0) for load in demand[100:])
+    )
 
 
 def test_no_share_below_zero_is_on_an_axis(tmp_path: Path) -> None:
