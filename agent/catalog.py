@@ -388,7 +388,15 @@ def _of_cache() -> Iterator[EndpointSpec]:
 
 def _of_archive() -> Iterator[EndpointSpec]:
     operations: tuple[_Operation, ...] = (
-        ("restore", "payload = key; the archived value with `Fleet-Evicted`", None, None),
+        (
+            "restore",
+            "payload = key; the archived value with `Fleet-Evicted`. A large one is held for "
+            "ranges, with `Fleet-First-Part: 1` but for the first; or it is written into "
+            "a cache's empty `Fleet-File` on this host if it has no more than `Fleet-Room` bytes "
+            "(`Fleet-Written: 1`: verified)",
+            None,
+            None,
+        ),
         ("keys", "8-byte digests of all archived keys, paged", None, None),
         ("list", "archived entries", ArchiveListRequest, ArchiveList),
         ("status", "what is stored, what waits", Nothing, ArchiveStatus),

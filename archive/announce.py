@@ -18,6 +18,7 @@ from schemas.units import SECOND_NS, instant
 log = structlog.get_logger()
 
 CALLERS = 16
+GATHER_SECONDS = 0.05
 STORE_FAILURE_EVERY_NS = 60 * SECOND_NS
 COUNTERS = (
     "cleared_total",
@@ -45,6 +46,7 @@ class Announcer:
         self._clock = clock
         self._id_prefix = f"{instance}.{secrets.token_hex(6)}"
         self._sent = 0
+        self._restored: list[tuple[Message, str]] = []
         self._room = asyncio.Semaphore(CALLERS)
         self._store_failure_ns: int | None = None
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -69,17 +71,28 @@ class Announcer:
             await self._publisher.publish_all(messages)
 
     async def restored(self, namespace: str, key: str, version: str, size_bytes: int) -> None:
-        """Say and count that a value was handed back."""
+        """Count that a value was handed back, and say it with others that are soon.
+
+        Nobody waits for it, and each message sent by itself takes as long as some restores.
+        """
         self.counts[namespace]["restored_total"] += 1
-        await self._try(
-            Restored(
-                namespace=namespace,
-                key=key,
-                version=version,
-                observed_at=instant(self._clock()),
-                size_bytes=size_bytes,
-            )
+        restored = Restored(
+            namespace=namespace,
+            key=key,
+            version=version,
+            observed_at=instant(self._clock()),
+            size_bytes=size_bytes,
         )
+        self._restored.append((restored, self._next_id()))
+        if len(self._restored) > 1:
+            return  # the first says it too
+        await asyncio.sleep(GATHER_SECONDS)
+        gathered, self._restored = self._restored, []
+        try:
+            await self._publisher.publish_all(gathered)
+        except PublishError as error:
+            self.counts[""]["events_lost_total"] += len(gathered)
+            log.warning("archive_events_lost", count=len(gathered), error=str(error))
 
     async def expired(self, entry: IndexEntry) -> None:
         """Say and count that a value was removed because its time was over."""

@@ -26,6 +26,7 @@ from archive.marks import ClaimError
 from archive.metering import Metering
 from archive.parts import Parts
 from archive.queries import Queries
+from archive.restoring import Restoring
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
 from archive.upkeep import Upkeep
@@ -131,8 +132,16 @@ class ArchiveService:
             clock,
             namespaces,
             is_owner=self._is_owner,
-            handover=self._handover,
             settings=settings,
+        )
+        self._restoring = Restoring(
+            self._vault,
+            self._announcer,
+            instance,
+            clock,
+            self._handover,
+            settings,
+            is_owner=self._is_owner,
         )
         self._metering = Metering(self._vault, bus.publisher, instance, clock, settings)
         self._keeper = Keeper(self._vault, store, self._is_owner, self._count)
@@ -342,7 +351,7 @@ class ArchiveService:
             self._condition.forget_lifecycle()
             await stop_serving()
             await self._handover.close()
-            await self._queries.announced()
+            await self._restoring.announced()
             await self._metering.tell()  # the last counts of this life
 
     async def _take_over(self) -> None:
@@ -362,8 +371,9 @@ class ArchiveService:
         self._announcer.counts[namespace]["helped_total"] += 1
 
     def _endpoints(self) -> list[Endpoint]:
-        keeping = (*self._queries.endpoints(), *self._keeper.endpoints())
-        return [*keeping, *self._dead_letters.endpoints(), *self._upkeep.endpoints()]
+        keeping = (*self._restoring.endpoints(), *self._queries.endpoints())
+        beside = (*self._keeper.endpoints(), *self._dead_letters.endpoints())
+        return [*keeping, *beside, *self._upkeep.endpoints()]
 
     async def sweep(self) -> None:
         """Remove what expired or was cleared; also runs by itself."""

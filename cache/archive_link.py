@@ -17,6 +17,7 @@ from cache.manifest import (
     restored_entry,
 )
 from cache.namespace import Namespace
+from cache.offers import Offers
 from cache.restores import Restore
 from cache.room import Room, run_together
 from cache.value_file import Draft
@@ -57,7 +58,7 @@ async def _no_generation(_generation: int) -> None:
 class ArchiveLink:
     """Restores, and keeps `Namespace.archived` true to what the archive holds.
 
-    Large values come in ranges, into `room`.
+    Large values come into `room`: into a file that the archiver on this host fills, or in ranges.
 
     Nothing is restored before the archive has worked off what was in the eviction stream when
     this owner began: its predecessor's last tombstones may be among it.
@@ -81,6 +82,7 @@ class ArchiveLink:
         self._subscriber = subscriber
         self._clock = clock
         self._restore_timeout_seconds = restore_timeout_seconds
+        self._offers = Offers(namespace.files, room, restore_timeout_seconds)
         self._sync_until: int | None = None
         self.error = ""
 
@@ -153,34 +155,39 @@ class ArchiveLink:
 
     async def _fetch(self, key: str, headers: dict[str, str]) -> Entry | None:
         name = self._namespace.name
-        answer = await self._requester.request(
-            f"api.archive.restore.{name}",
-            key.encode(),
-            headers,
-            timeout_seconds=self._restore_timeout_seconds,
-        )
-        if "Fleet-Declined-Seconds" in answer.headers:
-            self._namespace.counters.restores_declined += 1
-        generation = int(headers["Fleet-Generation"])
-        manifest = read_restored(answer, namespace=name, key=key, generation=generation)
-        return None if manifest is None else await self._entry(manifest, answer)
+        limit_bytes, which = self._namespace.limits.value_limit
+        with self._offers.offer(limit_bytes) as offer:
+            answer = await self._requester.request(
+                f"api.archive.restore.{name}",
+                key.encode(),
+                {**headers, "Fleet-First-Part": "1", **(offer.headers if offer else {})},
+                timeout_seconds=self._restore_timeout_seconds,
+            )
+            if "Fleet-Declined-Seconds" in answer.headers:
+                self._namespace.counters.restores_declined += 1
+            generation = int(headers["Fleet-Generation"])
+            manifest = read_restored(answer, namespace=name, key=key, generation=generation)
+            if manifest is None:
+                return None
+            if manifest.size_bytes <= INLINE_LIMIT_BYTES:
+                check_restored(manifest, answer.payload)
+                return restored_entry(manifest, answer.payload, self._clock())
+            if manifest.size_bytes > limit_bytes:
+                raise ForeignAnswerError(
+                    f"value of {manifest.size_bytes} bytes is above {limit_bytes} ({which})"
+                )
+            if offer is not None and "Fleet-Written" in answer.headers:
+                return restored_entry(manifest, offer.take(manifest.size_bytes), self._clock())
+        return await self._entry(manifest, answer)
 
     async def _entry(self, manifest: Evicted, answer: Answer) -> Entry:
-        if manifest.size_bytes <= INLINE_LIMIT_BYTES:
-            check_restored(manifest, answer.payload)
-            return restored_entry(manifest, answer.payload, self._clock())
-        limit_bytes, which = self._namespace.limits.value_limit
-        if manifest.size_bytes > limit_bytes:
-            raise ForeignAnswerError(
-                f"value of {manifest.size_bytes} bytes is above {limit_bytes} ({which})"
-            )
         if "Fleet-Instance" not in answer.headers:
             raise ForeignAnswerError("header Fleet-Instance is missing")
         async with self._room.hold(manifest.size_bytes, self._restore_timeout_seconds):
             draft = self._namespace.files.draft(manifest.size_bytes)
             digest = RunningDigest(draft.digest, like=manifest.digest)
             try:
-                await self._read_ranges(manifest, answer.headers["Fleet-Instance"], draft, digest)
+                await self._read_ranges(manifest, answer, draft, digest)
                 if await digest.finish() != manifest.digest:
                     raise WrongDigestError
             finally:
@@ -188,32 +195,42 @@ class ArchiveLink:
         return restored_entry(manifest, draft.finish(), self._clock())
 
     async def _read_ranges(
-        self, manifest: Evicted, instance: str, draft: Draft, digest: RunningDigest
+        self, manifest: Evicted, answer: Answer, draft: Draft, digest: RunningDigest
     ) -> None:
-        """Have the value from the archiver that is fetching it; a few ranges at once."""
+        """Have the value from the archiver that is fetching it; a few ranges at once.
+
+        Its answer may have brought the first part.
+        """
         parts = iter(range(part_count(manifest.size_bytes)))
-        subject = f"api.archive.range.{self._namespace.name}.{token(instance)}"
+        instance = token(answer.headers["Fleet-Instance"])
+        subject = f"api.archive.range.{self._namespace.name}.{instance}"
         key, headers = manifest.key.encode(), {"Fleet-Version": manifest.version}
         if draft.path:
             headers["Fleet-File"] = encode_header(draft.path)
 
+        def take(first: int, end: int, payload: bytes) -> None:
+            if len(payload) != end - first:
+                raise ForeignAnswerError(f"{len(payload)} bytes for {first}-{end - 1}")
+            draft.write(first, payload)
+            digest.came(first, end)
+
+        if answer.payload:
+            take(*part_range(next(parts), manifest.size_bytes), answer.payload)
+
         async def read() -> None:
             for part in parts:
                 first, end = part_range(part, manifest.size_bytes)
-                answer = await self._requester.request(
+                given = await self._requester.request(
                     subject,
                     key,
                     {**headers, "Fleet-Range": f"{first}-{end - 1}"},
                     timeout_seconds=self._restore_timeout_seconds,
                 )
-                if "Fleet-Written" not in answer.headers:  # it is on another host
+                if "Fleet-Written" in given.headers:
+                    digest.came(first, end)
+                else:  # it is on another host
                     headers.pop("Fleet-File", None)
-                    if len(answer.payload) != end - first:
-                        raise ForeignAnswerError(
-                            f"{len(answer.payload)} bytes for {first}-{end - 1}"
-                        )
-                    draft.write(first, answer.payload)
-                digest.came(first, end)
+                    take(first, end, given.payload)
 
         await run_together([read() for _ in range(PARTS_IN_FLIGHT)])
 

@@ -16,6 +16,7 @@ import structlog
 from cache.settings import CacheSettings
 from cache.tmpfs import PrivateFolder, UnusableFolderError, choose
 from cache.value_file import READ, Draft, FileDraft, ValueFile
+from schemas.cache import INLINE_LIMIT_BYTES
 from schemas.lifecycle import ComponentState
 from schemas.protocols import RequestError
 
@@ -59,10 +60,21 @@ class Files:
         if self._folder is None or size_bytes < self._min_bytes:
             return Draft(size_bytes)
         try:
-            return FileDraft(self._new_path(self._folder), size_bytes, self.held)
+            draft = FileDraft(self._new_path(self._folder), self.held)
+            draft.reserve(size_bytes)
         except OSError as error:
             self._note_no_room(size_bytes, error)
             return Draft(size_bytes)
+        return draft
+
+    def empty(self) -> FileDraft | None:
+        """A file for a large value whose size another process knows; None: it must be bytes."""
+        if self._folder is None or self._min_bytes > INLINE_LIMIT_BYTES:
+            return None
+        try:
+            return FileDraft(self._new_path(self._folder), self.held)
+        except OSError:
+            return None
 
     def keep(self, value: bytes) -> bytes | memoryview | ValueFile:
         """The value as it is to be kept: in a file if it is large enough and there is room."""

@@ -125,7 +125,8 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(
             ge=MIB,
             description="RAM, besides max_memory_mb, of each namespace for values that are being "
-            "received in parts, from clients or from the archive; more of them wait",
+            "received in parts, from clients or from the archive; more of them wait. Until its "
+            "size is known a restore takes an eighth of it, at most 32 MiB",
         ),
     ] = 256 * MIB
     upload_timeout_seconds: Annotated[

@@ -109,18 +109,29 @@ class Draft:
 
 
 class FileDraft(Draft):
-    """The same in a file of its own, with its room reserved."""
+    """The same in a file of its own: empty, until room is reserved in it, or another fills it."""
 
-    def __init__(self, path: str, size_bytes: int, held: MutableMapping[str, int]) -> None:
+    def __init__(self, path: str, held: MutableMapping[str, int]) -> None:
         """Make the file.
 
         Raises:
-            OSError: there is no room for it.
+            OSError: it cannot be made.
         """
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self.path = path
-        self._size_bytes = size_bytes
         self._held = held
+
+    @property
+    def size_bytes(self) -> int:
+        """How long the file is now."""
+        return os.fstat(self._fd).st_size
+
+    def reserve(self, size_bytes: int) -> None:
+        """Have the file be so long.
+
+        Raises:
+            OSError: there is no room for that.
+        """
         os.posix_fallocate(self._fd, 0, size_bytes)
 
     def write(self, first: int, payload: bytes | memoryview) -> None:
@@ -137,8 +148,9 @@ class FileDraft(Draft):
     def finish(self) -> ValueFile:
         """As `Draft.finish`."""
         os.fchmod(self._fd, 0o400)
+        size_bytes = self.size_bytes
         path, self.path = self.path, ""
-        return ValueFile(path, self._size_bytes, self._held)
+        return ValueFile(path, size_bytes, self._held)
 
     def __del__(self) -> None:
         if hasattr(self, "_held"):  # else it was not made

@@ -30,6 +30,8 @@ PART_BYTES = INLINE_LIMIT_BYTES
 """A value above the inline limit travels in parts of this size; the last one may be smaller."""
 PARTS_IN_FLIGHT = 4
 """Parts under way at once: with fewer the bus waits, with more only its buffers fill."""
+WRITTEN_WITHIN_SECONDS = 0.25
+"""So long the archive writes a value into a cache's file before it says anything of it."""
 
 _ESCAPED = [quote(bytes([byte]), safe="") for byte in range(256)]
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")

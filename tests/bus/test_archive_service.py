@@ -250,13 +250,13 @@ class SlowToAnnounce:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self.may_go = asyncio.Event()
+        self.publish = bus.publish
         self.publish_raw = bus.publish_raw
-        self.publish_all = bus.publish_all
 
-    async def publish(self, message: Message, *, message_id: str | None = None) -> None:
-        if isinstance(message, Restored):
+    async def publish_all(self, messages: Sequence[tuple[Message, str]]) -> None:
+        if any(isinstance(message, Restored) for message, _ in messages):
             await self.may_go.wait()
-        await self._bus.publish(message, message_id=message_id)
+        await self._bus.publish_all(messages)
 
 
 async def test_a_restore_is_answered_before_it_is_announced(
@@ -549,18 +549,44 @@ async def test_a_lost_restored_event_does_not_cost_the_value(
     bus: Bus, store: FailingStore, heard: Heard
 ) -> None:
     class LosesRestored:
-        async def publish(self, message: Message, *, message_id: str | None = None) -> None:
-            if isinstance(message, Restored):
+        async def publish_all(self, messages: Sequence[tuple[Message, str]]) -> None:
+            if any(isinstance(message, Restored) for message, _ in messages):
                 raise PublishError("no acknowledgement")
-            await bus.publish(message, message_id=message_id)
+            await bus.publish_all(messages)
 
-        publish_all = bus.publish_all
+        publish = bus.publish
         publish_raw = bus.publish_raw
 
     async with archiving(bus, store, publisher=LosesRestored()) as service:
         await evict(bus, evicted())
         await heard.next(Stored)
         answer = await restore(bus)
+        await until(lambda: service.counters()["events_lost_total"] > 0)
 
     assert answer.payload == b"value"
     assert service.counters()["events_lost_total"] == 1
+
+
+async def test_restores_that_come_together_are_announced_together(
+    bus: Bus, store: FailingStore, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archive.announce.GATHER_SECONDS", 1.0)
+    sent: list[int] = []
+
+    class Counts:
+        async def publish_all(self, messages: Sequence[tuple[Message, str]]) -> None:
+            sent.extend([len(messages)] * isinstance(messages[0][0], Restored))
+            await bus.publish_all(messages)
+
+        publish = bus.publish
+        publish_raw = bus.publish_raw
+
+    async with archiving(bus, store, publisher=Counts()):
+        for key in ("k1", "k2", "k3"):
+            await evict(bus, evicted(key))
+            await heard.next(Stored)
+        await asyncio.gather(*(restore(bus, key) for key in ("k1", "k2", "k3")))
+        told = [(await heard.next(Restored)).key for _ in range(3)]
+
+    assert sorted(told) == ["k1", "k2", "k3"]
+    assert sent == [3]

@@ -12,7 +12,7 @@ import pytest
 
 from agent.bus import Bus
 from agent.client import CacheClient
-from archive import same_host
+from archive import restoring, same_host
 from cache import large_evictions
 from schemas.api import CacheReply
 from schemas.archive import ArchiveFailed, Stored
@@ -383,7 +383,36 @@ async def test_a_large_value_that_comes_back_as_another_one_is_not_answered(
     assert (failed, kept) == (changed, 1 - changed)
 
 
-@pytest.mark.parametrize("place", ["here", "on another host"])
+class Written:
+    """What an archiver has written into files of caches: whole values and ranges."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, reaches: bool) -> None:
+        self.values = 0
+        self.ranges: list[bool] = []
+        write_range, take = same_host.write, same_host.Place.take
+
+        def noted_range(path: str, first: int, content: memoryview, size_bytes: int) -> bool:
+            self.ranges.append(reaches and write_range(path, first, content, size_bytes))
+            return self.ranges[-1]
+
+        def noted_take(path: str, size_bytes: int) -> same_host.Place | None:
+            place = take(path, size_bytes) if reaches else None
+            self.values += place is not None
+            return place
+
+        monkeypatch.setattr(same_host, "write", noted_range)
+        monkeypatch.setattr(same_host.Place, "take", noted_take)
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "ranges"),
+    [
+        pytest.param("here", 1, [], id="here"),
+        pytest.param("too slow to wait for", 1, [True] * 2, id="slow"),
+        pytest.param("too large for the room offered", 0, [True] * 2, id="large"),
+        pytest.param("on another host", 0, [False] * 2, id="elsewhere"),
+    ],
+)
 async def test_a_large_value_is_written_into_the_file_of_a_cache_on_the_same_host(
     bus: Bus,
     client: Client,
@@ -392,36 +421,41 @@ async def test_a_large_value_is_written_into_the_file_of_a_cache_on_the_same_hos
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     place: str,
+    values: int,
+    ranges: list[bool],
 ) -> None:
-    written: list[bool] = []
-    write_to_file = same_host.write
-
-    def noted(path: str, first: int, content: memoryview, size_bytes: int) -> bool:
-        written.append(place == "here" and write_to_file(path, first, content, size_bytes))
-        return written[-1]
-
-    monkeypatch.setattr(same_host, "write", noted)
+    written = Written(monkeypatch, reaches=place != "on another host")
+    settings = SMALL
+    if place == "too slow to wait for":
+        monkeypatch.setattr(restoring, "WRITTEN_WITHIN_SECONDS", 0)
+    if place == "too large for the room offered":
+        settings = {**SMALL, "uploads_max_bytes": 8 * (len(LARGE) - 1)}
     heard = await Heard.on(bus, "archived.>")
     async with (
-        archiving(bus, store),
-        running(bus, same_host_folder=str(tmp_path), **SMALL) as service,
+        archiving(bus, store) as archive,
+        running(bus, same_host_folder=str(tmp_path), **settings) as service,
     ):
         await synced(service)
         await archive_key(cache, client, heard)
         await until(lambda: service.counters()["outbox_entries"] == 0)
         value = await cache.get("key")
         failed = service.counters()["restores_failed_total"]
+        held = archive.counters()["handover_bytes"]
+        sizes = [one.stat().st_size for one in Path(service.files.inbox).parent.iterdir()]
 
     assert value == LARGE
-    assert failed == 0
-    assert written == [True] * 3 if place == "here" else not any(written) and written
+    assert (failed, held) == (0, 0)
+    assert (written.values, written.ranges) == (values, ranges)
+    assert sizes.count(len(LARGE)) == 1, "a file that was offered and not used is gone"
 
 
-async def test_a_large_value_that_is_damaged_in_the_store_is_found_by_the_cache(
-    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+@pytest.mark.parametrize("same_host", [True, False], ids=["by file", "over the bus"])
+async def test_a_large_value_that_is_damaged_in_the_store_is_not_given_out(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, same_host: bool
 ) -> None:
     heard = await Heard.on(bus, "archived.>")
-    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+    settings = {**SMALL, "same_host": same_host}
+    async with archiving(bus, store) as archive, running(bus, **settings) as service:
         await synced(service)
         await archive_key(cache, client, heard)
         await until(lambda: service.counters()["outbox_entries"] == 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from archive.same_host import write
+from archive.same_host import Place, write
 
 FOLDER, NAME = "resource-agent-" + "a" * 32, "b" * 32
 
@@ -33,6 +33,27 @@ def test_parts_are_written_into_the_file(draft: Path) -> None:
 
     assert written == [True, True]
     assert draft.read_bytes() == b"abcdef"
+
+
+def test_an_empty_file_is_filled_as_a_whole(draft: Path) -> None:
+    os.truncate(draft, 0)
+    place = Place.take(str(draft), 6)
+    assert place is not None
+    reserved = draft.stat().st_size
+
+    place.write(4, memoryview(b"ef"))
+    place.write(0, memoryview(b"abcd"))
+    place.close()
+
+    assert reserved == 6
+    assert draft.read_bytes() == b"abcdef"
+
+
+def test_a_file_that_has_no_room_for_the_value_stays_as_it_is(draft: Path) -> None:
+    os.truncate(draft, 0)
+
+    assert Place.take(str(draft), 2**62) is None
+    assert draft.stat().st_size == 0
 
 
 def renamed(draft: Path) -> Path:
@@ -99,3 +120,29 @@ def test_nothing_else_is_written_to(draft: Path, story: Callable[[Path], Path]) 
     assert not write(str(path), 0, memoryview(b"abc"), 6)
     if path.is_file():
         assert b"abc" not in path.read_bytes()
+
+
+def not_empty(draft: Path) -> Path:
+    os.truncate(draft, 6)
+    return draft
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        renamed,
+        in_another_folder,
+        behind_a_link,
+        finished,
+        open_to_others,
+        not_empty,
+        a_pipe,
+        relative,
+        removed,
+    ],
+)
+def test_nothing_else_is_filled(draft: Path, story: Callable[[Path], Path]) -> None:
+    os.truncate(draft, 0)
+    path = story(draft)
+
+    assert Place.take(str(path), 6) is None
