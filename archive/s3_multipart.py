@@ -15,6 +15,8 @@ TAIL_BYTES = 1024 * 1024
 PARTS_IN_FLIGHT = 4
 ABORT_SECONDS = 5.0
 
+Part = list[memoryview]
+"""In pieces, as they came."""
 Ask = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
 """Makes one request with the client, under a deadline; raises StoreError."""
 
@@ -26,9 +28,9 @@ async def upload(ask: Ask, bucket: str, key: str, pieces: AsyncIterable[bytes]) 
     and nothing is left that costs money, unless the server cannot be reached for that either.
     """
     parts = _parts(pieces)
-    first = await anext(parts, b"")
-    if len(first) != PART_BYTES:  # it is the last
-        await ask(lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=Body(first)))
+    first = await anext(parts, [])
+    if sum(map(len, first)) != PART_BYTES:  # it is the last
+        await ask(lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=Body(*first)))
         return
     begun = await ask(lambda s3: s3.create_multipart_upload(Bucket=bucket, Key=key))
     named = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
@@ -45,12 +47,12 @@ async def upload(ask: Ask, bucket: str, key: str, pieces: AsyncIterable[bytes]) 
 
 
 async def _send(
-    ask: Ask, named: dict[str, str], first: bytes, rest: AsyncIterator[bytes]
+    ask: Ask, named: dict[str, str], first: Part, rest: AsyncIterator[Part]
 ) -> list[dict[str, Any]]:
-    async def send(number: int, part: bytes) -> dict[str, Any]:
+    async def send(number: int, part: Part) -> dict[str, Any]:
         try:
             answer = await ask(
-                lambda s3: s3.upload_part(PartNumber=number, Body=Body(part), **named)
+                lambda s3: s3.upload_part(PartNumber=number, Body=Body(*part), **named)
             )
         finally:
             slots.release()
@@ -69,12 +71,10 @@ async def _send(
     return [task.result() for task in sending]
 
 
-async def _parts(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+async def _parts(pieces: AsyncIterable[bytes]) -> AsyncIterator[Part]:
     """`pieces` cut anew: each part but the last is exactly `PART_BYTES` long."""
-    full: list[
-        memoryview
-    ] = []  # a part that waits: what comes behind it may be no more than a tail
-    part: list[memoryview] = []
+    full: Part = []  # a part that waits: what comes behind it may be no more than a tail
+    part: Part = []
     missing = PART_BYTES
     async for piece in pieces:
         rest = memoryview(piece)
@@ -83,9 +83,9 @@ async def _parts(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
             rest = rest[missing:]
             missing -= len(part[-1])
             if full and PART_BYTES - missing >= TAIL_BYTES:
-                yield b"".join(full)
+                yield full
                 full = []
             if not missing:
                 full, part, missing = part, [], PART_BYTES
     if full or part:
-        yield b"".join((*full, *part))
+        yield [*full, *part]

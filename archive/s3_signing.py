@@ -1,11 +1,11 @@
 """Digests what is uploaded in a thread: botocore would stop the event loop, 20 ms for 8 MiB."""
 
 import asyncio
-import hashlib
-import io
 from typing import Any
 
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
+
+from archive.s3_body import Body
 
 THREAD_BYTES = 64 * 1024
 """Of less, that takes no longer than handing it to a thread."""
@@ -43,8 +43,6 @@ def _choose(
 
 async def _digest(request: Any, **_: Any) -> None:  # noqa: ANN401 - the event's
     body = request.data
-    if isinstance(body, io.BytesIO) and _DIGEST not in request.context:
-        content = body.getvalue()  # which is no copy
-        if len(content) >= THREAD_BYTES:
-            digest = await asyncio.to_thread(hashlib.sha256, content)
-            request.context[_DIGEST] = digest.hexdigest()
+    is_long = isinstance(body, Body) and body.size_bytes >= THREAD_BYTES
+    if is_long and _DIGEST not in request.context:
+        request.context[_DIGEST] = await asyncio.to_thread(body.sha256)

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import cast
 
 import nats.errors
-import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
@@ -26,6 +25,8 @@ from schemas.protocols import (
     PublishError,
     WorkItem,
 )
+
+READ_TIMEOUT_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -257,12 +258,13 @@ class Bus(RequestingConnection):
     async def read_last(self, stream: str, subject: str) -> bytes | None:
         """Payload of the newest message on `subject`, by direct get; see PartStream."""
         name, full = self.names.stream(stream), self.names.absolute(subject)
+        asked = f"$JS.API.DIRECT.GET.{name}.{full}"
         with raised_as(PublishError, f"stream {name}"):
-            try:
-                found = await heed(self._js.get_last_msg(name, full, direct=True))
-            except nats.js.errors.NotFoundError:
-                return None
-        return found.data or b""
+            answer = await self._client.ask(asked, b"", {}, READ_TIMEOUT_SECONDS)
+        status = answer.headers.get("Status")
+        if status is not None and status != "404":
+            raise PublishError(f"stream {name}: {answer.headers.get('Description', status)}")
+        return answer.payload if status is None else None
 
     async def purge(self, stream: str, subject: str) -> None:
         """Remove all messages on `subject`; see PartStream."""

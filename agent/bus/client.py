@@ -21,6 +21,7 @@ from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 
+from agent.bus import chunks
 from agent.bus.parser import MessageParser
 from schemas.protocols import Answer
 
@@ -115,7 +116,13 @@ class _Place:
 
 
 class _Transport(TcpTransport):
-    """Reads all that has come at once: nats-py's 32 KiB stop and start the socket for each part."""
+    """Reads what has come as it came: nats-py's 32 KiB stop and start the socket for each part."""
+
+    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:  # noqa: ANN401 - nats-py's address
+        async with asyncio.timeout(connect_timeout):
+            reader, writer = await chunks.connect(uri.hostname, uri.port, buffer_size)
+        self._bare_io_reader = self._io_reader = reader
+        self._bare_io_writer = self._io_writer = writer
 
     async def read(self, _buffer_size: int) -> bytes:
         return bytes(await super().read(READ_BYTES))
