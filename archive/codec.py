@@ -159,7 +159,9 @@ def _may_hold_numbers(sample: bytes, width: int) -> bool:
     if width == 1:
         return True
     end = width * COUNTED_NUMBERS
-    return any(len(set(sample[byte:end:width])) < FEW_VALUES for byte in (width - 1, 0))
+    if len(set(sample[width - 1 : end : width])) < FEW_VALUES:
+        return True
+    return len(set(sample[:end:width])) < FEW_VALUES
 
 
 def _sample(value: bytes) -> bytes:

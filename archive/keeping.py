@@ -7,7 +7,7 @@ import msgspec
 
 from archive import frame
 from archive.index_entry import IndexEntry, Order, score_of, used_ns
-from archive.packer import Packer, Value
+from archive.packer import INLINE_BYTES, Packer, Value
 from schemas.cache import Evicted
 
 Outcome = Literal["stored", "repeated", "superseded", "expired"]
@@ -94,12 +94,7 @@ class Keeping(Protocol):
 
 async def pack(packer: Packer, eviction: Eviction, verdict: Verdict, stored_ns: int) -> IndexEntry:
     """Put an eviction that is to be stored into a segment, as it was decided."""
-    manifest, value = eviction
-    if verdict.as_tombstone:
-        value = b""
-        manifest = msgspec.structs.replace(
-            manifest, tombstone=True, size_bytes=0, digest="", ttl_seconds=None, expires_at=None
-        )
+    manifest, value = _decided(eviction, verdict)
     return await packer.add(
         manifest,
         value,
@@ -107,3 +102,30 @@ async def pack(packer: Packer, eviction: Eviction, verdict: Verdict, stored_ns: 
         ttl_class=verdict.ttl_class,
         follows=verdict.follows,
     )
+
+
+def is_small(value: Value) -> bool:
+    """Whether `pack_small` takes it."""
+    return isinstance(value, bytes) and len(value) <= INLINE_BYTES
+
+
+def pack_small(packer: Packer, eviction: Eviction, verdict: Verdict, stored_ns: int) -> IndexEntry:
+    """As `pack`, at once."""
+    manifest, value = _decided(eviction, verdict)
+    assert isinstance(value, bytes)  # noqa: S101 - small ones are
+    return packer.add_small(
+        manifest,
+        value,
+        stored_ns=stored_ns,
+        ttl_class=verdict.ttl_class,
+        follows=verdict.follows,
+    )
+
+
+def _decided(eviction: Eviction, verdict: Verdict) -> Eviction:
+    if not verdict.as_tombstone:
+        return eviction
+    manifest = msgspec.structs.replace(
+        eviction[0], tombstone=True, size_bytes=0, digest="", ttl_seconds=None, expires_at=None
+    )
+    return manifest, b""

@@ -155,11 +155,11 @@ class Meter:
 
     def _use(self, payer: Payer) -> Use:
         namespace, ttl_class = payer
-        self._since_ns.setdefault(namespace, self._clock())
         uses = self._uses[namespace]
         found = uses.get(ttl_class)
         if found is None:
             found = uses[ttl_class] = Use(counted_ns=self._clock())
+            self._since_ns.setdefault(namespace, found.counted_ns)
         return found
 
 

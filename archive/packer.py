@@ -140,9 +140,10 @@ class Packer:
             async with contextlib.aclosing(value.pieces()) as pieces:
                 value = b"".join([piece async for piece in pieces])
         if len(value) <= INLINE_BYTES:
-            name, payload = self._compress(manifest, value)
-        else:
-            name, payload = await asyncio.to_thread(self._compress, manifest, value)
+            return self.add_small(
+                manifest, value, stored_ns=stored_ns, ttl_class=ttl_class, follows=follows
+            )
+        name, payload = await asyncio.to_thread(self._compress, manifest, value)
         header = _header(manifest, name, len(payload), stored_ns)
         if len(payload) < ALONE_BYTES:
             return self._append(self._segment(ttl_class), header, payload, follows=follows)
@@ -151,6 +152,20 @@ class Packer:
         entry = alone.add(header, frame.head(header, alone.seal), payload, follows=follows)
         self._close(alone)
         return entry
+
+    def add_small(
+        self,
+        manifest: Evicted,
+        value: bytes,
+        *,
+        stored_ns: int,
+        ttl_class: str,
+        follows: bool,
+    ) -> IndexEntry:
+        """As `add`, at once: a value of no more than `INLINE_BYTES`."""
+        name, payload = self._compress(manifest, value)
+        header = _header(manifest, name, len(payload), stored_ns)
+        return self._append(self._segment(ttl_class), header, payload, follows=follows)
 
     def move(self, entry: IndexEntry, content: bytes, ttl_class: str) -> IndexEntry:
         """Put `entry`, with its frame from another segment, into the open one of this class.

@@ -25,7 +25,7 @@ from schemas.cache import (
     PART_BYTES,
     WRITTEN_WITHIN_SECONDS,
     decode_header,
-    encode_header,
+    encode_json_header,
     part_count,
     part_range,
     read_key,
@@ -140,7 +140,7 @@ class Restoring:
             manifest = await incoming.begun()
             if manifest is None:
                 return Answer(headers={"Fleet-Status": "miss"})
-            headers = {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
+            headers = {EVICTED_HEADER: encode_json_header(msgspec.json.encode(manifest))}
             if manifest.size_bytes <= INLINE_LIMIT_BYTES:
                 return Answer(bytes(await incoming.read(0, manifest.size_bytes)), headers)
             if place is not None and manifest.size_bytes == size_bytes:

@@ -28,7 +28,7 @@ async def upload(ask: Ask, bucket: str, key: str, pieces: AsyncIterable[bytes]) 
     and nothing is left that costs money, unless the server cannot be reached for that either.
     """
     parts = _parts(pieces)
-    first = await anext(parts, [])
+    first: Part = await anext(parts, [])
     if sum(map(len, first)) != PART_BYTES:  # it is the last
         await ask(lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=Body(*first)))
         return

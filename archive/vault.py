@@ -14,7 +14,7 @@ from archive.frame import ArchiveObjectError
 from archive.incoming import Incoming, IncomingFrame
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry
-from archive.keeping import Candidate, Eviction, Kept, Verdict, pack
+from archive.keeping import Candidate, Eviction, Kept, Verdict, is_small, pack, pack_small
 from archive.ledger import Ledger
 from archive.lifecycle import ttl_class
 from archive.money import Meter
@@ -184,7 +184,12 @@ class Vault:
 
     async def pack_all(self, evictions: Sequence[Eviction]) -> list[Kept]:
         """The first half of `keep`: they can be fetched, but are not durable yet."""
-        return [await self.pack(manifest, value) for manifest, value in evictions]
+        return [
+            self._pack_at_once(manifest, value)
+            if is_small(value) and (manifest.namespace, manifest.key) not in self._locks
+            else await self.pack(manifest, value)
+            for manifest, value in evictions
+        ]
 
     async def pack(self, manifest: Evicted, value: Value) -> Kept:
         """One of `pack_all`."""
@@ -193,9 +198,19 @@ class Vault:
             if verdict.outcome != "stored":
                 return verdict.outcome, verdict.known
             entry = await pack(self.packer, (manifest, value), verdict, self.clock())
-            self._kept_index(manifest.namespace).put(entry)
-            self.trouble.replaced(entry)
-            return "stored", entry
+            return self._packed(entry)
+
+    def _pack_at_once(self, manifest: Evicted, value: Value) -> Kept:
+        """The same without a lock, which nobody has: nothing can come in between."""
+        verdict = self.decide(Candidate.of(manifest))
+        if verdict.outcome != "stored":
+            return verdict.outcome, verdict.known
+        return self._packed(pack_small(self.packer, (manifest, value), verdict, self.clock()))
+
+    def _packed(self, entry: IndexEntry) -> Kept:
+        self._kept_index(entry.namespace).put(entry)
+        self.trouble.replaced(entry)
+        return "stored", entry
 
     async def settle_all(self, kept: Sequence[Kept]) -> None:
         """The second half of `keep`: return once what `pack_all` returned is durable."""

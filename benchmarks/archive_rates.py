@@ -25,7 +25,7 @@ from schemas.cache import (
     EVICTED_HEADER,
     INLINE_LIMIT_BYTES,
     Evicted,
-    encode_header,
+    encode_json_header,
     part_count,
     part_range,
 )
@@ -209,7 +209,7 @@ async def evict(
     for part in range(manifest.parts):
         first, end = part_range(part, len(value))
         await publish(bus, f"evicted_part.default.{manifest.eviction}.{part}", value[first:end], {})
-    headers = {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
+    headers = {EVICTED_HEADER: encode_json_header(msgspec.json.encode(manifest))}
     await publish(bus, "evicted.default", b"" if is_large else value, headers)
     return key
 

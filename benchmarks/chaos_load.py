@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from agent.bus import Bus
 from agent.client import CacheClient
 from benchmarks.chaos_ledger import Kind, Ledger, Write
-from schemas.cache import EVICTED_HEADER, Evicted, decode_header, encode_header
+from schemas.cache import EVICTED_HEADER, Evicted, decode_header, encode_json_header
 from schemas.message import UNDECODABLE
 from schemas.protocols import PublishError, RequestError
 from schemas.units import SECOND_NS, instant, to_ns
@@ -149,7 +149,7 @@ class Load:
             size_bytes=6,
             digest="0" * 64,
         )
-        headers = {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
+        headers = {EVICTED_HEADER: encode_json_header(msgspec.json.encode(manifest))}
         self.poisoned[key] = False
         with contextlib.suppress(PublishError):
             await self._bus.publish_raw(

@@ -14,7 +14,7 @@ from schemas.cache import (
     MAX_PREFIX_TOKENS,
     Evicted,
     decode_header,
-    encode_header,
+    encode_json_header,
     part_count,
 )
 from schemas.digest import digest_of
@@ -65,7 +65,7 @@ def eviction_token(item: Item) -> str:
 
 
 def _headers(manifest: Evicted) -> dict[str, str]:
-    return {EVICTED_HEADER: encode_header(msgspec.json.encode(manifest).decode())}
+    return {EVICTED_HEADER: encode_json_header(msgspec.json.encode(manifest))}
 
 
 def _manifest(item: Item, namespace: str, generation: int) -> Evicted:

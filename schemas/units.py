@@ -44,7 +44,8 @@ def instant(ns: int) -> datetime:
 
 def to_ns(moment: datetime) -> int:
     """Nanoseconds between the Unix epoch and `moment`, exact for whole microseconds."""
-    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * SECOND_NS + since.microseconds * 1000
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -54,6 +54,14 @@ async def test_what_stands_behind_a_line_is_read_next(reader: ChunkReader) -> No
     assert await reader.read(100) == b"PI"
 
 
+async def test_a_line_may_come_in_several_chunks(reader: ChunkReader) -> None:
+    for chunk in (b"IN", b"FO", b" {}\r\n", b"+OK"):
+        reader.feed_data(chunk)
+    reader.feed_eof()
+
+    assert (await reader.readline(), await reader.readline()) == (b"INFO {}\r\n", b"+OK")
+
+
 async def test_who_waits_gets_what_comes(reader: ChunkReader) -> None:
     reading = asyncio.create_task(reader.read(100))
     await asyncio.sleep(0)

@@ -24,6 +24,7 @@ from schemas.cache import (
     Evicted,
     decode_header,
     encode_header,
+    encode_json_header,
 )
 from schemas.protocols import Answer
 
@@ -166,3 +167,14 @@ def test_a_tombstone_is_no_answer(space: Namespace) -> None:
 
     with pytest.raises(ForeignAnswerError, match="another entry"):
         restore(Answer(*message(item, space)))
+
+
+@pytest.mark.parametrize("text", ["k", "a b%20c", "ü\n\x7f", '"quoted\\" =3D', "\u2028 "])
+def test_a_manifest_comes_back_from_its_header(text: str) -> None:
+    json = msgspec.json.encode({"key": text})
+    header = encode_json_header(json)
+
+    assert msgspec.json.decode(decode_header(header)) == {"key": text}
+    assert header.isascii()
+    assert header.isprintable()
+    assert " " not in header
