@@ -131,10 +131,9 @@ class Restoring:
                 f"large values being handed back hold {self._handover.used_bytes} of "
                 f"{self._handover.max_bytes} bytes (archive.handover_max_bytes); try later"
             )
+        may_write = bool(wish.path) and 0 < size_bytes <= wish.room_bytes
         place = None
-        if 0 < size_bytes <= wish.room_bytes:
-            place = same_host.Place.take(wish.path, size_bytes)
-        incoming = Incoming(verify=wish.verify or place is not None)
+        incoming = Incoming(verify=wish.verify or may_write)
         fetching = asyncio.create_task(self._fetch(namespace, key, generation, known, incoming))
         try:
             manifest = await incoming.begun()
@@ -143,7 +142,9 @@ class Restoring:
             headers = {EVICTED_HEADER: encode_json_header(msgspec.json.encode(manifest))}
             if manifest.size_bytes <= INLINE_LIMIT_BYTES:
                 return Answer(bytes(await incoming.read(0, manifest.size_bytes)), headers)
-            if place is not None and manifest.size_bytes == size_bytes:
+            if may_write and manifest.size_bytes == size_bytes:
+                place = same_host.Place.take(wish.path, size_bytes)  # while the rest is coming
+            if place is not None:
                 with contextlib.suppress(OSError):  # TimeoutError is one, too
                     await _fill(place, incoming, size_bytes)
                     return Answer(headers={**headers, "Fleet-Written": "1"})
