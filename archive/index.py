@@ -104,9 +104,10 @@ class NamespaceIndex:
         if known is None:
             self._add(entry)
             return None
-        loser, winner = (
-            (entry, known) if known.covers(entry.order, entry.expires_ns) else (known, entry)
-        )
+        is_covered = known.covers(entry.order, entry.expires_ns)
+        if is_covered and _is_copy(entry, known):
+            is_covered = _stored(known) <= _stored(entry)
+        loser, winner = (entry, known) if is_covered else (known, entry)
         follows = winner.follows or winner.order != loser.order
         if loser is known or follows != winner.follows:
             self._count(known, -1)
@@ -280,6 +281,17 @@ class NamespaceIndex:
         self.tombstones += sign * entry.tombstone
         self.size_bytes += sign * entry.size_bytes
         self.object_bytes += sign * entry.object_bytes
+
+
+def _is_copy(entry: IndexEntry, known: IndexEntry) -> bool:
+    """Whether two archivers, or one that was killed, stored the same value twice."""
+    is_same = entry.order == known.order and entry.expires_ns == known.expires_ns
+    return is_same and not entry.tombstone
+
+
+def _stored(entry: IndexEntry) -> tuple[int, str]:
+    """The first copy counts, in whatever order they are heard of: so it does after `reindex`."""
+    return entry.stored_ns, entry.segment
 
 
 def _place(entry: IndexEntry) -> tuple[object, ...]:

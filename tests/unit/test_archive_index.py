@@ -1,5 +1,6 @@
 """What a namespace holds, as the index knows it."""
 
+import itertools
 import random
 
 import msgspec
@@ -26,6 +27,23 @@ def filled(*manifests: Evicted) -> NamespaceIndex:
     for manifest in manifests:
         index.put(entry(manifest))
     return index
+
+
+def test_of_two_copies_of_a_value_the_one_stored_first_counts_in_whatever_order() -> None:
+    first, later = (
+        msgspec.structs.replace(entry(evicted()), segment=segment, stored_ns=NOW_NS + second)
+        for second, segment in enumerate(("b", "a"))
+    )
+    beside = msgspec.structs.replace(first, segment="c")
+
+    for order in itertools.permutations((first, later, beside)):
+        index = NamespaceIndex()
+        for one in order:
+            index.put(one)
+        found = index.newest(first.key)
+        assert found is not None
+        assert (found.segment, found.stored_ns) == ("b", NOW_NS)
+        assert index.entries == 1
 
 
 @pytest.mark.parametrize(
