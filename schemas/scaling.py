@@ -182,9 +182,9 @@ class Recommendation(Message, frozen=True, kw_only=True):
     reason: Annotated[
         str,
         Meta(
-            description="up: the signal furthest above its target; down: `spare_capacity`; "
-            "`forecast`: planned for the load to come; `rollback`: an execution failed; of "
-            "`tune_cache` the cause of its first change; `cheaper_model_fits`; "
+            description="up: the signal furthest above its target, or `min_replicas`; down: "
+            "`spare_capacity`; `forecast`: planned for the load to come; `rollback`: an execution "
+            "failed; of `tune_cache` the cause of its first change; `cheaper_model_fits`; "
             "`fewer_nodes_hold_it`"
         ),
     ]

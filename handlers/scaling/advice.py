@@ -38,7 +38,8 @@ class Change:
 
     `planned` is what a forecast asked for; it is the reason where it asked for this target.
     `loss` is what goes with the KV caches of the replicas that do. `is_panic`: the load is so high
-    that it was not waited for the whole hold. `asked`: upwards, what would be the target but for
+    that it was not waited for the whole hold. `is_minimum`: not by the load, which fewer than
+    `min_replicas` carry. `asked`: upwards, what would be the target but for
     `max_replicas` and what is advised at once.
     """
 
@@ -48,6 +49,7 @@ class Change:
     planned: Planned | None = None
     loss: CacheLoss | None = None
     is_panic: bool = False
+    is_minimum: bool = False
     asked: int = 0
 
 
@@ -72,6 +74,8 @@ def recommend(
     advice_id = f"{pool}.{action}.{now.ns}"
     is_up = action == "scale_up"
     reason = _busiest(signals).name if is_up else "spare_capacity"
+    if change.is_minimum:
+        reason = "min_replicas"
     text = _text(settings, change, pool, replicas)
     evidence = _evidence(settings, change, reports, stream_from, now)
     if planned is not None:
@@ -245,9 +249,11 @@ def _text(settings: ScalingSettings, change: Change, pool: str, replicas: int) -
     figures = "; ".join(map(_figure, signals))
     held = f"for {hold_seconds(settings, change):g} s. Now: {figures}."
     if change.action == "scale_up":
+        minimum = f"below min_replicas ({settings.min_replicas})"
+        why = minimum if change.is_minimum else "too much load"
         text = (
-            f"Scale pool {pool} up from {replicas} to {change.target} replicas: too much load "
-            f"{held} New replicas are expected to serve after {settings.startup_lead_seconds:g} s."
+            f"Scale pool {pool} up from {replicas} to {change.target} replicas: {why} {held} "
+            f"New replicas are expected to serve after {settings.startup_lead_seconds:g} s."
         )
         if change.asked > change.target:
             limit = "no more are advised at once"

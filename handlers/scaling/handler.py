@@ -1,7 +1,6 @@
 """Scaling advice for each pool of engines, with evidence, expiry and idempotency key."""
 
 import functools
-import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -10,6 +9,7 @@ import msgspec
 from handlers.decisions.book import DecisionBook
 from handlers.given import closing
 from handlers.scaling.advice import Change, recommend
+from handlers.scaling.at_once import may_start, most_at_once
 from handlers.scaling.cache_loss import Caches
 from handlers.scaling.demand import Demand, Expect
 from handlers.scaling.gpu_facts import GpuFacts
@@ -80,7 +80,6 @@ class ScalingHandler:
         )
         self._expect = expect
         self._book = book or DecisionBook()
-        self._lead_ns = int(settings.startup_lead_seconds * SECOND_NS)
         self._rejected_ns = int(settings.rejected_hold_seconds * SECOND_NS)
         self._pools = Pools(settings, self._gpus.busy_window_ns)
         self._hold_ns = self._pools.hold_ns
@@ -183,16 +182,27 @@ class ScalingHandler:
         """What the load of the last while, or the plan, asks for, if anything, or why not."""
         settings, replicas, optional = self._settings, demand.replicas, self._optional
         desired = desired_replicas(demand.signals, replicas, settings.tolerance_ratio, optional)
+        is_minimum = desired < settings.min_replicas
         desired = max(desired, settings.min_replicas)
         pool.most_desired.add(now.ns, desired)
         known_ns = now.ns - since_ns
         up, is_panic = self._asked_up(pool, replicas, desired, known_ns, now.ns)
-        at_once = min(up, max(self._most_at_once(replicas), settings.min_replicas))
+        most = most_at_once(settings, replicas, pool.last, pool.executed_ns, now.ns)
+        at_once = min(up, most)
         if planned is not None:
             up, at_once = max(up, planned.replicas), max(at_once, planned.replicas)
         target = min(at_once, settings.max_replicas)
         if target > replicas:
-            return Change("scale_up", target, demand, planned, is_panic=is_panic, asked=up)
+            is_minimum = is_minimum and target == settings.min_replicas
+            return Change(
+                "scale_up",
+                target,
+                demand,
+                planned,
+                is_panic=is_panic,
+                is_minimum=is_minimum,
+                asked=up,
+            )
         if up > replicas:
             return Held("scale_up", up, "limit", f"max_replicas is {settings.max_replicas}")
         asked = int(pool.most_desired.value(now.ns) or desired)
@@ -232,17 +242,6 @@ class ScalingHandler:
         if is_flood and known_ns >= self._pools.ttl_ns:  # by then every engine was heard
             return fewest, True
         return up, False
-
-    def _most_at_once(self, replicas: int) -> int:
-        """The most that load asks for: a queue tells that there is too much, not how much.
-
-        A pool short by a tenth has a queue, too, and it grows until more replicas serve. HPA's
-        default policy, without its 15 s, as new replicas report only when they serve: 1 → 5,
-        2 → 6, 10 → 20.
-        """
-        settings = self._settings
-        by_ratio = math.ceil(round(replicas * settings.up_most_ratio, 9))
-        return max(by_ratio, replicas + settings.up_most_replicas)
 
     def _see_gpus(self, message: EngineMetrics, pool: Pool) -> None:
         """How many GPUs a replica has, by the last minute of the pool."""
@@ -298,13 +297,14 @@ class ScalingHandler:
         age_ns = now.ns - to_ns(last.decided_at)
         if action != last.action:
             return True
-        if action == "scale_up" and target <= last.replicas_to:
-            starting_ns = now.ns - max(to_ns(last.decided_at), pool.executed_ns)
-            if starting_ns < self._lead_ns:
+        if action == "scale_up":
+            is_other = target > last.replicas_to
+            if not is_other and may_start(self._settings, pool.last, pool.executed_ns, now.ns):
                 return False
+        else:
+            is_other = target != last.replicas_to
         if not pool.last.is_standing:
             return not pool.last.is_withdrawn or age_ns >= self._hold_ns[action]
-        is_other = target > last.replicas_to if action == "scale_up" else target != last.replicas_to
         return is_other and age_ns >= self._hold_ns[action]
 
     def _held_after_decision(self, pool: Pool, change: Change, now_ns: int) -> Held | None:

@@ -880,6 +880,65 @@ def test_below_the_minimum_is_brought_up() -> None:
     (advice,) = Player(ScalingSettings(min_replicas=2)).play(trace(0, 31, 1, IDLE)).advice
 
     assert (advice.replicas_from, advice.replicas_to) == (1, 2)
+    assert advice.reason == "min_replicas"
+    assert "from 1 to 2 replicas: below min_replicas (2) for 30 s. Now:" in advice.text
+
+
+def test_a_load_that_asks_for_the_minimum_itself_is_the_reason() -> None:
+    (advice,) = Player(ScalingSettings(min_replicas=2)).play(trace(0, 31, 1, BUSY)).advice
+
+    assert (advice.replicas_to, advice.reason) == (2, "requests_waiting")
+    assert ": too much load for 30 s." in advice.text
+
+
+FLOOD = {"waiting": 500, "kv": 1.0, "running": 64, "running_max": 64}
+
+
+def ordered(player: Player, second: float) -> Player:
+    """The last advice was carried out."""
+    return player.hear(second, step(player.advice[-1], "succeeded"))
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "not-told"])
+def test_the_first_that_serves_does_not_double_what_is_still_starting(*, is_told: bool) -> None:
+    player = Player().play(trace(0, 35, 4, FLOOD))
+    if is_told:
+        ordered(player, 36)
+    player.play(trace(40, 80, 4, FLOOD)).play(trace(85, 110, 5, FLOOD))
+    player.play(trace(115, 135, 7, FLOOD))
+
+    assert [one.replicas_to for one in player.advice] == [8]
+
+    player.play(trace(140, 148, 8, FLOOD))
+
+    assert [(one.replicas_from, one.replicas_to) for one in player.advice[1:]] == [(8, 16)]
+
+
+def test_what_has_not_come_in_its_time_is_not_waited_for() -> None:
+    player = ordered(Player().play(trace(0, 35, 4, FLOOD)), 36)
+    player.play(trace(40, 155, 5, FLOOD))
+
+    assert len(player.advice) == 1
+
+    player.play(trace(160, 165, 5, FLOOD))
+
+    assert [(one.replicas_from, one.replicas_to) for one in player.advice[1:]] == [(5, 10)]
+
+
+def test_a_load_that_grows_is_not_held_up_by_what_is_starting() -> None:
+    player = Player().play(trace(0, 35, 2, BUSY)).play(trace(40, 75, 3, FLOOD))
+
+    assert [one.replicas_to for one in player.advice] == [4, 6]
+
+
+def test_advice_that_was_rejected_has_ordered_nothing() -> None:
+    settings = ScalingSettings(rejected_hold_seconds=1)
+    player = Player(settings).play(trace(0, 35, 4, FLOOD))
+    player.hear(36, decision(player.advice[0], "rejected"))
+
+    player.play(trace(40, 45, 5, FLOOD))
+
+    assert [one.replicas_to for one in player.advice] == [8, 10]
 
 
 @pytest.mark.parametrize(
