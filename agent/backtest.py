@@ -91,7 +91,10 @@ class Backtest:
         ]
         if self._compares:
             allowed = self.outcomes[0].score.short_ratio
-            self.tried = {policy: every_target(policy, self.load) for policy in RIVALS}
+            self.tried = {
+                policy: every_target(policy, self.load, max_replicas=self._max_replicas)
+                for policy in RIVALS
+            }
             found = (cheapest(outcomes, allowed) for outcomes in self.tried.values())
             self.hindsight = [outcome for outcome in found if outcome is not None]
 
@@ -189,8 +192,8 @@ def _charts(test: Backtest) -> Iterator[str]:
         days,
         Axis("replicas"),
     )
-    if shown.score.short_steps:
-        day = load.day_steps
+    day = load.day_steps
+    if shown.score.short_steps and len(steps) > day:  # else it is the whole
         worst = max(
             range(steps.start, steps.stop, day),
             key=lambda at: sum(at <= step < at + day for step in shown.score.short_steps),

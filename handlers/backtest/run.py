@@ -32,8 +32,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lead_steps(self) -> int:
-        """Whole steps until a new replica serves."""
-        return math.ceil(round(self.lead_seconds / self.step_seconds, 9))
+        """Whole steps until a new replica serves; as many as there are: it never does."""
+        steps = math.ceil(round(self.lead_seconds / self.step_seconds, 9))
+        return min(steps, len(self.demand))
 
     @property
     def day_steps(self) -> int:
@@ -73,7 +74,8 @@ def backtest(
 ) -> Outcome:
     """Let a policy order after every step of `load`; only `oracle` sees what comes later."""
     if policy == "oracle":
-        return Outcome(policy=policy, orders=(seen := _foreseen(load)), score=load.score(seen))
+        seen = [min(order, max_replicas) for order in _foreseen(load)]
+        return Outcome(policy=policy, orders=seen, score=load.score(seen))
     orders: list[int] = []
     order = _orderer(policy, load, risk_ratio, target_ratio, max_replicas)
     for step, demand in enumerate(load.demand):
@@ -87,9 +89,11 @@ def backtest(
     )
 
 
-def every_target(policy: Policy, load: Load) -> list[Outcome]:
+def every_target(policy: Policy, load: Load, *, max_replicas: int = 1_000_000) -> list[Outcome]:
     """HPA or KEDA at each target from 0.30 to 1.10."""
-    return [backtest(policy, load, target_ratio=target) for target in TARGETS]
+    return [
+        backtest(policy, load, target_ratio=target, max_replicas=max_replicas) for target in TARGETS
+    ]
 
 
 def cheapest(outcomes: Sequence[Outcome], short_ratio: float) -> Outcome | None:

@@ -38,7 +38,7 @@ def test_all_policies_are_compared_and_written_down(series: Path, tmp_path: Path
     ]
     assert all(int(row[2]) >= 1 for row in rows[1:])
     text = page.read_text()
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 3  # the day with the most short steps is all there is
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
 
 
@@ -62,6 +62,21 @@ def test_the_decisions_give_the_figures_that_are_printed(series: Path, tmp_path:
     assert told["cost_ratio"] == pytest.approx(
         sum(ordered[3:303]) / sum(math.ceil(load / 100.0) for load in demand[100:])
     )
+
+
+@pytest.mark.parametrize(("steps", "charts"), [(1440, 3), (1441, 4)])
+def test_a_day_is_shown_again_only_where_there_is_more(
+    tmp_path: Path, steps: int, charts: int
+) -> None:
+    demand = [100.0, *[50.0] * (steps - 2), 950.0]
+    load = Load(demand=demand, capacity=100.0, step_seconds=60.0, lead_seconds=180.0)
+    test = Backtest("jump", load, "all", risk_ratio=0.01, target_ratio=0.7, max_replicas=100)
+    test.run()
+
+    write_html(test, page := tmp_path / "page.html")
+
+    assert test.outcomes[0].score.short_steps == [steps - 1]
+    assert page.read_text().count("<svg") == charts
 
 
 def test_no_share_below_zero_is_on_an_axis(tmp_path: Path) -> None:

@@ -128,7 +128,32 @@ def test_the_oracle_is_short_only_before_its_first_order_serves(lead_seconds: fl
     ("lead_seconds", "lead_steps"), [(0.0, 0), (60.0, 1), (61.0, 2), (179.9, 3), (180.0, 3)]
 )
 def test_a_lead_is_as_many_steps_as_it_touches(lead_seconds: float, lead_steps: int) -> None:
-    assert load_of([1.0], lead_seconds=lead_seconds).lead_steps == lead_steps
+    assert load_of([1.0] * 3, lead_seconds=lead_seconds).lead_steps == lead_steps
+
+
+def test_a_lead_beyond_the_series_costs_no_more_than_one_as_long() -> None:
+    never = load_of([50.0, 950.0, 950.0], lead_seconds=1e12)
+
+    outcome = backtest("hpa", never)
+
+    assert never.lead_steps == 3
+    assert outcome.score.short_steps == [1, 2]
+    assert backtest("oracle", never).score.short_steps == [1, 2]
+
+
+@pytest.mark.parametrize("policy", ["ours", "hpa", "keda", "oracle"])
+def test_no_policy_orders_more_than_it_may(policy: Policy) -> None:
+    load = load_of(service_load(400))
+
+    orders = backtest(policy, load, max_replicas=3).orders
+
+    assert max(orders) == 3 < max(backtest(policy, load).orders)
+
+
+def test_no_target_orders_more_than_it_may() -> None:
+    tried = every_target("keda", load_of(service_load(400)), max_replicas=3)
+
+    assert {max(outcome.orders) for outcome in tried} == {3}
 
 
 def test_hindsight_takes_the_cheapest_target_within_the_share() -> None:
