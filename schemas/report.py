@@ -83,10 +83,10 @@ class ReportModel(msgspec.Struct, frozen=True, kw_only=True):
     ]
     usd_per_gpu_hour: Annotated[
         Usd | None,
-        Meta(description="now; null: no price, or one that goes by node or pool, too"),
+        Meta(description="now; null: no price, or one that goes by node, pool or label, too"),
     ]
     price_source: Annotated[
-        str | None, Meta(description="whose price, or `by node or pool`; null: no price")
+        str | None, Meta(description="whose price, or `by node, pool or label`; null: no price")
     ]
     price_as_of: Annotated[
         str | None, Meta(description="day of that price; null: not dated, or no price")

@@ -201,7 +201,11 @@ class Reports:
                     usd=total([use.usd for use in found]),
                     waste_usd=total([use.waste_usd for use in found]),
                     usd_per_gpu_hour=rule.usd_per_gpu_hour if rule else None,
-                    price_source="by node or pool" if differs else rule.source if rule else None,
+                    price_source="by node, pool or label"
+                    if differs
+                    else rule.source
+                    if rule
+                    else None,
                     price_as_of=rule.as_of if rule else None,
                 )
             )

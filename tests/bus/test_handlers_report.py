@@ -191,7 +191,7 @@ async def test_a_price_by_node_is_no_price_of_the_model(bus: Bus) -> None:
     found = await report(bus, settings, seconds=3600.0)
 
     assert {(m.usd_per_gpu_hour, m.price_source) for m in found.models} == {
-        (None, "by node or pool")
+        (None, "by node, pool or label")
     }
     assert not [note for note in found.notes if note.startswith("the price of")]
 
