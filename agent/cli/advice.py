@@ -188,8 +188,7 @@ def _print_standing(
         print_json({"advice": stories, "held": held})
         return
     for story in stories:
-        others = [other.life.advice for other in stories]
-        print_lines((*advice_lines(story, others), ""))
+        print_lines((*advice_lines(story, stories), ""))
     if not stories:
         errors.print("no advice stands")
     print_lines(held_line(one) for one in held or ())

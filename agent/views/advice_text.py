@@ -8,14 +8,18 @@ from agent import human
 from agent.executors.policy import outranked_by
 from agent.views.money_text import cost_line, saving_lines
 from schemas.decisions import EngineSource, Explanation, MetricSource, TrailEntry
+from schemas.life import WANTED
 from schemas.metrics import Rollup
 from schemas.precedence import decided_by
 from schemas.scaling import SCALING, Decision, Evidence, Execution, HeldAdvice, Recommendation
 from schemas.units import to_ns
 
 
-def advice_lines(story: Explanation, others: Sequence[Recommendation]) -> Iterator[str]:
-    """One piece of advice: what, why, what it is worth, until when, and what to type next."""
+def advice_lines(story: Explanation, others: Sequence[Explanation]) -> Iterator[str]:
+    """One piece of advice: what, why, what it is worth, until when, and what to type next.
+
+    Of `others` those that may still be carried out can contradict it, as with an executor.
+    """
     advice = story.life.advice
     yield f"{_name(advice)}  {change(advice)}  [{story.state}]"
     yield f"    why: {human.printable(advice.text or advice.reason)}"
@@ -24,7 +28,8 @@ def advice_lines(story: Explanation, others: Sequence[Recommendation]) -> Iterat
     until = f"stands for {human.duration(left)}" if left > 0 else "expired"
     sure = f"confidence {advice.confidence_ratio:.0%}"
     yield f"    {money(advice)}, {advice.risk} risk, {sure}, {until}"
-    winner = outranked_by(advice, others)
+    rivals = [other.life.advice for other in others if other.state in WANTED]
+    winner = outranked_by(advice, rivals)
     if winner is not None:
         criterion = decided_by(winner, advice)
         yield f"    contradicts {_name(winner)}, which goes first by {criterion}"
@@ -145,9 +150,9 @@ def _next(story: Explanation) -> str:
     name = _name(story.life.advice)
     is_executable = story.life.advice.action in SCALING
     match story.state:
-        case "accepted" if not is_executable:
+        case "accepted" | "failed" if not is_executable:
             return "carry it out: no executor can"
-        case "accepted" if story.life.advice.simulated:
+        case "accepted" | "failed" if story.life.advice.simulated:
             return "nothing: no executor carries out what is from simulated evidence"
         case "open":
             return f"resource-agent approve {name}   (or: resource-agent reject {name} --reason …)"

@@ -340,6 +340,37 @@ async def test_the_lines_tell_the_whole_story_and_obey_no_terminal_codes(bus: Bu
     assert "\x1b" not in text
 
 
+async def test_what_no_executor_can_do_is_not_to_be_tried_again(bus: Bus) -> None:
+    one = advice(action="right_size")
+    await tell(bus, one, decision(one), step(one), step(one, "failed", error="it cannot"))
+
+    story = await explain(bus, one.recommendation_id)
+
+    assert story.state == "failed"
+    assert list(story_lines(story))[-1] == "next: carry it out: no executor can"
+
+
+async def test_what_has_failed_does_not_go_before_the_way_back(bus: Bus) -> None:
+    one = advice()
+    back = advice(
+        action="scale_down",
+        recommendation_id=f"{one.recommendation_id}.rollback",
+        reason=ROLLBACK,
+        replicas_from=one.replicas_to,
+        replicas_to=one.replicas_from,
+    )
+    await tell(bus, one, back)
+    stories = [await explain(bus, one.recommendation_id) for one in (one, back)]
+
+    assert any("contradicts" in line for line in advice_lines(stories[1], stories))
+
+    await tell(bus, decision(one), step(one), step(one, "failed", error="quota"))
+    stories = [await explain(bus, one.recommendation_id) for one in (one, back)]
+
+    assert [story.state for story in stories] == ["failed", "open"]
+    assert not [line for line in advice_lines(stories[1], stories) if "contradicts" in line]
+
+
 async def test_accepted_advice_from_simulated_evidence_has_nothing_next(bus: Bus) -> None:
     one = because(1, await measured(bus, engine("e0", waiting=41)), simulated=True)
     await tell(bus, one, decision(one))
@@ -375,7 +406,9 @@ async def test_an_id_that_a_stranger_chose_is_shown_and_not_obeyed(bus: Bus) -> 
 
     story = await story_of(bus, hostile)
 
-    lines = [*story_lines(story), *advice_lines(story, [hostile, advice(2, replicas_to=9)])]
+    other = await story_of(bus, advice(2, replicas_to=9))
+
+    lines = [*story_lines(story), *advice_lines(story, [story, other])]
     assert lines[0].startswith("chat.scale_up.1.\\x1b[2J  scale_up chat")
     assert any("contradicts chat.scale_up.2" in line for line in lines)
     assert "\x1b" not in "".join(lines)
