@@ -153,9 +153,9 @@ def write_html(test: Backtest, path: Path) -> None:
     """One page that needs nothing else: the table, and charts of load, orders and risk."""
     result, load = test.result, test.load
     subtitle = (
-        f"{_days(load, len(load.demand) - load.warmup_steps)} scored after "
-        f"{_days(load, load.warmup_steps)} of warm-up; a replica serves {load.capacity:g} per step "
-        f"of {load.step_seconds:g} s and starts within {load.lead_seconds:g} s; "
+        f"{_length(load, len(load.demand) - load.warmup_steps)} scored after "
+        f"{_length(load, load.warmup_steps)} of warm-up; a replica serves {load.capacity:g} per "
+        f"step of {load.step_seconds:g} s and starts within {load.lead_seconds:g} s; "
         f"at most {result.risk_ratio:.2%} of the steps may be short"
     )
     notes = (
@@ -184,12 +184,12 @@ def _row(outcome: Outcome, *, is_hindsight: bool) -> Row:
 
 def _charts(test: Backtest) -> Iterator[str]:
     load, shown = test.load, test.outcomes[0]
-    days = Axis("days")
+    time = Axis(_unit(load)[0])
     steps = range(load.warmup_steps, len(load.demand))
     yield line_chart(
         f"Load and the replicas ready for it ({shown.policy})",
         _load_and_ready(load, shown, steps),
-        days,
+        time,
         Axis("replicas"),
     )
     day = load.day_steps
@@ -201,7 +201,7 @@ def _charts(test: Backtest) -> Iterator[str]:
         yield line_chart(
             "The day with the most short steps",
             _load_and_ready(load, shown, range(worst, min(worst + day, steps.stop))),
-            days,
+            time,
             Axis("replicas"),
         )
     if test.tried:
@@ -214,7 +214,7 @@ def _charts(test: Backtest) -> Iterator[str]:
     yield line_chart(
         "Short steps since the start, and how many may be",
         _short_so_far(test),
-        days,
+        time,
         Axis("steps"),
     )
 
@@ -230,11 +230,11 @@ def _load_and_ready(load: Load, outcome: Outcome, steps: range) -> list[Series]:
     highest: list[tuple[float, float | None]] = []
     for stretch in stretches:
         known = [demand for i in stretch if (demand := load.demand[i]) is not None]
-        highest.append((_day(load, stretch.start), max(known) / load.capacity if known else None))
+        highest.append((_at(load, stretch.start), max(known) / load.capacity if known else None))
     return [
         Series("load / capacity", highest),
         Series(
-            "replicas ready", [(_day(load, s.start), min(ready[i] for i in s)) for s in stretches]
+            "replicas ready", [(_at(load, s.start), min(ready[i] for i in s)) for s in stretches]
         ),
     ]
 
@@ -272,21 +272,32 @@ def _short_so_far(test: Backtest) -> list[Series]:
         for end in ends:
             while passed < len(short) and short[passed] <= end:
                 passed += 1
-            points.append((_day(load, end), float(passed)))
+            points.append((_at(load, end), float(passed)))
         lines.append(Series(outcome.policy, points))
-    allowed = [(_day(load, end), test.risk_ratio * (end - load.warmup_steps)) for end in ends]
+    allowed = [(_at(load, end), test.risk_ratio * (end - load.warmup_steps)) for end in ends]
     return [*lines, Series("allowed", allowed)]
 
 
-def _day(load: Load, step: int) -> float:
-    return step * load.step_seconds / DAY_SECONDS
+def _at(load: Load, step: int) -> float:
+    """When that is, in the unit of the axis."""
+    return step * load.step_seconds / _unit(load)[1]
 
 
-def _days(load: Load, steps: int) -> str:
+def _unit(load: Load) -> tuple[str, float]:
+    """Of the axis of time, and its seconds: one of which the series has two or more."""
+    return _unit_of(len(load.demand) * load.step_seconds / 2)
+
+
+def _unit_of(seconds: float) -> tuple[str, float]:
+    if seconds >= DAY_SECONDS:
+        return "days", DAY_SECONDS
+    return ("h", 3600.0) if seconds >= 3600 else ("minutes", 60.0)
+
+
+def _length(load: Load, steps: int) -> str:
     seconds = steps * load.step_seconds
-    return (
-        f"{seconds / DAY_SECONDS:.1f} days" if seconds >= DAY_SECONDS else f"{seconds / 3600:.1f} h"
-    )
+    name, unit = _unit_of(seconds)
+    return f"{seconds / unit:.1f} {name}"
 
 
 def _number(value: float | None) -> str:

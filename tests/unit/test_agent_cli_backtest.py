@@ -3,6 +3,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.backtest import Backtest, write_html
@@ -77,6 +78,22 @@ def test_a_day_is_shown_again_only_where_there_is_more(
 
     assert test.outcomes[0].score.short_steps == [steps - 1]
     assert page.read_text().count("<svg") == charts
+
+
+@pytest.mark.parametrize(
+    ("steps", "unit", "scored"),
+    [(10, "minutes", "7.0 minutes"), (200, "h", "3.3 h"), (3000, "days", "2.1 days")],
+)
+def test_time_is_in_a_unit_that_fits(tmp_path: Path, steps: int, unit: str, scored: str) -> None:
+    load = Load(demand=[50.0] * steps, capacity=100.0, step_seconds=60.0, lead_seconds=180.0)
+    load = msgspec.structs.replace(load, warmup_steps=3)
+    test = Backtest("flat", load, "hpa", risk_ratio=0.01, target_ratio=0.7, max_replicas=100)
+    test.run()
+
+    write_html(test, page := tmp_path / "page.html")
+
+    assert f"{scored} scored after 3.0 minutes of warm-up" in page.read_text()
+    assert f">{unit}<" in page.read_text()
 
 
 def test_no_share_below_zero_is_on_an_axis(tmp_path: Path) -> None:
