@@ -28,6 +28,20 @@ class Thresholds(Table, frozen=True, kw_only=True):
             raise ValueError("warning_ratio must not be above critical_ratio")
 
 
+class Band(Table, frozen=True, kw_only=True):
+    """Where a resource is used well: efficiency 1; less than that is waste, more leaves no room."""
+
+    least_ratio: Annotated[float, Meta(gt=0, le=1, description="used well from this use on")]
+    most_ratio: Annotated[
+        float,
+        Meta(ge=0, le=1, description="up to this use; above it efficiency falls by twice the rest"),
+    ]
+
+    def __post_init__(self) -> None:
+        if self.least_ratio > self.most_ratio:
+            raise ValueError("least_ratio must not be above most_ratio")
+
+
 class UtilizationSettings(Table, frozen=True, kw_only=True):
     """Levels, bottlenecks and GPU states of nodes, pools and the fleet.
 
@@ -58,6 +72,22 @@ class UtilizationSettings(Table, frozen=True, kw_only=True):
     )
     kv_cache: Annotated[Thresholds, Meta(description="KV-cache bottleneck")] = Thresholds(
         warning_ratio=0.85, critical_ratio=0.95
+    )
+    disk: Annotated[Thresholds, Meta(description="bottleneck of the busiest disk")] = Thresholds(
+        warning_ratio=0.80, critical_ratio=0.95
+    )
+    network: Annotated[
+        Thresholds,
+        Meta(description="bottleneck of the fullest network interface, by its speed"),
+    ] = Thresholds(warning_ratio=0.75, critical_ratio=0.95)
+    cpu_efficient: Annotated[Band, Meta(description="CPU used well")] = Band(
+        least_ratio=0.6, most_ratio=0.8
+    )
+    memory_efficient: Annotated[Band, Meta(description="host memory used well")] = Band(
+        least_ratio=0.6, most_ratio=0.8
+    )
+    gpu_efficient: Annotated[Band, Meta(description="GPU used well")] = Band(
+        least_ratio=0.7, most_ratio=0.9
     )
     gpu_active_ratio: Annotated[
         float, Meta(ge=0, le=1, description="a GPU with this mean utilization is active")

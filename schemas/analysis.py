@@ -19,10 +19,11 @@ class ResourceUse(msgspec.Struct, frozen=True, kw_only=True):
     """Use of one resource, averaged over the window the message names."""
 
     resource: Annotated[
-        Literal["cpu", "memory", "gpu", "gpu_memory", "kv_cache"],
+        Literal["cpu", "memory", "gpu", "gpu_memory", "kv_cache", "disk", "network"],
         Meta(
-            description="`cpu`, `memory`: of HostMetrics; `gpu`, `gpu_memory`: of GpuMetrics; "
-            "`kv_cache`: of EngineMetrics"
+            description="`cpu`, `memory`: of HostMetrics, and of the same `disk`, its busiest one, "
+            "and `network`, its fullest interface by the speed, in the busier direction; `gpu`, "
+            "`gpu_memory`: of GpuMetrics; `kv_cache`: of EngineMetrics"
         ),
     ]
     mean_ratio: Annotated[
@@ -40,6 +41,13 @@ class ResourceUse(msgspec.Struct, frozen=True, kw_only=True):
             "falls a margin below that"
         ),
     ]
+    efficiency_ratio: Annotated[
+        Ratio | None,
+        Meta(
+            description="1: well used, `cpu` and `memory` at 0.6 to 0.8, `gpu` at 0.7 to 0.9 (by "
+            "`handlers.utilization`); null: of another resource"
+        ),
+    ] = None
 
 
 class Bottleneck(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,8 +118,8 @@ class Utilization(Message, frozen=True, kw_only=True):
 
     Published on a change of level, bottleneck or health, of a node also of the state of a GPU, else
     at most once a minute.
-    `efficiency_ratio`: 1 when the busiest of the scarce resources (GPU where there is one, else
-    CPU) runs at 0.7 to 0.9; lower when idle or saturated; null when nothing was measured.
+    `efficiency_ratio` is that of the scarce resource, the GPU where there is one (1 at 0.7 to
+    0.9), else the CPU (0.6 to 0.8); lower when idle or saturated; null when it was not measured.
     `gpus` is filled for nodes only; `bottlenecks` is cut to the worst 32 (a setting).
     """
 

@@ -85,6 +85,8 @@ _SHOWN: dict[str, tuple[str, ...]] = {
         "kv_cache_mean_ratio",
         "cpu_mean_ratio",
         "memory_mean_ratio",
+        "disk_mean_ratio",
+        "network_mean_ratio",
         "efficiency_ratio",
         "bottlenecks",
         "health",

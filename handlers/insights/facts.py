@@ -33,6 +33,8 @@ _RESOURCES = {
     "gpu": "GPU",
     "gpu_memory": "GPU memory",
     "kv_cache": "KV cache",
+    "disk": "the busiest disk",
+    "network": "the fullest network interface",
 }
 _STATES = {
     "": "of unknown state",

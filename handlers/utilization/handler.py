@@ -13,7 +13,7 @@ from handlers.utilization.gpu_busy import GpuBusy
 from handlers.utilization.gpu_state import gpu_state
 from handlers.utilization.gpu_uses import busy_of, evidence_of, use_of
 from handlers.utilization.judging import Bottlenecks, Kinds, SeriesKey, resources_of, uses_of
-from handlers.utilization.levels import balance, efficiency, health_of
+from handlers.utilization.levels import balance, health_of
 from handlers.utilization.means import (
     ENGINES,
     GPUS,
@@ -230,7 +230,7 @@ class UtilizationHandler:
         group.busy = busy_of(settings, gpus, means) if self._follows_busy else None
         if not any(group.parts):
             return None
-        uses = uses_of(means, group.levels, settings.margin_ratio)
+        uses = uses_of(settings, means, group.levels)
         group.levels = {use.resource: use.level for use in uses}
         bottlenecks, group.severities = self._bottlenecks.find(means, uses, group.severities)
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
@@ -260,7 +260,7 @@ class UtilizationHandler:
             window_seconds=settings.window_seconds,
             level=told.level,
             health=health,
-            efficiency_ratio=efficiency(use.mean) if use else None,
+            efficiency_ratio=use.efficiency if use else None,
             resources=resources_of(group.parts, uses),
             bottlenecks=bottlenecks[: settings.bottlenecks_max],
             gpus=[

@@ -5,7 +5,7 @@ from math import fsum
 from typing import NamedTuple, TypeAlias
 
 from handlers.settings import Thresholds, UtilizationSettings
-from handlers.utilization.levels import RANK, level_of, severity_of
+from handlers.utilization.levels import RANK, efficiency, level_of, severity_of
 from handlers.utilization.means import (
     RESOURCES,
     Evidence,
@@ -28,16 +28,27 @@ class Use(NamedTuple):
     resource: Resource
     mean: float
     level: Level
+    efficiency: float | None
+    """None: of this resource no use is the best one."""
 
 
-def uses_of(means: Means, before: Mapping[Resource, Level], margin_ratio: float) -> list[Use]:
+def uses_of(
+    settings: UtilizationSettings, means: Means, before: Mapping[Resource, Level]
+) -> list[Use]:
     """The use of each measured resource; `before`: the levels of the judgement before."""
     uses = []
+    bands = {
+        "cpu": settings.cpu_efficient,
+        "memory": settings.memory_efficient,
+        "gpu": settings.gpu_efficient,
+    }
     for resource in RESOURCES:
         values = means.get(resource)
         if values:
             mean = fsum(values.values()) / len(values)
-            uses.append(Use(resource, mean, level_of(mean, before.get(resource), margin_ratio)))
+            level = level_of(mean, before.get(resource), settings.margin_ratio)
+            band = bands.get(resource)
+            uses.append(Use(resource, mean, level, efficiency(mean, band) if band else None))
     return uses
 
 
@@ -49,6 +60,7 @@ def resources_of(parts: GroupParts, uses: Sequence[Use]) -> list[ResourceUse]:
             mean_ratio=use.mean,
             peak_ratio=peak(parts, use.resource),
             level=use.level,
+            efficiency_ratio=use.efficiency,
         )
         for use in uses
     ]
@@ -65,6 +77,8 @@ class Bottlenecks:
             "memory": settings.memory,
             "gpu": settings.gpu,
             "kv_cache": settings.kv_cache,
+            "disk": settings.disk,
+            "network": settings.network,
         }
 
     def find(

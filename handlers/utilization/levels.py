@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from math import fsum
 
-from handlers.settings import Thresholds
+from handlers.settings import Band, Thresholds
 from schemas.analysis import Bottleneck, Health, Level, Severity
 
 LEVELS: tuple[Level, ...] = ("idle", "low", "moderate", "high", "critical")
@@ -43,15 +43,16 @@ def _severity(ratio: float, thresholds: Thresholds) -> Severity | None:
     return "warning" if ratio >= thresholds.warning_ratio else None
 
 
-def efficiency(ratio: float) -> float:
-    """How well a scarce resource is used: 1 from 0.7 to 0.9, lower when idle or saturated.
+def efficiency(ratio: float, band: Band) -> float:
+    """How well a resource is used: 1 in its band, lower when idle or saturated.
 
-    `ratio / 0.7` below, `1 - 2 * (ratio - 0.9)` above: 0 → 0, 0.35 → 0.5, 0.7 → 1, 0.9 → 1,
-    0.95 → 0.9, 1 → 0.8. An idle machine is wasteful (0), yet healthy.
+    `ratio / least` below, `1 - 2 * (ratio - most)` above, not below 0. In a GPU's band of 0.7 to
+    0.9: 0 → 0, 0.35 → 0.5, 0.7 → 1, 0.9 → 1, 0.95 → 0.9, 1 → 0.8. In a CPU's of 0.6 to 0.8: 0.3 →
+    0.5, 0.65 → 1, 0.9 → 0.8. An idle machine is wasteful (0), yet healthy.
     """
-    if ratio < 0.7:
-        return ratio / 0.7
-    return 1.0 - 2.0 * max(0.0, ratio - 0.9)
+    if ratio < band.least_ratio:
+        return ratio / band.least_ratio
+    return max(0.0, 1.0 - 2.0 * max(0.0, ratio - band.most_ratio))
 
 
 def health_of(bottlenecks: Sequence[Bottleneck], *, parts_degrade_only: bool) -> Health:

@@ -2,24 +2,25 @@
 
 from array import array
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
 from handlers.columns import NUMBER_BYTES, Numbers, Packed, Packer, known, numbers
+from handlers.utilization.busiest import busiest_disk, fullest_network
 from handlers.utilization.gpu_state import PartKey, gpu_sample
 from handlers.window import MAX_SAMPLES, OfLast
 from schemas.engines import EngineMetrics
 from schemas.metrics import GpuMetrics, HostMetrics
 
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics
-Resource: TypeAlias = Literal["cpu", "memory", "gpu", "gpu_memory", "kv_cache"]
+Resource: TypeAlias = Literal["cpu", "memory", "gpu", "gpu_memory", "kv_cache", "disk", "network"]
 # What tells the state of a GPU beside its resources; of nodes only, whose GPUs are listed.
 Evidence: TypeAlias = Literal["gpu_activity", "gpu_power", "requests_running"]
 Means: TypeAlias = Mapping[Resource | Evidence, Mapping[str | None, float]]
 """Of each resource, and evidence, the mean of each part that measured it."""
 
-RESOURCES: tuple[Resource, ...] = ("cpu", "memory", "gpu", "gpu_memory", "kv_cache")
+RESOURCES: tuple[Resource, ...] = get_args(Resource)
 HOSTS, GPUS, ENGINES = range(3)
 _PLACES: Mapping[Resource, tuple[int, int]] = {
     "cpu": (HOSTS, 0),
@@ -27,11 +28,13 @@ _PLACES: Mapping[Resource, tuple[int, int]] = {
     "gpu": (GPUS, 0),
     "gpu_memory": (GPUS, 1),
     "kv_cache": (ENGINES, 0),
+    "disk": (HOSTS, 2),
+    "network": (HOSTS, 3),
 }
 """Of a resource, which parts have it, and its place in their rows."""
 Rows: TypeAlias = tuple[tuple[Resource | Evidence, ...], ...]
 ROWS: Rows = (
-    ("cpu", "memory"),
+    ("cpu", "memory", "disk", "network"),
     ("gpu", "gpu_memory", "gpu_activity", "gpu_power"),
     ("kv_cache", "requests_running"),
 )
@@ -120,7 +123,7 @@ def peak(parts: GroupParts, resource: Resource) -> float:
     return max([value for part in parts[kind].values() for value in known(part.column(place))])
 
 
-_packed_pair = Packer(2)
+_packed_pair, _packed_host = Packer(2), Packer(4)
 _EVIDENCE_END, _RESOURCES_END = 4 * NUMBER_BYTES, 2 * NUMBER_BYTES
 
 Sample: TypeAlias = tuple[int, PartKey, Packed, Packed, str | None]
@@ -135,8 +138,11 @@ def _sample_of(message: Metrics) -> Sample:
         return GPUS, of_gpu.key, packed[:_EVIDENCE_END], packed[:_RESOURCES_END], of_gpu.source
     if isinstance(message, HostMetrics):
         cpu, memory = message.cpu, message.memory
-        packed = _packed_pair(
-            cpu.utilization_ratio if cpu else None, memory.utilization_ratio if memory else None
+        packed = _packed_host(
+            cpu.utilization_ratio if cpu else None,
+            memory.utilization_ratio if memory else None,
+            busiest_disk(message),
+            fullest_network(message),
         )
         return HOSTS, (message.node, ""), packed, packed, None
     packed = _packed_pair(message.kv_cache_usage_ratio, message.requests_running)

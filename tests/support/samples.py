@@ -1,14 +1,18 @@
 """Metrics messages with the few fields a test cares about."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from schemas.engines import EngineMetrics
-from schemas.host import CpuMetrics, FilesystemMetrics, MemoryMetrics
+from schemas.host import CpuMetrics, DiskIoMetrics, FilesystemMetrics, MemoryMetrics, NetworkMetrics
 from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import Moment
 from schemas.units import SECOND_NS, instant
 
 START_NS = 1_800_000_000 * SECOND_NS  # a whole minute: 2027-01-15 08:00:00 UTC
+
+
+Link: TypeAlias = tuple[float | None, float | None, float | None]
+"""An interface's speed in bits a second, and what it receives and sends in bytes a second."""
 
 
 def at(seconds: float, sequence: int = 0) -> Moment:
@@ -22,9 +26,29 @@ def host(
     cpu: float | None = None,
     memory: float | None = None,
     disks: dict[str, float | None] | None = None,
+    disks_io: dict[str, float | None] | None = None,
+    links: dict[str, Link] | None = None,
     **fields: Any,
 ) -> HostMetrics:
     gib = 1024**3
+    if links is not None:
+        fields["network"] = [
+            NetworkMetrics(
+                interface=name,
+                received_bytes_total=0,
+                sent_bytes_total=0,
+                received_packets_total=0,
+                sent_packets_total=0,
+                receive_errors_total=0,
+                send_errors_total=0,
+                receive_drops_total=0,
+                send_drops_total=0,
+                speed_bits_per_second=speed,
+                received_bytes_per_second=received,
+                sent_bytes_per_second=sent,
+            )
+            for name, (speed, received, sent) in links.items()
+        ]
     return HostMetrics(
         node=node,
         node_name=node,
@@ -49,6 +73,19 @@ def host(
                 mountpoint=mountpoint, device="/dev/sda1", fstype="ext4", utilization_ratio=ratio
             )
             for mountpoint, ratio in disks.items()
+        ],
+        disks=None
+        if disks_io is None
+        else [
+            DiskIoMetrics(
+                device=device,
+                read_bytes_total=0,
+                write_bytes_total=0,
+                reads_total=0,
+                writes_total=0,
+                busy_ratio=ratio,
+            )
+            for device, ratio in disks_io.items()
         ],
         **fields,
     )

@@ -1,6 +1,6 @@
 import pytest
 
-from handlers.settings import Thresholds
+from handlers.settings import Band, Thresholds, UtilizationSettings
 from handlers.utilization.levels import (
     balance,
     efficiency,
@@ -67,12 +67,39 @@ def test_severity_has_two_thresholds_and_a_margin(
     assert severity_of(ratio, thresholds, previous, 0.05) == severity
 
 
+_SETTINGS = UtilizationSettings()
+
+
 @pytest.mark.parametrize(
-    ("ratio", "expected"),
-    [(0, 0), (0.35, 0.5), (0.7, 1), (0.8, 1), (0.9, 1), (0.95, 0.9), (1.0, 0.8)],
-)
-def test_efficiency_has_its_best_from_70_to_90_percent(ratio: float, expected: float) -> None:
-    assert efficiency(ratio) == pytest.approx(expected)
+    ("band", "ratio", "expected"),
+    [
+        *[
+            pytest.param(_SETTINGS.gpu_efficient, ratio, expected, id=f"GPU at {ratio}")
+            for ratio, expected in (
+                (0, 0), (0.35, 0.5), (0.7, 1), (0.8, 1), (0.9, 1), (0.95, 0.9), (1.0, 0.8),
+            )
+        ],
+        *[
+            pytest.param(band, ratio, expected, id=f"{name} at {ratio}")
+            for name, band in (
+                ("CPU", _SETTINGS.cpu_efficient), ("memory", _SETTINGS.memory_efficient),
+            )
+            for ratio, expected in (
+                (0, 0), (0.3, 0.5), (0.6, 1), (0.65, 1), (0.8, 1), (0.9, 0.8), (1.0, 0.6),
+            )
+        ],
+        pytest.param(Band(least_ratio=0.1, most_ratio=0.2), 0.9, 0, id="never below 0"),
+    ],
+)  # fmt: skip
+def test_efficiency_is_best_in_the_band_of_the_resource(
+    band: Band, ratio: float, expected: float
+) -> None:
+    assert efficiency(ratio, band) == pytest.approx(expected)
+
+
+def test_a_band_from_high_to_low_is_refused() -> None:
+    with pytest.raises(ValueError, match="least_ratio must not be above most_ratio"):
+        Band(least_ratio=0.9, most_ratio=0.7)
 
 
 def bottleneck(severity: Severity, resource_id: str | None = None) -> Bottleneck:

@@ -10,7 +10,7 @@ from handlers.settings import UtilizationSettings
 from handlers.utilization.handler import UtilizationHandler
 from handlers.utilization.means import Metrics
 from schemas.analysis import Scope, Utilization
-from schemas.metrics import GpuMetrics
+from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.units import SECOND_NS
 from tests.support.samples import START_NS, at, engine, gpu, host
 
@@ -35,7 +35,7 @@ def test_an_idle_host_is_healthy_and_wasteful() -> None:
 
     assert judgement is not None
     assert (judgement.level, judgement.health) == ("idle", "healthy")
-    assert judgement.efficiency_ratio == pytest.approx(0.05 / 0.7)
+    assert judgement.efficiency_ratio == pytest.approx(0.05 / 0.6)
 
 
 def test_one_hot_gpu_is_found_among_idle_ones() -> None:
@@ -73,6 +73,107 @@ def test_nothing_measured_is_unknown() -> None:
     assert (judgement.level, judgement.health, judgement.efficiency_ratio) == (None, None, None)
     assert judgement.resources == []
     assert [use.state for use in judgement.gpus] == [None]
+
+
+def test_cpu_memory_and_gpus_have_efficiencies_of_their_own() -> None:
+    judgement = judged([host(cpu=0.65, memory=0.9), gpu(utilization_ratio=0.35)])
+
+    assert judgement is not None
+    assert judgement.efficiency_ratio == pytest.approx(0.5)  # the GPU is the scarce one
+    assert {use.resource: use.efficiency_ratio for use in judgement.resources} == {
+        "cpu": 1.0,
+        "memory": pytest.approx(0.8),
+        "gpu": pytest.approx(0.5),
+    }
+
+
+def test_gpu_memory_and_kv_caches_have_no_best_use() -> None:
+    judgement = judged([gpu(memory_utilization_ratio=0.9), engine(kv=0.5), loaded(disk=0.5)])
+
+    assert judgement is not None
+    assert {use.resource: use.efficiency_ratio for use in judgement.resources} == {
+        "gpu_memory": None,
+        "kv_cache": None,
+        "disk": None,
+    }
+
+
+def loaded(
+    node: str = "n1",
+    *,
+    disk: float | None = None,
+    network: float | None = None,
+    cpu: float | None = None,
+    pool: str | None = "chat",
+) -> HostMetrics:
+    """A host with a disk so busy beside an idle one, and an interface of 1 Gbit/s so full."""
+    return host(
+        node,
+        cpu=cpu,
+        pool=pool,
+        disks_io=None if disk is None else {"sda": 0.0, "nvme0n1": disk},
+        links=None if network is None else {"eth0": (10**9, network * 10**9 / 8, 0.0)},
+    )
+
+
+def test_a_busy_disk_and_a_full_network_are_bottlenecks_among_the_others() -> None:
+    judgement = judged([loaded(disk=0.84, network=0.96, cpu=0.955)])
+
+    assert judgement is not None
+    assert [(b.resource, b.severity, b.threshold_ratio) for b in judgement.bottlenecks] == [
+        ("network", "critical", 0.95),
+        ("cpu", "critical", 0.95),
+        ("disk", "warning", 0.80),
+    ]
+    assert [b.value_ratio for b in judgement.bottlenecks] == pytest.approx([0.96, 0.955, 0.84])
+    assert judgement.health == "critical"
+
+
+@pytest.mark.parametrize(
+    ("resource", "value", "severity"),
+    [
+        ("disk", 0.79, None),
+        ("disk", 0.80, "warning"),
+        ("disk", 0.95, "critical"),
+        ("network", 0.74, None),
+        ("network", 0.75, "warning"),
+        ("network", 0.95, "critical"),
+    ],
+)
+def test_disks_and_networks_have_thresholds(
+    resource: str, value: float, severity: str | None
+) -> None:
+    judgement = judged([loaded(**{resource: value})])  # type: ignore[arg-type]  # one of its names
+
+    assert judgement is not None
+    assert [b.severity for b in judgement.bottlenecks] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize("scope", ["pool", "fleet"])
+def test_the_node_with_the_busy_disk_is_named_and_the_mean_is_judged(scope: Scope) -> None:
+    nodes = [loaded("n1", disk=0.9, network=0.8), loaded("n2", disk=0.1, network=0.8)]
+
+    judgement = judged(nodes, scope)
+
+    assert judgement is not None
+    assert [(b.resource, b.resource_id) for b in judgement.bottlenecks] == [
+        ("disk", "n1"),
+        ("network", None),
+        ("network", "n1"),
+        ("network", "n2"),
+    ]
+    assert {use.resource: use.mean_ratio for use in judgement.resources} == {
+        "disk": pytest.approx(0.5),
+        "network": pytest.approx(0.8),
+    }
+
+
+def test_a_disk_alone_does_not_make_it_known_how_busy_a_machine_is() -> None:
+    judgement = judged([loaded(disk=0.9)])
+
+    assert judgement is not None
+    assert (judgement.level, judgement.efficiency_ratio) == (None, None)
+    assert judgement.health == "degraded"
 
 
 def test_an_unknown_gpu_is_not_replaced_by_the_cpu() -> None:

@@ -91,13 +91,13 @@ def test_the_means_are_those_column_by_column(names_of_rows: Rows, missing: floa
 
 
 def test_what_is_before_the_window_is_forgotten_with_parts_that_have_nothing_else() -> None:
-    silent = part_of("silent", [(1, [0.5, 0.5])])
-    heard = part_of("heard", [(ns, [ns / 10, None]) for ns in (1, 2, 3)])
+    silent = part_of("silent", [(1, [0.5, 0.5, 0.5, 0.5])])
+    heard = part_of("heard", [(ns, [ns / 10, None, None, None]) for ns in (1, 2, 3)])
     parts: GroupParts = ({("n1", "silent"): silent, ("n1", "heard"): heard}, {}, {})
 
     means = means_of(parts, ROWS, 2)
 
-    assert means == {"cpu": {"heard": 0.3}, "memory": {}}
+    assert means == {"cpu": {"heard": 0.3}, "memory": {}, "disk": {}, "network": {}}
     assert list(parts[HOSTS].values()) == [heard]
     assert (list(heard.instants), list(heard.column(0)), len(heard.column(1))) == ([3], [0.3], 1)
 
