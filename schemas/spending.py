@@ -171,7 +171,7 @@ class Waste(Message, frozen=True, kw_only=True):
     """What a node's, pool's or the fleet's GPUs cost, and what of that is wasted.
 
     Of the running hour and the one before: an hour at least, once that much was seen. Published
-    once a minute, of a node every ten. Of real GPUs alone where there are any.
+    once a minute, of a node every ten. `figures` are of real GPUs alone where there are any.
     """
 
     SUBJECT: ClassVar[str] = "analysis.waste.{scope}.{id}"
@@ -184,7 +184,11 @@ class Waste(Message, frozen=True, kw_only=True):
     since: Annotated[Instant, Meta(description="begin of the first hour in it")]
     figures: Annotated[Figures, Meta(description="of these hours together")]
     hours: Annotated[
-        list[Usage], Meta(description="the hour before, where it was measured, and the running one")
+        list[Usage],
+        Meta(
+            description="the hour before, where it was measured, and the running one; beside real "
+            "GPUs those of the simulated ones, too, which `figures` leaves out"
+        ),
     ]
     simulated: Simulated = False
 

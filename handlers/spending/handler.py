@@ -197,20 +197,23 @@ class WasteHandler:
         minutes, tokens = over.close(self._states)
         emits: list[Emit] = []
         group.priced = {}
-        for simulated in (False, True):
-            mine = [minute for minute in minutes if minute.simulated is simulated]
+        measured: dict[bool, list[GpuMinute]] = {False: [], True: []}
+        for minute in minutes:
+            measured[minute.simulated].append(minute)
+        for simulated, mine in measured.items():
             if mine and self.scope == "pool":
                 group.priced[simulated] = priced_gpus(mine, self._prices, end_ns)
             if mine or simulated in tokens:
                 ledger = group.ledgers.setdefault(simulated, _Ledger())
                 self._book(ledger, mine, tokens.get(simulated, (None, None)), end_ns)
-            elif simulated not in group.ledgers:
-                continue
-            ledger = group.ledgers[simulated]
-            emits += self._hour_over(key, group, ledger, end_ns, simulated=simulated)
-            # Simulated GPUs are heard of alone only.
-            if mine and (not simulated or False not in group.ledgers):
-                emits += self._judge(key, group, ledger, mine, end_ns, simulated=simulated)
+            if simulated in group.ledgers:
+                ledger = group.ledgers[simulated]
+                emits += self._hour_over(key, group, ledger, end_ns, simulated=simulated)
+        if minutes:
+            # Of simulated GPUs beside real ones nothing is said but their hours.
+            simulated = False not in group.ledgers
+            emits += self._judge(key, group, measured[simulated], end_ns, simulated=simulated)
+        for simulated, ledger in list(group.ledgers.items()):
             if self._is_over(ledger, end_ns):
                 del group.ledgers[simulated]
         return emits
@@ -268,32 +271,41 @@ class WasteHandler:
         self,
         key: str,
         group: _Group,
-        ledger: _Ledger,
         minutes: list[GpuMinute],
         end_ns: int,
         *,
         simulated: bool,
     ) -> list[Emit]:
-        """Waste and opportunities after the minute, as far as they are due."""
+        """Waste and opportunities after the minute, as far as they are due.
+
+        Beside its own hours Waste has those of the simulated GPUs, so that a report that counts
+        them has them of a pool and of the fleet alike.
+        """
         is_repeated = (end_ns // MINUTE_NS + zlib.crc32(key.encode())) % REPEAT_MINUTES == 0
         seeks = self.scope == "pool" or (self.scope == "node" and group.pool is None)
         tells = is_repeated or self.scope != "node"
         if not (seeks or tells):
             return []
-        usages = [self._usage(key, group, hour, simulated=simulated) for hour in ledger.hours]
+        ledger = group.ledgers[simulated]
         emits: list[Emit] = []
         if tells:
+            hours = [
+                self._usage(key, group, hour, simulated=which)
+                for which, of in sorted(group.ledgers.items())
+                for hour in of.hours
+            ]
+            own = [hour for hour in hours if hour.simulated is simulated]
             waste = Waste(
                 scope=self.scope,
                 id=key,
                 decided_at=instant(end_ns),
-                since=usages[0].hour_at,
-                figures=figures(usages),
-                hours=usages,
+                since=(own or hours)[0].hour_at,
+                figures=figures(own),
+                hours=hours,
                 simulated=simulated,
             )
             emits.append(Emit(waste, f"waste.{self.scope}.{key}.{end_ns}"))
-        if not seeks:
+        if not (seeks and minutes):
             return emits
         found = savings(minutes, ledger.streaks, ledger.points, self._prices, self._settings)
         told: list[tuple[str, int]] = [(one.kind, one.gpus) for one in found]

@@ -126,8 +126,14 @@ async def test_simulated_gpus_count_when_asked_for(bus: Bus) -> None:
     found = await report(bus, seconds=3600.0, simulated=True)
 
     assert found.simulated is True
-    # Beside real GPUs, of the simulated one only the hour that is over is told.
-    assert found.figures.gpu_hours == pytest.approx((4 * 25 + 15) / 60)
+    # Five GPUs, a simulated one among them, in 15 minutes of the hour before and ten of this.
+    assert found.figures.gpu_hours == pytest.approx(5 * 25 / 60)
+    pools, nodes = (
+        sum(one.figures.usd or 0 for one in parts) for parts in (found.pools, found.nodes)
+    )
+    assert found.figures.usd is not None
+    assert pools == pytest.approx(found.figures.usd)  # what is in no pool has no price here
+    assert nodes <= found.figures.usd + 1e-9  # up to ten minutes are missing
     assert "simulated GPUs are counted" in found.notes
 
 

@@ -311,6 +311,38 @@ def test_simulated_gpus_are_booked_apart_and_judged_alone_only() -> None:
     assert {o.simulated for o in of(Opportunity, alone)} == {True}
 
 
+@pytest.mark.parametrize(
+    "last_real", [pytest.param(59, id="both run on"), pytest.param(4, id="the real one ended")]
+)
+def test_the_running_hour_of_simulated_gpus_is_told_beside_real_ones(last_real: int) -> None:
+    def mixed(minute: int) -> list[dict[str, Any]]:
+        return [*([busy("r")] if minute <= last_real else []), idle("s", simulated=True)]
+
+    emits = said(recorded(range(30), mixed), FOUR_USD)
+
+    wastes = [of(Waste, emits, scope)[-1] for scope in ("pool", "fleet")]
+    assert [waste.simulated for waste in wastes] == [False, False]
+    real_minutes = min(last_real + 1, 30)
+    for waste in wastes:
+        assert waste.figures.gpu_hours == pytest.approx(real_minutes / 60)
+        told = {hour.simulated: hour for hour in waste.hours}
+        assert told[False].active.gpu_hours == pytest.approx(real_minutes / 60)
+        assert told[True].idle.gpu_hours == pytest.approx(30 / 60)
+
+
+def test_hours_of_simulated_gpus_are_told_while_of_the_real_ones_only_trends_are_left() -> None:
+    def mixed(minute: int) -> list[dict[str, Any]]:
+        return [*([busy("r")] if minute < 25 * 60 else []), idle("s", simulated=True)]
+
+    minutes = [*range(0, 28 * 60, 20), *range(28 * 60, 28 * 60 + 5)]
+
+    last = of(Waste, said(recorded(minutes, mixed), FOUR_USD))[-1]
+
+    assert last.since == last.hours[0].hour_at
+    assert (last.simulated, last.figures.gpus, last.figures.usd) == (False, None, None)
+    assert {hour.simulated for hour in last.hours} == {True}
+
+
 def test_real_and_simulated_gpus_together_share_the_hour() -> None:
     def both(minute: int) -> list[dict[str, Any]]:
         return [busy("a"), busy("b", simulated=True)]
