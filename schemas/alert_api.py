@@ -46,7 +46,10 @@ class AlertHistoryRequest(AlertFilter, frozen=True, kw_only=True):
     """A time range of transitions: `start` and `end`, or the last `seconds` (default a day)."""
 
     start: Annotated[
-        Instant | None, Meta(description="first instant; null: `seconds` before `end`")
+        Instant | None,
+        Meta(
+            description="first instant, at most 90 days before `end`; null: `seconds` before `end`"
+        ),
     ] = None
     end: Annotated[Instant | None, Meta(description="last instant; null: now")] = None
     seconds: Annotated[

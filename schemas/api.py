@@ -45,7 +45,10 @@ class HistoryRequest(Request, frozen=True, kw_only=True):
         Token | None, Meta(description="only that GPU's, `gpu` of GpuMetrics; null: of all")
     ] = None
     start: Annotated[
-        Instant | None, Meta(description="first instant; null: `seconds` before `end`")
+        Instant | None,
+        Meta(
+            description="first instant, at most 90 days before `end`; null: `seconds` before `end`"
+        ),
     ] = None
     end: Annotated[Instant | None, Meta(description="up to here, not with it; null: now")] = None
     seconds: Annotated[

@@ -46,7 +46,11 @@ class ReportRequest(Request, frozen=True, kw_only=True):
     """A period of whole hours, of the fleet, a pool or a node."""
 
     start: Annotated[
-        Instant | None, Meta(description="in its first hour; null: `seconds` before `end`")
+        Instant | None,
+        Meta(
+            description="in its first hour, at most 90 days before `end`; null: `seconds` before "
+            "`end`"
+        ),
     ] = None
     end: Annotated[Instant | None, Meta(description="in its last hour; null: now")] = None
     seconds: Annotated[

@@ -13,6 +13,7 @@ import msgspec
 from handlers.alerting.configuration import AlertConfiguration
 from handlers.alerting.open_alerts import OpenAlerts
 from handlers.foreign import ForeignMessages
+from handlers.queries.time_range import time_range
 from handlers.settings import QuerySettings
 from handlers.utilization.levels import RANK
 from schemas.alert_api import (
@@ -42,7 +43,7 @@ from schemas.protocols import (
     Subscriber,
     json_endpoint,
 )
-from schemas.units import SECOND_NS, instant, to_ns
+from schemas.units import instant, to_ns
 
 RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 
@@ -103,15 +104,13 @@ class AlertEndpoints:
 
     async def history(self, request: AlertHistoryRequest, _call: Call) -> AlertHistoryReply:
         """The transitions of a time range."""
-        end_ns = self._clock() if request.end is None else to_ns(request.end)
-        start_ns = end_ns - int((request.seconds or DAY_SECONDS) * SECOND_NS)
-        if request.start is not None:
-            if request.seconds is not None:
-                raise RequestError(400, "give either start or seconds")
-            start_ns = to_ns(request.start)
-        start_ns = max(0, start_ns)
-        if start_ns >= end_ns:
-            raise RequestError(400, "start must be before end")
+        start_ns, end_ns = time_range(
+            request.start,
+            request.end,
+            request.seconds,
+            self._clock(),
+            default_seconds=DAY_SECONDS,
+        )
         rows = list(_matching(await self._read(start_ns, end_ns), request))
         return AlertHistoryReply(
             start=instant(start_ns),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from handlers.foreign import ForeignMessages
 from handlers.queries.range_reader import RangeReader
 from handlers.queries.thinning import REPLY_BYTES, gently, size_of
-from handlers.queries.time_range import KEPT_DAYS, time_range
+from handlers.queries.time_range import time_range
 from handlers.settings import QuerySettings
 from schemas.history import AdviceHistoryReply, AdviceHistoryRequest, AdviceRow
 from schemas.life import AboutAdvice, Life, decode, earlier_advice
@@ -45,7 +45,6 @@ class AdviceHistory:
             request.seconds,
             now_ns,
             default_seconds=DEFAULT_SECONDS,
-            most_days=KEPT_DAYS,
         )
         pool = request.pool or "*"
         async with self._reader.turn():

@@ -10,7 +10,7 @@ from handlers.queries.analysis_values import TYPES, Judgement, values_of
 from handlers.queries.range_reader import RangeReader
 from handlers.queries.recorded import NARROWER, TOLD_NS, Place, Recorded, recorded
 from handlers.queries.thinning import fitting, gently, shared_out
-from handlers.queries.time_range import KEPT_DAYS, time_range
+from handlers.queries.time_range import time_range
 from handlers.settings import QuerySettings
 from schemas.analysis import Scope
 from schemas.history import (
@@ -71,7 +71,6 @@ class AnalysisHistory:
             request.seconds,
             self._clock(),
             default_seconds=DEFAULT_SECONDS,
-            most_days=KEPT_DAYS,
         )
         async with self._reader.turn():
             chosen = await self._chosen(request.kind, scope, name, start_ns, end_ns)

@@ -7,7 +7,7 @@ import msgspec
 from handlers.foreign import ForeignMessages
 from handlers.queries.history import DEFAULT_SECONDS
 from handlers.queries.raw_or_rollups import RawOrRollups, Wanted
-from handlers.queries.time_range import KEPT_DAYS, time_range
+from handlers.queries.time_range import time_range
 from handlers.settings import QuerySettings
 from schemas.engines import CacheMetrics
 from schemas.history import CacheHistoryReply, CacheHistoryRequest, CacheSample
@@ -54,7 +54,6 @@ class CacheHistory:
             request.seconds,
             self._clock(),
             default_seconds=DEFAULT_SECONDS,
-            most_days=KEPT_DAYS,
         )
         wanted = self._wanted(request.instance, request.namespace)
         what = "cache metric"

@@ -6,7 +6,7 @@ from schemas.protocols import RequestError
 from schemas.units import SECOND_NS, to_ns
 
 KEPT_DAYS = 90
-"""No stream keeps anything for longer."""
+"""No stream keeps anything for longer, so no range may be longer."""
 _SKEW_NS = 5 * SECOND_NS
 
 
@@ -17,7 +17,6 @@ def time_range(
     now_ns: int,
     *,
     default_seconds: float,
-    most_days: int | None = None,
 ) -> tuple[int, int]:
     """First and last instant in ns: `start`, or `seconds` before `end`; `end` None: now.
 
@@ -38,6 +37,6 @@ def time_range(
         raise RequestError(400, "start: lies in the future")
     if start_ns >= end_ns:
         raise RequestError(400, "start: must be before end")
-    if most_days is not None and end_ns - start_ns > most_days * 86_400 * SECOND_NS:
-        raise RequestError(400, f"start: more than {most_days} days before end")
+    if end_ns - start_ns > KEPT_DAYS * 86_400 * SECOND_NS:
+        raise RequestError(400, f"start: more than {KEPT_DAYS} days before end")
     return max(0, start_ns), end_ns

@@ -6,6 +6,7 @@ from datetime import date, datetime
 
 from handlers.prices import PriceList
 from handlers.queries.stream_reader import StreamReader
+from handlers.queries.time_range import time_range
 from handlers.settings import HandlersSettings
 from handlers.spending.archive_report import (
     NO_POOL,
@@ -31,7 +32,6 @@ from schemas.spending import Figures, Opportunity, Usage
 from schemas.units import SECOND_NS, instant, to_ns
 
 DEFAULT_SECONDS = 7 * 86_400.0
-MOST_SECONDS = 90 * 86_400.0
 MAX_STEPS = 200
 _PARTS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
 MAX_NODES = 20
@@ -227,20 +227,15 @@ class Reports:
 
 def _period(request: ReportRequest, now_ns: int) -> tuple[int, int]:
     """Whole hours that hold the request, in ns."""
-    if request.start is not None and request.seconds is not None:
-        raise RequestError(400, "seconds: give either start or seconds, not both")
-    end_ns = now_ns if request.end is None else to_ns(request.end)
-    if request.start is None:
-        seconds = DEFAULT_SECONDS if request.seconds is None else request.seconds
-        start_ns = end_ns - int(seconds * SECOND_NS)
-    else:
-        start_ns = to_ns(request.start)
-    start_ns = max(0, start_ns)
-    if start_ns >= min(end_ns, now_ns):
-        raise RequestError(400, "start: must be before end, and not in the future")
-    if end_ns - start_ns > MOST_SECONDS * SECOND_NS:
-        raise RequestError(400, "start: more than 90 days before end, which is all that is kept")
-    end_ns = min(end_ns, now_ns)
+    end = request.end
+    start_ns, end_ns = time_range(
+        request.start,
+        # The running hour is whole in a report, so its end may be named.
+        None if end is not None and to_ns(end) > now_ns else end,
+        request.seconds,
+        now_ns,
+        default_seconds=DEFAULT_SECONDS,
+    )
     return start_ns // HOUR_NS * HOUR_NS, -(-end_ns // HOUR_NS) * HOUR_NS
 
 

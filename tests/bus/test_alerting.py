@@ -142,9 +142,15 @@ async def test_rules_and_silences_that_cannot_be_are_refused(bus: Bus, tmp_path:
             (client.silence(author="ann", seconds=5, rule="zzz"), 404, "there are: "),
             (client.silence(author="ann", ends_at=now - timedelta(days=1)), 400, "over already"),
             (client.silence(author="ann", starts_at=last, seconds=1e7), 400, "year 9999"),
-            (client.alert_history(start=now, seconds=5), 400, "either start or seconds"),
-            (client.alert_history(start=now + timedelta(days=1)), 400, "before end"),
-            (client.alert_history(end=now.replace(year=1, day=1)), 400, "before end"),
+            (
+                client.alert_history(start=now, seconds=5),
+                400,
+                "seconds: give either start or seconds",
+            ),
+            (client.alert_history(start=now + timedelta(days=1)), 400, "start: lies in the future"),
+            (client.alert_history(end=now.replace(year=1, day=1)), 400, "end: lies before 1970"),
+            (client.alert_history(start=now.replace(year=1, day=1)), 400, "more than 90 days"),
+            (client.alert_history(start=now - timedelta(days=91)), 400, "more than 90 days"),
         ]
         errors = []
         for attempt, code, text in attempts:

@@ -478,6 +478,7 @@ BAD_RANGES = [
     pytest.param(
         {"start": "2026-10-16T08:00:00Z"}, "400 start: more than 90 days", id="91 days by start"
     ),
+    pytest.param({"start": "0001-01-01T00:00:00Z"}, "400 start: more than 90 days", id="year 1"),
     pytest.param({"seconds": 0}, r"400 .*seconds", id="no time at all"),
     pytest.param({"limit": 10_001}, r"400 .*limit", id="too many"),
     pytest.param({"from": 1}, r"400 .*from", id="unknown field"),
@@ -490,6 +491,9 @@ BAD_RANGES = [
         ("api.analysis.history", {"kind": "waste"}),
         ("api.cache.history", {}),
         ("api.optimize.history", {}),
+        ("api.gpu.history", {}),
+        ("api.system.history", {}),
+        ("api.engine.history", {}),
     ],
 )
 @pytest.mark.parametrize(("fields", "text"), BAD_RANGES)
