@@ -38,10 +38,13 @@ class Aggregates:
                     continue
                 number = float(value) if rule.convert is None else rule.convert(value)
                 members = self._members.setdefault((rule.name, rule.version, id_), {})
-                if member not in members:
+                last = members.get(member)
+                if last is None:
                     if self._count >= MAX_ENTRIES:
                         continue
                     self._count += 1
+                elif last[0] == ns and rule.sign * last[1] > rule.sign * number:
+                    continue  # named twice in this message: the worst counts
                 members[member] = (ns, number, simulated)
 
     def values(self, rules: Mapping[str, Rule], ns: int) -> Iterator[tuple[Rule, str, float, bool]]:

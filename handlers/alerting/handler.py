@@ -7,7 +7,7 @@ from handlers.alerting.aggregates import Aggregates
 from handlers.alerting.book import AlertBook
 from handlers.alerting.judge import Judge, PartKey, Track
 from handlers.alerting.metric_path import OF_THE_FLEET
-from handlers.alerting.rule import Group
+from handlers.alerting.rule import Group, Rule
 from handlers.alerting.subject import FLEET, Subject, part_of, source_of, subject_of
 from handlers.settings import AlertSettings
 from schemas.analysis import Scope
@@ -81,12 +81,14 @@ class AlertsHandler:
         warm = self._judge.warm(id_)
         emits: list[Emit] = []
         source = source_of(message)
-        parts = set()
-        for holder in found:
-            part = part_of(source, holder, group.element)
-            parts.add(part)
+        named = [(part_of(source, holder, group.element), holder) for holder in found]
+        parts = {part for part, _ in named}
+        has_namesakes = len(parts) < len(named)
+        for part, holder in named:
             for rule, value in zip(group.rules, group.values(holder), strict=False):
                 is_warm = warm is not None and (rule.name, part) in warm
+                if has_namesakes and holder is not _worst(rule, part, named):
+                    continue
                 if value is None or (not is_warm and rule.is_fine(holder, value)):
                     continue
                 thresholds = rule.thresholds(holder)
@@ -122,6 +124,11 @@ class AlertsHandler:
     def restore(self, snapshot: bytes) -> None:
         """Take them over."""
         self._judge.restore(snapshot)
+
+
+def _worst(rule: Rule, part: str | None, named: Sequence[tuple[str | None, Any]]) -> Any:  # noqa: ANN401 - a Struct
+    """Of a part that a message names twice, as two mounts at one place, what counts."""
+    return rule.worst([holder for name, holder in named if name == part])
 
 
 def _tracked(warm: Mapping[PartKey, Track], message: Message) -> Sequence[str]:

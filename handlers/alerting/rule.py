@@ -127,6 +127,21 @@ class Rule:
             return {severity: base * limit for severity, limit in self.limits.items()}
         return {severity: base + limit for severity, limit in self.limits.items()}
 
+    def worst(self, namesakes: Sequence[Any]) -> Any:  # noqa: ANN401 - Structs
+        """Of elements of one name, the one that is furthest beyond most thresholds; the first."""
+        return max(namesakes, key=self._badness)
+
+    def _badness(self, holder: Any) -> tuple[int, float]:  # noqa: ANN401 - a Struct
+        """How many thresholds hold, and how far the value is beyond the mildest; -1: unknown."""
+        value = None if self.metric is None else getattr(holder, self.metric.field)
+        thresholds = self.thresholds(holder)
+        if value is None or thresholds is None:
+            return -1, 0.0
+        number = float(value) if self.convert is None else self.convert(value)
+        limits = list(thresholds.values())
+        holding = sum(self.holds(number, limit) for limit in limits)
+        return holding, self.sign * (number - limits[0])
+
     def holds(self, value: float, threshold: float) -> bool:
         """Whether `value` is at the threshold or on its bad side."""
         return self.sign * value >= self.sign * threshold
