@@ -7,6 +7,7 @@ import msgspec
 
 from handlers.forecasting.experts import PLAIN, SEASONAL, Experts, season_shares
 from handlers.forecasting.mixture import Horizon, Pending
+from handlers.forecasting.outliers import Scale
 from handlers.forecasting.season import Season
 
 LEAST_MATURED = 60
@@ -33,7 +34,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     season_steps: int | None
     """The season that carries the forecast; None: none does."""
     is_withheld: bool
-    """It has not beaten the last value, or too few came true to tell."""
+    """It has not beaten the last value, too few came true to tell, or it is doubtful."""
 
 
 class Forecaster(msgspec.Struct):
@@ -49,6 +50,7 @@ class Forecaster(msgspec.Struct):
     now: int = 0
     gap: int = 0
     pending: list[list[Pending]] = []
+    scale: Scale = msgspec.field(default_factory=Scale)
 
     @classmethod
     def make(cls, steps_ahead: Sequence[int], seasons: Sequence[int] = ()) -> "Forecaster":
@@ -61,11 +63,38 @@ class Forecaster(msgspec.Struct):
         )
 
     def update(self, value: float | None) -> None:
-        """The value of the next step; None, NaN, infinite or negative: not known."""
+        """The value of the next step; None, NaN, infinite or negative: not known.
+
+        As little is one far beyond all that came, and one that was taken and proves to be an
+        error is forgotten with all before it: see `Scale`.
+        """
         self.now += 1
-        if value is None or not 0 <= value < math.inf:
+        if value is None or not 0 <= value < math.inf or not self.scale.believes(value):
             self.gap += 1
             return
+        if since := self.scale.anew():
+            self._restart()
+            self.now -= len(since) - 1
+            for one in since[:-1]:
+                self._take(one)
+                self.now += 1
+        self._take(value)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it rests on one value that nothing has been like since."""
+        return self.scale.is_doubtful
+
+    def _restart(self) -> None:
+        """Forget all that came."""
+        fresh = Forecaster.make(
+            [horizon.steps_ahead for horizon in self.horizons],
+            [season.steps for season in self.experts.seasons],
+        )
+        self.experts, self.horizons, self.pending = fresh.experts, fresh.horizons, fresh.pending
+        self.gap = 0
+
+    def _take(self, value: float) -> None:
         if self.gap:
             self.experts.skip(self.gap)
             if self.gap >= max(horizon.steps_ahead for horizon in self.horizons):
@@ -101,7 +130,7 @@ class Forecaster(msgspec.Struct):
             coverage_ratio=horizon.inside / horizon.count if horizon.count else 0.0,
             scored=horizon.matured,
             season_steps=self._season(horizon),
-            is_withheld=not beats or horizon.matured < LEAST_MATURED,
+            is_withheld=self.is_doubtful or not beats or horizon.matured < LEAST_MATURED,
         )
 
     def _season(self, horizon: Horizon) -> int | None:

@@ -82,11 +82,14 @@ class ForecastHandler:
         """The highest p90 of a pool's requests in flight, of all horizons.
 
         Of those that are calibrated: also of one that does not beat the last value, and is not
-        published. None: of no horizon, or the last minute is not known.
+        published. None: of no horizon, the last minute is not known, or it rests on one value that
+        nothing has been like since.
         """
         pool = self._pools.get(name, now_ns)
         forecaster = None if pool is None else pool.forecasters.get(EXPECTED)
-        if pool is None or forecaster is None or now_ns >= pool.fed_ns + MINUTE_NS:
+        if pool is None or forecaster is None or forecaster.is_doubtful:
+            return None
+        if now_ns >= pool.fed_ns + MINUTE_NS:
             return None
         if pool.expected[0] != forecaster.now:
             found = [

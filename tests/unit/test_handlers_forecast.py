@@ -115,6 +115,8 @@ def test_what_is_expected_follows_the_load() -> None:
         pytest.param([*[40.0] * 200, None, None], 60 * 202, id="silent"),
         pytest.param([40.0] * 200, 60 * 201, id="the last minute is not known"),
         pytest.param([], 0, id="no such pool"),
+        pytest.param([*[0.0] * 200, 1e9, 0.0], 60 * 202, id="all rests on a lone value"),
+        pytest.param([*[40.0] * 200, 1e9], 60 * 201, id="the last value cannot be"),
     ],
 )
 def test_nothing_is_expected_where_it_is_not_known(
