@@ -35,6 +35,10 @@ def report(
         Format | None, typer.Option("--format", help="default: by the file's name, else text")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="write it here, not to stdout")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="write a page with charts, beside what is printed"),
+    ] = None,
     simulated: Annotated[
         bool, typer.Option("--simulated", help="count simulated GPUs, too")
     ] = False,
@@ -61,6 +65,10 @@ def report(
         else format_ or (_BY_SUFFIX.get(output.suffix.lower()) if output else None) or "text"
     )
 
+    for path in (output, html):
+        if path is not None:
+            path.open("a").close()  # what cannot be written is told now, not after the answer
+
     async def get(bus: Bus) -> Report:
         return await ResourceAgent(bus).get_report(
             seconds=seconds, pool=pool, node=node, simulated=simulated
@@ -72,8 +80,14 @@ def report(
     if output is None:
         print(text, end="")
     else:
-        output.write_text(text, encoding="utf-8")
-        errors.print(f"wrote {escape(str(output))}")
+        _write(output, text)
+    if html is not None:
+        _write(html, rendered(found, "html"))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    errors.print(f"wrote {escape(str(path))}")
 
 
 def rendered(found: Report, chosen: Format) -> str:

@@ -56,6 +56,22 @@ async def test_the_report_is_written_in_the_format_of_its_name(served: str, tmp_
     assert json.loads(data.read_text())["scope"] == "fleet"
 
 
+async def test_a_page_is_written_beside_what_is_printed(served: str, tmp_path: Path) -> None:
+    page, data = tmp_path / "page.html", tmp_path / "fleet.json"
+
+    printed = await run(served, "--since", "2d", "--html", page)
+    first = page.read_text()
+    asked = await run(served, "--since", "2d", "--json", "--html", page)
+    written = await run(served, "--since", "2d", "--output", data, "--html", page)
+
+    assert printed[1].startswith("The fleet, ")
+    assert printed[2].endswith(f"wrote {page}\n")
+    assert first.startswith("<!doctype html>")
+    assert first == page.read_text()
+    assert json.loads(asked[1])["scope"] == json.loads(data.read_text())["scope"] == "fleet"
+    assert (written[0], written[1]) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -83,10 +99,11 @@ async def test_without_handlers_it_says_so(bus: Bus, nats_url: str) -> None:
 
 
 async def test_a_file_that_cannot_be_written_is_an_error(served: str, tmp_path: Path) -> None:
-    code, _, err = await run(served, "--output", tmp_path / "no" / "folder.html")
+    for option in ("--output", "--html"):
+        code, out, err = await run(served, option, tmp_path / "no" / "folder.html")
 
-    assert code == 1
-    assert "No such file or directory" in err
+        assert (code, out) == (1, "")
+        assert "No such file or directory" in err
 
 
 async def test_the_client_asks_for_money(served: str) -> None:
