@@ -10,6 +10,7 @@ from agent.views.money_text import cost_line, saving_lines
 from schemas.decisions import EngineSource, Explanation, MetricSource, TrailEntry
 from schemas.life import WANTED
 from schemas.metrics import Rollup
+from schemas.money import usd
 from schemas.precedence import decided_by
 from schemas.scaling import SCALING, Decision, Evidence, Execution, HeldAdvice, Recommendation
 from schemas.units import to_ns
@@ -123,7 +124,7 @@ def change(advice: Recommendation) -> str:
 def _moves(advice: Recommendation) -> Iterator[str]:
     for number, move in enumerate(advice.moves, start=1):
         saving = move.saving_usd_per_hour
-        worth = f", {move.node} is empty then: saves {saving:.2f} $/h" if saving else ""
+        worth = f", {move.node} is empty then: saves {usd(saving)}/h" if saving else ""
         yield (
             f"{number}. {move.node}/{move.gpu} → {move.to_node}/{move.to_gpu}: "
             f"{human.size(move.memory_bytes)}, busy up to {move.busy_ratio:.0%}{worth}"
@@ -140,9 +141,9 @@ def money(advice: Recommendation) -> str:
     if saving is None:
         text = "no price is known" if advice.action in SCALING else "saving not known"
     else:
-        text = f"saves {saving:.2f} $/h" if saving >= 0 else f"costs {-saving:.2f} $/h"
+        text = f"saves {usd(saving)}/h" if saving >= 0 else f"costs {usd(-saving)}/h"
     if advice.one_off_cost_usd is not None:
-        text += f", {advice.one_off_cost_usd:.2f} $ once"
+        text += f", {usd(advice.one_off_cost_usd)} once"
     return text if payback is None else f"{text}, pays back in {human.duration(payback * 3600)}"
 
 

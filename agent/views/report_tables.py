@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from agent import human
+from schemas.money import LEAST_USD
+from schemas.money import usd as as_usd
 from schemas.report import ArchiveFigures, Report, ReportArchive, ReportGroup
 from schemas.spending import Figures, Saving, TrendLine, TrendMetric
 
 UNKNOWN = "-"
 WHERE = "Where it went"
 JOULES_PER_KWH = 3.6e6
-LEAST_USD = 0.0001
 
 PARTS = (
     ("used", "used"),
@@ -47,15 +48,7 @@ class Table(NamedTuple):
 
 def usd(value: float | None) -> str:
     """`$1,235`, `$12.35`, `$0.012`, `<$0.0001`, or a dash."""
-    if value is None:
-        return UNKNOWN
-    if not value:
-        return "$0"
-    if value >= 0.1:
-        return f"${value:,.0f}" if value >= 100 else f"${value:,.2f}"
-    if value < LEAST_USD:
-        return f"<${LEAST_USD}"
-    return f"${value:.2g}"
+    return UNKNOWN if value is None else as_usd(value)
 
 
 def measured(report: Report) -> str:

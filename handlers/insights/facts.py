@@ -16,6 +16,7 @@ from handlers.utilization.levels import RANK
 from schemas.alerts import SEVERITIES
 from schemas.analysis import Alert, Bottleneck, Severity, Utilization
 from schemas.message import Message
+from schemas.money import usd
 from schemas.scaling import SCALING, Recommendation
 from schemas.spending import Opportunity, Waste
 
@@ -211,7 +212,7 @@ def _opportunity(opportunity: Opportunity, names: Names) -> Iterator[Fact]:
 
 
 def _usd(value: float | None) -> str:
-    return "an unknown number of USD" if value is None else f"{_plain(value)} USD"
+    return "an unknown amount of money" if value is None else usd(value)
 
 
 def _recommendation(advice: Recommendation, names: Names) -> Iterator[Fact]:
@@ -219,9 +220,9 @@ def _recommendation(advice: Recommendation, names: Names) -> Iterator[Fact]:
     if advice.action in SCALING:
         replicas = f" from {advice.replicas_from} to {advice.replicas_to} replicas"
     saving = advice.saving_usd_per_hour
-    money = "" if saving is None else f", saving {_plain(saving)} USD per hour"
+    money = "" if saving is None else f", saving {usd(saving)} per hour"
     if saving is not None and saving < 0:
-        money = f", costing {_plain(-saving)} USD more per hour"
+        money = f", costing {usd(-saving)} more per hour"
     signals = "; ".join(
         f"{_known(one.signal, names)} {figure(one.value, one.signal)}"
         + ("" if one.threshold is None else f" (target {figure(one.threshold, one.signal)})")

@@ -9,6 +9,7 @@ from handlers.rightsizing.peaks import WINDOW_NS
 from handlers.settings import GpuAdviceSettings
 from schemas.changes import Move
 from schemas.consolidation import Consolidation
+from schemas.money import usd
 from schemas.protocols import Moment
 from schemas.scaling import Evidence, Recommendation
 from schemas.units import SECOND_NS, instant, paired
@@ -41,7 +42,7 @@ def plan_message(
     after = len(nodes) - len(replayed.emptied)
     saving = saving_of(moves)
     if moves:
-        worth = "no price is known" if saving is None else f"saves {saving:.2f} $/h"
+        worth = "no price is known" if saving is None else f"saves {usd(saving)}/h"
         number = "1 move" if len(moves) == 1 else f"{len(moves)} moves"
         text = (
             f"Empty {', '.join(replayed.emptied)} of pool {pool} in {number}: {len(nodes)} → "

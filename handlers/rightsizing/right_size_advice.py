@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from handlers.rightsizing.peaks import WINDOW_NS, packed
 from handlers.rightsizing.right_size import Need, RightSize
 from handlers.settings import GpuAdviceSettings
+from schemas.money import usd
 from schemas.protocols import Moment
 from schemas.scaling import Evidence, Recommendation
 from schemas.units import SECOND_NS, instant, paired
@@ -88,7 +89,7 @@ def _text(pool: str, one: RightSize, settings: GpuAdviceSettings) -> str:
         f"{change.memory_needed_bytes_per_second / 1e9:.0f} of "
         f"{change.memory_bytes_per_second / 1e9:.0f} GB/s and "
         f"{change.tensor_needed_flops / 1e12:.0f} of {change.tensor_flops / 1e12:.0f} TFLOPS "
-        f"(p99 of {settings.history_hours} hours). {change.usd_per_hour_from:.2f} → "
-        f"{change.usd_per_hour_to:.2f} $/h.{older} Try one first: speed of links and software "
+        f"(p99 of {settings.history_hours} hours). {usd(change.usd_per_hour_from)}/h → "
+        f"{usd(change.usd_per_hour_to)}/h.{older} Try one first: speed of links and software "
         "are not in these figures."
     )

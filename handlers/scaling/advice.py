@@ -19,6 +19,7 @@ from handlers.scaling.scale_down import (
 )
 from handlers.settings import ScalingSettings
 from schemas.engines import EngineMetrics
+from schemas.money import usd
 from schemas.protocols import Moment
 from schemas.scaling import Evidence, Recommendation
 from schemas.units import SECOND_NS, instant
@@ -70,7 +71,7 @@ def recommend(
     action, target, planned = change.action, change.target, change.planned
     signals = change.demand.signals
     pool, replicas = reports[0].metrics.pool, len(reports)
-    usd = settings.usd_per_replica_hour
+    hourly = settings.usd_per_replica_hour
     advice_id = f"{pool}.{action}.{now.ns}"
     is_up = action == "scale_up"
     reason = _busiest(signals).name if is_up else "spare_capacity"
@@ -115,7 +116,7 @@ def recommend(
         ),
         risk=_risk(action, target),
         effective_after_seconds=settings.startup_lead_seconds if is_up else 0.0,
-        saving_usd_per_hour=None if usd is None else usd * (replicas - target),
+        saving_usd_per_hour=None if hourly is None else hourly * (replicas - target),
         one_off_cost_usd=one_off,
         payback_hours=payback,
         supersedes=supersedes,
@@ -280,8 +281,8 @@ def _price_text(price: DerivedPrice) -> str:
     """From what the price of a replica was derived."""
     how = "by the settings" if price.is_given else "by the pool's GPUs and replicas"
     return (
-        f"A replica is priced at {price.usd_per_hour:.2f} USD an hour: {price.gpus} "
-        f"GPU{'s' if price.gpus > 1 else ''} ({how}) at {price.usd_per_gpu_hour:.2f}, the mean "
+        f"A replica is priced at {usd(price.usd_per_hour)} an hour: {price.gpus} "
+        f"GPU{'s' if price.gpus > 1 else ''} ({how}) at {usd(price.usd_per_gpu_hour)}, the mean "
         f"of {'; '.join(price.sources)}."
     )
 

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 from handlers.scaling.cache_loss import CacheLoss, Caches
 from handlers.scaling.demand import Demand
 from handlers.settings import ScalingSettings
+from schemas.money import usd
 from schemas.scaling import HeldReason
 
 Direction: TypeAlias = Literal["scale_up", "scale_down"]
@@ -72,8 +73,8 @@ def loss_text(settings: ScalingSettings, loss: CacheLoss, removed: int) -> str:
     """What has to be computed anew, for people."""
     if loss.tokens is None or loss.replica_hours is None:
         return f"What is lost with their KV caches is not known: {loss.unknown} is not measured."
-    usd = one_off_usd(settings, loss)
-    money = "" if usd is None else f" ({usd:.3f} USD)"
+    cost = one_off_usd(settings, loss)
+    money = "" if cost is None else f" ({usd(cost)})"
     return (
         f"At most {loss.tokens:,.0f} tokens of KV cache have to be computed anew: "
         f"{loss.replica_hours * 3600:.1f} s of one replica{money}, made up for in "
@@ -104,5 +105,5 @@ def _too_little(settings: ScalingSettings, removed: int, replicas: int) -> str:
         return f"{removed} of {replicas} replicas are less than {settings.least_saving_ratio:.0%}"
     if price is not None and removed * price < settings.least_saving_usd_per_hour:
         least = settings.least_saving_usd_per_hour
-        return f"it saves {removed * price:.2f} USD an hour, less than {least:.2f}"
+        return f"it saves {usd(removed * price)} an hour, less than {usd(least)}"
     return ""

@@ -15,6 +15,7 @@ from schemas.archive_money import (
     followed,
     holding_nothing,
 )
+from schemas.money import usd
 from schemas.report import ArchiveFigures, ReportArchive, ReportArchiveNamespace
 from schemas.spending import Usage
 from schemas.units import SECOND_NS, to_ns
@@ -111,18 +112,18 @@ def gpu_hour_usd(hours: Sequence[Usage]) -> float | None:
     if any(hour.unpriced_gpu_hours for hour in hours):
         return None
     states = [s for hour in hours for s in (hour.active, hour.idle_held, hour.idle, hour.unknown)]
-    usd = total([state.usd for state in states])
+    cost = total([state.usd for state in states])
     gpu_hours = sum(state.gpu_hours for state in states)
-    return usd / gpu_hours if usd is not None and gpu_hours else None
+    return cost / gpu_hours if cost is not None and gpu_hours else None
 
 
 def archive_notes(found: ReportArchive) -> list[str]:
     """What its numbers do not say by themselves."""
     said = [
         f"the archive's prices are those of {table.source}, {table.as_of}: "
-        f"{table.gib_month_usd:g} USD a GiB and 730 hours; for 1,000 requests "
-        f"{table.write_usd_per_1000:g} to write, {table.list_usd_per_1000:g} to list, "
-        f"{table.read_usd_per_1000:g} to read"
+        f"${table.gib_month_usd:g} a GiB and 730 hours; for 1,000 requests "
+        f"${table.write_usd_per_1000:g} to write, ${table.list_usd_per_1000:g} to list, "
+        f"${table.read_usd_per_1000:g} to read"
         for table in found.prices
     ]
     if not found.prices:
@@ -151,12 +152,16 @@ def archive_notes(found: ReportArchive) -> list[str]:
             f"no price is known of the GPUs that compute {', '.join(unpriced)}: "
             "handlers.waste.archive_pools names their pool, handlers.prices.rules its price"
         )
-    priced = [one for one in found.namespaces if one.total.avoided_usd]
+    priced = [
+        (one, one.usd_per_gpu_hour)
+        for one in found.namespaces
+        if one.total.avoided_usd and one.usd_per_gpu_hour is not None
+    ]
     if priced:
         at = ", ".join(
-            f"{one.namespace} at {one.usd_per_gpu_hour:.2f} USD a GPU-hour of "
+            f"{one.namespace} at {usd(price)} a GPU-hour of "
             + (f"pool {one.pool}" if one.pool else "the fleet")
-            for one in priced
+            for one, price in priced
         )
         said.append(f"avoided computing is priced as seconds of one GPU: {at}")
     return said

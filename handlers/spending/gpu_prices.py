@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from handlers.prices import PriceList, PriceRule
 from handlers.spending.gpu_minutes import GpuMinute
+from schemas.money import usd
 
 MOST_TEXTS = 8
 MOST_NAME = 80
@@ -51,7 +52,7 @@ def priced_gpus(minutes: Sequence[GpuMinute], prices: PriceList, end_ns: int) ->
 
 
 def _text(name: str | None, rule: PriceRule, count: int) -> str:
-    """`6 × NVIDIA H100 80GB HBM3 at 3.99 USD (Lambda, 8 GPUs with SXM, 2026-09-25)`."""
+    """`6 × NVIDIA H100 80GB HBM3 at $3.99 (Lambda, 8 GPUs with SXM, 2026-09-25)`."""
     whose = rule.source if rule.as_of is None else f"{rule.source}, {rule.as_of}"
     model = (name or "a GPU without a name")[:MOST_NAME]  # anybody may have written it
-    return f"{count} × {model} at {rule.usd_per_gpu_hour:g} USD ({whose})"
+    return f"{count} × {model} at {usd(rule.usd_per_gpu_hour)} ({whose})"

@@ -18,6 +18,7 @@ from handlers.spending.recorded_usage import recorded_hours
 from handlers.spending.trend import LEAST_HOURS, Point, point, trend_lines
 from handlers.spending.usage import HOUR_NS, figures, total
 from schemas.analysis import Scope
+from schemas.money import usd
 from schemas.protocols import Call, Clock, RequestError
 from schemas.report import (
     Report,
@@ -276,7 +277,7 @@ def _points(hours: Sequence[Usage]) -> list[Point]:
 
 
 def _usd(value: float | None) -> str:
-    return f"${value or 0.0:,.0f}" if (value or 0.0) >= 100 else f"${value or 0.0:,.2f}"
+    return usd(value or 0.0)
 
 
 def _summary(whole: Figures, savings: Sequence[ReportSaving], simulated: Sequence[Usage]) -> str:

@@ -326,7 +326,7 @@ async def test_what_it_costs_and_could_save_is_explained(bus: Bus, clock: Clock)
 
     fleet, pool = (one for one in await written(bus) if one.scope != "node")
     assert [one.id for one in (fleet, pool)] == ["all", "chat"]
-    assert "they cost 32 USD per hour, of which 22 USD are wasted" in fleet.text
+    assert "they cost $32.00 per hour, of which $22.00 are wasted" in fleet.text
     assert [finding.text.partition(":")[0] for finding in fleet.findings] == [
         "GPUs of the fleet, 8 on average",
         *["Could be done in node n9"] * 3,

@@ -461,7 +461,7 @@ async def test_the_command_shows_steps_and_findings_and_fails_where_one_did(
         "critical: gpu.temperature_celsius of gpu-node-17 is 91",
         "pool chat: $8.00 an hour for 2.0 GPUs, wasted $6.00 an hour, $4,380 a month (75 %)",
         "a month, effort low, pool chat: Release 1 GPU",
-        f"{one.recommendation_id}  scale_up chat 4 → 6, costs 5.50 $/h, low risk",
+        f"{one.recommendation_id}  scale_up chat 4 → 6, costs $5.50/h, low risk",
     ):
         assert text in told.stdout.decode()
     run = msgspec.json.decode(as_json.stdout, type=RunReply)

@@ -69,9 +69,9 @@ async def test_advice_is_listed_approved_carried_out_and_explained(up: Up, tmp_p
     text = listed.stdout.decode()
     assert f"{name}  scale_up chat 2 → 3  [open]" in text
     assert "why: 40 requests wait" in text
-    assert "costs 4.00 $/h, low risk, confidence 100%, stands for" in text
+    assert "costs $4.00/h, low risk, confidence 100%, stands for" in text
     assert f"next: resource-agent approve {name}" in text
-    assert "saves 4.00 $/h, 0.01 $ once, pays back in 9.0 s, low risk" in text
+    assert "saves $4.00/h, $0.01 once, pays back in 9.0 s, low risk" in text
     assert "from simulated evidence" in text
     assert "not advised: scale_down embed 4 → 3: 3 are too few  [failure]" in text
     assert (rehearsed.returncode, untouched) == (0, "2"), rehearsed.stderr

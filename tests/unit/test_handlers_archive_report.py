@@ -205,7 +205,7 @@ def test_in_a_fleet_without_pools_all_gpus_compute() -> None:
     (one,) = found.namespaces
     assert (one.pool, one.usd_per_gpu_hour) == (None, 4.0)
     assert found.total.avoided_usd == pytest.approx(8.0)
-    assert any("4.00 USD a GPU-hour of the fleet" in note for note in archive_notes(found))
+    assert any("$4.00 a GPU-hour of the fleet" in note for note in archive_notes(found))
 
 
 def test_one_namespace_that_is_not_known_makes_the_sum_unknown() -> None:

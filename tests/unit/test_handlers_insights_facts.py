@@ -25,7 +25,7 @@ def test_facts_tell_figures_with_units_and_stand_ins_for_names() -> None:
         "Open alert (critical): GPU near its slowdown temperature: gpu.temperature_celsius of "
         "PART_B in node NODE_A reached 91 °C, threshold 90 °C, for 60 s.",
         "Standing advice: scale up POOL_A from 4 to 6 replicas, because of requests_waiting; risk "
-        "low, confidence 75.0 %, in effect after 120 s, costing 5.5 USD more per hour. Measured: "
+        "low, confidence 75.0 %, in effect after 120 s, costing $5.50 more per hour. Measured: "
         "requests_waiting 12.5 (target 4).",
         "pool POOL_A in the last 60 s: use is high, health healthy, efficiency 90.0 %; nodes that "
         "reported: 3. GPU 85.4 % on average and 99.0 % at most (high).",
@@ -112,8 +112,8 @@ def test_cost_and_waste_are_told_in_dollars_and_in_shares_of_time() -> None:
     facts = facts_of([waste()], Names(), 10)
 
     assert [fact.text for fact in facts] == [
-        "GPUs of pool POOL_A, 8 on average: they cost 32 USD per hour, of which 22 USD are wasted, "
-        "16,060 USD per month at this rate; of their time 25.0 % idle, 12.5 % idle but with memory "
+        "GPUs of pool POOL_A, 8 on average: they cost $32.00 per hour, of which $22.00 are wasted, "
+        "$16,060 per month at this rate; of their time 25.0 % idle, 12.5 % idle but with memory "
         "held, 31.2 % under-used, 0.0 % of unknown state."
     ]
 
@@ -141,11 +141,11 @@ def test_savings_are_told_with_their_money_effort_and_parts() -> None:
 
     assert [fact.text for fact in facts] == [
         "Could be done in pool POOL_A: release GPUs that are idle; GPUs: 2, PART_A, PART_B among "
-        "them; saving 8 USD per hour, 5,840 USD per month; effort low.",
+        "them; saving $8.00 per hour, $5,840 per month; effort low.",
         "Could be done in pool POOL_A: pack the work of under-used GPUs onto fewer; GPUs: 2; "
-        "saving 8 USD per hour, 5,840 USD per month; effort high.",
+        "saving $8.00 per hour, $5,840 per month; effort high.",
         "Could be done in pool POOL_A: unload or share GPUs that are idle but with memory held; "
-        "GPUs: 1, PART_C among them; saving 4 USD per hour, 2,920 USD per month; effort medium.",
+        "GPUs: 1, PART_C among them; saving $4.00 per hour, $2,920 per month; effort medium.",
         "Could be done in node NODE_A: release GPUs that are idle; GPUs: 2, PART_D, PART_E, PART_F "
         "among them; no saving in money is known; effort low.",
     ]

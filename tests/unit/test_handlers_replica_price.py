@@ -15,7 +15,7 @@ from tests.support.fleets import H100
 
 MINUTE_NS = 60 * SECOND_NS
 A100 = "NVIDIA A100-SXM4-80GB"
-H100_TEXT = "2 × NVIDIA H100 80GB HBM3 at 3.99 USD (Lambda, 8 GPUs with SXM, 2026-09-25)"
+H100_TEXT = "2 × NVIDIA H100 80GB HBM3 at $3.99 (Lambda, 8 GPUs with SXM, 2026-09-25)"
 
 
 def minute(name: str | None = H100, state: GpuState | None = "active") -> GpuMinute:
@@ -32,7 +32,7 @@ def test_gpus_cost_the_mean_of_their_list_prices() -> None:
     assert (found.end_ns, found.gpus) == (60, 3)
     assert found.usd_per_gpu_hour == pytest.approx((2 * 3.99 + 2.79) / 3)
     assert found.sources == (
-        "1 × NVIDIA A100-SXM4-80GB at 2.79 USD (Lambda, 2026-09-20)",
+        "1 × NVIDIA A100-SXM4-80GB at $2.79 (Lambda, 2026-09-20)",
         H100_TEXT,
     )
 
@@ -70,7 +70,7 @@ def test_your_price_counts_and_is_named() -> None:
 
     found = priced(minute(), settings=PriceSettings(rules=(rule,)))
 
-    assert found == PricedGpus(60, 1, 2.5, (f"1 × {H100} at 2.5 USD (contract)",))
+    assert found == PricedGpus(60, 1, 2.5, (f"1 × {H100} at $2.50 (contract)",))
 
 
 def test_the_labels_of_the_node_count() -> None:

@@ -339,7 +339,7 @@ def test_advice_comes_once_a_whole_history_was_found_three_times() -> None:
     assert one.payback_hours == pytest.approx(2 * 1.40 / 6 / 5.18)
     assert (one.replicas_from, one.replicas_to, one.confidence_ratio) == (2, 2, 1.0)
     assert "Replace 2 × NVIDIA H100 80GB HBM3 of pool chat by NVIDIA L40S" in one.text
-    assert "7.98 → 2.80 $/h. It is of an older generation" in one.text
+    assert "$7.98/h → $2.80/h. It is of an older generation" in one.text
 
 
 def test_evidence_names_the_gpu_and_the_ten_minutes_of_its_p99() -> None:

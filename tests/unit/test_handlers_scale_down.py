@@ -109,7 +109,7 @@ def test_a_signal_that_has_a_target_must_be_known() -> None:
         pytest.param({"least_saving_ratio": 0.3}, "2 of 8 replicas are less than 30%", id="share"),
         pytest.param(
             {"usd_per_replica_hour": 0.04},
-            "it saves 0.08 USD an hour, less than 0.10",
+            "it saves $0.08 an hour, less than $0.10",
             id="money: 2 * 0.04",
         ),
     ],

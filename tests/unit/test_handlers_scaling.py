@@ -362,7 +362,7 @@ def test_a_replica_is_priced_by_its_gpus_where_no_price_is_given() -> None:
         ["4 × T4 at 0.5 USD (list)"],
     )
     assert advice.text.endswith(
-        "A replica is priced at 2.00 USD an hour: 4 GPUs (by the settings) at 0.50, the mean of "
+        "A replica is priced at $2.00 an hour: 4 GPUs (by the settings) at $0.50, the mean of "
         "4 × T4 at 0.5 USD (list)."
     )
 
@@ -396,7 +396,7 @@ def test_a_derived_price_counts_in_what_is_worth_it() -> None:
     player = Player(cheap, gpus=priced_at(0.5, 2)).play(idle)
 
     assert [held.text for held in player.held if held.reason == "saving"] == [
-        "it saves 0.50 USD an hour, less than 0.60"
+        "it saves $0.50 an hour, less than $0.60"
     ]
 
 
