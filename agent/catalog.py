@@ -397,7 +397,12 @@ def _of_archive() -> Iterator[EndpointSpec]:
             None,
             None,
         ),
-        ("keys", "8-byte digests of all archived keys, paged", None, None),
+        (
+            "keys",
+            "8-byte digests of all archived keys, paged; how far evictions are worked off",
+            None,
+            None,
+        ),
         ("list", "archived entries", ArchiveListRequest, ArchiveList),
         ("status", "what is stored, what waits", Nothing, ArchiveStatus),
         ("dead", "evictions that could not be taken", ArchiveDeadRequest, ArchiveDead),

@@ -26,7 +26,8 @@ class Condition:
     """Looks at the parts that an archiver needs, and remembers what it saw.
 
     `trouble` gives what the archiver itself met of the store, empty where nothing; `pending` how
-    many evictions wait, None: not known; `queue_trouble` why none come.
+    many evictions wait, None: not known; `queue_trouble` why none come; `unusable` how many can be
+    neither archived nor put aside.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Condition:
         trouble: Callable[[], str],
         pending: Callable[[], Awaitable[int | None]],
         queue_trouble: Callable[[], str],
+        unusable: Callable[[], int],
     ) -> None:
         self._store = store
         self._letters = letters
@@ -47,6 +49,7 @@ class Condition:
         self._trouble = trouble
         self._pending = pending
         self._queue_trouble = queue_trouble
+        self._unusable = unusable
         self._seen: list[Component] = []
         self._lifecycle: list[Component] = []
         self._failing_since_ns: int | None = None
@@ -94,8 +97,17 @@ class Condition:
         trouble = self._queue_trouble()
         if pending is None:
             trouble = trouble or "the eviction stream does not answer"
+        if trouble:
+            return self.component("backlog", "failed", trouble)
+        text = f"{pending} evictions wait"
+        unusable = self._unusable()
+        if not unusable:
+            return self.component("backlog", "ok", text)
         return self.component(
-            "backlog", "failed" if trouble else "ok", trouble or f"{pending} evictions wait"
+            "backlog",
+            "degraded",
+            f"{text}; {unusable} of them cannot be archived, and do not get into FLEET_DEAD: is it "
+            "full? `resource-agent archive dead` says what is in it, and drops it",
         )
 
     async def _of_dead_letters(self) -> list[Component]:

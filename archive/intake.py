@@ -14,6 +14,7 @@ from archive.keeping import Count, Keeping, Kept
 from archive.packer import INLINE_BYTES
 from archive.parts import Parts
 from archive.settings import ArchiveSettings
+from archive.unusable import Unusable
 from schemas.cache import EVICTED_HEADER, Evicted, decode_header
 from schemas.message import UNDECODABLE
 from schemas.protocols import Delivery, PublishError, WorkItem, WorkQueue
@@ -96,6 +97,7 @@ class Intake:
         self.in_flight = 0
         """How many evictions are being handled now."""
         self.queue_error = ""
+        self.unusable = Unusable(queue, STREAM, settings.retry_seconds)
 
     async def run(
         self, keeping: Keeping, lease: Held, stopping: asyncio.Event, count: Count
@@ -245,7 +247,12 @@ class Intake:
             await self._give_back([item], failure)
 
     async def _bury(self, item: WorkItem, error: ValueError) -> None:
-        await item.dead(str(error))
+        try:
+            await item.dead(str(error))
+        except PublishError:
+            self.unusable.met(item.delivery)
+            raise
+        self.unusable.gone(item.delivery)
         self._announcer.counts[namespace_of(item.delivery)]["dead_total"] += 1
 
     async def _keep(

@@ -13,6 +13,7 @@ from archive.money import price_table
 from archive.ownership import owned_namespace
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore
+from archive.unusable import Unusable
 from archive.vault import Vault
 from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveStatus, Request
 from schemas.archive_money import used_by
@@ -54,9 +55,11 @@ class Queries:
         clock: Clock,
         namespaces: Collection[str],
         is_owner: Callable[[], bool],
+        unusable: Unusable,
         settings: ArchiveSettings,
     ) -> None:
         self._prices = price_table(settings.prices) if settings.shows_money else None
+        self._unusable = unusable
         self._vault = vault
         self._store = store
         self._announcer = announcer
@@ -86,22 +89,41 @@ class Queries:
             ),
         ]
 
-    def keys(self, call: Call) -> Answer:
+    async def keys(self, call: Call) -> Answer:
         """Eight-byte hashes (`index.key_hash`) of the keys that can be restored, sorted.
 
         At most 512 KiB a page; `Fleet-More: 1` says that there are more, after the last one:
         `Fleet-After` takes it in hexadecimal. `Fleet-Generation` is the newest generation known.
+        To `Fleet-From` and `Fleet-Until`, sequences of the eviction stream, `Fleet-Reached` says
+        how far the namespace's evictions between them are worked off (`Unusable.reached`).
         """
-        index = self._vault.index(owned_namespace(call, self._is_owner))
+        namespace = owned_namespace(call, self._is_owner)
+        index = self._vault.index(namespace)
         try:
             after = bytes.fromhex(call.headers.get("Fleet-After", ""))
         except ValueError:
             raise RequestError(400, "Fleet-After is hexadecimal") from None
         hashes = index.hashes(after, HASHES_PER_PAGE + 1, self._clock())
-        headers = {"Fleet-Generation": str(index.generation)}
+        headers = {
+            "Fleet-Generation": str(index.generation),
+            **await self._reached(namespace, call),
+        }
         if len(hashes) > HASHES_PER_PAGE:
             headers["Fleet-More"] = "1"
         return Answer(b"".join(hashes[:HASHES_PER_PAGE]), headers)
+
+    async def _reached(self, namespace: str, call: Call) -> dict[str, str]:
+        bounds = [call.headers.get(name) for name in ("Fleet-From", "Fleet-Until")]
+        if None in bounds:
+            return {}
+        if not all(text and text.isascii() and text.isdigit() for text in bounds):
+            raise RequestError(400, "Fleet-From and Fleet-Until are sequences")
+        first, until = (int(text or 0) for text in bounds)
+        try:
+            reached = await self._unusable.reached(namespace, first, until)
+        except PublishError as error:
+            raise RequestError(503, f"the eviction stream cannot be read now: {error}") from error
+        return {"Fleet-Reached": str(reached)}
 
     def list_entries(self, request: ArchiveListRequest, call: Call) -> ArchiveList:
         """Entries that can be restored, by key; a page ends at `limit` or 256 KiB of keys."""

@@ -132,6 +132,7 @@ class ArchiveService:
             clock,
             namespaces,
             is_owner=self._is_owner,
+            unusable=self._intake.unusable,
             settings=settings,
         )
         self._restoring = Restoring(
@@ -153,6 +154,7 @@ class ArchiveService:
             trouble=lambda: self._vault.packer.store_error or self._load_error,
             pending=self._queries.pending,
             queue_trouble=lambda: self._intake.queue_error,
+            unusable=lambda: self._intake.unusable.count,
         )
         self._state = "starting"
         self._settled = asyncio.Event()

@@ -61,7 +61,8 @@ class ArchiveLink:
     Large values come into `room`: into a file that the archiver on this host fills, or in ranges.
 
     Nothing is restored before the archive has worked off what was in the eviction stream when
-    this owner began: its predecessor's last tombstones may be among it.
+    this owner began: its predecessor's last tombstones may be among it. What it can neither archive
+    nor put aside, as FLEET_DEAD is full, is not waited for.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class ArchiveLink:
         self._restore_timeout_seconds = restore_timeout_seconds
         self._offers = Offers(namespace.files, room, restore_timeout_seconds)
         self._sync_until: int | None = None
+        self._seen_first = self._reached = 0
         self.error = ""
 
     async def listen(self) -> Callable[[], Awaitable[None]]:
@@ -252,10 +254,11 @@ class ArchiveLink:
             first, last = await self._subscriber.stream_bounds("EVICTIONS")
             if self._sync_until is None:
                 self._sync_until = last
-            # A stream that was deleted and made anew counts from 1 again.
-            self._sync_until = min(self._sync_until, last)
+                self._reached = 0
+            if last < self._sync_until:  # it was deleted and made anew: it counts from 1 again
+                self._sync_until, self._reached = last, 0
             # The stream is a work queue: what was worked off is no longer in it.
-            if first <= self._sync_until:
+            if first <= self._sync_until and not await self._is_worked_off(first, self._sync_until):
                 return
             archived.caught_up = True
             hashes = await self._listed_keys()
@@ -269,6 +272,29 @@ class ArchiveLink:
         self._sync_until = None
         self.error = ""
         log.info("archive_synced", namespace=self._namespace.name, archived_keys=len(hashes))
+
+    async def _is_worked_off(self, first: int, until: int) -> bool:
+        """Whether what is left of this namespace's evictions up to `until` is unusable."""
+        is_moving, self._seen_first = first != self._seen_first, first
+        if is_moving:
+            return False
+        self._reached = max(self._reached, first - 1)
+        if self._reached < until:
+            try:
+                answer = await self._requester.request(
+                    f"api.archive.keys.{self._namespace.name}",
+                    headers={
+                        "Fleet-After": LAST_KEY,
+                        "Fleet-From": str(self._reached + 1),
+                        "Fleet-Until": str(until),
+                    },
+                    timeout_seconds=KEYS_TIMEOUT_SECONDS,
+                )
+                # An archiver of an earlier release does not say.
+                self._reached = int(answer.headers.get("Fleet-Reached", self._reached))
+            except (RequestError, PublishError, ValueError):
+                return False  # usual while it is not there: components() tells what is waited for
+        return self._reached >= until
 
     async def _heed_generation(self) -> None:
         """Go on from the archive's generation, where the bus has forgotten that there was one.

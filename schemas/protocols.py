@@ -329,6 +329,12 @@ class WorkQueue(Protocol):
     async def depth(self, stream: str) -> int:
         """How many messages wait in `stream`. Raises PublishError, as `take_over`."""
 
+    async def first_from(self, stream: str, subject: str, sequence: int) -> tuple[int, int] | None:
+        """Sequence and time of storage of the first on `subject` from `sequence` on, if any.
+
+        Raises PublishError.
+        """
+
     async def take_over(self, stream: str, consumer: str) -> None:
         """Have what a predecessor took and did not settle given out anew, at once.
 

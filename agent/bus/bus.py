@@ -15,6 +15,7 @@ from agent.bus.cancellation import heed
 from agent.bus.connection import START_DEADLINE_SECONDS
 from agent.bus.errors import BusError, raised_as
 from agent.bus.names import Names
+from agent.bus.peek import first_from
 from agent.bus.reader import OrderedReader, read_stream
 from agent.bus.requesting import RequestingConnection
 from agent.bus.serving import Service
@@ -315,6 +316,12 @@ class Bus(RequestingConnection):
     async def depth(self, stream: str) -> int:
         """How many messages `stream` holds now."""
         return (await self.stream_state(stream)).messages
+
+    async def first_from(self, stream: str, subject: str, sequence: int) -> tuple[int, int] | None:
+        """The first message on `subject` from `sequence` on; see WorkQueue."""
+        name, full = self.names.stream(stream), self.names.absolute(subject)
+        with raised_as(PublishError, f"stream {name}"):
+            return await first_from(self._client, name, full, sequence)
 
     async def take_over(self, stream: str, consumer: str) -> None:
         """Have what was in flight given out anew; see WorkQueue."""

@@ -223,6 +223,7 @@ def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
         publish += [
             *_consume(evictions, "archiver"),
             f"$JS.API.CONSUMER.DELETE.{evictions}.archiver",  # to make it anew
+            f"$JS.API.STREAM.MSG.GET.{evictions}",  # what of it waits
             names.absolute(f"dead.{evictions}.archiver"),
         ]
         parts = names.stream("EVICTION_PARTS")

@@ -160,6 +160,7 @@ JETSTREAM = {
     "read events": "$JS.API.CONSUMER.CREATE.FLEET_EVENTS",
     "read advice": "$JS.API.CONSUMER.CREATE.FLEET_RECOMMENDATIONS.c1",
     "read evictions": "$JS.API.CONSUMER.CREATE.FLEET_EVICTIONS.c1",
+    "look at evictions": "$JS.API.STREAM.MSG.GET.FLEET_EVICTIONS",
     "take evictions": "$JS.API.CONSUMER.MSG.NEXT.FLEET_EVICTIONS.archiver",
     "settle evictions": "$JS.ACK.FLEET_EVICTIONS.archiver.1.1.1.1.0",
     "settle evictions (2.15)": "$JS.ACK._.hash.FLEET_EVICTIONS.archiver.1.1.1.1.0",
@@ -199,6 +200,7 @@ MAY = {
         *("write the cache's lease", "configure the cache"),
     },
     "archive": {
+        "look at evictions",
         *("take evictions", "settle evictions", "settle evictions (2.15)"),
         *("read the registry", "let the registry flow", "read the state", "say whose the store is"),
         "make the archive's bucket",
