@@ -1,11 +1,13 @@
 """Gives back what is over: forgets entries, removes dead segments, writes others anew."""
 
+import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container
 
 import msgspec
 import structlog
 
+from archive import scrub
 from archive.billing import made_for
 from archive.frame import ArchiveObjectError
 from archive.index import NamespaceIndex
@@ -27,6 +29,10 @@ class Sweeper:
     at least, as older versions may come out of the eviction stream for so long. To bound it, a
     segment is written anew when something in it has been outdated for that long.
 
+    What it moves it verifies, values too. One that is damaged, at a second look as well, is told
+    and stays where it is, for `tombstone_keep_seconds`: it may have been the way, or can be
+    mended; then its key is given up.
+
     `before_removal` is awaited before each segment is removed, and before a value is given up that
     the store does not have; where it raises they stay.
     """
@@ -37,6 +43,8 @@ class Sweeper:
         self._vault = vault
         self._before_removal = before_removal or _always
         self._moved_to: set[str] = set()
+        self._left: dict[str, int] = {}
+        """Segments in which something damaged was left, and since when (ns)."""
 
     async def sweep(self) -> AsyncGenerator[IndexEntry, None]:
         """One pass; yields each entry that it forgets.
@@ -75,6 +83,7 @@ class Sweeper:
                 continue
             await self._vault.catalog.removed(name)
             self._vault.ledger.forget(name)
+            self._left.pop(name, None)
 
     async def _write_anew(self, before_ns: int) -> None:
         """Pack what is needed of wasteful and small segments into others; then they are dead."""
@@ -86,13 +95,17 @@ class Sweeper:
                 needed[entry.segment].append(entry)
         moved_bytes = 0
         for names in turns:
-            # All are read before the first is moved: where they are moved to is closed soon.
+            # All are read and verified before the first is moved: where they go is closed soon.
             contents = [await self._content(needed[name]) for name in names]
-            for name, content in zip(names, contents, strict=True):
+            spoiled = [
+                await asyncio.to_thread(scrub.damaged, content or b"", needed[name])
+                for name, content in zip(names, contents, strict=True)
+            ]
+            for name, content, damaged in zip(names, contents, spoiled, strict=True):
                 if content is None:
                     continue
                 for entry in needed[name]:
-                    moved_bytes += await self._move(entry, content)
+                    moved_bytes += await self._move(entry, content, damaged, before_ns)
             if moved_bytes >= self._vault.settings.segment_bytes:
                 await self._remove_dead()
                 moved_bytes = 0
@@ -102,9 +115,10 @@ class Sweeper:
         """Segments to write anew: each wasteful one by itself, small ones up to the full size."""
         ledger, settings = self._vault.ledger, self._vault.settings
         wasteful = ledger.wasteful(settings.dead_ratio, before_ns)
-        turns = [[name] for name in wasteful]
+        left = {name for name, since_ns in self._left.items() if since_ns >= before_ns}
+        turns = [[name] for name in wasteful if name not in left]
         room_bytes = 0
-        for name in set(ledger.small(settings.segment_bytes)).difference(wasteful):
+        for name in set(ledger.small(settings.segment_bytes)).difference(wasteful, left):
             room_bytes -= ledger.segments[name].object_bytes
             if room_bytes < 0:
                 turns.append([])
@@ -131,8 +145,13 @@ class Sweeper:
             await self._before_removal()
         return content or b""
 
-    async def _move(self, found: IndexEntry, content: bytes) -> int:
-        """Pack `found`, of the segment with this content, into another; returns its bytes."""
+    async def _move(
+        self, found: IndexEntry, content: bytes, damaged: Container[int], before_ns: int
+    ) -> int:
+        """Pack `found`, of the segment with this content, into another; returns its bytes.
+
+        `damaged`: where in it damaged frames begin.
+        """
         index = self._vault.index(found.namespace)
         async with self._vault.lock(found.namespace, found.key):
             entry = index.current(found)
@@ -140,12 +159,16 @@ class Sweeper:
                 return 0
             stored = content[entry.first : entry.first + entry.object_bytes]
             try:
-                moved = await self._packed(index, entry, stored)
+                if content and entry.first in damaged:
+                    stored = await self._read_again(entry)
+                moved = self._moved(entry, stored, self._vault.ttl_class(index, entry))
             except ObjectRefusedError as error:
                 self._vault.trouble.cannot_read(error)
                 return 0
             except ArchiveObjectError as error:
                 if not entry.tombstone:
+                    if content and self._leaves(entry, error, before_ns):
+                        return 0
                     log.error("archived_entry_lost", segment=entry.segment, reason=error.reason)
                 moved = await self._vault.packer.add(
                     _tombstone(entry),
@@ -160,21 +183,27 @@ class Sweeper:
             )
             return moved.object_bytes
 
-    async def _packed(self, index: NamespaceIndex, entry: IndexEntry, stored: bytes) -> IndexEntry:
-        """Of an entry with this frame, the place in another segment.
+    async def _read_again(self, entry: IndexEntry) -> bytes:
+        """Its frame, looked at once more before it is called damaged.
 
         Raises:
-            ArchiveObjectError: the frame is not there, or damaged, at a second look too.
+            ArchiveObjectError: it is.
         """
-        ttl_class = self._vault.ttl_class(index, entry)
-        try:
-            return self._moved(entry, stored, ttl_class)
-        except ArchiveObjectError:
-            if not stored:
-                raise
         end = entry.first + entry.object_bytes
-        stored = await self._vault.store.get_range(entry.segment, entry.first, end) or b""
-        return self._moved(entry, stored, ttl_class)
+        with made_for([entry]):
+            stored = await self._vault.store.get_range(entry.segment, entry.first, end) or b""
+        await asyncio.to_thread(scrub.check, entry, stored)
+        log.warning("archived_value_damaged_on_its_way", segment=entry.segment)
+        return stored
+
+    def _leaves(self, entry: IndexEntry, error: ArchiveObjectError, before_ns: int) -> bool:
+        """Whether a damaged value stays where it is for now; then it is told."""
+        since_ns = self._left.setdefault(entry.segment, self._vault.clock())
+        if since_ns < before_ns:
+            return False
+        log.error("archived_value_damaged", segment=entry.segment, reason=error.reason)
+        self._vault.trouble.found_damaged(entry)
+        return True
 
     def _moved(self, entry: IndexEntry, stored: bytes, ttl_class: str) -> IndexEntry:
         if not stored:

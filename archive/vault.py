@@ -289,6 +289,7 @@ class Vault:
                 self.trouble.cannot_read(error)
                 raise
             self.trouble.can_read(entry.segment)
+            self.trouble.replaced(entry)  # a sweep may have found it damaged
             # Reading took time, and a clear may have come meanwhile.
             if not index.holds(entry) or index.find(key, self.clock()) is None:
                 return None

@@ -451,3 +451,93 @@ async def test_what_is_damaged_on_its_way_is_read_once_more_before_it_is_given_u
 
     assert on_disk(store).keys().isdisjoint(before)
     assert await fetch(vault, "kept") == noise
+
+
+async def beside_the_dead(vault: Vault, clock: ManualClock, values: dict[str, bytes]) -> str:
+    """Values in one segment that is mostly dead by then; its name."""
+    dead = os.urandom(300_000)
+    soon = instant(clock() + SECOND_NS)
+    await asyncio.gather(
+        vault.keep(evicted("dead", dead, expires_at=soon), dead),
+        *(vault.keep(lives(key, value, 72_000, clock), value) for key, value in values.items()),
+    )
+    clock.advance(2)
+    kept = vault.index("default").find("kept", clock())
+    assert kept is not None
+    return kept.segment
+
+
+def spoil(content: bytes, value: bytes) -> bytes:
+    """The same with the last byte of a value changed that is stored as it is."""
+    at = content.index(value) + len(value) - 1
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("size", [1000, 100_000], ids=["small", "larger"])
+async def test_a_value_damaged_on_its_way_is_not_stored_anew(
+    store: FailingStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    vault = await loaded(store, clock)
+    values = {"kept": os.urandom(size), "too": os.urandom(1000)}
+    name = await beside_the_dead(vault, clock, values)
+    get = store.get
+
+    async def spoiled(name: str) -> bytes | None:
+        return spoil(await get(name) or b"", values["kept"])
+
+    monkeypatch.setattr(store, "get", spoiled)
+    await swept(vault)
+
+    assert name not in on_disk(store)
+    assert {key: await fetch(vault, key) for key in values} == values
+    assert vault.damaged("default") == 0
+
+
+async def test_a_damaged_value_is_told_and_stays_where_it_is(
+    store: FailingStore, clock: ManualClock
+) -> None:
+    vault = await loaded(store, clock)
+    values = {"kept": os.urandom(1000), "too": os.urandom(1000)}
+    name = await beside_the_dead(vault, clock, values)
+    path = store.folder / f"{name}.object"
+    whole = path.read_bytes()
+    path.write_bytes(spoil(whole, values["kept"]))
+    sweeper = Sweeper(vault)
+
+    async def sweep() -> None:
+        async for _ in sweeper.sweep():
+            pass
+
+    await sweep()
+    told = vault.damaged("default")
+    stays = path.read_bytes()
+    others = on_disk(store)
+    await sweep()
+    path.write_bytes(whole)  # mended from a copy
+
+    assert told == 1
+    assert stays == spoil(whole, values["kept"])
+    assert on_disk(store).keys() == others.keys(), "it is not moved again and again"
+    assert len(others) == 2
+    assert {key: await fetch(vault, key) for key in values} == values
+    assert vault.damaged("default") == 0
+
+
+async def test_a_value_that_stays_damaged_is_given_up_in_the_end(
+    store: FailingStore, clock: ManualClock
+) -> None:
+    vault = await loaded(store, clock)
+    values = {"kept": os.urandom(1000), "too": os.urandom(1000)}
+    name = await beside_the_dead(vault, clock, values)
+    path = store.folder / f"{name}.object"
+    path.write_bytes(spoil(path.read_bytes(), values["kept"]))
+    sweeper = Sweeper(vault)
+    for seconds in (0, KEEP_SECONDS - 1, 2):
+        clock.advance(seconds)
+        async for _ in sweeper.sweep():
+            pass
+        assert path.exists() == (seconds != 2)
+
+    assert await fetch(vault, "kept") is None
+    assert await fetch(vault, "too") == values["too"]
+    assert vault.damaged("default") == 1
