@@ -59,6 +59,11 @@ class Adoption:
                 await self._leases.release(lease)
             raise StoreError(str(error)) from error
 
+    @property
+    def keeps_index(self) -> bool:
+        """Whether this archiver has begun to, by an adoption, and its service does not know yet."""
+        return self._keepers is not None and self._keepers.held
+
     def keepers_lease(self) -> Lease | None:
         """That of an adoption, once."""
         lease, self._keepers = self._keepers, None

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import structlog
@@ -53,8 +53,15 @@ class Catalog:
     others, is left out, and stands in `trouble` until it is readable or gone.
     """
 
-    def __init__(self, store: ObjectStore, bucket: IndexBucket | None = None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        bucket: IndexBucket | None = None,
+        before_removal: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`before_removal` is awaited before an object is put aside; where it raises it stays."""
         self._store = store
+        self._before_removal = before_removal or _always
         self._bucket = bucket
         self.trouble = Trouble()
         self.unreadable = 0
@@ -186,6 +193,7 @@ class Catalog:
             await self._quarantine(name)
 
     async def _quarantine(self, name: str) -> None:
+        await self._before_removal()
         try:
             await self._store.quarantine(name)
         except ObjectRefusedError as error:
@@ -283,6 +291,10 @@ class Catalog:
         entry = segment.read_alone(found.name, start, found.object_bytes)
         await self.stored(found.name, segment.footer(found.name, [record_of(entry)]))
         return Reading([entry])
+
+
+async def _always() -> None:
+    return
 
 
 def _of_record(name: str, record: bytes) -> list[IndexEntry] | None:

@@ -104,7 +104,7 @@ class ArchiveService:
             settings,
             clock,
             on_failure=self._announcer.store_failed,
-            catalog=Catalog(store, self._index_bucket),
+            catalog=Catalog(store, self._index_bucket, self._check_before_removal),
             check_store=self._check_store,
         )
         parts = Parts(bus.parts)
@@ -202,7 +202,10 @@ class ArchiveService:
         return self._state == "active"
 
     async def _check_store(self) -> None:
-        await self._upkeep.check_claim()
+        await self._upkeep.check_now()
+
+    async def _check_before_removal(self) -> None:
+        await self._upkeep.check_before_removal()
 
     def _is_owner(self) -> bool:
         return self._duty.held
@@ -328,10 +331,10 @@ class ArchiveService:
         def on_progress(done: int, total: int) -> None:
             self._state = f"reading the index: {done} of {total} objects"
 
+        self._duty = duty = Duty(lease)
         await self._claim.check(keeps=True)  # it may have changed hands while this one helped
         await self._vault.load(on_progress)
         self._load_error = ""
-        self._duty = duty = Duty(lease)
         stop_serving = await self._bus.serve(self._endpoints())
         await self._adoption.withdraw()
         self._enter("active")

@@ -43,7 +43,7 @@ class Upkeep:
         duty: Callable[[], Duty],
     ) -> None:
         self._vault = vault
-        self._sweeper = Sweeper(vault, self._check_before_removal)
+        self._sweeper = Sweeper(vault, self.check_before_removal)
         self._claim = claim
         self._adoption = adoption
         self._announcer = announcer
@@ -123,15 +123,28 @@ class Upkeep:
             raise StoreError(str(error)) from error
         await self.check_claim()
 
-    async def _check_before_removal(self) -> None:
-        """Before each object: this process may have been stopped for longer than its lease lasts.
-
-        Another archiver may need by now what is not needed by this one's index.
-        """
+    async def check_before_removal(self) -> None:
+        """Before each object is removed or put aside; as `check_now`, or a second ago."""
         if time.monotonic() >= self._checked_until:
             await self.check_claim()
             self._checked_until = time.monotonic() + CHECK_SECONDS
-        if not self._duty().held:
+        self._check_duty()
+
+    async def check_now(self) -> None:
+        """Is the store there, this installation's, and this archiver the one that keeps the index?
+
+        Raises:
+            StoreError: it is not, or that cannot be told.
+        """
+        await self.check_claim()
+        self._check_duty()
+
+    def _check_duty(self) -> None:
+        """This process may have been stopped for longer than its lease lasts.
+
+        Another archiver may need by now what is not needed by this one's index.
+        """
+        if not self._duty().held and not self._adoption.keeps_index:
             raise StoreError("another archiver may keep the index by now: nothing more is removed")
 
     async def check_claim(self) -> None:
