@@ -21,6 +21,7 @@ from tests.support.waiting import until
 
 KEEP_SECONDS = 7200
 SETTINGS = ArchiveSettings(tombstone_keep_seconds=KEEP_SECONDS, segment_seconds=0.001)
+TOGETHER = msgspec.structs.replace(SETTINGS, segment_seconds=1.0)
 
 
 @pytest.fixture
@@ -457,13 +458,15 @@ async def beside_the_dead(vault: Vault, clock: ManualClock, values: dict[str, by
     """Values in one segment that is mostly dead by then; its name."""
     dead = os.urandom(300_000)
     soon = instant(clock() + SECOND_NS)
-    await asyncio.gather(
-        vault.keep(evicted("dead", dead, expires_at=soon), dead),
-        *(vault.keep(lives(key, value, 72_000, clock), value) for key, value in values.items()),
-    )
+    packed = [await vault.pack(evicted("dead", dead, expires_at=soon), dead)]
+    for key, value in values.items():
+        packed.append(await vault.pack(lives(key, value, 72_000, clock), value))
+    vault.packer.flush()
+    await vault.settle_all(packed)
     clock.advance(2)
     kept = vault.index("default").find("kept", clock())
     assert kept is not None
+    assert len({entry.segment for _, entry in packed if entry is not None}) == 1
     return kept.segment
 
 
@@ -477,7 +480,7 @@ def spoil(content: bytes, value: bytes) -> bytes:
 async def test_a_value_damaged_on_its_way_is_not_stored_anew(
     store: FailingStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    vault = await loaded(store, clock)
+    vault = await loaded(store, clock, TOGETHER)
     values = {"kept": os.urandom(size), "too": os.urandom(1000)}
     name = await beside_the_dead(vault, clock, values)
     get = store.get
@@ -496,7 +499,7 @@ async def test_a_value_damaged_on_its_way_is_not_stored_anew(
 async def test_a_damaged_value_is_told_and_stays_where_it_is(
     store: FailingStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vault = await loaded(store, clock)
+    vault = await loaded(store, clock, TOGETHER)
     values = {"kept": os.urandom(1000), "too": os.urandom(1000)}
     name = await beside_the_dead(vault, clock, values)
     path = store.folder / f"{name}.object"
@@ -534,7 +537,7 @@ async def test_a_damaged_value_is_told_and_stays_where_it_is(
 async def test_a_value_that_stays_damaged_is_given_up_in_the_end(
     store: FailingStore, clock: ManualClock
 ) -> None:
-    vault = await loaded(store, clock)
+    vault = await loaded(store, clock, TOGETHER)
     values = {"kept": os.urandom(1000), "too": os.urandom(1000)}
     name = await beside_the_dead(vault, clock, values)
     path = store.folder / f"{name}.object"
