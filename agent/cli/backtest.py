@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from agent.cli.options import AsJson, Config, NatsUrl, PasswordFile, StateDir
 from agent.cli.start import bus_found, errors, fail, load_settings, with_bus
+from agent.cli.writable import writable
 from schemas.units import token
 
 MOST_DAYS = 90
@@ -108,35 +109,33 @@ def backtest(
             ),
             code=2,
         )
-    for path in (decisions, html):
-        if path is not None:
-            path.open("a").close()  # what cannot be written is told now, not after the run
-    load = Load(
-        demand=read.values,
-        capacity=capacity,
-        step_seconds=step,
-        lead_seconds=lead,
-        warmup_steps=warmup_steps,
-    )
-    test = Backtest(
-        name,
-        load,
-        policy,
-        risk_ratio=risk,
-        target_ratio=target,
-        max_replicas=max_replicas,
-    )
-    backtest_view.run(test, quiet=as_json)
-    if as_json:
-        print(msgspec.json.encode(test.result).decode())
-    else:
-        backtest_view.show(test.result)
-    if decisions is not None:
-        write_decisions(test, read, decisions)
-        errors.print(f"wrote {escape(str(decisions))}")
-    if html is not None:
-        write_html(test, html)
-        errors.print(f"wrote {escape(str(html))}")
+    with writable(decisions, html):
+        load = Load(
+            demand=read.values,
+            capacity=capacity,
+            step_seconds=step,
+            lead_seconds=lead,
+            warmup_steps=warmup_steps,
+        )
+        test = Backtest(
+            name,
+            load,
+            policy,
+            risk_ratio=risk,
+            target_ratio=target,
+            max_replicas=max_replicas,
+        )
+        backtest_view.run(test, quiet=as_json)
+        if as_json:
+            print(msgspec.json.encode(test.result).decode())
+        else:
+            backtest_view.show(test.result)
+        if decisions is not None:
+            write_decisions(test, read, decisions)
+            errors.print(f"wrote {escape(str(decisions))}")
+        if html is not None:
+            write_html(test, html)
+            errors.print(f"wrote {escape(str(html))}")
 
 
 def _check(**numbers: float | None) -> None:

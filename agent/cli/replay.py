@@ -8,6 +8,7 @@ import typer
 
 from agent.cli.options import AsJson, Config, Namespace, NatsUrl, PasswordFile, StateDir
 from agent.cli.start import bus_found, fail, load_settings, with_bus
+from agent.cli.writable import writable
 
 
 def replay(
@@ -63,21 +64,19 @@ def replay(
         get_values=get_values,
         **({} if key_prefix is None else {"key_prefix": key_prefix}),
     )
-    for path in (csv, html):
-        if path is not None:
-            path.touch()  # what cannot be written is told now, not after the replay
-    settings = load_settings(config, state_dir, password_file=password_file).settings
-    found = bus_found(settings, nats_url, state_dir, quiet=as_json)
-    done = with_bus(
-        settings,
-        found,
-        lambda bus: replay_view.play(bus, found.url, settings.root, played, options),
-        limit_seconds=None,
-    )
-    replay_view.report(done, csv, html, as_json=as_json)
-    if done.figures.wrong_values:
-        fail(RuntimeError(f"{done.figures.wrong_values} values were not those that were put"))
-    raise SystemExit(1 if done.figures.errors else 0)
+    with writable(csv, html):
+        settings = load_settings(config, state_dir, password_file=password_file).settings
+        found = bus_found(settings, nats_url, state_dir, quiet=as_json)
+        done = with_bus(
+            settings,
+            found,
+            lambda bus: replay_view.play(bus, found.url, settings.root, played, options),
+            limit_seconds=None,
+        )
+        replay_view.report(done, csv, html, as_json=as_json)
+        if done.figures.wrong_values:
+            fail(RuntimeError(f"{done.figures.wrong_values} values were not those that were put"))
+        raise SystemExit(1 if done.figures.errors else 0)
 
 
 def _speed(text: str) -> float:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from agent.bus import Bus
 from agent.cli.options import AsJson, Config, NatsUrl, PasswordFile, StateDir
 from agent.cli.start import ask, errors, fail
+from agent.cli.writable import writable
 from agent.client import ResourceAgent
 from agent.recorded_load import seconds_of
 from schemas.report import Report
@@ -65,24 +66,21 @@ def report(
         else format_ or (_BY_SUFFIX.get(output.suffix.lower()) if output else None) or "text"
     )
 
-    for path in (output, html):
-        if path is not None:
-            path.open("a").close()  # what cannot be written is told now, not after the answer
-
     async def get(bus: Bus) -> Report:
         return await ResourceAgent(bus).get_report(
             seconds=seconds, pool=pool, node=node, simulated=simulated
         )
 
     where = (config, state_dir, password_file, nats_url)
-    found = ask(where, get, quiet=chosen == "json", limit_seconds=LIMIT_SECONDS)
-    text = rendered(found, chosen)
-    if output is None:
-        print(text, end="")
-    else:
-        _write(output, text)
-    if html is not None:
-        _write(html, rendered(found, "html"))
+    with writable(output, html):
+        found = ask(where, get, quiet=chosen == "json", limit_seconds=LIMIT_SECONDS)
+        text = rendered(found, chosen)
+        if output is None:
+            print(text, end="")
+        else:
+            _write(output, text)
+        if html is not None:
+            _write(html, rendered(found, "html"))
 
 
 def _write(path: Path, text: str) -> None:

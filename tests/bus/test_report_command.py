@@ -98,6 +98,19 @@ async def test_without_handlers_it_says_so(bus: Bus, nats_url: str) -> None:
     assert "nobody serves" in err
 
 
+async def test_a_request_that_fails_leaves_no_empty_file(
+    bus: Bus, nats_url: str, tmp_path: Path
+) -> None:
+    new, old = tmp_path / "new.html", tmp_path / "old.md"
+    old.write_text("of yesterday")
+
+    code, _, _ = await run(nats_url, "--html", new, "--output", old)
+
+    assert code == 1
+    assert not new.exists()
+    assert old.read_text() == "of yesterday"
+
+
 async def test_a_file_that_cannot_be_written_is_an_error(served: str, tmp_path: Path) -> None:
     for option in ("--output", "--html"):
         code, out, err = await run(served, option, tmp_path / "no" / "folder.html")
