@@ -1,5 +1,6 @@
 """Hands a value to a cache on the same host: into the file that the cache has made for it."""
 
+import fcntl
 import os
 import re
 import stat
@@ -18,11 +19,13 @@ class Place:
 
     @classmethod
     def take(cls, path: str, size_bytes: int) -> "Place | None":
-        """The file; None: no empty one of a cache is here, or there is no room for the value."""
+        """The file; None: no empty one of a cache is here, no room, or another archiver has it."""
         fd = _open(path, 0)
         if fd is None:
             return None
         try:
+            # One archiver alone: what two write would be a mixture, that nobody verifies.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(fd, 0, size_bytes)
         except OSError:
             os.close(fd)

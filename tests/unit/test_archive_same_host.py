@@ -1,5 +1,6 @@
 """Values written into a cache's file, and what must never be written to."""
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -100,19 +101,21 @@ def removed(draft: Path) -> Path:
     return draft
 
 
+NOT_OURS = (
+    renamed,
+    in_another_folder,
+    behind_a_link,
+    finished,
+    open_to_others,
+    a_pipe,
+    relative,
+    removed,
+)
+
+
 @pytest.mark.parametrize(
     "story",
-    [
-        renamed,
-        in_another_folder,
-        behind_a_link,
-        finished,
-        open_to_others,
-        of_another_size,
-        a_pipe,
-        relative,
-        removed,
-    ],
+    [*NOT_OURS, of_another_size],
 )
 def test_nothing_else_is_written_to(draft: Path, story: Callable[[Path], Path]) -> None:
     path = story(draft)
@@ -122,6 +125,17 @@ def test_nothing_else_is_written_to(draft: Path, story: Callable[[Path], Path]) 
         assert b"abc" not in path.read_bytes()
 
 
+def test_a_file_that_another_archiver_fills_is_not_filled(draft: Path) -> None:
+    os.truncate(draft, 0)
+    with draft.open("r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert Place.take(str(draft), 6) is None
+    place = Place.take(str(draft), 6)
+
+    assert place is not None
+    place.close()
+
+
 def not_empty(draft: Path) -> Path:
     os.truncate(draft, 6)
     return draft
@@ -129,17 +143,7 @@ def not_empty(draft: Path) -> Path:
 
 @pytest.mark.parametrize(
     "story",
-    [
-        renamed,
-        in_another_folder,
-        behind_a_link,
-        finished,
-        open_to_others,
-        not_empty,
-        a_pipe,
-        relative,
-        removed,
-    ],
+    [*NOT_OURS, not_empty],
 )
 def test_nothing_else_is_filled(draft: Path, story: Callable[[Path], Path]) -> None:
     os.truncate(draft, 0)
