@@ -14,7 +14,7 @@ from schemas.archive import Stored
 from schemas.protocols import RequestError
 from tests.support.archive_service import Heard
 from tests.support.program import Up, running_up
-from tests.support.waiting import until_async
+from tests.support.waiting import until_async, until_in_thread
 
 VALUES = {f"key-{number}": os.urandom(400_000) for number in range(6)}
 
@@ -60,9 +60,18 @@ def opened(folder: Path) -> "contextlib.AbstractContextManager[Up]":
     )
 
 
-def archive_health(up: Up) -> dict[str, dict[str, str]]:
-    shown = json.loads(up.command("health", "--role", "archive", "--json").stdout)
-    return {one["name"]: one for one in shown["instances"][0]["record"]["components"]}
+def store_health(up: Up) -> dict[str, str]:
+    """What the archive says of its store, once it has looked at it: `up` does not wait for that."""
+    found: list[dict[str, str]] = []
+
+    def looked_at() -> bool:
+        shown = json.loads(up.command("health", "--role", "archive", "--json").stdout)
+        components = shown["instances"][0]["record"]["components"]
+        found[:] = [one for one in components if one["name"] == "store"]
+        return found != []
+
+    until_in_thread(looked_at)
+    return found[0]
 
 
 def test_a_server_that_lost_its_state_gets_its_archive_back_by_one_command(tmp_path: Path) -> None:
@@ -71,7 +80,7 @@ def test_a_server_that_lost_its_state_gets_its_archive_back_by_one_command(tmp_p
         folder = up.state_dir
     shutil.rmtree(folder / "nats")
     with opened(tmp_path / "up") as up:
-        store = archive_health(up)["store"]
+        store = store_health(up)
         plain = up.command("archive reindex")
         swept = up.command("archive sweep")
         doctor = up.command("doctor")
