@@ -399,7 +399,9 @@ def _of_archive() -> Iterator[EndpointSpec]:
         ),
         (
             "keys",
-            "8-byte digests of all archived keys, paged; how far evictions are worked off",
+            "8-byte digests of all archived keys, paged; how far evictions are worked off; whether "
+            "a cache's `Fleet-File` can be read on this host, so that its like may be lent "
+            "(`Fleet-Here: 1`)",
             None,
             None,
         ),

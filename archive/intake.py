@@ -11,11 +11,12 @@ import structlog
 from archive import frame
 from archive.announce import Announcer
 from archive.keeping import Count, Keeping, Kept
+from archive.lent_value import LentValue, NotLentError
 from archive.packer import INLINE_BYTES
 from archive.parts import Parts
 from archive.settings import ArchiveSettings
 from archive.unusable import Unusable
-from schemas.cache import EVICTED_HEADER, Evicted, decode_header
+from schemas.cache import EVICTED_HEADER, LENT_HEADER, Evicted, decode_header
 from schemas.message import UNDECODABLE
 from schemas.protocols import Delivery, PublishError, WorkItem, WorkQueue
 
@@ -78,9 +79,10 @@ class Intake:
     At least once from the stream, once in the store: an eviction is acknowledged after it is
     durable, indexed and announced, so a crash in between repeats it, and repeating is harmless.
     At most `in_flight` evictions, of `in_flight_bytes`, are being handled. One that came in parts
-    is read only where it is to be stored; its parts are removed once it is settled. While the store
-    fails they are held, and the stream holds the rest. What cannot be settled for another reason
-    is given back.
+    is read only where it is to be stored; its parts are removed once it is settled. One that a
+    cache lends (`LENT_HEADER`) is settled where its file is not here: then it is sent. While the
+    store fails they are held, and the stream holds the rest. What cannot be settled for another
+    reason is given back.
     """
 
     def __init__(
@@ -209,6 +211,10 @@ class Intake:
             return
         try:
             kept = await self._keep(keeping, taken)
+        except NotLentError as error:  # of the only one, which its cache has still: it sends it
+            log.info("eviction_not_lent", reason=str(error))
+            await self._queue.done_all([item for item, _ in taken])
+            return
         except ValueError as error:  # of the only one, whose value came in parts
             await self._bury(taken[0][0], error)
             return
@@ -224,9 +230,10 @@ class Intake:
             for _, manifest in taken:
                 self._announcer.counts[manifest.namespace]["unconfirmed_total"] += 1
             return
-        for (_, manifest), one in zip(taken, kept, strict=True):
+        for (item, manifest), one in zip(taken, kept, strict=True):
             count(manifest.namespace, one)
-            if manifest.parts:
+            # Of a value that is lent there are none, or some that belong to a later message.
+            if manifest.parts and LENT_HEADER not in item.delivery.headers:
                 await self._parts.remove(manifest)
 
     async def _read(self, items: Sequence[WorkItem]) -> list[tuple[WorkItem, Evicted]]:
@@ -259,20 +266,26 @@ class Intake:
         self, keeping: Keeping, taken: Sequence[tuple[WorkItem, Evicted]]
     ) -> list[Kept]:
         if len(taken) == 1 and taken[0][1].parts and not taken[0][1].tombstone:
-            return await self._keep_large(keeping, taken[0][1])
+            return await self._keep_large(keeping, *taken[0])
         kept = await keeping.pack_all(
             [(manifest, item.delivery.payload) for item, manifest in taken]
         )
         await keeping.settle_all(kept)
         return kept
 
-    async def _keep_large(self, keeping: Keeping, manifest: Evicted) -> list[Kept]:
+    async def _keep_large(self, keeping: Keeping, item: WorkItem, manifest: Evicted) -> list[Kept]:
+        path = item.delivery.headers.get(LENT_HEADER)
+        value = (
+            self._parts.value(manifest)
+            if path is None
+            else LentValue(decode_header(path), manifest)
+        )
         async with self._large:
             while not self._fits(manifest.size_bytes):
                 await self._wait_for_room(keeping)
             self._bytes += manifest.size_bytes
             try:
-                kept = await keeping.pack_all([(manifest, self._parts.value(manifest))])
+                kept = await keeping.pack_all([(manifest, value)])
             except BaseException:
                 self._bytes -= manifest.size_bytes
                 raise

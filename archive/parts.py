@@ -1,15 +1,15 @@
 """Large values on their way in: read from the stream of parts, verified, removed."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator
 
 import structlog
 
-from archive import frame
 from archive.codec import SAMPLE_PIECE_BYTES, SAMPLE_PIECES
+from archive.verified import verified
 from schemas.cache import PARTS_IN_FLIGHT, Evicted, part_count, part_range
-from schemas.digest import Digest, RunningDigest
 from schemas.protocols import PartStream, PublishError
 
 log = structlog.get_logger()
@@ -42,30 +42,21 @@ class PartedValue:
         manifest = self._manifest
         if manifest.parts != part_count(manifest.size_bytes):
             raise ValueError(f"{manifest.parts} parts do not make {manifest.size_bytes} bytes")
-        undigested: dict[int, bytes] = {}
+        async with contextlib.aclosing(verified(self._read_all(), manifest.digest)) as pieces:
+            async for piece in pieces:
+                yield piece
 
-        def feed(digest: Digest, first: int, end: int) -> None:
-            while first < end:
-                piece = undigested.pop(first)
-                digest.update(piece)
-                first += len(piece)
-
-        digest = RunningDigest(feed, like=manifest.digest)
+    async def _read_all(self) -> AsyncGenerator[bytes, None]:
+        count = self._manifest.parts
         coming: deque[asyncio.Task[bytes]] = deque()
         try:
-            for part in range(manifest.parts):
-                for ahead in range(part + len(coming), min(part + PARTS_IN_FLIGHT, manifest.parts)):
+            for part in range(count):
+                for ahead in range(part + len(coming), min(part + PARTS_IN_FLIGHT, count)):
                     coming.append(asyncio.create_task(self._part(ahead)))
                 piece = await coming[0]
                 coming.popleft()
-                first, end = part_range(part, manifest.size_bytes)
-                undigested[first] = piece
-                digest.came(first, end)
                 yield piece
-            if await digest.finish() != manifest.digest:
-                raise ValueError(frame.WRONG_DIGEST)
         finally:
-            digest.cancel()
             for task in coming:
                 task.cancel()
             await asyncio.gather(*coming, return_exceptions=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
+from archive import same_host
 from archive.announce import Announcer
 from archive.index_entry import HASH_BYTES
 from archive.intake import STREAM
@@ -17,6 +18,7 @@ from archive.unusable import Unusable
 from archive.vault import Vault
 from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveStatus, Request
 from schemas.archive_money import used_by
+from schemas.cache import LENT_HEADER, decode_header
 from schemas.protocols import (
     Answer,
     Call,
@@ -96,6 +98,8 @@ class Queries:
         `Fleet-After` takes it in hexadecimal. `Fleet-Generation` is the newest generation known.
         To `Fleet-From` and `Fleet-Until`, sequences of the eviction stream, `Fleet-Reached` says
         how far the namespace's evictions between them are worked off (`Unusable.reached`).
+        `Fleet-Here: 1` where `Fleet-File`, a cache's value, can be read on this host: its like may
+        be lent.
         """
         namespace = owned_namespace(call, self._is_owner)
         index = self._vault.index(namespace)
@@ -108,6 +112,8 @@ class Queries:
             "Fleet-Generation": str(index.generation),
             **await self._reached(namespace, call),
         }
+        if same_host.has_value(decode_header(call.headers.get(LENT_HEADER, ""))):
+            headers["Fleet-Here"] = "1"
         if len(hashes) > HASHES_PER_PAGE:
             headers["Fleet-More"] = "1"
         return Answer(b"".join(hashes[:HASHES_PER_PAGE]), headers)

@@ -1,9 +1,11 @@
-"""Hands a value to a cache on the same host: into the file that the cache has made for it."""
+"""Values between archiver and cache on the same host, in files of the cache: given and taken."""
 
 import fcntl
 import os
 import re
 import stat
+from types import TracebackType
+from typing import Self
 
 _PLACE = re.compile(r"/.*/resource-agent-[0-9a-f]{32}/[0-9a-f]{32}")
 
@@ -20,7 +22,7 @@ class Place:
     @classmethod
     def take(cls, path: str, size_bytes: int) -> "Place | None":
         """The file; None: no empty one of a cache is here, no room, or another archiver has it."""
-        fd = _open(path, 0)
+        fd = _open_place(path, 0)
         if fd is None:
             return None
         try:
@@ -43,7 +45,7 @@ class Place:
 
 def write(path: str, first: int, content: memoryview, size_bytes: int) -> bool:
     """Write `content` at `first`; False: nothing was, as no such file of that size is here."""
-    fd = _open(path, size_bytes)
+    fd = _open_place(path, size_bytes)
     if fd is None:
         return False
     try:
@@ -55,11 +57,55 @@ def write(path: str, first: int, content: memoryview, size_bytes: int) -> bool:
     return True
 
 
-def _open(path: str, size_bytes: int) -> int | None:
-    """Only a file of that size that a cache of this user is still receiving (mode 0600).
+class Lent:
+    """A cache's finished value (mode 0400), open: it can be read as long as nobody cuts it."""
 
-    By its random name in that cache's private folder: nobody can name another, and a finished
-    value is read-only.
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @classmethod
+    def open(cls, path: str, size_bytes: int) -> "Lent | None":
+        """The file; None: no value of a cache with that size is here."""
+        fd = _open(path, os.O_RDONLY, 0o400, size_bytes)
+        return None if fd is None else cls(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._fd)
+
+    def read(self, first: int, size_bytes: int) -> bytes:
+        """So many bytes from `first` on. Raises OSError where there are fewer."""
+        content = os.pread(self._fd, size_bytes, first)
+        if len(content) != size_bytes:
+            raise OSError("it was cut short")
+        return content
+
+
+def has_value(path: str) -> bool:
+    """Whether a value of a cache, of whatever size, can be read there."""
+    file = _open(path, os.O_RDONLY, 0o400, None)
+    if file is None:
+        return False
+    os.close(file)
+    return True
+
+
+def _open_place(path: str, size_bytes: int) -> int | None:
+    """Only a file that a cache of this user is still receiving: a finished value is read-only."""
+    return _open(path, os.O_WRONLY, 0o600, size_bytes)
+
+
+def _open(path: str, flags: int, mode: int, size_bytes: int | None) -> int | None:
+    """Only a file of that mode and size (None: any), by its name in a cache's private folder.
+
+    Names are random: nobody else than the cache can name one.
     """
     if not _PLACE.fullmatch(path):
         return None
@@ -68,11 +114,11 @@ def _open(path: str, size_bytes: int) -> int | None:
         is_private = stat.S_ISDIR(folder.st_mode) and not stat.S_IMODE(folder.st_mode) & 0o077
         if not is_private or folder.st_uid != os.geteuid():
             return None
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     found = os.fstat(fd)
-    if found.st_mode == stat.S_IFREG | 0o600 and found.st_size == size_bytes:
+    if found.st_mode == stat.S_IFREG | mode and size_bytes in (None, found.st_size):
         return fd
     os.close(fd)
     return None

@@ -7,20 +7,26 @@ import os
 import secrets
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import psutil
 
 from agent.bus import Bus
+from agent.bus.lease import BucketLeases
 from archive.s3 import S3Store
 from benchmarks.rounds import Spread, abba, ratios, spread
 from cache.archive_link import ArchiveLink
+from cache.entry import Entry
 from cache.files import Files
+from cache.large_evictions import LargeEvictions
+from cache.lending import LENT_SHARE
 from cache.namespace import Namespace
+from cache.outbox import Item
 from cache.room import Room
-from cache.settings import CacheSettings
+from cache.settings import MIB, CacheSettings
+from cache.value_file import ValueFile
 from schemas.cache import (
     EVICTED_HEADER,
     INLINE_LIMIT_BYTES,
@@ -31,6 +37,7 @@ from schemas.cache import (
 )
 from schemas.digest import digest_of
 from schemas.protocols import PublishError
+from schemas.units import SECOND_NS
 
 LIFE_SECONDS = 300.0
 RESTORE_SECONDS = 20.0
@@ -93,14 +100,15 @@ class Rates:
         self._store = store
         self._archiver = archiver
 
-    async def evictions(self, size_bytes: int, counts: tuple[int, int], rounds: int) -> Row:
-        """From the first eviction that is put into the stream until the stream is empty."""
+    async def evictions(
+        self, size_bytes: int, counts: tuple[int, int], rounds: int, *, same_host: bool
+    ) -> Row:
+        """From the first eviction until the stream is empty, and all are announced.
+
+        `same_host`: lent by a cache, else put into the stream.
+        """
         value = os.urandom(size_bytes)
         ours, theirs = counts
-
-        async def archived() -> list[float]:
-            await evict_many(self._bus, value, ours)
-            return []
 
         async def put_bare() -> list[float]:
             names = [secrets.token_hex(32) for _ in range(theirs)]
@@ -110,9 +118,24 @@ class Rates:
             return []
 
         put: list[str] = []
-        archive = Turn(archived, ours, [self._archiver])
-        bare = Turn(put_bare, theirs, [os.getpid()])
-        row = await self._compare(size_bytes, archive, bare, rounds)
+        async with contextlib.AsyncExitStack() as stack:
+            lend = (
+                await stack.enter_async_context(lender(self._bus, value, ours))
+                if same_host
+                else None
+            )
+
+            async def archived() -> list[float]:
+                if lend is None:
+                    await evict_many(self._bus, value, ours)
+                else:
+                    await lend()
+                    await drained(self._bus)
+                return []
+
+            archive = Turn(archived, ours, [self._archiver])
+            bare = Turn(put_bare, theirs, [os.getpid()])
+            row = await self._compare(size_bytes, archive, bare, rounds)
         left = iter(put)
         await each(len(put), lambda: self._store.delete(next(left)))
         return row
@@ -158,33 +181,105 @@ class Rates:
 
 
 @contextlib.contextmanager
-def receiver(bus: Bus, *, same_host: bool) -> Iterator[Callable[[str], Awaitable[int]]]:
-    """What restores a key as a cache does, into RAM and verified, and returns its size."""
-    settings = CacheSettings(max_memory_mb=512, same_host=same_host)
-    files = Files(settings)
+def cache_side(
+    bus: Bus, *, same_host: bool, **settings: object
+) -> Iterator[tuple[Namespace, ArchiveLink]]:
+    """A namespace of a cache, and what it asks and hears from the archive."""
+    chosen = msgspec.convert(
+        {"max_memory_mb": 512, "same_host": same_host, **settings}, CacheSettings
+    )
+    files = Files(chosen)
     namespace = Namespace(
         "default",
-        settings,
+        chosen,
         epoch_ms=0,
         generation=GENERATION,
-        message_ids=map(str, itertools.count()),
+        message_ids=(f"bench.{secrets.token_hex(8)}" for _ in itertools.count()),
         clock=time.time_ns,
         files=files,
     )
-    room = Room(settings.uploads_max_bytes)
+    room = Room(chosen.uploads_max_bytes)
     link = ArchiveLink(
         namespace, bus, bus, time.time_ns, room, restore_timeout_seconds=RESTORE_SECONDS
     )
-
-    async def restore(key: str) -> int:
-        entry = await link.restore(key)
-        namespace.memory.remove(key)
-        return 0 if entry is None else entry.value_bytes
-
     try:
-        yield restore
+        yield namespace, link
     finally:
         files.close()
+
+
+@contextlib.contextmanager
+def receiver(bus: Bus, *, same_host: bool) -> Iterator[Callable[[str], Awaitable[int]]]:
+    """What restores a key as a cache does, into RAM and verified, and returns its size."""
+    with cache_side(bus, same_host=same_host) as (namespace, link):
+
+        async def restore(key: str) -> int:
+            entry = await link.restore(key)
+            namespace.memory.remove(key)
+            return 0 if entry is None else entry.value_bytes
+
+        yield restore
+
+
+@contextlib.asynccontextmanager
+async def lender(
+    bus: Bus, value: bytes, count: int
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """What lends so many evictions of `value` as a cache does, whose outbox has room for all.
+
+    Each has a name of the one file that the value lies in. Returns when all are stored.
+    """
+    room_bytes = int(count * len(value) / LENT_SHARE) + 16 * MIB
+    leases = BucketLeases(bus.bucket("lease"), "bench")
+    with cache_side(bus, same_host=True, outbox_max_bytes=room_bytes) as (namespace, link):
+        lease = await leases.try_acquire("bench")
+        if lease is None:
+            raise RuntimeError("another benchmark holds the lease")
+        large = LargeEvictions(namespace, bus, bus, lease)
+        stop_listening = await link.listen()
+        sending = asyncio.create_task(large.run())
+        file, digest = namespace.files.keep(value), digest_of(value)
+        if not isinstance(file, ValueFile):
+            raise RuntimeError("there is no room for files in tmpfs")
+
+        async def evict_lent() -> None:
+            lent_before = large.lending.lent
+            items = [_item(_linked(file, namespace.files), digest) for _ in range(count)]
+            for item in items:
+                namespace.outbox.add(item)
+            await namespace.outbox.drained()
+            await asyncio.sleep(LOOK_SECONDS)  # the last one is counted
+            if large.lending.lent - lent_before != count:
+                raise RuntimeError("not all were lent")
+
+        try:
+            yield evict_lent
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            await stop_listening()
+            await leases.close()
+
+
+def _linked(file: ValueFile, files: Files) -> ValueFile:
+    """The same file by another name, which goes with what this returns."""
+    path = f"{os.path.dirname(file.path)}/{secrets.token_hex(16)}"
+    os.link(file.path, path)
+    return ValueFile(path, file.size_bytes, files.held)
+
+
+def _item(file: ValueFile, digest: str) -> Item:
+    now_ns = time.time_ns()
+    key = f"bench:{secrets.token_hex(16)}"
+    version = f"00000000000-{secrets.randbits(32):08x}"
+    return Item(
+        key=key,
+        version=version,
+        message_id=secrets.token_hex(16),
+        evicted_at_ns=now_ns,
+        entry=Entry(key=key, value=file, version=version, digest=digest),
+        expires_at_ns=now_ns + int(LIFE_SECONDS * SECOND_NS),
+    )
 
 
 async def evict(

@@ -2,9 +2,10 @@
 
 `python -m benchmarks.bench_archive`: a private nats-server, an S3 server (rclone; `--s3`, or
 `--endpoint` and `--bucket` of one that runs, with credentials in the AWS variables), and
-`resource-agent run archive` as a process of its own. Evictions are timed from the first that is
-put into the stream until the stream is empty, so every one is durable, announced and acknowledged;
-bare is one put per value, 16 at once, as many as the archiver may have. Restores are timed one
+`resource-agent run archive` as a process of its own. Evictions are timed from the first until
+the stream is empty, so every one is durable, announced and acknowledged: large ones of a cache on
+the same host, which lends them, and of one elsewhere, in parts; bare is one put per value, 16 at
+once. Restores are timed one
 after the other, into the RAM of a cache, and verified: one on the same host, whose file the
 archiver writes, and one elsewhere, over the bus; bare is one get per value. Random bytes, which do
 not compress. ABBA rounds; median and quartiles, and the ratio round by round.
@@ -78,14 +79,17 @@ def show(report: Report, part: str, row: Row) -> None:
     report.row(part, msgspec.to_builtins(row), *cells)
 
 
-async def evictions(report: Report, rates: Rates, rounds: int) -> list[Row]:
+async def evictions(report: Report, rates: Rates, rounds: int, *, same_host: bool) -> list[Row]:
     """By size."""
     columns = ("value", "archive", "bare puts", "ratio", "archiver's CPU each", "bare client's")
-    report.table(f"Evictions into the store, {rounds} ABBA rounds", *columns)
+    where = "the same host" if same_host else "another host"
+    report.table(f"Evictions of a cache on {where}, {rounds} ABBA rounds", *columns)
     rows = []
     for size_bytes, counts in EVICTED.items():
-        rows.append(await rates.evictions(size_bytes, counts, rounds))
-        show(report, "evictions", rows[-1])
+        is_lent = same_host and size_bytes > INLINE_LIMIT_BYTES  # small ones are no files
+        if is_lent or same_host or size_bytes > INLINE_LIMIT_BYTES:
+            rows.append(await rates.evictions(size_bytes, counts, rounds, same_host=is_lent))
+            show(report, "evictions" if same_host else "evictions_bus", rows[-1])
     return rows
 
 
@@ -205,7 +209,8 @@ async def measure(
     async with installed(endpoint, bucket) as (bus, store, pid):
         rates = Rates(bus, store, pid)
         if "evictions" in parts:
-            evicted = await evictions(report, rates, rounds)
+            evicted = await evictions(report, rates, rounds, same_host=True)
+            await evictions(report, rates, rounds, same_host=False)
         if "restores" in parts:
             restored = await restores(report, rates, rounds, same_host=True)
             await restores(report, rates, rounds, same_host=False)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
-from cache.archived import HASH_BYTES
+from cache.archived import HASH_BYTES, LAST_KEY
 from cache.entry import Entry
 from cache.manifest import (
     ForeignAnswerError,
@@ -45,8 +45,6 @@ from schemas.units import token
 log = structlog.get_logger()
 
 CHECK_SECONDS = 0.25
-LAST_KEY = "f" * 16
-"""No key is listed after it."""
 KEYS_TIMEOUT_SECONDS = 5.0
 _decode_stored = msgspec.json.Decoder(Stored).decode
 

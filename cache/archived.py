@@ -7,6 +7,8 @@ from collections.abc import Callable, Container, Iterable
 from cache.outbox import Target
 
 HASH_BYTES = 8
+LAST_KEY = "f" * 16
+"""In the archive's list no key comes after it."""
 GROWTH = 100_000
 
 

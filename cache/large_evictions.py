@@ -1,16 +1,27 @@
-"""Sends large values to the archive: parts first, each acknowledged, then one manifest."""
+"""Brings large values to the archive: lent where it is on this host, else sent in parts.
+
+Parts first, each acknowledged, then one manifest.
+"""
 
 import asyncio
 import time
 
 import structlog
 
+from cache.lending import Lending
 from cache.manifest import eviction_token, message_of_parts
 from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.room import run_together
 from schemas.cache import PARTS_IN_FLIGHT, part_count, part_range
-from schemas.protocols import Lease, Publisher, PublishError, StreamFullError, TooLargeError
+from schemas.protocols import (
+    Lease,
+    Publisher,
+    PublishError,
+    Requester,
+    StreamFullError,
+    TooLargeError,
+)
 
 log = structlog.get_logger()
 
@@ -21,29 +32,49 @@ smaller than the value, or full of what nobody takes, and others wait behind it.
 
 
 class LargeEvictions:
-    """Takes large values out of the outbox, one at a time, so that none is stuck half sent.
+    """Takes large values out of the outbox; sends one at a time, so that none is stuck half sent.
 
     A failed part is sent again, those acknowledged are not. A value that is dropped meanwhile,
     because it was overwritten, deleted or cleared, or that is given up, is followed by a manifest
     that says so, for the archive to remove its parts. `error` = last failure.
     """
 
-    def __init__(self, namespace: Namespace, publisher: Publisher, lease: Lease) -> None:
+    def __init__(
+        self, namespace: Namespace, publisher: Publisher, requester: Requester, lease: Lease
+    ) -> None:
         self._namespace = namespace
         self._publisher = publisher
         self._lease = lease
+        self._sending = asyncio.Lock()
+        self.lending = Lending(namespace, publisher, requester)
         self.error = ""
 
     async def run(self) -> None:
-        """Send for ever; returns when there is something to send and the lease is lost."""
-        outbox = self._namespace.outbox
-        while True:
-            item = await outbox.take(large=True)
-            if not self._lease.held:
-                outbox.give_back(item)
-                return
+        """Go on for ever; returns when there is something to send and the lease is lost."""
+        lent: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                item = await self._namespace.outbox.take(large=True)
+                if not self._lease.held:
+                    self._namespace.outbox.give_back(item)
+                    break
+                if await self.lending.may_lend(item):
+                    task = group.create_task(self._lend(item))
+                    lent.add(task)
+                    task.add_done_callback(lent.discard)
+                else:
+                    await self._send_alone(item)
+            for task in lent:
+                task.cancel()
+
+    async def _lend(self, item: Item) -> None:
+        if not await self.lending.lend(item):
+            await self._send_alone(item)
+
+    async def _send_alone(self, item: Item) -> None:
+        async with self._sending:
             if not await self._send(item):
-                outbox.give_back(item)
+                self._namespace.outbox.give_back(item)
 
     async def _send(self, item: Item) -> bool:
         """Whether it is settled; False: the lease is lost."""
@@ -83,7 +114,7 @@ class LargeEvictions:
             if self.error:
                 log.info("large_evictions_acknowledged_again")
                 self.error = ""
-            if wanted:
+            if wanted or item.stored:  # it was lent first
                 outbox.acknowledge(item)
             return True
         return False

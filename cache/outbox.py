@@ -20,7 +20,8 @@ class Item:
 
     The tombstone of a tag has no key but `tag`.
     `message_id` is chosen once and kept for every retry. A tombstone's `settled` is set when the
-    stream has acknowledged it, or when `successor`, a newer tombstone of the key, took its place.
+    stream has acknowledged it, or when `successor`, a newer tombstone of the key, took its place;
+    a value's, if it has one, when it has left the outbox. `stored`: the archive has it.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Item:
     score: float | None = None
     sending: bool = False
     acknowledged: bool = False
+    stored: bool = False
     settled: asyncio.Event | None = None
     successor: "Item | None" = None
     tag: str | None = None
@@ -119,7 +121,7 @@ class Outbox:
         self.drop(item.key)
         if not self._make_room(item.size_bytes):
             self.lost += 1
-            self._on_left(item)
+            self._leave(item)
             return
         self._waiting[item.key] = item
         self._grow(item)
@@ -143,11 +145,11 @@ class Outbox:
         waiting = self._waiting.pop(key, None)
         if waiting is not None:
             self._shrink(waiting)
-            self._on_left(waiting)
+            self._leave(waiting)
         done = self._done.pop(key, None)
         if done is not None:
             self.used_bytes -= done.size_bytes
-            self._on_left(done)
+            self._leave(done)
         self._rest()
 
     def confirm(self, key: str, version: str) -> None:
@@ -158,6 +160,7 @@ class Outbox:
         if not item.acknowledged and not item.sending:
             # Its acknowledgement was lost, but not the message.
             self.acknowledged += 1
+        item.stored = True
         self.drop(key)
 
     async def take(self, *, large: bool = False) -> Item:
@@ -275,6 +278,10 @@ class Outbox:
         self.used_bytes -= item.size_bytes
         self.pending_bytes -= item.size_bytes
         self._rest()
+
+    def _leave(self, item: Item) -> None:
+        self._on_left(item)
+        _settle(item)
 
     def _rest(self) -> None:
         self._shrunk.set()

@@ -198,6 +198,7 @@ class CacheService:
                 **{f"{k}_total": v for k, v in dataclasses.asdict(namespace.counters).items()},
                 "evictions_acknowledged_total": outbox.acknowledged,
                 "evictions_lost_total": outbox.lost,
+                "evictions_lent_total": owned.large.lending.lent,
                 "entries": len(namespace.memory),
                 "used_bytes": namespace.memory.used_bytes,
                 "outbox_entries": len(outbox),
@@ -250,7 +251,7 @@ class CacheService:
             files=self.files,
         )
         pump = Pump(namespace, self._bus.publisher, lease)
-        large = LargeEvictions(namespace, self._bus.publisher, lease)
+        large = LargeEvictions(namespace, self._bus.publisher, self._bus.requester, lease)
         room = Room(settings.uploads_max_bytes)
         link = ArchiveLink(
             namespace,
@@ -327,6 +328,7 @@ class CacheService:
                 finally:
                     await stop_serving()
                     await invalidations.flush()
+                    large.lending.hurry()
                     await self._flush(namespace, lease, warmup, settings)
                     for worker in workers:
                         worker.cancel()

@@ -34,6 +34,8 @@ from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
 SMALL: dict[str, Any] = {"max_memory_mb": 2}
+SENT = {**SMALL, "same_host": False}
+"""Large values are no files, so none is lent to the archive."""
 LARGE = os.urandom(2 * PART_BYTES + 100_000)
 """Three parts; `evict_all` pushes it out of 2 MiB."""
 
@@ -130,7 +132,7 @@ async def test_an_archived_large_value_comes_back_and_leaves_no_parts(
 ) -> None:
     heard = await Heard.on(bus, "archived.>")
     async with archiving(bus, store) as archive:
-        async with running(bus, **SMALL) as service:
+        async with running(bus, **SENT) as service:
             await synced(service)
             version = await archive_key(cache, client, heard)
             await until(lambda: service.counters()["outbox_entries"] == 0)
@@ -138,7 +140,7 @@ async def test_an_archived_large_value_comes_back_and_leaves_no_parts(
                 value = await cache.get("key", verify=True)
                 meta = await client.meta("key")
         if restarted:
-            async with running(bus, **SMALL) as service:
+            async with running(bus, **SENT) as service:
                 await synced(service)
                 value = await cache.get("key", verify=True)
                 meta = await client.meta("key")
@@ -493,6 +495,7 @@ async def write(client: Client, clock: ManualClock, story: str) -> None:
 
 @pytest.mark.parametrize("story", ["overwritten", "deleted", "cleared", "expired"])
 @pytest.mark.parametrize("archiver", ["running", "slow", "restarted"])
+@pytest.mark.parametrize("settings", [SMALL, SENT], ids=["lent", "sent"])
 async def test_outdated_large_data_never_comes_back(
     bus: Bus,
     client: Client,
@@ -501,12 +504,13 @@ async def test_outdated_large_data_never_comes_back(
     clock: ManualClock,
     archiver: str,
     story: str,
+    settings: dict[str, Any],
 ) -> None:
     heard = await Heard.on(bus, "archived.>")
     values: list[bytes | None] = []
     async with contextlib.AsyncExitStack() as first_archiver:
         await first_archiver.enter_async_context(archiving(bus, store, clock=clock))
-        async with running(bus, clock=clock, **SMALL) as service:
+        async with running(bus, clock=clock, **settings) as service:
             await synced(service)
             await archive_key(cache, client, heard)
             await until(lambda: service.counters()["outbox_entries"] == 0)
@@ -521,7 +525,7 @@ async def test_outdated_large_data_never_comes_back(
             await write(client, clock, story)
             values.append(await cache.get("key"))
 
-        async with running(bus, clock=clock, **SMALL) as service:
+        async with running(bus, clock=clock, **settings) as service:
             values.append(await cache.get("key"))
             store.write_errno = None
             if archiver == "restarted":

@@ -177,6 +177,25 @@ def test_a_value_confirmed_before_its_acknowledgement_counts_as_acknowledged() -
     assert (outbox.acknowledged, outbox.pending, outbox.used_bytes) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "overwritten"])
+async def test_who_lends_a_value_hears_that_it_left_and_whether_the_archive_has_it(
+    is_stored: bool,
+) -> None:
+    outbox = Outbox(10 * SIZE)
+    outbox.add(value("a", "1"))
+    item = await outbox.take()
+    item.settled = asyncio.Event()
+
+    early = item.settled.is_set()
+    if is_stored:
+        outbox.confirm("a", "1")
+    else:
+        outbox.drop("a")
+
+    assert (early, item.settled.is_set(), item.stored) == (False, True, is_stored)
+    assert outbox.acknowledged == 0, "who took it counts it"
+
+
 async def test_drained_waits_until_everything_is_acknowledged() -> None:
     outbox = Outbox(10 * SIZE)
     outbox.add(value("a"))

@@ -1,0 +1,63 @@
+"""A large value on its way in that a cache on this host lends: read from its file."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+from archive import same_host
+from archive.codec import SAMPLE_PIECE_BYTES, SAMPLE_PIECES
+from archive.verified import verified
+from schemas.cache import PART_BYTES, Evicted
+
+
+class NotLentError(ValueError):
+    """The file is not here, or not the value any more: its cache still has that, and sends it."""
+
+
+class LentValue:
+    """The value of a manifest, in a file of a cache, which may take the file away at any time.
+
+    All calls raise NotLentError where the file is not here, is cut, or has another digest.
+    """
+
+    def __init__(self, path: str, manifest: Evicted) -> None:
+        self._path = path
+        self._manifest = manifest
+
+    async def sample(self) -> bytes:
+        """Some of it from all over, by which to choose a codec."""
+        piece_bytes = min(SAMPLE_PIECE_BYTES, self._manifest.size_bytes)
+        last = self._manifest.size_bytes - piece_bytes
+        with self._opened() as file:
+            firsts = [last * number // (SAMPLE_PIECES - 1) for number in range(SAMPLE_PIECES)]
+            return b"".join(_read(file, first, piece_bytes) for first in firsts)
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The value in order, again each time; verified at its end."""
+        try:
+            digest = self._manifest.digest
+            async with contextlib.aclosing(verified(self._read_all(), digest)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except NotLentError:
+            raise
+        except ValueError as error:
+            raise NotLentError(f"the cache's file: {error}") from error
+
+    async def _read_all(self) -> AsyncGenerator[bytes, None]:
+        size_bytes = self._manifest.size_bytes
+        with self._opened() as file:
+            for first in range(0, size_bytes, PART_BYTES):
+                yield _read(file, first, min(PART_BYTES, size_bytes - first))
+
+    def _opened(self) -> same_host.Lent:
+        file = same_host.Lent.open(self._path, self._manifest.size_bytes)
+        if file is None:
+            raise NotLentError("no such file of a cache is on this host")
+        return file
+
+
+def _read(file: same_host.Lent, first: int, size_bytes: int) -> bytes:
+    try:
+        return file.read(first, size_bytes)
+    except OSError as error:
+        raise NotLentError(f"the cache's file: {error.strerror or error}") from error

@@ -1,0 +1,168 @@
+"""Lends large values to an archiver on this host: it reads their files, and the bus carries none.
+
+See docs/decisions/0021.
+"""
+
+import asyncio
+import time
+
+import structlog
+
+from cache.archived import LAST_KEY
+from cache.entry import Entry
+from cache.manifest import message_of_parts
+from cache.namespace import Namespace
+from cache.outbox import Item
+from cache.value_file import ValueFile
+from schemas.cache import LENT_HEADER, encode_header
+from schemas.protocols import Publisher, PublishError, Requester, RequestError
+
+log = structlog.get_logger()
+
+LENT_SHARE = 0.5
+"""Of the outbox: what is lent is in RAM until the store has it, and the rest takes what comes."""
+CROWDED_SHARE = 0.75
+"""From so much of the outbox on, what cannot be lent at once is sent: the stream has more room."""
+STORED_SECONDS = 5.0
+"""Longest wait for a value that is lent, and more by its place in the line behind the others:"""
+SLOWEST_BYTES_PER_SECOND = 8 * 1024 * 1024
+LEAVING_SECONDS = 1.0
+"""The same for a cache that stops."""
+ASK_SECONDS = 1.0
+UNHEARD_SECONDS = 5.0
+"""Until the archive is asked again that did not answer."""
+AGAIN_SECONDS = 60.0
+"""The same where it was not on this host, or did not store in time."""
+LOOK_SECONDS = 0.01
+
+
+class Lending:
+    """Lends values that are files, while the archive says that it can read them.
+
+    What is lent stays in the outbox, and is acknowledged, once the archive has announced it: in a
+    store, not only in the stream. The stream has the manifest meanwhile, so a later owner knows
+    that it is on its way. What is not stored in time, is sent.
+    """
+
+    def __init__(self, namespace: Namespace, publisher: Publisher, requester: Requester) -> None:
+        self._namespace = namespace
+        self._publisher = publisher
+        self._requester = requester
+        self._is_near = False
+        self._ask_at = 0.0
+        self._leaving = False
+        self._timeouts: set[asyncio.Timeout] = set()
+        self._lent_bytes = 0
+        self.lent = 0
+        """How many values were stored that way."""
+
+    def hurry(self) -> None:
+        """Wait little for what is lent: its files go with this process."""
+        self._leaving = True
+        loop = asyncio.get_running_loop()
+        for timeout in self._timeouts:
+            when = timeout.when()
+            if when is not None:
+                timeout.reschedule(min(when, loop.time() + LEAVING_SECONDS))
+
+    async def may_lend(self, item: Item) -> bool:
+        """Whether to `lend` it now; waits while others are lent, unless the outbox gets crowded."""
+        outbox = self._namespace.outbox
+        if not await self._is_possible(item):
+            return False
+        while self._lent_bytes and self._lent_bytes + item.size_bytes > (
+            LENT_SHARE * outbox.max_bytes
+        ):
+            if outbox.pending_bytes > CROWDED_SHARE * outbox.max_bytes:
+                return False
+            await asyncio.sleep(LOOK_SECONDS)
+        return self._is_near
+
+    async def lend(self, item: Item) -> bool:
+        """Whether it is settled: stored, or not wanted any more; False: it has to be sent."""
+        self._lent_bytes += item.size_bytes
+        try:
+            return await self._lend(item)
+        finally:
+            self._lent_bytes -= item.size_bytes
+
+    async def _lend(self, item: Item) -> bool:
+        file = _file_of(item)
+        assert file is not None  # noqa: S101 - else `may_lend` said no
+        try:
+            await asyncio.to_thread(_entry_of(item).compute_digest)
+        except OSError:
+            return False  # who sends it finds that out, too
+        headers, _ = message_of_parts(item, self._namespace)
+        item.settled = settled = item.settled or asyncio.Event()
+        try:
+            await self._publisher.publish_raw(
+                f"evicted.{self._namespace.name}",
+                b"",
+                {**headers, LENT_HEADER: encode_header(file.path)},
+                message_id=f"{item.message_id}.lent",
+            )
+        except PublishError:
+            return False
+        if not await self._wait(settled):
+            self._stop("not stored in time")
+            return False
+        if item.stored:
+            self.lent += 1
+            self._namespace.outbox.acknowledge(item)
+        return True
+
+    async def _wait(self, settled: asyncio.Event) -> bool:
+        seconds = STORED_SECONDS + self._lent_bytes / SLOWEST_BYTES_PER_SECOND
+        if self._leaving:
+            seconds = LEAVING_SECONDS
+        try:
+            async with asyncio.timeout(seconds) as timeout:
+                self._timeouts.add(timeout)
+                try:
+                    await settled.wait()
+                finally:
+                    self._timeouts.discard(timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _is_possible(self, item: Item) -> bool:
+        file = _file_of(item)
+        if file is None:
+            return False
+        if self._is_near:
+            return True
+        if time.monotonic() < self._ask_at:
+            return False
+        try:
+            answer = await self._requester.request(
+                f"api.archive.keys.{self._namespace.name}",
+                headers={"Fleet-After": LAST_KEY, LENT_HEADER: encode_header(file.path)},
+                timeout_seconds=ASK_SECONDS,
+            )
+        except RequestError as error:  # usual while no archive is there
+            log.debug("lending_unheard", namespace=self._namespace.name, error=str(error))
+            self._ask_at = time.monotonic() + UNHEARD_SECONDS
+            return False
+        if "Fleet-Here" not in answer.headers:
+            self._stop("the archiver cannot read the files of this cache")
+            return False
+        self._is_near = True
+        log.info("lending_begins", namespace=self._namespace.name)
+        return True
+
+    def _stop(self, reason: str) -> None:
+        self._is_near = False
+        self._ask_at = time.monotonic() + AGAIN_SECONDS
+        log.info("lending_stops", namespace=self._namespace.name, reason=reason)
+
+
+def _entry_of(item: Item) -> Entry:
+    assert item.entry is not None  # noqa: S101 - only values are large
+    return item.entry
+
+
+def _file_of(item: Item) -> ValueFile | None:
+    value = _entry_of(item).value
+    return value if isinstance(value, ValueFile) else None

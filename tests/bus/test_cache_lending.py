@@ -1,0 +1,339 @@
+"""Large values that an archiver on the same host reads from the cache's files."""
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.bus import Bus
+from agent.client import CacheClient
+from archive import same_host
+from archive.service import ArchiveService
+from cache import lending
+from cache.service import CacheService
+from cache.tmpfs import PrivateFolder
+from schemas.api import CacheReply
+from schemas.archive import Stored
+from schemas.cache import LENT_HEADER, PART_BYTES, Evicted, encode_header
+from tests.support.archive_service import Heard, archiving
+from tests.support.cache_service import Client, running, synced
+from tests.support.evictions import FailingStore, evicted, manifest_headers
+from tests.support.waiting import until, until_async
+
+pytestmark = pytest.mark.bus
+SMALL: dict[str, Any] = {"max_memory_mb": 2}
+LARGE = os.urandom(2 * PART_BYTES + 100_000)
+"""Three parts; `evict_all` pushes it out of 2 MiB."""
+
+
+@pytest.fixture
+def client(bus: Bus) -> Client:
+    return Client(bus)
+
+
+@pytest.fixture
+def cache(bus: Bus) -> CacheClient:
+    return CacheClient(bus)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FailingStore:
+    return FailingStore(tmp_path / "archive")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """As that of a cache."""
+    private = PrivateFolder(tmp_path)
+    yield private.path
+    private.close()
+
+
+async def parts_sent(bus: Bus) -> int:
+    """Ever, of this server."""
+    return (await bus.stream_state("EVICTION_PARTS")).last_sequence
+
+
+async def no_evictions(bus: Bus) -> bool:
+    return (await bus.stream_state("EVICTIONS")).messages == 0
+
+
+async def one_eviction(bus: Bus) -> bool:
+    return (await bus.stream_state("EVICTIONS")).messages == 1
+
+
+def counter(service: CacheService | ArchiveService, name: str) -> float:
+    return service.counters().get(f"{name}_total", 0)
+
+
+# --- to the archive --------------------------------------------------------------------------
+
+
+async def test_a_value_in_a_file_is_archived_without_a_part_on_the_bus(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    heard = await Heard.on(bus, "archived.>")
+    async with archiving(bus, store), running(bus, **SMALL) as service:
+        await synced(service)
+        version = await cache.put("key", LARGE, ttl_seconds=3600, tags=["t"])
+        await client.evict_all()
+        stored = await heard.next(Stored)
+        await until(lambda: counter(service, "evictions_lent") == 1)
+        sent, counters = await parts_sent(bus), service.counters()
+        value = await cache.get("key", verify=True)
+
+    assert (stored.key, stored.version, stored.size_bytes) == ("key", version, len(LARGE))
+    assert sent == 0
+    assert counters["outbox_entries"] == 0
+    assert (counters["evictions_acknowledged_total"], counters["evictions_lost_total"]) == (1, 0)
+    assert value == LARGE
+
+
+async def test_several_are_lent_at_once_and_stay_themselves(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    values = {f"key-{number}": os.urandom(len(LARGE) + number) for number in range(12)}
+    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+        await synced(service)
+        store.write_errno = errno.ENOSPC
+        for key, value in values.items():
+            await cache.put(key, value)
+        await until(lambda: archive.counters()["in_flight"] >= 10)
+        store.write_errno = None
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_lent") == len(values))
+        found = {key: await cache.get(key) for key in values}
+
+    assert found == values
+
+
+async def test_what_is_lent_is_acknowledged_only_when_it_is_stored(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+        await synced(service)
+        store.write_errno = errno.ENOSPC
+        await cache.put("key", LARGE)
+        await client.evict_all()
+        await until(lambda: counter(archive, "failed") >= 1)
+        meanwhile, where = service.counters(), (await client.meta("key")).where
+        store.write_errno = None
+        await until(lambda: counter(service, "evictions_acknowledged") == 1)
+        sent = await parts_sent(bus)
+
+    assert (meanwhile["evictions_acknowledged_total"], where) == (0, "outbox")
+    assert sent == 0
+
+
+async def test_what_is_not_stored_in_time_is_sent_and_what_comes_next_at_once(
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lending, "STORED_SECONDS", 0.1)
+    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+        await synced(service)
+        store.write_errno = errno.ENOSPC
+        await cache.put("key", LARGE)
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_acknowledged") == 1)
+        sent = await parts_sent(bus)
+        await cache.put("next", LARGE[::-1])
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_acknowledged") == 2)
+        messages = (await bus.stream_state("EVICTIONS")).messages
+        store.write_errno = None
+        await until_async(lambda: no_evictions(bus))
+        await until(lambda: service.counters()["outbox_entries"] == 0)
+        values = [await cache.get("key"), await cache.get("next")]
+        counters = archive.counters()
+
+    assert sent == 3
+    assert messages == 3, "that it is lent, that it was sent, and the next, which is not lent"
+    assert values == [LARGE, LARGE[::-1]]
+    assert (counters["stored_total"], counters.get("dead_total", 0)) == (2, 0)
+
+
+async def test_an_outbox_that_gets_crowded_is_sent_while_the_store_is_away(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    limits = {**SMALL, "outbox_max_bytes": 16 * 1024 * 1024}
+    values = {f"key-{number}": os.urandom(len(LARGE)) for number in range(16)}
+    async with archiving(bus, store), running(bus, **limits) as service:
+        await synced(service)
+        store.write_errno = errno.ENOSPC
+        for key, value in values.items():
+            await cache.put(key, value)
+            await service._owned["default"].namespace.outbox.roomy()
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_acknowledged") >= 6)
+        lent = counter(service, "evictions_lent")
+        store.write_errno = None
+        await until(lambda: counter(service, "evictions_acknowledged") == len(values))
+        await until_async(lambda: no_evictions(bus))
+        found = [await cache.get("key-0"), await cache.get("key-15")]
+        lost = counter(service, "evictions_lost")
+
+    assert lent == 0
+    assert lost == 0
+    assert found == [values["key-0"], values["key-15"]]
+
+
+@pytest.mark.parametrize("why", ["same_host is off", "the archiver sees no such file"])
+async def test_without_files_that_the_archiver_sees_parts_are_sent_at_once(
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
+    is_off = why == "same_host is off"
+    if not is_off:
+        monkeypatch.setattr(same_host, "_PLACE", re.compile("/elsewhere/.*"))
+    heard = await Heard.on(bus, "archived.>")
+    async with (
+        archiving(bus, store),
+        running(bus, **SMALL, same_host=not is_off) as service,
+    ):
+        await synced(service)
+        await cache.put("key", LARGE)
+        await client.evict_all()
+        await heard.next(Stored)
+        messages = (await bus.stream_state("EVICTIONS")).last_sequence
+        lent = counter(service, "evictions_lent")
+        sent = await parts_sent(bus)
+
+    assert (sent, messages, lent) == (3, 1, 0)
+
+
+async def test_a_cache_that_stops_sends_what_it_has_lent(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    async with archiving(bus, store) as archive:
+        async with running(bus, **SMALL) as service:
+            await synced(service)
+            store.write_errno = errno.ENOSPC
+            await cache.put("key", LARGE)
+            await client.evict_all()
+            await until(lambda: counter(archive, "failed") >= 1)
+        store.write_errno = None
+        async with running(bus, **SMALL) as service:
+            await synced(service)
+            value = await cache.get("key")
+
+    assert value == LARGE
+
+
+@pytest.mark.parametrize("story", ["overwritten", "deleted", "cleared"])
+async def test_what_is_outdated_while_it_is_lent_never_comes_back(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, story: str
+) -> None:
+    async with archiving(bus, store) as archive:
+        async with running(bus, **SMALL) as service:
+            await synced(service)
+            store.write_errno = errno.ENOSPC
+            await cache.put("key", LARGE)
+            await client.evict_all()
+            await until(lambda: counter(archive, "failed") >= 1)
+            if story == "overwritten":
+                await client.put("key", b"new", Fleet_Ttl_Seconds="0")
+                await client.reply("delete", CacheReply, b"key")
+            elif story == "deleted":
+                await client.reply("delete", CacheReply, b"key")
+            else:
+                await client.clear()
+            store.write_errno = None
+            await until_async(lambda: no_evictions(bus))
+            values = [await cache.get("key")]
+        async with running(bus, **SMALL) as service:
+            await synced(service)
+            values.append(await cache.get("key"))
+
+    assert values == [None, None]
+
+
+# --- the archive's side ----------------------------------------------------------------------
+
+
+def value_file(folder: Path, value: bytes = LARGE, mode: int = 0o400) -> Path:
+    file = folder / secrets.token_hex(16)
+    file.write_bytes(value)
+    file.chmod(mode)
+    return file
+
+
+async def lend(bus: Bus, file: Path, manifest: Evicted) -> None:
+    await bus.publish_raw(
+        "evicted.default",
+        b"",
+        {**manifest_headers(manifest), LENT_HEADER: encode_header(str(file))},
+        message_id=f"m.{manifest.eviction}",
+    )
+
+
+def lent(**fields: Any) -> Evicted:
+    return evicted("k", LARGE, **{"parts": 3, "eviction": "c1-b-1", **fields})
+
+
+async def test_a_lent_value_is_read_from_its_file(
+    bus: Bus, store: FailingStore, folder: Path
+) -> None:
+    heard = await Heard.on(bus, "archived.>")
+    async with archiving(bus, store):
+        await lend(bus, value_file(folder), lent())
+        stored = await heard.next(Stored)
+        answer = await bus.request("api.archive.restore.default", b"k", timeout_seconds=5)
+
+    assert (stored.key, stored.size_bytes) == ("k", len(LARGE))
+    assert answer.headers["Fleet-Instance"] == "a1"
+
+
+@pytest.mark.parametrize(
+    "why", ["gone", "another digest", "shorter", "still written", "not in a cache's folder"]
+)
+async def test_what_is_not_the_lent_value_is_left_to_its_cache(
+    bus: Bus, store: FailingStore, folder: Path, tmp_path: Path, why: str
+) -> None:
+    file = {
+        "gone": lambda: folder / secrets.token_hex(16),
+        "another digest": lambda: value_file(folder, LARGE[::-1]),
+        "shorter": lambda: value_file(folder, LARGE[1:]),
+        "still written": lambda: value_file(folder, mode=0o600),
+        "not in a cache's folder": lambda: value_file(tmp_path),
+    }[why]()
+    async with archiving(bus, store) as archive:
+        # Those of the message that follows, where the cache has sent it meanwhile.
+        await bus.publish_raw("evicted_part.default.c1-b-1.0", b"part", message_id="part")
+        await lend(bus, file, lent())
+        await until_async(lambda: no_evictions(bus))
+        counters = archive.counters()
+        parts = (await bus.stream_state("EVICTION_PARTS")).messages
+
+    assert (counters.get("dead_total", 0), counters["stored_total"]) == (0, 0)
+    assert [path.name for path in store.folder.iterdir()] == ["owner.json"]
+    assert parts == 1
+
+
+async def test_keys_say_whether_a_file_of_the_asker_can_be_read(
+    bus: Bus, store: FailingStore, folder: Path, tmp_path: Path
+) -> None:
+    async def is_here(file: Path) -> bool:
+        answer = await bus.request(
+            "api.archive.keys.default",
+            headers={LENT_HEADER: encode_header(str(file))},
+            timeout_seconds=5,
+        )
+        return answer.headers.get("Fleet-Here") == "1"
+
+    async with archiving(bus, store):
+        found = [await is_here(value_file(one)) for one in (folder, tmp_path)]
+
+    assert found == [True, False]
