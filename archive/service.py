@@ -392,6 +392,10 @@ class ArchiveService:
     async def _probe_regularly(self) -> None:
         while not self._stopping.is_set():
             await self._condition.look()
+            if self.is_active:
+                # A bucket that was deleted and made anew takes everything: it has to be asked.
+                with contextlib.suppress(StoreError):  # health has it from here
+                    await self._upkeep.check_claim()
             await self._pause(self._settings.probe_interval_seconds)
 
     def _enter(self, state: str) -> None:

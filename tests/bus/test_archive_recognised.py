@@ -263,7 +263,7 @@ async def test_a_sweep_asked_of_a_keeper_that_loses_its_store_says_why(
     bus: Bus, tmp_path: Path, what: str, said: str
 ) -> None:
     folder = tmp_path / "one"
-    async with archiving(bus, folder) as service:
+    async with archiving(bus, folder, probe_interval_seconds=3600) as service:
         await fill(bus, service, "a")
         if what == "emptied":
             emptied(folder)
@@ -279,6 +279,36 @@ async def test_a_sweep_asked_of_a_keeper_that_loses_its_store_says_why(
     assert again.error == job.error
     assert not was_active
     assert left == 1
+
+
+async def test_a_store_that_was_made_anew_is_noticed_without_a_sweep_and_takes_nothing(
+    bus: Bus, tmp_path: Path
+) -> None:
+    """A folder whose content is another looks as a bucket does that was deleted and made anew."""
+    folder, away = tmp_path / "one", tmp_path / "away"
+    away.mkdir()
+    async with archiving(bus, folder, sweep_interval_seconds=3600) as service:
+        await fill(bus, service, "a")
+        moved = [*folder.glob("*.object"), folder / "owner.json"]
+        for file in moved:
+            file.rename(away / file.name)
+        await until(lambda: "was it unmounted or emptied" in refusal(service))
+        await evict(bus, evicted("b", expires_at=None))
+        await until(lambda: "1 evictions wait" in backlog(service))
+        taken = segments(folder)
+        for file in moved:
+            (away / file.name).rename(file)
+        heard = await Heard.on(bus, "archived.stored.>")
+        while (await heard.next(Stored)).key != "b":
+            pass
+        kept = segments(folder)
+
+    assert taken == []
+    assert len(kept) == 2
+
+
+def backlog(service: ArchiveService) -> str:
+    return next((one.text for one in service.components() if one.name == "backlog"), "")
 
 
 async def test_an_archiver_that_does_not_keep_the_index_sweeps_nothing(
