@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import secrets
@@ -119,18 +120,14 @@ class Rates:
 
         put: list[str] = []
         async with contextlib.AsyncExitStack() as stack:
-            lend = (
-                await stack.enter_async_context(lender(self._bus, value, ours))
-                if same_host
-                else None
-            )
+            evict_all: Callable[[], Awaitable[None]]
+            evict_all = functools.partial(evict_many, self._bus, value, ours)
+            if same_host:
+                evict_all = await stack.enter_async_context(lender(self._bus, value, ours))
 
             async def archived() -> list[float]:
-                if lend is None:
-                    await evict_many(self._bus, value, ours)
-                else:
-                    await lend()
-                    await drained(self._bus)
+                await evict_all()
+                await drained(self._bus)
                 return []
 
             archive = Turn(archived, ours, [self._archiver])

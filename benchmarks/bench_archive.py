@@ -14,11 +14,12 @@ not compress. ABBA rounds; median and quartiles, and the ratio round by round.
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -29,7 +30,7 @@ from agent.human import size as shown
 from agent.views.charts import Axis, Series, line_chart
 from archive.s3 import S3Store
 from archive.settings import PriceSettings, S3Settings
-from benchmarks.archive_rates import Rates, Row, evict, evict_many
+from benchmarks.archive_rates import Rates, Row, evict, evict_many, lender
 from benchmarks.installation import private_bus, service
 from benchmarks.report import Report
 from benchmarks.s3 import KINDS, running_s3
@@ -107,19 +108,25 @@ async def restores(report: Report, rates: Rates, rounds: int, *, same_host: bool
 
 
 async def memory(report: Report, endpoint: str, bucket: str) -> None:
-    """Of an archiver that never had anything else to do."""
+    """Of archivers that never had anything else to do: values lent, and sent in parts."""
     size_bytes, count = LARGEST
-    async with installed(endpoint, bucket) as (bus, _, pid):
-        before = peak_mib(pid)
-        value = os.urandom(size_bytes)
-        began = time.perf_counter()
-        await evict_many(bus, value, count)
-        rate = count * size_bytes / 1e6 / (time.perf_counter() - began)
-        peak = peak_mib(pid)
+    value = os.urandom(size_bytes)
     report.table("Memory of the archiver", "values", "before", "peak", "at")
-    values = {"size_bytes": size_bytes, "peak_mib": peak, "mb_per_second": rate}
-    cells = (f"{count} of {shown(size_bytes)}", f"{before:.0f} MiB", f"{peak:.0f} MiB")
-    report.row("memory", values, *cells, f"{rate:.0f} MB/s")
+    for is_lent in (True, False):
+        async with installed(endpoint, bucket) as (bus, _, pid), contextlib.AsyncExitStack() as own:
+            evict_all: Callable[[], Awaitable[None]]
+            evict_all = functools.partial(evict_many, bus, value, count)
+            if is_lent:
+                evict_all = await own.enter_async_context(lender(bus, value, count))
+            before, began = peak_mib(pid), time.perf_counter()
+            await evict_all()
+            rate = count * size_bytes / 1e6 / (time.perf_counter() - began)
+            peak = peak_mib(pid)
+        part = "memory" if is_lent else "memory_bus"
+        where = "the same host" if is_lent else "another host"
+        values = {"size_bytes": size_bytes, "peak_mib": peak, "mb_per_second": rate}
+        cells = (f"{before:.0f} MiB", f"{peak:.0f} MiB", f"{rate:.0f} MB/s")
+        report.row(part, values, f"{count} of {shown(size_bytes)}, of a cache on {where}", *cells)
 
 
 def peak_mib(pid: int) -> float:
