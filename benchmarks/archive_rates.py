@@ -3,31 +3,20 @@
 import asyncio
 import contextlib
 import functools
-import itertools
 import os
 import secrets
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import psutil
 
 from agent.bus import Bus
-from agent.bus.lease import BucketLeases
 from archive.s3 import S3Store
+from benchmarks.archive_cache import GENERATION, LIFE_SECONDS, lender, receiver
 from benchmarks.rounds import Spread, abba, ratios, spread
-from cache.archive_link import ArchiveLink
-from cache.entry import Entry
-from cache.files import Files
-from cache.large_evictions import LargeEvictions
-from cache.lending import LENT_SHARE
-from cache.namespace import Namespace
-from cache.outbox import Item
-from cache.room import Room
-from cache.settings import MIB, CacheSettings
-from cache.value_file import ValueFile
 from schemas.cache import (
     EVICTED_HEADER,
     INLINE_LIMIT_BYTES,
@@ -38,11 +27,7 @@ from schemas.cache import (
 )
 from schemas.digest import digest_of
 from schemas.protocols import PublishError
-from schemas.units import SECOND_NS
 
-LIFE_SECONDS = 300.0
-RESTORE_SECONDS = 20.0
-GENERATION = 1
 AT_ONCE = 16
 LOOK_SECONDS = 0.01
 
@@ -175,108 +160,6 @@ class Rates:
             bare.side(figures["bare"]),
             ratios(figures, "archive", "bare"),
         )
-
-
-@contextlib.contextmanager
-def cache_side(
-    bus: Bus, *, same_host: bool, **settings: object
-) -> Iterator[tuple[Namespace, ArchiveLink]]:
-    """A namespace of a cache, and what it asks and hears from the archive."""
-    chosen = msgspec.convert(
-        {"max_memory_mb": 512, "same_host": same_host, **settings}, CacheSettings
-    )
-    files = Files(chosen)
-    namespace = Namespace(
-        "default",
-        chosen,
-        epoch_ms=0,
-        generation=GENERATION,
-        message_ids=(f"bench.{secrets.token_hex(8)}" for _ in itertools.count()),
-        clock=time.time_ns,
-        files=files,
-    )
-    room = Room(chosen.uploads_max_bytes)
-    link = ArchiveLink(
-        namespace, bus, bus, time.time_ns, room, restore_timeout_seconds=RESTORE_SECONDS
-    )
-    try:
-        yield namespace, link
-    finally:
-        files.close()
-
-
-@contextlib.contextmanager
-def receiver(bus: Bus, *, same_host: bool) -> Iterator[Callable[[str], Awaitable[int]]]:
-    """What restores a key as a cache does, into RAM and verified, and returns its size."""
-    with cache_side(bus, same_host=same_host) as (namespace, link):
-
-        async def restore(key: str) -> int:
-            entry = await link.restore(key)
-            namespace.memory.remove(key)
-            return 0 if entry is None else entry.value_bytes
-
-        yield restore
-
-
-@contextlib.asynccontextmanager
-async def lender(
-    bus: Bus, value: bytes, count: int
-) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """What lends so many evictions of `value` as a cache does, whose outbox has room for all.
-
-    Each has a name of the one file that the value lies in. Returns when all are stored.
-    """
-    room_bytes = int(count * len(value) / LENT_SHARE) + 16 * MIB
-    leases = BucketLeases(bus.bucket("lease"), "bench")
-    with cache_side(bus, same_host=True, outbox_max_bytes=room_bytes) as (namespace, link):
-        lease = await leases.try_acquire("bench")
-        if lease is None:
-            raise RuntimeError("another benchmark holds the lease")
-        large = LargeEvictions(namespace, bus, bus, lease)
-        stop_listening = await link.listen()
-        sending = asyncio.create_task(large.run())
-        file, digest = namespace.files.keep(value), digest_of(value)
-        if not isinstance(file, ValueFile):
-            raise RuntimeError("there is no room for files in tmpfs")
-
-        async def evict_lent() -> None:
-            lent_before = large.lending.lent
-            items = [_item(_linked(file, namespace.files), digest) for _ in range(count)]
-            for item in items:
-                namespace.outbox.add(item)
-            await namespace.outbox.drained()
-            await asyncio.sleep(LOOK_SECONDS)  # the last one is counted
-            if large.lending.lent - lent_before != count:
-                raise RuntimeError("not all were lent")
-
-        try:
-            yield evict_lent
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            await stop_listening()
-            await leases.close()
-
-
-def _linked(file: ValueFile, files: Files) -> ValueFile:
-    """The same file by another name, which goes with what this returns."""
-    path = f"{os.path.dirname(file.path)}/{secrets.token_hex(16)}"
-    os.link(file.path, path)
-    return ValueFile(path, file.size_bytes, files.held)
-
-
-def _item(file: ValueFile, digest: str) -> Item:
-    now_ns = time.time_ns()
-    key = f"bench:{secrets.token_hex(16)}"
-    version = f"00000000000-{secrets.randbits(32):08x}"
-    return Item(
-        key=key,
-        version=version,
-        message_id=secrets.token_hex(16),
-        evicted_at_ns=now_ns,
-        entry=Entry(key=key, value=file, version=version, digest=digest),
-        expires_at_ns=now_ns + int(LIFE_SECONDS * SECOND_NS),
-    )
 
 
 async def evict(

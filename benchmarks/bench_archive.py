@@ -30,7 +30,8 @@ from agent.human import size as shown
 from agent.views.charts import Axis, Series, line_chart
 from archive.s3 import S3Store
 from archive.settings import PriceSettings, S3Settings
-from benchmarks.archive_rates import Rates, Row, evict, evict_many, lender
+from benchmarks.archive_cache import lender
+from benchmarks.archive_rates import Rates, Row, evict, evict_many
 from benchmarks.installation import private_bus, service
 from benchmarks.report import Report
 from benchmarks.s3 import KINDS, running_s3
