@@ -21,8 +21,6 @@ log = structlog.get_logger()
 
 LENT_SHARE = 0.5
 """Of the outbox: what is lent is in RAM until the store has it, and the rest takes what comes."""
-CROWDED_SHARE = 0.75
-"""From so much of the outbox on, what cannot be lent at once is sent: the stream has more room."""
 STORED_SECONDS = 5.0
 """Longest wait for a value that is lent, and more by its place in the line behind the others:"""
 SLOWEST_BYTES_PER_SECOND = 8 * 1024 * 1024
@@ -66,14 +64,17 @@ class Lending:
                 timeout.reschedule(min(when, loop.time() + LEAVING_SECONDS))
 
     async def may_lend(self, item: Item) -> bool:
-        """Whether to `lend` it now; waits while others are lent, unless the outbox gets crowded."""
+        """Whether to `lend` it now; waits while others are lent, as long as that holds up nobody.
+
+        That is until the next value might find no room in the outbox: the stream has more.
+        """
         outbox = self._namespace.outbox
         if not await self._is_possible(item):
             return False
         while self._lent_bytes and self._lent_bytes + item.size_bytes > (
             LENT_SHARE * outbox.max_bytes
         ):
-            if outbox.pending_bytes > CROWDED_SHARE * outbox.max_bytes:
+            if not outbox.fits(outbox.largest_bytes):
                 return False
             await asyncio.sleep(LOOK_SECONDS)
         return self._is_near

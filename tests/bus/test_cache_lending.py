@@ -161,17 +161,19 @@ async def test_what_is_not_stored_in_time_is_sent_and_what_comes_next_at_once(
     assert (counters["stored_total"], counters.get("dead_total", 0)) == (2, 0)
 
 
+@pytest.mark.parametrize("when_full", ["drop", "refuse"])
 async def test_an_outbox_that_gets_crowded_is_sent_while_the_store_is_away(
-    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, when_full: str
 ) -> None:
-    limits = {**SMALL, "outbox_max_bytes": 16 * 1024 * 1024}
+    limits = {**SMALL, "outbox_max_bytes": 16 * 1024 * 1024, "archive_when_full": when_full}
     values = {f"key-{number}": os.urandom(len(LARGE)) for number in range(16)}
     async with archiving(bus, store), running(bus, **limits) as service:
         await synced(service)
         store.write_errno = errno.ENOSPC
         for key, value in values.items():
             await cache.put(key, value)
-            await service._owned["default"].namespace.outbox.roomy()
+            if when_full == "drop":
+                await service._owned["default"].namespace.outbox.roomy()
         await client.evict_all()
         await until(lambda: counter(service, "evictions_acknowledged") >= 6)
         lent = counter(service, "evictions_lent")
