@@ -146,15 +146,18 @@ class Holdings:
     def lose(self, entry: Entry) -> None:
         """Forget an entry whose file somebody else has removed; the archive does not get it.
 
-        Nothing is lost where it was replaced, deleted or cleared while it was read.
+        Also where it has expired, so that nobody waits for it. Nothing is lost where it was
+        replaced, deleted or cleared while it was read.
         """
-        found = self.peek(entry.key)
-        if found is None or found[0] is not entry:
+        item = self._outbox.get(entry.key)
+        waits = item is not None and item.entry is entry
+        is_in_ram = self._memory.peek(entry.key) is entry
+        if not waits and not is_in_ram:
             return
         log.error("value_file_lost", namespace=self._name, key=entry.key)
-        self._memory.remove(entry.key)
-        item = self._outbox.get(entry.key)
-        if item is not None and item.entry is entry:
+        if is_in_ram:
+            self._memory.remove(entry.key)
+        if item is not None and waits:
             self._outbox.lost += not item.acknowledged
             self._outbox.drop(entry.key)
 

@@ -772,3 +772,20 @@ def test_a_value_that_was_replaced_while_it_was_read_is_not_lost(
 
     assert kept == (new, "ram")
     assert space.peek("a") is None
+
+
+@pytest.mark.parametrize("why", ["waits", "has expired", "was brought back as another"])
+def test_a_value_that_waits_for_the_archive_without_its_file_is_lost_in_any_case(
+    clock: Clock, why: str
+) -> None:
+    space = namespace(clock)
+    written = evict(space, "a", ttl_seconds=60, expires_at_ns=clock.ns + 60 * SECOND_NS)
+    if why == "has expired":
+        clock.ns += 60 * SECOND_NS
+    elif why == "was brought back as another":
+        space.memory.store(entry("a", 300, version=written.version))
+
+    space.holdings.lose(written)
+
+    assert space.outbox.get("a") is None
+    assert (space.outbox.pending, space.outbox.lost) == (0, 1)
