@@ -45,36 +45,20 @@ class LargeEvictions:
         self._namespace = namespace
         self._publisher = publisher
         self._lease = lease
-        self._sending = asyncio.Lock()
-        self.lending = Lending(namespace, publisher, requester)
+        self.lending = Lending(namespace, publisher, requester, lease)
         self.error = ""
 
     async def run(self) -> None:
         """Go on for ever; returns when there is something to send and the lease is lost."""
-        lent: set[asyncio.Task[None]] = set()
-        async with asyncio.TaskGroup() as group:
+        outbox = self._namespace.outbox
+        async with asyncio.TaskGroup() as lent:
             while True:
-                item = await self._namespace.outbox.take(large=True)
+                item = await outbox.take(large=True)
                 if not self._lease.held:
-                    self._namespace.outbox.give_back(item)
+                    outbox.give_back(item)
                     break
-                if await self.lending.may_lend(item):
-                    task = group.create_task(self._lend(item))
-                    lent.add(task)
-                    task.add_done_callback(lent.discard)
-                else:
-                    await self._send_alone(item)
-            for task in lent:
-                task.cancel()
-
-    async def _lend(self, item: Item) -> None:
-        if not await self.lending.lend(item):
-            await self._send_alone(item)
-
-    async def _send_alone(self, item: Item) -> None:
-        async with self._sending:
-            if not await self._send(item):
-                self._namespace.outbox.give_back(item)
+                if not await self.lending.begins(item, lent) and not await self._send(item):
+                    outbox.give_back(item)
 
     async def _send(self, item: Item) -> bool:
         """Whether it is settled; False: the lease is lost."""
@@ -114,7 +98,7 @@ class LargeEvictions:
             if self.error:
                 log.info("large_evictions_acknowledged_again")
                 self.error = ""
-            if wanted or item.stored:  # it was lent first
+            if wanted or item.stored:  # as it was lent before
                 outbox.acknowledge(item)
             return True
         return False

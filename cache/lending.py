@@ -15,7 +15,7 @@ from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.value_file import ValueFile
 from schemas.cache import LENT_HEADER, encode_header
-from schemas.protocols import Publisher, PublishError, Requester, RequestError
+from schemas.protocols import Lease, Publisher, PublishError, Requester, RequestError
 
 log = structlog.get_logger()
 
@@ -39,13 +39,16 @@ class Lending:
 
     What is lent stays in the outbox, and is acknowledged, once the archive has announced it: in a
     store, not only in the stream. The stream has the manifest meanwhile, so a later owner knows
-    that it is on its way. What is not stored in time, is sent.
+    that it is on its way. What is not stored in time is given back to the outbox, to be sent.
     """
 
-    def __init__(self, namespace: Namespace, publisher: Publisher, requester: Requester) -> None:
+    def __init__(
+        self, namespace: Namespace, publisher: Publisher, requester: Requester, lease: Lease
+    ) -> None:
         self._namespace = namespace
         self._publisher = publisher
         self._requester = requester
+        self._lease = lease
         self._is_near = False
         self._ask_at = 0.0
         self._leaving = False
@@ -60,40 +63,51 @@ class Lending:
         loop = asyncio.get_running_loop()
         for timeout in self._timeouts:
             when = timeout.when()
-            if when is not None:
+            if when is not None and not timeout.expired():
                 timeout.reschedule(min(when, loop.time() + LEAVING_SECONDS))
 
-    async def may_lend(self, item: Item) -> bool:
-        """Whether to `lend` it now; waits while others are lent, as long as that holds up nobody.
+    async def begins(self, item: Item, tasks: asyncio.TaskGroup) -> bool:
+        """Whether it is lent from now on, in `tasks`; False: it is to be sent now.
 
-        That is until the next value might find no room in the outbox: the stream has more.
+        It ends acknowledged, not wanted any more, or given back to the outbox, to be sent. Waits
+        while others are lent, until the next value might find no room in the outbox: the stream
+        has more.
         """
         outbox = self._namespace.outbox
-        if not await self._is_possible(item):
+        if item.was_lent or not await self._is_possible(item):
             return False
-        while self._lent_bytes and self._lent_bytes + item.size_bytes > (
-            LENT_SHARE * outbox.max_bytes
-        ):
+        room_bytes = LENT_SHARE * outbox.max_bytes - item.size_bytes
+        while self._is_near and self._lent_bytes and self._lent_bytes > room_bytes:
             if not outbox.fits(outbox.largest_bytes):
                 return False
             await asyncio.sleep(LOOK_SECONDS)
-        return self._is_near
-
-    async def lend(self, item: Item) -> bool:
-        """Whether it is settled: stored, or not wanted any more; False: it has to be sent."""
+        if not self._is_near:
+            return False
+        item.was_lent = True
         self._lent_bytes += item.size_bytes
+        tasks.create_task(self._lend(item))
+        return True
+
+    async def _lend(self, item: Item) -> None:
         try:
-            return await self._lend(item)
+            await self._lend_until_settled(item)
         finally:
             self._lent_bytes -= item.size_bytes
+        if item.stored:
+            self._namespace.outbox.acknowledge(item)
+        else:
+            self._namespace.outbox.give_back(item)
 
-    async def _lend(self, item: Item) -> bool:
-        file = _file_of(item)
-        assert file is not None  # noqa: S101 - else `may_lend` said no
+    async def _lend_until_settled(self, item: Item) -> None:
         try:
             await asyncio.to_thread(_entry_of(item).compute_digest)
         except OSError:
-            return False  # who sends it finds that out, too
+            return  # who sends it finds that out, too
+        # No pause between this look and the manifest, which is of the generation of now.
+        is_wanted = self._namespace.outbox.get(item.key) is item
+        file = _file_of(item)
+        if not is_wanted or file is None or not self._lease.held:
+            return
         headers, _ = message_of_parts(item, self._namespace)
         item.settled = settled = item.settled or asyncio.Event()
         try:
@@ -104,14 +118,11 @@ class Lending:
                 message_id=f"{item.message_id}.lent",
             )
         except PublishError:
-            return False
-        if not await self._wait(settled):
-            self._stop("not stored in time")
-            return False
-        if item.stored:
-            self.lent += 1
-            self._namespace.outbox.acknowledge(item)
-        return True
+            return
+        if await self._wait(settled):
+            self.lent += item.stored
+        elif self._is_near and self._namespace.holdings.waiting(item.key) is item.entry:
+            self._stop("not stored in time")  # else it has expired, of which nobody is told
 
     async def _wait(self, settled: asyncio.Event) -> bool:
         seconds = STORED_SECONDS + self._lent_bytes / SLOWEST_BYTES_PER_SECOND
@@ -147,7 +158,8 @@ class Lending:
             self._ask_at = time.monotonic() + UNHEARD_SECONDS
             return False
         if "Fleet-Here" not in answer.headers:
-            self._stop("the archiver cannot read the files of this cache")
+            if file.has_name:  # still, so it was there
+                self._stop("the archiver cannot read the files of this cache")
             return False
         self._is_near = True
         log.info("lending_begins", namespace=self._namespace.name)
@@ -165,5 +177,6 @@ def _entry_of(item: Item) -> Entry:
 
 
 def _file_of(item: Item) -> ValueFile | None:
+    """One that others find by its name."""
     value = _entry_of(item).value
-    return value if isinstance(value, ValueFile) else None
+    return value if isinstance(value, ValueFile) and value.has_name else None

@@ -22,6 +22,7 @@ class Item:
     `message_id` is chosen once and kept for every retry. A tombstone's `settled` is set when the
     stream has acknowledged it, or when `successor`, a newer tombstone of the key, took its place;
     a value's, if it has one, when it has left the outbox. `stored`: the archive has it.
+    `was_lent`: it is or was lent, and is to be sent if it is taken again.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Item:
     sending: bool = False
     acknowledged: bool = False
     stored: bool = False
+    was_lent: bool = False
     settled: asyncio.Event | None = None
     successor: "Item | None" = None
     tag: str | None = None

@@ -48,6 +48,11 @@ class ValueFile:
         with self._opened() as fd:
             _feed(digest, fd, 0, self.size_bytes)
 
+    @property
+    def has_name(self) -> bool:
+        """Whether it was not retired: others may open it."""
+        return self._fd < 0
+
     def retire(self) -> None:
         """Take the name away now: who has it open elsewhere sees that it no longer counts.
 

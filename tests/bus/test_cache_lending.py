@@ -1,9 +1,11 @@
 """Large values that an archiver on the same host reads from the cache's files."""
 
+import asyncio
 import errno
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,16 @@ from agent.client import CacheClient
 from archive import same_host
 from archive.service import ArchiveService
 from cache import lending
+from cache.entry import Entry
+from cache.lending import Lending
 from cache.service import CacheService
 from cache.tmpfs import PrivateFolder
 from schemas.api import CacheReply
 from schemas.archive import Stored
 from schemas.cache import LENT_HEADER, PART_BYTES, Evicted, encode_header
 from tests.support.archive_service import Heard, archiving
-from tests.support.cache_service import Client, running, synced
-from tests.support.evictions import FailingStore, evicted, manifest_headers
+from tests.support.cache_service import Client, component, running, synced
+from tests.support.evictions import FailingStore, ManualClock, evicted, manifest_headers
 from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
@@ -260,6 +264,211 @@ async def test_what_is_outdated_while_it_is_lent_never_comes_back(
             values.append(await cache.get("key"))
 
     assert values == [None, None]
+
+
+class Digests:
+    """Holds the first digest of an eviction until it may go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self._go_on = threading.Event(), threading.Event()
+        really = Entry.compute_digest
+
+        def compute_digest(entry: Entry, like: str = "") -> str:
+            if not self.begun.is_set():
+                self.begun.set()
+                self._go_on.wait(20)
+            return really(entry, like)
+
+        monkeypatch.setattr(Entry, "compute_digest", compute_digest)
+
+    def go_on(self) -> None:
+        self._go_on.set()
+
+
+@pytest.mark.parametrize("story", ["overwritten", "deleted", "cleared"])
+async def test_what_is_outdated_before_it_is_lent_is_not_lent_and_the_next_is(
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    monkeypatch: pytest.MonkeyPatch,
+    story: str,
+) -> None:
+    async with archiving(bus, store), running(bus, **SMALL) as service:
+        await synced(service)
+        digests = Digests(monkeypatch)
+        await cache.put("key", LARGE)
+        await client.evict_all()
+        await until(digests.begun.is_set)
+        if story == "overwritten":
+            await client.put("key", b"new", Fleet_Ttl_Seconds="0")
+        elif story == "deleted":
+            await client.reply("delete", CacheReply, b"key")
+        else:
+            await client.clear()
+        digests.go_on()
+        await cache.put("next", LARGE)
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_lent") == 1)
+        evictions = (await bus.stream_state("EVICTIONS")).last_sequence
+        sent = await parts_sent(bus)
+
+    assert (evictions, sent) == (2, 0), "what outdates it, and the next"
+
+
+async def test_nothing_is_lent_once_the_lease_is_lost(
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    really = Entry.compute_digest
+    loop = asyncio.get_running_loop()
+    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+        await synced(service)
+        large = service._owned["default"].large
+
+        def compute_digest(entry: Entry, like: str = "") -> str:
+            if threading.current_thread() is not threading.main_thread():
+                loop.call_soon_threadsafe(large._lease.lose)  # type: ignore[attr-defined]
+            return really(entry, like)
+
+        monkeypatch.setattr(Entry, "compute_digest", compute_digest)
+        await cache.put("key", LARGE)
+        await client.evict_all()
+        await until(lambda: not service.is_owner("default"))
+        evictions = (await bus.stream_state("EVICTIONS")).last_sequence
+        stored = archive.counters()["stored_total"]
+
+    assert (evictions, stored) == (0, 0)
+
+
+async def limit_stream(bus: Bus, max_bytes: int) -> None:
+    name = bus.names.stream("EVICTIONS")
+    config = (await bus.jetstream.stream_info(name)).config
+    config.max_bytes = max_bytes
+    await bus.jetstream.update_stream(config)
+
+
+async def test_what_cannot_be_lent_waits_in_order_and_the_oldest_is_lost(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    limits = {**SMALL, "outbox_max_bytes": 16 * 1024 * 1024}
+    values = {f"key-{number}": os.urandom(len(LARGE)) for number in range(20)}
+    async with archiving(bus, store), running(bus, **limits) as service:
+        await synced(service)
+        await cache.put("first", LARGE)
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_lent") == 1)
+        await limit_stream(bus, 1)
+        for key, value in values.items():
+            await cache.put(key, value)
+        await client.evict_all()
+        full = service.counters()
+        await limit_stream(bus, -1)
+        await until(lambda: service.counters()["outbox_entries"] == 0)
+        counters = service.counters()
+        found = {key: await cache.get(key) for key in values}
+
+    lost = [key for key, value in found.items() if value is None]
+    kept = [key for key, value in found.items() if value is not None]
+    assert full["outbox_bytes"] <= 16 * 1024 * 1024
+    assert len(lost) == counters["evictions_lost_total"] > 0
+    assert counters["evictions_acknowledged_total"] == 1 + len(kept)
+    assert lost == list(values)[1 : 1 + len(lost)], "all but the one that was being sent"
+    assert all(found[key] == values[key] for key in kept)
+
+
+async def test_no_more_than_half_of_the_outbox_is_lent_of_what_waits_already(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    limits = {**SMALL, "outbox_max_bytes": 32 * 1024 * 1024}
+    async with archiving(bus, store), running(bus, **limits) as service:
+        await synced(service)
+        store.write_errno = errno.ENOSPC
+        await limit_stream(bus, 1)
+        for number in range(20):
+            await cache.put(f"key-{number}", LARGE)
+        await client.evict_all()
+        await until(lambda: component(service, "default.outbox")[0] == "degraded")
+        await limit_stream(bus, -1)
+        waiting = service._owned["default"].large.lending
+        await until(lambda: waiting._lent_bytes > 0)
+        lent_bytes = waiting._lent_bytes
+        store.write_errno = None
+
+    assert 10 * len(LARGE) < lent_bytes <= 16 * 1024 * 1024
+
+
+async def test_what_is_evicted_again_while_it_is_lent_is_sent_at_once(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+        await synced(service)
+        store.write_errno = errno.ENOSPC
+        await cache.put("key", LARGE)
+        await client.evict_all()
+        await until(lambda: counter(archive, "failed") >= 1)
+        returned = await cache.get("key")
+        where = (await client.meta("key")).where
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_acknowledged") == 1)
+        store.write_errno = None
+        await cache.put("next", LARGE[::-1])
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_lent") == 1)
+        await until_async(lambda: no_evictions(bus))
+        values = [await cache.get("key"), await cache.get("next")]
+        lost = counter(service, "evictions_lost")
+
+    assert (returned, where) == (LARGE, "ram")
+    assert values == [LARGE, LARGE[::-1]]
+    assert lost == 0
+
+
+async def test_what_expires_while_it_is_lent_does_not_end_lending(
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = ManualClock()
+    monkeypatch.setattr(lending, "LEAVING_SECONDS", 0.0)
+    async with (
+        archiving(bus, store, clock=clock) as archive,
+        running(bus, clock=clock, **SMALL) as service,
+    ):
+        await synced(service)
+        store.write_errno = errno.ENOSPC
+        await cache.put("key", LARGE, ttl_seconds=60)
+        await client.evict_all()
+        await until(lambda: counter(archive, "failed") >= 1)
+        clock.advance(60)
+        waiting = service._owned["default"].large.lending
+        waiting.hurry()
+        waiting._leaving = False
+        store.write_errno = None
+        await until(lambda: service.counters()["outbox_entries"] == 0)
+        await cache.put("next", LARGE)
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_lent") == 1)
+
+
+async def test_hurry_comes_when_the_time_is_up_already(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lending, "STORED_SECONDS", 0.0)
+    lent: Any = None
+    one = Lending(lent, bus, bus, lent)
+    waiting = asyncio.create_task(one._wait(asyncio.Event()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    one.hurry()
+
+    assert await waiting is False
 
 
 # --- the archive's side ----------------------------------------------------------------------
