@@ -44,6 +44,8 @@ class Counts(msgspec.Struct, kw_only=True):
     """Entries that the archive lists."""
     objects: int = 0
     """Read from the store and verified, each once."""
+    lent: int = 0
+    """Evictions that were stored from the cache's file."""
 
 
 class Check:
@@ -59,10 +61,11 @@ class Check:
 
     async def run(self) -> Counts:
         """Wait until every acknowledged eviction is settled, and look at everything."""
+        evicted = set(self._ledger.evicted)  # the cache may have more that waits
         await self.drain()
-        counts = Counts()
+        counts = Counts(lent=self._load.lent)
         found = {key: await self._archived(key) for key in KEYS}
-        self._judge_evictions(found, counts)
+        self._judge_evictions(evicted, found, counts)
         await self._count_entries(counts)
         await self._check_cache()
         await self._check_dead(counts)
@@ -94,12 +97,14 @@ class Check:
         self._load.violation(self._ledger.judge(key, value, began, "the archive"))
         return self._ledger.put_of(value)
 
-    def _judge_evictions(self, found: dict[str, Write | None], counts: Counts) -> None:
+    def _judge_evictions(
+        self, evicted: set[Write], found: dict[str, Write | None], counts: Counts
+    ) -> None:
         """Each acknowledged eviction is readable, superseded, expired, or lost."""
         now = time.time()
         required = set(self._ledger.required(now))
-        counts.acknowledged = len(self._ledger.evicted)
-        for put in self._ledger.evicted:
+        counts.acknowledged = len(evicted)
+        for put in evicted:
             if found[put.key] is put:
                 counts.readable += 1
             elif put.erased_by is not None:

@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 import msgspec
 import nats
@@ -15,7 +16,14 @@ from nats.aio.msg import Msg
 from agent.bus import Bus
 from agent.client import CacheClient
 from benchmarks.chaos_ledger import Kind, Ledger, Write
-from schemas.cache import EVICTED_HEADER, Evicted, decode_header, encode_json_header
+from schemas.archive import Stored
+from schemas.cache import (
+    EVICTED_HEADER,
+    LENT_HEADER,
+    Evicted,
+    decode_header,
+    encode_json_header,
+)
 from schemas.message import UNDECODABLE
 from schemas.protocols import PublishError, RequestError
 from schemas.units import SECOND_NS, instant, to_ns
@@ -24,7 +32,7 @@ NAMESPACE = "default"
 WORKERS, KEYS_EACH, TAGS = 8, 24, 6
 KEYS = [f"w{worker}-{key}" for worker in range(WORKERS) for key in range(KEYS_EACH)]
 SIZES = ((60, 100, 8_000), (32, 8_000, 100_000), (6, 100_000, 500_000), (2, 600_000, 2_000_000))
-"""Weight, least and most bytes; the last are above the inline limit, and travel in parts."""
+"""Weight, least and most bytes; the last are above the inline limit, and lent or sent in parts."""
 SHORT_LIFE_SECONDS = (2.0, 20.0)
 CALL_SECONDS = 8.0
 RECONNECT_SECONDS = 0.05
@@ -43,6 +51,8 @@ class Load:
         self.counts: Counter[str] = Counter()
         self.poisoned: dict[str, bool] = {}
         """Keys of unreadable evictions; whether they were acknowledged."""
+        self.lent = 0
+        """Evictions that were stored from the cache's file."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Go on until `stopping` is set."""
@@ -159,13 +169,17 @@ class Load:
 
 
 class Acknowledged:
-    """Hears every eviction and what the stream answers to it, while the server is there."""
+    """Hears every eviction and what the stream answers to it, while the server is there.
+
+    What is lent is acknowledged by who has stored it: until then only the cache has it.
+    """
 
     def __init__(self, bus: Bus, load: Load, ledger: Ledger) -> None:
         self._bus = bus
         self._load = load
         self._ledger = ledger
         self._asked: dict[str, Evicted] = {}
+        self._lent: dict[tuple[str, str], Evicted] = {}
         self.count = 0
 
     @contextlib.asynccontextmanager
@@ -176,6 +190,8 @@ class Acknowledged:
         )
         await client.subscribe(self._bus.names.absolute("evicted.*"), cb=self._on_eviction)
         await client.subscribe("_INBOX.>", cb=self._on_answer)
+        stored = self._bus.names.absolute(f"archived.stored.{NAMESPACE}")
+        await client.subscribe(stored, cb=self._on_stored)
         await client.flush()
         try:
             yield
@@ -184,17 +200,32 @@ class Acknowledged:
 
     async def _on_eviction(self, message: Msg) -> None:
         with contextlib.suppress(KeyError, ValueError, *UNDECODABLE):
-            header = decode_header((message.headers or {})[EVICTED_HEADER])
-            manifest = msgspec.json.decode(header, type=Evicted)
-            if not manifest.tombstone and manifest.key not in self._load.poisoned:
+            headers = message.headers or {}
+            manifest = msgspec.json.decode(decode_header(headers[EVICTED_HEADER]), type=Evicted)
+            if manifest.tombstone or manifest.key in self._load.poisoned:
+                return
+            if LENT_HEADER in headers:
+                self._lent[manifest.key, manifest.version] = manifest
+            else:
                 self._asked[message.reply] = manifest
 
     async def _on_answer(self, message: Msg) -> None:
         manifest = self._asked.pop(message.subject, None)
         if manifest is None or b'"error"' in message.data or b'"seq"' not in message.data:
             return
+        self._acknowledge(manifest, manifest.expires_at)
+
+    async def _on_stored(self, message: Msg) -> None:
+        stored = msgspec.json.decode(message.data, type=Stored)
+        if stored.tombstone:
+            return
+        manifest = self._lent.pop((stored.key, stored.version), None)
+        if manifest is not None:
+            self._load.lent += 1
+            self._acknowledge(manifest, stored.expires_at)
+
+    def _acknowledge(self, manifest: Evicted, until: datetime | None) -> None:
         self.count += 1
-        until = manifest.expires_at
         expires = math.inf if until is None else to_ns(until) / SECOND_NS
         self._load.violation(self._ledger.evict(manifest.key, manifest.digest, expires))
 
