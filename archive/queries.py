@@ -18,7 +18,6 @@ from archive.unusable import Unusable
 from archive.vault import Vault
 from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveStatus, Request
 from schemas.archive_money import used_by
-from schemas.cache import LENT_HEADER, decode_header
 from schemas.protocols import (
     Answer,
     Call,
@@ -112,7 +111,7 @@ class Queries:
             "Fleet-Generation": str(index.generation),
             **await self._reached(namespace, call),
         }
-        if same_host.has_value(decode_header(call.headers.get(LENT_HEADER, ""))):
+        if same_host.has_value(same_host.named_path(call.headers)):
             headers["Fleet-Here"] = "1"
         if len(hashes) > HASHES_PER_PAGE:
             headers["Fleet-More"] = "1"

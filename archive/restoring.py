@@ -24,7 +24,6 @@ from schemas.cache import (
     INLINE_LIMIT_BYTES,
     PART_BYTES,
     WRITTEN_WITHIN_SECONDS,
-    decode_header,
     encode_json_header,
     part_count,
     part_range,
@@ -102,7 +101,7 @@ class Restoring:
         wish = _Wish(
             verify=call.headers.get("Fleet-Verify") != "off",
             first_part=call.headers.get("Fleet-First-Part") == "1",
-            path=_path(call),
+            path=same_host.named_path(call.headers),
             room_bytes=_count(call, "Fleet-Room") or 0,
         )
         return self._restore(known, namespace, key, generation, wish)
@@ -216,7 +215,7 @@ class Restoring:
         if size_bytes is None:
             raise _not_held()
         first, end = read_range(call.headers, size_bytes)
-        path = _path(call)
+        path = same_host.named_path(call.headers)
         content = await self._handover.read(name, first, end)
         if path and same_host.write(path, first, content, size_bytes):
             return Answer(headers={"Fleet-Written": "1"})
@@ -259,10 +258,3 @@ def _count(call: Call, header: str) -> int | None:
     if text is not None and not (text.isascii() and text.isdigit() and len(text) < MAX_DIGITS):
         raise RequestError(400, f"{header} is a count")
     return None if text is None else int(text)
-
-
-def _path(call: Call) -> str:
-    try:
-        return decode_header(call.headers.get("Fleet-File", ""))
-    except ValueError as error:
-        raise RequestError(400, f"header Fleet-File: {error}") from None

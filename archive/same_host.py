@@ -4,8 +4,12 @@ import fcntl
 import os
 import re
 import stat
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
+
+from schemas.cache import LENT_HEADER, decode_header
+from schemas.protocols import RequestError
 
 _PLACE = re.compile(r"/.*/resource-agent-[0-9a-f]{32}/[0-9a-f]{32}")
 
@@ -88,6 +92,18 @@ class Lent:
         return content
 
 
+def named_path(headers: Mapping[str, str]) -> str:
+    """That of a cache's file in a request; empty: it names none.
+
+    Raises:
+        RequestError: 400, the header is malformed.
+    """
+    try:
+        return decode_header(headers.get(LENT_HEADER, ""))
+    except ValueError as error:
+        raise RequestError(400, f"header {LENT_HEADER}: {error}") from None
+
+
 def has_value(path: str) -> bool:
     """Whether a value of a cache, of whatever size, can be read there."""
     file = _open(path, os.O_RDONLY, 0o400, None)
@@ -115,7 +131,7 @@ def _open(path: str, flags: int, mode: int, size_bytes: int | None) -> int | Non
         if not is_private or folder.st_uid != os.geteuid():
             return None
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
+    except (OSError, ValueError):  # also what no path can hold, such as a zero byte
         return None
     found = os.fstat(fd)
     if found.st_mode == stat.S_IFREG | mode and size_bytes in (None, found.st_size):

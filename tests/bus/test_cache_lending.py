@@ -24,6 +24,7 @@ from cache.tmpfs import PrivateFolder
 from schemas.api import CacheReply
 from schemas.archive import Stored
 from schemas.cache import LENT_HEADER, PART_BYTES, Evicted, encode_header
+from schemas.protocols import RequestError
 from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import Client, component, running, synced
 from tests.support.evictions import FailingStore, ManualClock, evicted, manifest_headers
@@ -456,6 +457,26 @@ async def test_what_expires_while_it_is_lent_does_not_end_lending(
         await until(lambda: counter(service, "evictions_lent") == 1)
 
 
+async def test_what_somebody_removed_before_it_is_read_is_lost_and_counted(
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lending, "STORED_SECONDS", 0.1)
+    async with archiving(bus, store), running(bus, **SMALL) as service:
+        await synced(service)
+        await cache.put("key", LARGE)
+        for path in service.files.held:
+            os.unlink(path)
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_lost") == 1)
+        counters = service.counters()
+
+    assert (counters["outbox_entries"], counters["evictions_acknowledged_total"]) == (0, 0)
+
+
 async def test_hurry_comes_when_the_time_is_up_already(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,3 +569,36 @@ async def test_keys_say_whether_a_file_of_the_asker_can_be_read(
         found = [await is_here(value_file(one)) for one in (folder, tmp_path)]
 
     assert found == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), [("%zz", 400), (f"/a%00b/resource-agent-{'a' * 32}/{'b' * 32}", None)]
+)
+async def test_a_file_whose_name_cannot_be_one_is_not_here(
+    bus: Bus, store: FailingStore, path: str, code: int | None
+) -> None:
+    answered: int | None = None
+    async with archiving(bus, store):
+        try:
+            await bus.request(
+                "api.archive.keys.default", headers={LENT_HEADER: path}, timeout_seconds=5
+            )
+        except RequestError as error:
+            answered = error.code
+
+    assert answered == code
+
+
+async def test_a_lent_value_that_comes_twice_is_stored_once(
+    bus: Bus, store: FailingStore, folder: Path
+) -> None:
+    file = value_file(folder)
+    async with archiving(bus, store) as archive:
+        await lend(bus, file, lent())
+        await until_async(lambda: no_evictions(bus))
+        file.unlink()
+        await lend(bus, file, lent(eviction="c1-b-2"))
+        await until_async(lambda: no_evictions(bus))
+        counters = archive.counters()
+
+    assert (counters["stored_total"], counters["repeated_total"]) == (1, 1)
