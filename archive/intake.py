@@ -16,7 +16,7 @@ from archive.packer import INLINE_BYTES
 from archive.parts import Parts
 from archive.settings import ArchiveSettings
 from archive.unusable import Unusable
-from schemas.cache import EVICTED_HEADER, LENT_HEADER, Evicted, decode_header
+from schemas.cache import EVICTED_HEADER, FILE_HEADER, Evicted, decode_header
 from schemas.message import UNDECODABLE
 from schemas.protocols import Delivery, PublishError, WorkItem, WorkQueue
 
@@ -80,7 +80,7 @@ class Intake:
     durable, indexed and announced, so a crash in between repeats it, and repeating is harmless.
     At most `in_flight` evictions, of `in_flight_bytes`, are being handled. One that came in parts
     is read only where it is to be stored; its parts are removed once it is settled. One that a
-    cache lends (`LENT_HEADER`) is settled where its file is not here: then it is sent. While the
+    cache lends (`FILE_HEADER`) is settled where its file is not here: then it is sent. While the
     store fails they are held, and the stream holds the rest. What cannot be settled for another
     reason is given back.
     """
@@ -233,7 +233,7 @@ class Intake:
         for (item, manifest), one in zip(taken, kept, strict=True):
             count(manifest.namespace, one)
             # Of a value that is lent there are none, or some that belong to a later message.
-            if manifest.parts and LENT_HEADER not in item.delivery.headers:
+            if manifest.parts and FILE_HEADER not in item.delivery.headers:
                 await self._parts.remove(manifest)
 
     async def _read(self, items: Sequence[WorkItem]) -> list[tuple[WorkItem, Evicted]]:
@@ -274,7 +274,7 @@ class Intake:
         return kept
 
     async def _keep_large(self, keeping: Keeping, item: WorkItem, manifest: Evicted) -> list[Kept]:
-        path = item.delivery.headers.get(LENT_HEADER)
+        path = item.delivery.headers.get(FILE_HEADER)
         value = (
             self._parts.value(manifest)
             if path is None

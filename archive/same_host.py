@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from schemas.cache import LENT_HEADER, decode_header
+from schemas.cache import FILE_HEADER, decode_header
 from schemas.protocols import RequestError
 
 _PLACE = re.compile(r"/.*/resource-agent-[0-9a-f]{32}/[0-9a-f]{32}")
@@ -99,9 +99,9 @@ def named_path(headers: Mapping[str, str]) -> str:
         RequestError: 400, the header is malformed.
     """
     try:
-        return decode_header(headers.get(LENT_HEADER, ""))
+        return decode_header(headers.get(FILE_HEADER, ""))
     except ValueError as error:
-        raise RequestError(400, f"header {LENT_HEADER}: {error}") from None
+        raise RequestError(400, f"header {FILE_HEADER}: {error}") from None
 
 
 def has_value(path: str) -> bool:

@@ -19,7 +19,7 @@ from benchmarks.chaos_ledger import Kind, Ledger, Write
 from schemas.archive import Stored
 from schemas.cache import (
     EVICTED_HEADER,
-    LENT_HEADER,
+    FILE_HEADER,
     Evicted,
     decode_header,
     encode_json_header,
@@ -204,7 +204,7 @@ class Acknowledged:
             manifest = msgspec.json.decode(decode_header(headers[EVICTED_HEADER]), type=Evicted)
             if manifest.tombstone or manifest.key in self._load.poisoned:
                 return
-            if LENT_HEADER in headers:
+            if FILE_HEADER in headers:
                 self._lent[manifest.key, manifest.version] = manifest
             else:
                 self._asked[message.reply] = manifest

@@ -14,7 +14,7 @@ from cache.manifest import message_of_parts
 from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.value_file import ValueFile
-from schemas.cache import LENT_HEADER, encode_header
+from schemas.cache import FILE_HEADER, encode_header
 from schemas.protocols import Lease, Publisher, PublishError, Requester, RequestError
 
 log = structlog.get_logger()
@@ -114,7 +114,7 @@ class Lending:
             await self._publisher.publish_raw(
                 f"evicted.{self._namespace.name}",
                 b"",
-                {**headers, LENT_HEADER: encode_header(file.path)},
+                {**headers, FILE_HEADER: encode_header(file.path)},
                 message_id=f"{item.message_id}.lent",
             )
         except PublishError:
@@ -150,7 +150,7 @@ class Lending:
         try:
             answer = await self._requester.request(
                 f"api.archive.keys.{self._namespace.name}",
-                headers={"Fleet-After": LAST_KEY, LENT_HEADER: encode_header(file.path)},
+                headers={"Fleet-After": LAST_KEY, FILE_HEADER: encode_header(file.path)},
                 timeout_seconds=ASK_SECONDS,
             )
         except RequestError as error:  # usual while no archive is there

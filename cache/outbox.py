@@ -63,10 +63,10 @@ class Outbox:
     """A buffer of at most `max_bytes`, published tombstones first, then oldest first.
 
     A value stays readable until the archive has it (`confirm`) or the room is needed. Room is
-    made from acknowledged values first, which loses nothing, then from the oldest that waits,
-    counted in `lost`. Tombstones are never dropped for room. At most one value and one tombstone
-    per key: the newest. All operations are O(1) but for the values in flight, and for large ones
-    that wait, of which there are few.
+    made from acknowledged values first, which loses nothing, then from the oldest that waits, or
+    else the new one is not taken; both are counted in `lost`. Tombstones are never dropped for
+    room. At most one value and one tombstone per key: the newest. All operations are O(1) but for
+    the values in flight, and for large ones that wait, of which there are few.
 
     `largest_bytes` is the largest entry that may come. `on_left` hears of each value that is no
     longer kept here.
@@ -102,7 +102,8 @@ class Outbox:
     def crowded(self) -> bool:
         """Whether unacknowledged tombstones fill half of the room: no more are taken.
 
-        The other half always can be made free: it only holds values, few of them in flight.
+        The other half can be made free: it only holds values, of which some are in flight, or
+        lent for some seconds.
         """
         return self._tombstone_bytes > self.max_bytes // 2
 
@@ -262,7 +263,7 @@ class Outbox:
         while self.used_bytes + size_bytes > self.max_bytes and self._done:
             self.drop(next(iter(self._done)))
         while self.used_bytes + size_bytes > self.max_bytes:
-            # One in flight may already be in the stream; there are few of them.
+            # One in flight may already be in the stream, or in the store.
             oldest = next((i for i in self._waiting.values() if not i.sending), None)
             if oldest is None:
                 return False

@@ -30,8 +30,9 @@ PART_BYTES = INLINE_LIMIT_BYTES
 """A value above the inline limit travels in parts of this size; the last one may be smaller."""
 PARTS_IN_FLIGHT = 4
 """Parts under way at once: with fewer the bus waits, with more only its buffers fill."""
-LENT_HEADER = "Fleet-File"
-"""Path of a cache's value in a file of its host, lent instead of sent: percent-encoded."""
+FILE_HEADER = "Fleet-File"
+"""Path of a file of a cache on the same host, to read a value from or write one to:
+percent-encoded. With an eviction: it is lent."""
 WRITTEN_WITHIN_SECONDS = 0.25
 """So long the archive writes a value into a cache's file before it says anything of it."""
 

@@ -23,7 +23,7 @@ from cache.service import CacheService
 from cache.tmpfs import PrivateFolder
 from schemas.api import CacheReply
 from schemas.archive import Stored
-from schemas.cache import LENT_HEADER, PART_BYTES, Evicted, encode_header
+from schemas.cache import FILE_HEADER, PART_BYTES, Evicted, encode_header
 from schemas.protocols import RequestError
 from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import Client, component, running, synced
@@ -506,7 +506,7 @@ async def lend(bus: Bus, file: Path, manifest: Evicted) -> None:
     await bus.publish_raw(
         "evicted.default",
         b"",
-        {**manifest_headers(manifest), LENT_HEADER: encode_header(str(file))},
+        {**manifest_headers(manifest), FILE_HEADER: encode_header(str(file))},
         message_id=f"m.{manifest.eviction}",
     )
 
@@ -560,7 +560,7 @@ async def test_keys_say_whether_a_file_of_the_asker_can_be_read(
     async def is_here(file: Path) -> bool:
         answer = await bus.request(
             "api.archive.keys.default",
-            headers={LENT_HEADER: encode_header(str(file))},
+            headers={FILE_HEADER: encode_header(str(file))},
             timeout_seconds=5,
         )
         return answer.headers.get("Fleet-Here") == "1"
@@ -581,7 +581,7 @@ async def test_a_file_whose_name_cannot_be_one_is_not_here(
     async with archiving(bus, store):
         try:
             await bus.request(
-                "api.archive.keys.default", headers={LENT_HEADER: path}, timeout_seconds=5
+                "api.archive.keys.default", headers={FILE_HEADER: path}, timeout_seconds=5
             )
         except RequestError as error:
             answered = error.code
