@@ -32,4 +32,5 @@ def test_kills_of_cache_archivers_server_and_s3_lose_nothing_and_bring_nothing_b
     outcomes = (last.readable, last.superseded, last.expired, last.in_doubt, last.lost)
     assert len(result.cycles) == CYCLES
     assert last.acknowledged == sum(outcomes) > 0
+    assert last.lent > 0
     assert (last.lost, result.violations, result.rebuilt) == (0, [], True)
