@@ -3,14 +3,15 @@
 import asyncio
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
+import msgspec
 import structlog
 
 from archive.index_entry import IndexEntry
 from archive.store import StoreError
-from schemas.archive import ArchiveFailed, Expired, Restored, Stored
+from schemas.archive import ArchiveFailed, Expired, Restored, Stored, StoredEntry
 from schemas.message import Message
 from schemas.protocols import Clock, Publisher, PublishError
 from schemas.units import SECOND_NS, instant
@@ -20,6 +21,11 @@ log = structlog.get_logger()
 CALLERS = 16
 GATHER_SECONDS = 0.05
 STORE_FAILURE_EVERY_NS = 60 * SECOND_NS
+STORED_BYTES = 16 * 1024
+"""Of entries that one message says, but for one that is longer alone.
+
+The stream keeps the last 1,000 messages of a namespace, whatever they hold: 16 MiB of its 256.
+"""
 COUNTERS = (
     "cleared_total",
     "dead_total",
@@ -65,7 +71,7 @@ class Announcer:
             PublishError: not everybody knows yet; the cache waits for these events: say it again.
         """
         now = instant(self._clock())
-        messages = [(_stored(entry, now), self._next_id()) for entry in entries]
+        messages = [(message, self._next_id()) for message in _stored(entries, now)]
         # A few callers at a time: of thousands on their way the last would come too late.
         async with self._room:
             await self._publisher.publish_all(messages)
@@ -148,13 +154,27 @@ class Announcer:
         return f"{self._id_prefix}.{self._sent}"
 
 
-def _stored(entry: IndexEntry, now: datetime) -> Stored:
+def _stored(entries: Sequence[IndexEntry], now: datetime) -> Iterator[Stored]:
+    """The messages that say it, each of one namespace."""
+    together: dict[str, list[StoredEntry]] = {}
+    size_bytes: Counter[str] = Counter()
+    for entry in entries:
+        name, said = entry.namespace, _said(entry)
+        said_bytes = len(msgspec.json.encode(said))
+        if name in together and size_bytes[name] + said_bytes > STORED_BYTES:
+            yield Stored(namespace=name, observed_at=now, entries=together.pop(name))
+            del size_bytes[name]
+        together.setdefault(name, []).append(said)
+        size_bytes[name] += said_bytes
+    for name, some in together.items():
+        yield Stored(namespace=name, observed_at=now, entries=some)
+
+
+def _said(entry: IndexEntry) -> StoredEntry:
     expires_ns = entry.expires_ns
-    return Stored(
-        namespace=entry.namespace,
+    return StoredEntry(
         key=entry.key,
         version=entry.version,
-        observed_at=now,
         size_bytes=entry.size_bytes,
         stored_bytes=entry.object_bytes,
         expires_at=None if expires_ns is None else instant(expires_ns),

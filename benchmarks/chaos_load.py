@@ -216,13 +216,13 @@ class Acknowledged:
         self._acknowledge(manifest, manifest.expires_at)
 
     async def _on_stored(self, message: Msg) -> None:
-        stored = msgspec.json.decode(message.data, type=Stored)
-        if stored.tombstone:
-            return
-        manifest = self._lent.pop((stored.key, stored.version), None)
-        if manifest is not None:
-            self._load.lent += 1
-            self._acknowledge(manifest, stored.expires_at)
+        for entry in msgspec.json.decode(message.data, type=Stored).entries:
+            if entry.tombstone:
+                continue
+            manifest = self._lent.pop((entry.key, entry.version), None)
+            if manifest is not None:
+                self._load.lent += 1
+                self._acknowledge(manifest, entry.expires_at)
 
     def _acknowledge(self, manifest: Evicted, until: datetime | None) -> None:
         self.count += 1

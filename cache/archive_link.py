@@ -235,12 +235,12 @@ class ArchiveLink:
         await run_together([read() for _ in range(PARTS_IN_FLIGHT)])
 
     def _on_stored(self, delivery: Delivery) -> None:
-        stored = _decode_stored(delivery.payload)
         namespace = self._namespace
-        target = stored.key if stored.tag is None else (stored.tag,)
-        namespace.archived.confirm(target, stored.version, tombstone=stored.tombstone)
-        if not stored.tombstone:
-            namespace.outbox.confirm(stored.key, stored.version)
+        for entry in _decode_stored(delivery.payload).entries:
+            target = entry.key if entry.tag is None else (entry.tag,)
+            namespace.archived.confirm(target, entry.version, tombstone=entry.tombstone)
+            if not entry.tombstone:
+                namespace.outbox.confirm(entry.key, entry.version)
 
     async def _advance_sync(self) -> None:
         archived, outbox = self._namespace.archived, self._namespace.outbox

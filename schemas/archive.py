@@ -2,33 +2,29 @@
 
 from typing import Annotated, ClassVar
 
+import msgspec
 from msgspec import Meta
 
 from schemas.message import Message
 from schemas.units import Bytes, Instant, Token
 
-
-class _ArchiveEvent(Message, frozen=True, kw_only=True):
-    PUBLISHER: ClassVar[str] = "archive"
-    STREAM: ClassVar[str | None] = "EVENTS"
-
-    namespace: Annotated[Token, Meta(description="that of the cache")]
-    key: Annotated[str, Meta(description="the entry's")]
-    version: Annotated[str, Meta(description="the entry's, of the cache")]
-    observed_at: Annotated[Instant, Meta(description="when it was said, by the archive's clock")]
+Namespace = Annotated[Token, Meta(description="that of the cache")]
+Key = Annotated[str, Meta(description="the entry's")]
+Version = Annotated[str, Meta(description="the entry's, of the cache")]
+ObservedAt = Annotated[Instant, Meta(description="when it was said, by the archive's clock")]
 
 
-class Stored(_ArchiveEvent, frozen=True, kw_only=True):
-    """An evicted entry, or a tombstone, is safely in the store and in the index.
+class StoredEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One of a `Stored`: an evicted entry, or a tombstone.
 
     The tombstone of a tag has no key but `tag`.
     """
 
-    SUBJECT: ClassVar[str] = "archived.stored.{namespace}"
-
+    key: Key
+    version: Version
     size_bytes: Annotated[Bytes, Meta(description="of the value; of a tombstone 0")]
     stored_bytes: Annotated[
-        Bytes, Meta(description="of the object in the store: header and compressed value")
+        Bytes, Meta(description="of its part of an object in the store: header, compressed value")
     ]
     expires_at: Annotated[
         Instant | None,
@@ -40,6 +36,34 @@ class Stored(_ArchiveEvent, frozen=True, kw_only=True):
     tag: Annotated[
         str | None, Meta(description="whose tombstone it is; null: a value's, or a key's")
     ] = None
+
+
+class Stored(Message, frozen=True, kw_only=True):
+    """Evicted entries and tombstones that are safely in the store and in the index.
+
+    Many together, as they were stored, where a message for each would double what streams take.
+    16 KiB of them at most, but for one that is longer alone.
+    """
+
+    SUBJECT: ClassVar[str] = "archived.stored.{namespace}"
+    PUBLISHER: ClassVar[str] = "archive"
+    STREAM: ClassVar[str | None] = "EVENTS"
+
+    namespace: Namespace
+    observed_at: ObservedAt
+    entries: Annotated[
+        list[StoredEntry], Meta(description="one or more; after a crash they may be said again")
+    ]
+
+
+class _ArchiveEvent(Message, frozen=True, kw_only=True):
+    PUBLISHER: ClassVar[str] = "archive"
+    STREAM: ClassVar[str | None] = "EVENTS"
+
+    namespace: Namespace
+    key: Key
+    version: Version
+    observed_at: ObservedAt
 
 
 class Restored(_ArchiveEvent, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ from agent.nats_server.binary import server_version
 from agent.nats_server.private import PrivateServer
 from agent.runner import StopRequest, running
 from schemas.api import ArchiveList, ArchiveStatus, NamespaceStats
-from schemas.archive import Restored, Stored
+from schemas.archive import Restored, Stored, StoredEntry
 from schemas.engines import EngineMetrics
 from schemas.lifecycle import ROLES
 from schemas.metrics import GpuMetrics, HostMetrics
@@ -66,7 +66,7 @@ class Story:
     sabotage: str | None
     stack: contextlib.AsyncExitStack
     texts: dict[str, bytes] = dataclasses.field(default_factory=dict)
-    archived: list[Stored] = dataclasses.field(default_factory=list)
+    archived: list[StoredEntry] = dataclasses.field(default_factory=list)
     _bus: Bus | None = None
 
     @property
@@ -256,11 +256,12 @@ class Story:
         while status.stored_total < evictions or status.pending:
             await asyncio.sleep(LOOK_SECONDS)
             status = await self._ask("api.archive.status.default", ArchiveStatus)
-        events = [
-            msgspec.json.decode(delivery.payload, type=Stored)
+        announced = [
+            entry
             async for delivery in self.bus.read("EVENTS", subject="archived.stored.default")
+            for entry in msgspec.json.decode(delivery.payload, type=Stored).entries
         ]
-        self.archived = sorted(events, key=lambda event: event.size_bytes, reverse=True)
+        self.archived = sorted(announced, key=lambda entry: entry.size_bytes, reverse=True)
         files = self._object_files()
         on_disk_bytes = sum(file.stat().st_size for file in files)
         if not files or len(self.archived) != status.entries:
@@ -307,7 +308,11 @@ class Story:
         """What is deleted does not come back: one key from RAM, one that only the archive has."""
         client = CacheClient(self.bus)
         keys = [self.archived[0].key, self.archived[1].key]
-        async with expecting(self.bus, Stored, lambda e: e.tombstone and e.key == keys[1]) as told:
+
+        def says_so(stored: Stored) -> bool:
+            return any(entry.tombstone and entry.key == keys[1] for entry in stored.entries)
+
+        async with expecting(self.bus, Stored, says_so) as told:
             for key in keys:
                 if self.sabotage != "forget":
                     await client.delete(key)

@@ -7,7 +7,6 @@ import pytest
 
 from agent.bus import Bus
 from schemas.api import ArchiveStatus
-from schemas.archive import Stored
 from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import Client, running, synced
 from tests.support.evictions import FailingStore, ManualClock
@@ -44,7 +43,7 @@ async def test_an_archive_above_its_budget_keeps_what_was_used_most(
                 for _ in range(3):
                     await client.get(key)
             await client.evict_all()
-            while (await heard.next(Stored)).key != key:
+            while (await heard.stored()).key != key:
                 pass
             await until(lambda: cache.counters()["outbox_entries"] == 0)
             clock.advance(10)

@@ -20,7 +20,6 @@ from archive.service import ArchiveService
 from archive.settings import S3Settings
 from archive.store import ObjectRefusedError, ObjectStore, StoreError
 from benchmarks.moto import CREDENTIALS, MotoServer
-from schemas.archive import Stored
 from schemas.protocols import RequestError
 from schemas.units import instant
 from tests.support.archive_service import Heard, archiving, evict, until
@@ -65,7 +64,7 @@ async def fill(bus: Bus, *keys: str) -> None:
     for key in keys:
         await evict(bus, evicted(key, expires_at=None))
     for _ in keys:
-        await heard.next(Stored)
+        await heard.stored()
 
 
 def refusal(service: ArchiveService) -> str:
@@ -373,7 +372,7 @@ async def test_nothing_is_stored_where_a_folder_was_unmounted(bus: Bus, tmp_path
     heard = await Heard.on(bus, "archived.stored.>")
     async with archiving(bus, folder) as service:
         await fill(bus, "a")
-        await heard.next(Stored)
+        await heard.stored()
         folder.rename(tmp_path / "away")
         folder.mkdir()
         await evict(bus, evicted("b", expires_at=None))
@@ -381,7 +380,7 @@ async def test_nothing_is_stored_where_a_folder_was_unmounted(bus: Bus, tmp_path
         stored_there = list(folder.glob("*.object"))
         folder.rename(tmp_path / "below the mount point")
         (tmp_path / "away").rename(folder)
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
     async with archiving(bus, folder):
         value = await ArchiveClient(bus).get("b")
 

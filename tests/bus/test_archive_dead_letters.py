@@ -8,7 +8,6 @@ import pytest
 from agent.archive_client import ArchiveClient
 from agent.bus import Bus
 from schemas.api import DeadLetter
-from schemas.archive import Stored
 from schemas.cache import EVICTED_HEADER, PART_BYTES
 from schemas.protocols import PublishError, RequestError
 from tests.support.archive_service import Heard, archiving, evict
@@ -64,7 +63,7 @@ async def test_poison_that_finds_no_room_among_the_dead_holds_up_nobody_else(
     for key in ("a", "poison", "b"):
         await evict(bus, evicted(key, VALUE), b"another value" if key == "poison" else VALUE)
     async with archiving(bus, tmp_path / "archive", retry_seconds=60.0, retry_max_seconds=60.0):
-        stored = {(await heard.next(Stored)).key for _ in "ab"}
+        stored = {(await heard.stored()).key for _ in "ab"}
 
         async def waits_alone() -> bool:
             return await bus.depth("EVICTIONS") == 1
@@ -96,7 +95,7 @@ async def test_a_letter_that_is_sent_back_is_archived_once_what_was_wrong_is_men
         await bus.publish_raw("evicted_part.default.e1.1", LARGE[PART_BYTES:], message_id="late")
         client = ArchiveClient(bus)
         retried = await client.retry(letter.id)
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
         left = [one async for one in client.dead()]
         value = await client.get("k")
         depth = await bus.depth("DEAD")

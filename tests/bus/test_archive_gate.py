@@ -10,7 +10,6 @@ from agent.archive_client import ArchiveClient
 from agent.bus import Bus
 from archive.fetch_time import LEAST_OBSERVED
 from schemas.api import ArchiveStatus
-from schemas.archive import Stored
 from schemas.protocols import Answer
 from tests.support.archive_service import Heard, archiving, evict
 from tests.support.cache_service import Client, running, synced
@@ -30,7 +29,7 @@ async def fill(bus: Bus, **costs: float | None) -> None:
     for key, cost in {**watched, **costs}.items():
         await evict(bus, evicted(key, cost_seconds=cost))
     for _ in (*watched, *costs):
-        await heard.next(Stored)
+        await heard.stored()
 
 
 async def restore(bus: Bus, key: str, **headers: str) -> Answer:
@@ -100,7 +99,7 @@ async def test_the_cache_counts_what_was_declined_and_what_came_back(
             await client.put(key, b"value", Fleet_Cost_Seconds=f"{cost:.10f}")
         await client.evict_all()
         for _ in costs:
-            await heard.next(Stored)
+            await heard.stored()
         await until(lambda: service.counters()["outbox_entries"] == 0)
         for number in range(LEAST_OBSERVED):
             await client.get(f"watched-{number}")

@@ -13,7 +13,6 @@ from agent.archive_client import ArchiveClient
 from agent.bus import Bus
 from archive.store import StoredObject, StoreError
 from schemas.api import ArchiveJob, ArchiveJobRequest
-from schemas.archive import Stored
 from schemas.protocols import Call, RequestError, json_endpoint
 from tests.support.archive_service import Heard, archiving, evict, until
 from tests.support.evictions import FailingStore, ManualClock, evicted
@@ -82,7 +81,7 @@ async def test_a_reindex_makes_a_deleted_bucket_and_restores_it_record_by_record
         heard = await Heard.on(bus, "archived.stored.>")
         for number in range(5):
             await evict(bus, evicted(f"k{number}"))
-            await heard.next(Stored)
+            await heard.stored()
 
         async def every_object_has_its_record() -> bool:
             return len(await recorded(bus)) == service.counters()["objects"] > 1
@@ -106,7 +105,7 @@ async def test_a_reindex_that_the_bucket_does_not_take_has_failed(bus: Bus, tmp_
     heard = await Heard.on(bus, "archived.stored.>")
     async with archiving(bus, tmp_path / "archive"):
         await evict(bus, evicted())
-        await heard.next(Stored)
+        await heard.stored()
         config = (await bus.jetstream.stream_info(name)).config
         await bus.jetstream.purge_stream(name)
         await bus.jetstream.update_stream(config, max_bytes=1)

@@ -11,7 +11,6 @@ import pytest
 from agent.bus import Bus
 from agent.bus.lease import BucketLeases
 from archive.store import StoredObject, StoreError
-from schemas.archive import Stored
 from schemas.protocols import RequestError
 from schemas.units import SECOND_NS, instant
 from tests.support.archive_service import DEADLINE_SECONDS, Heard, archiving, evict, until
@@ -36,14 +35,9 @@ async def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 class Killer:
-    announced = 0
-
     async def publish_all(self, messages):
-        for message, message_id in messages:
-            self.announced += 1
-            if self.announced == 10:
-                await die()
-            await self.bus.publish(message, message_id=message_id)
+        await self.bus.publish_all(messages)
+        await die()
 
 if sys.argv[3] == "before the upload":
     FolderStore.put = die
@@ -66,7 +60,7 @@ async def restored(bus: Bus, key: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "moment", ["before the upload", "before the index is written", "between two announcements"]
+    "moment", ["before the upload", "before the index is written", "after the announcement"]
 )
 async def test_a_kill_before_the_acknowledgement_loses_and_doubles_nothing(
     bus: Bus, nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -87,7 +81,7 @@ async def test_a_kill_before_the_acknowledgement_loses_and_doubles_nothing(
     async with archiving(bus, tmp_path / "archive") as service:
         missing = set(keys)
         while missing:
-            missing.discard((await heard.next(Stored)).key)
+            missing.discard((await heard.stored()).key)
         values = [await restored(bus, key) for key in keys]
     counted = service.counters()
 
@@ -106,11 +100,11 @@ async def test_a_restart_reads_the_index_from_the_objects_and_continues(
     heard = await Heard.on(bus, "archived.stored.>")
     async with archiving(bus, tmp_path / "archive"):
         await evict(bus, evicted("before"))
-        await heard.next(Stored)
+        await heard.stored()
     await evict(bus, evicted("between"))
 
     async with archiving(bus, tmp_path / "archive"):
-        between = await heard.next(Stored)
+        between = await heard.stored()
         values = [await restored(bus, key) for key in ("before", "between")]
 
     assert between.key == "between"
@@ -125,7 +119,7 @@ async def test_a_second_archiver_stands_by_and_answers_nothing(bus: Bus, tmp_pat
     ):
         active = (first.is_active, second.is_active)
         await evict(bus, evicted())
-        await heard.next(Stored)
+        await heard.stored()
         values = [await restored(bus, "k") for _ in range(20)]
 
     assert active == (True, False)
@@ -138,12 +132,12 @@ async def test_when_the_owner_leaves_the_standby_serves_the_whole_index(
     heard = await Heard.on(bus, "archived.stored.>")
     async with archiving(bus, tmp_path / "archive", instance="first"):
         await evict(bus, evicted("old"))
-        await heard.next(Stored)
+        await heard.stored()
         standby = archiving(bus, tmp_path / "archive", instance="second")
         second = await standby.__aenter__()
         was_active = second.is_active
     await evict(bus, evicted("new"))
-    await heard.next(Stored)
+    await heard.stored()
     values = [await restored(bus, key) for key in ("old", "new")]
     await standby.__aexit__(None, None, None)
 
@@ -167,14 +161,14 @@ async def test_an_archiver_that_lost_its_lease_stops_serving_until_it_has_it_aga
     monkeypatch.setattr(BucketLeases, "try_acquire", noted)
     async with archiving(bus, tmp_path / "archive") as service:
         await evict(bus, evicted())
-        await heard.next(Stored)
+        await heard.stored()
         may_acquire = False
         leases[0].lose()
         with pytest.raises(RequestError) as caught:
             await restored(bus, "k")
         await evict(bus, evicted("later"))
         may_acquire = True
-        later = await heard.next(Stored)
+        later = await heard.stored()
         value = await restored(bus, "k")
 
     assert caught.value.code == 503
@@ -210,7 +204,7 @@ async def test_an_eviction_stored_after_the_lease_was_lost_is_left_to_the_next_o
         await writing.wait()
         leases[0].lose()
         may_finish.set()
-        await heard.next(Stored)
+        await heard.stored()
         counted = service.counters()
 
     assert len(leases) > 1, "it was announced by the next owner"
@@ -243,7 +237,7 @@ async def test_who_loses_the_lease_while_it_sweeps_removes_nothing_more(
     async with archiving(bus, store, clock=clock) as service:
         for key, days in (("a", 1), ("b", 3)):
             await evict(bus, evicted(key, expires_at=instant(NOW_NS + days * 86400 * SECOND_NS)))
-            await heard.next(Stored)
+            await heard.stored()
         clock.advance(4 * 86400)
         await service.sweep()
 
@@ -256,14 +250,14 @@ async def test_the_service_goes_on_after_the_server_was_killed(
     heard = await Heard.on(bus, "archived.stored.>")
     async with archiving(bus, tmp_path / "archive") as service:
         await evict(bus, evicted("before"))
-        await heard.next(Stored)
+        await heard.stored()
         await until(lambda: service.counters().get("stored_total") == 1)
         nats.kill()
         nats.start()
         await until(lambda: bus.counters["reconnects_total"] > 0)
         await evict(bus, evicted("after"))
 
-        assert (await heard.next(Stored)).key == "after"
+        assert (await heard.stored()).key == "after"
         assert await restored(bus, "before") == b"value"
 
 

@@ -16,7 +16,6 @@ from archive.marks import Own
 from archive.service import ArchiveService
 from archive.store import StoredObject
 from schemas.api import ArchiveJob
-from schemas.archive import Stored
 from schemas.protocols import RequestError
 from tests.support.archive_service import Heard, archiving, evict, until
 from tests.support.evictions import evicted
@@ -112,7 +111,7 @@ async def fill(bus: Bus, service: ArchiveService, *keys: str) -> None:
     heard = await Heard.on(bus, "archived.stored.>")
     for key in keys:
         await evict(bus, evicted(key, expires_at=None))
-        await heard.next(Stored)
+        await heard.stored()
 
     async def is_recorded() -> bool:
         return len(await bus.bucket("archive").items()) == service.counters()["objects"]
@@ -299,7 +298,7 @@ async def test_a_store_that_was_made_anew_is_noticed_without_a_sweep_and_takes_n
         for file in moved:
             (away / file.name).rename(file)
         heard = await Heard.on(bus, "archived.stored.>")
-        while (await heard.next(Stored)).key != "b":
+        while (await heard.stored()).key != "b":
             pass
         kept = segments(folder)
 

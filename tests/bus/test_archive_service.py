@@ -91,7 +91,7 @@ async def test_an_eviction_is_stored_and_comes_back_with_its_manifest(
 
     async with archiving(bus, store):
         await evict(bus, manifest, value)
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
         answer = await restore(bus, key)
         restored = await heard.next(Restored)
 
@@ -118,7 +118,7 @@ async def test_a_value_is_a_miss_from_its_expiry_on_and_then_removed(
 ) -> None:
     async with archiving(bus, store, clock=clock) as service:
         await evict(bus, evicted())
-        await heard.next(Stored)
+        await heard.stored()
         clock.advance(3599.999)
         before = await restore(bus)
         clock.advance(0.001)
@@ -141,7 +141,7 @@ async def test_the_sweep_runs_by_itself(
 ) -> None:
     async with archiving(bus, store, clock=clock, sweep_interval_seconds=0.02):
         await evict(bus, evicted())
-        await heard.next(Stored)
+        await heard.stored()
         clock.advance(3600)
 
         assert (await heard.next(Expired)).version == "b1-01"
@@ -152,13 +152,13 @@ async def test_a_tombstone_takes_the_value_from_disk_and_keeps_older_ones_out(
 ) -> None:
     async with archiving(bus, store) as service:
         await evict(bus, evicted(value=b"secret"), b"secret")
-        await heard.next(Stored)
+        await heard.stored()
         await evict(bus, tombstone())
-        announced = await heard.next(Stored)
+        announced = await heard.stored()
         deleted = await restore(bus)
         await evict(bus, evicted(value=b"secret", version="b1-00"), b"secret")
         await evict(bus, evicted("after"))
-        await heard.next(Stored)
+        await heard.stored()
         await service.sweep()
     counted = [path.read_bytes() for path in store.folder.glob("*.object")]
 
@@ -173,14 +173,14 @@ async def test_a_newer_generation_makes_everything_older_a_miss(
 ) -> None:
     async with archiving(bus, store) as service:
         await evict(bus, evicted())
-        await heard.next(Stored)
+        await heard.stored()
         answers = [
             await restore(bus),
             await restore(bus, generation=0),
             await restore(bus, generation=1),
         ]
         await evict(bus, evicted("new", generation=1))
-        await heard.next(Stored)
+        await heard.stored()
         answers.append(await restore(bus))
         keys = await bus.request("api.archive.keys.default", timeout_seconds=5)
         await service.sweep()
@@ -221,7 +221,7 @@ async def test_a_poisoned_eviction_goes_to_the_dead_and_the_service_lives_on(
             headers = manifest_headers(evicted())
         await bus.publish_raw(subject, payload, headers, message_id="poison")
         await evict(bus, evicted("good"))
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
 
     dead = [delivery async for delivery in bus.read("DEAD")]
     assert stored.key == "good"
@@ -237,7 +237,7 @@ async def test_an_expiry_beyond_the_calendar_is_never(
     end = instant(0).replace(year=9999, month=12, day=30)
     async with archiving(bus, store):
         await evict(bus, evicted(evicted_at=end, expires_at=None, ttl_seconds=3e10))
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
         answer = await restore(bus)
 
     assert stored.expires_at is None
@@ -265,7 +265,7 @@ async def test_a_restore_is_answered_before_it_is_announced(
     publisher = SlowToAnnounce(bus)
     async with archiving(bus, store, publisher=publisher):
         await evict(bus, evicted())
-        await heard.next(Stored)
+        await heard.stored()
         answer = await restore(bus)
         announced_early = heard.rest()
         publisher.may_go.set()
@@ -273,6 +273,25 @@ async def test_a_restore_is_answered_before_it_is_announced(
     assert answer.payload == b"value"
     assert announced_early == []
     assert (await heard.next(Restored)).key == "k"
+
+
+async def test_what_was_stored_together_is_said_together_to_each_namespace(
+    bus: Bus, store: FailingStore, heard: Heard
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number in range(20):
+            name = ("default", "other")[number % 2]
+            group.create_task(evict(bus, evicted(f"k{number}", namespace=name)))
+    async with archiving(bus, store):
+        said = [await heard.next(Stored) for _ in range(2)]
+        status_then = await status(bus)
+
+    assert {one.namespace: {entry.key for entry in one.entries} for one in said} == {
+        "default": {f"k{number}" for number in range(0, 20, 2)},
+        "other": {f"k{number}" for number in range(1, 20, 2)},
+    }
+    assert heard.rest() == []
+    assert status_then.entries == 10
 
 
 async def test_a_full_disk_loses_nothing_and_recovers_by_itself(
@@ -286,7 +305,7 @@ async def test_a_full_disk_loses_nothing_and_recovers_by_itself(
         component_then = await component(service, "store", "failed")
         said_meanwhile = heard.rest()
         store.write_errno = None
-        stored = {(await heard.next(Stored)).key for _ in range(5)}
+        stored = {(await heard.stored()).key for _ in range(5)}
         await component(service, "store", "ok")
 
     assert "is full" in failed.error
@@ -309,7 +328,7 @@ async def test_failures_of_the_store_are_announced_once_a_minute(
         clock.advance(60)
         second = await heard.next(ArchiveFailed)
         store.write_errno = None
-        await heard.next(Stored)
+        await heard.stored()
 
     assert quiet == []
     assert (second.observed_at - first.observed_at).total_seconds() == 60
@@ -320,7 +339,7 @@ async def test_a_damaged_object_is_told_apart_from_a_miss(
 ) -> None:
     async with archiving(bus, store):
         await evict(bus, evicted())
-        await heard.next(Stored)
+        await heard.stored()
         (path,) = store.folder.glob("*.object")
         path.write_bytes(path.read_bytes().replace(b"value", b"valu?"))
 
@@ -339,7 +358,7 @@ async def test_a_store_that_cannot_be_read_is_told_apart_from_a_miss(
 ) -> None:
     async with archiving(bus, store):
         await evict(bus, evicted())
-        await heard.next(Stored)
+        await heard.stored()
         store.read_errno = errno.EIO
 
         with pytest.raises(RequestError, match="cannot be read") as caught:
@@ -381,7 +400,7 @@ async def test_keys_and_list_come_in_pages(
     async with archiving(bus, store):
         for name in names:
             await evict(bus, evicted(name))
-            await heard.next(Stored)
+            await heard.stored()
         first = await bus.request("api.archive.keys.default", timeout_seconds=5)
         after = {"Fleet-After": first.payload[-8:].hex()}
         last = await bus.request("api.archive.keys.default", b"", after, timeout_seconds=5)
@@ -406,7 +425,7 @@ async def test_a_list_of_long_keys_fits_into_one_message(
     async with archiving(bus, store):
         for name in names:
             await evict(bus, evicted(name))
-            await heard.next(Stored)
+            await heard.stored()
         more = True
         while more:
             request = ArchiveListRequest(after=found[-1] if found else "")
@@ -426,10 +445,10 @@ async def test_the_status_counts_what_is_there_and_what_happened(
     async with archiving(bus, store) as service:
         for manifest in (evicted("a"), tombstone("b"), evicted("c", b"longer")):
             await evict(bus, manifest, b"longer" if manifest.key == "c" else b"value")
-            await heard.next(Stored)
+            await heard.stored()
         await evict(bus, evicted("c", b"longer", "b1-00"), b"longer")
         await evict(bus, evicted("d"))
-        await heard.next(Stored)
+        await heard.stored()
         await restore(bus, "a")
         found = await status(bus)
         lease = await component(service, "lease", "ok")
@@ -455,7 +474,7 @@ async def test_a_namespace_that_nobody_knows_has_no_status(
         with pytest.raises(RequestError, match="the archive knows no namespace other") as unknown:
             await status(bus, "other")
         await evict(bus, evicted(namespace="other"))
-        await heard.next(Stored)
+        await heard.stored()
         seen = await status(bus, "other")
 
     assert unknown.value.code == 404
@@ -490,7 +509,7 @@ async def test_no_more_evictions_are_in_memory_than_allowed(
 
     async with archiving(bus, store, segment_seconds=1, **limit):
         for _ in range(20):
-            await heard.next(Stored)
+            await heard.stored()
 
     assert len(sizes) >= 5
     assert max(sizes) < 4.5 * len(value)
@@ -513,7 +532,7 @@ async def test_an_announcement_that_failed_is_made_at_once_again(
 
     async with archiving(bus, store, publisher=FailsOnce()) as service:
         await evict(bus, evicted())
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
     counted = service.counters()
 
     assert stored.key == "k"
@@ -559,7 +578,7 @@ async def test_a_lost_restored_event_does_not_cost_the_value(
 
     async with archiving(bus, store, publisher=LosesRestored()) as service:
         await evict(bus, evicted())
-        await heard.next(Stored)
+        await heard.stored()
         answer = await restore(bus)
         await until(lambda: service.counters()["events_lost_total"] > 0)
 
@@ -584,7 +603,7 @@ async def test_restores_that_come_together_are_announced_together(
     async with archiving(bus, store, publisher=Counts()):
         for key in ("k1", "k2", "k3"):
             await evict(bus, evicted(key))
-            await heard.next(Stored)
+            await heard.stored()
         await asyncio.gather(*(restore(bus, key) for key in ("k1", "k2", "k3")))
         told = [(await heard.next(Restored)).key for _ in range(3)]
 

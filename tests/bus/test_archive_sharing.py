@@ -21,7 +21,6 @@ from archive.keeping import Kept
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore, StoreError
 from schemas.api import ArchiveStatus
-from schemas.archive import Stored
 from schemas.cache import Evicted
 from schemas.protocols import PublishError, RequestError, WorkItem
 from schemas.units import SECOND_NS, instant
@@ -136,7 +135,7 @@ async def test_what_two_archivers_store_is_read_from_the_objects_by_the_next(
         helping(bus, folder_store(tmp_path / "archive")) as helper,
     ):
         await evict(bus, evicted("a"))
-        await heard.next(Stored)
+        await heard.stored()
         await kept_by(helper, evicted("b"))
         indexed = sorted(await IndexBucket(bus.bucket("archive")).records())
     async with archiving(bus, tmp_path / "archive"):
@@ -399,7 +398,7 @@ async def test_two_archivers_share_what_comes(bus: Bus, tmp_path: Path) -> None:
                 await asyncio.gather(*(evict(bus, evicted(key)) for key in some))
                 missing = set(some)
                 while missing:
-                    missing.discard((await heard.next(Stored)).key)
+                    missing.discard((await heard.stored()).key)
         values = [await restored(bus, key) for key in keys]
         await until(lambda: first.counters().get("stored_total") == len(keys))
         shown = await status(bus)
@@ -436,7 +435,7 @@ async def test_what_a_killed_helper_had_taken_goes_to_the_others(
                         await victim.wait()
         missing = set(keys)
         while missing:
-            missing.discard((await heard.next(Stored)).key)
+            missing.discard((await heard.stored()).key)
         values = [await restored(bus, key) for key in keys]
         counted = first.counters()
 
@@ -453,10 +452,10 @@ async def test_a_helper_takes_the_place_of_an_owner_that_leaves(bus: Bus, tmp_pa
                 archiving(bus, tmp_path / "archive", instance="second")
             )
             await evict(bus, evicted("old"))
-            await heard.next(Stored)
+            await heard.stored()
             was_active = helper.is_active
         await evict(bus, evicted("new"))
-        await heard.next(Stored)
+        await heard.stored()
         values = [await restored(bus, key) for key in ("old", "new")]
         await until(lambda: helper.is_active)
 

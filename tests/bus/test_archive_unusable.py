@@ -8,7 +8,6 @@ import pytest
 
 from agent.bus import Bus
 from archive.unusable import Unusable
-from schemas.archive import Stored
 from schemas.protocols import Delivery, PublishError, RequestError, WorkItem
 from tests.support.archive_service import Heard, archiving, evict
 from tests.support.cache_service import Client, component, running, synced
@@ -128,12 +127,12 @@ async def test_a_cache_that_starts_restores_though_poison_stays_in_the_stream(
         async with running(bus):
             await client.put("key", b"value")
             await client.evict_all()
-            while (await heard.next(Stored)).key != "key":
+            while (await heard.stored()).key != "key":
                 pass
         for number in range(40):
             await poison(bus, f"p{number}")
         await evict(bus, evicted("late", b"value", generation=1))
-        while (await heard.next(Stored)).key != "late":
+        while (await heard.stored()).key != "late":
             pass
         async with running(bus, instance="c2") as service:
             await synced(service)
@@ -154,7 +153,7 @@ async def test_what_a_predecessor_deleted_stays_deleted_behind_poison(
         async with running(bus):
             version = await client.put("key", b"old")
             await client.evict_all()
-            while (await heard.next(Stored)).key != "key":
+            while (await heard.stored()).key != "key":
                 pass
         await poison(bus, "poison")
 

@@ -12,10 +12,12 @@ import pytest
 from agent.archive_client import ArchiveClient
 from agent.bus import Bus, ensure_streams
 from cache.archived import key_hash
-from schemas.api import CacheReply
-from schemas.archive import Stored
+from cache.service import CacheService
+from schemas.api import CacheReply, TagReply
+from schemas.archive import Stored, StoredEntry
 from schemas.cache import EVICTED_HEADER, Evicted, decode_header
 from schemas.protocols import Answer, Call, Endpoint, RequestError
+from schemas.units import instant
 from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import Client, component, running, synced
 from tests.support.evictions import FailingStore, ManualClock
@@ -63,7 +65,7 @@ async def archive_key(client: Client, heard: Heard, key: str = "key", **headers:
     version = await client.put(key, b"old", **headers)
     await client.evict_all()
     while True:
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
         if (stored.key, stored.version, stored.tombstone) == (key, version, False):
             return version
 
@@ -130,6 +132,54 @@ async def test_the_outbox_lets_go_of_what_the_archive_has(
 
     assert stats.evictions_acknowledged == 1
     assert (stats.outbox_entries, stats.outbox_bytes) == (0, 0)
+
+
+async def test_all_that_one_message_says_is_noted_and_saying_it_again_does_no_harm(
+    bus: Bus, client: Client
+) -> None:
+    await Archive().serve(bus)
+    async with running(bus) as service:
+        await synced(service)
+        for key in ("a", "b", "gone"):
+            await client.put(key, b"value")
+        await client.evict_all()
+        await client.ask("delete", b"gone")
+        await client.put("tagged", b"value", Fleet_Tags="t")
+        await client.evict_all()
+        await client.reply("delete", TagReply, b'{"tag": "t"}')
+        await until(lambda: service.counters()["evictions_acknowledged_total"] >= 4)
+        before = noted(service)
+        said = Stored(
+            namespace="default",
+            observed_at=instant(0),
+            entries=[
+                StoredEntry(
+                    key=manifest.key,
+                    version=manifest.version,
+                    size_bytes=manifest.size_bytes,
+                    stored_bytes=100,
+                    expires_at=manifest.expires_at,
+                    tombstone=manifest.tombstone,
+                    tag=manifest.tag,
+                )
+                for manifest, _, _ in await evictions(bus)
+            ],
+        )
+        await bus.publish(said, message_id="once")
+        await until(lambda: noted(service) == (0, 0))
+        await bus.publish(said, message_id="twice")
+        await bus.publish(said, message_id="thrice")
+        await client.put("last", b"value")
+        await client.evict_all()
+        await until(lambda: noted(service) == (1, 0))
+
+    assert before == (2, 2)
+
+
+def noted(service: CacheService) -> tuple[int, int]:
+    """Values that wait for the archive's word, and tombstones."""
+    counters = service.counters()
+    return int(counters["outbox_entries"]), int(counters["tombstones_unconfirmed"])
 
 
 async def test_a_full_stream_fails_no_put_and_nothing_is_lost_once_there_is_room(

@@ -15,7 +15,7 @@ from agent.client import CacheClient
 from archive import restoring, same_host
 from cache import large_evictions
 from schemas.api import CacheReply
-from schemas.archive import ArchiveFailed, Stored
+from schemas.archive import ArchiveFailed
 from schemas.cache import (
     EVICTED_HEADER,
     PART_BYTES,
@@ -87,7 +87,7 @@ async def archive_key(cache: CacheClient, client: Client, heard: Heard) -> str:
     version = await cache.put("key", LARGE, ttl_seconds=3600, meta={"m": "1"})
     await client.evict_all()
     while True:
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
         if (stored.key, stored.version, stored.tombstone) == ("key", version, False):
             return version
 
@@ -290,7 +290,7 @@ async def test_an_eviction_whose_store_fails_is_kept_with_its_parts(
         await until(lambda: archive.counters().get("failed_total", 0) >= 1)
         parts_meanwhile = await count(bus, "EVICTION_PARTS")
         store.write_errno = None
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
         await until_async(lambda: no_parts(bus))
 
     assert parts_meanwhile == 3
@@ -335,7 +335,7 @@ async def test_a_restored_large_value_is_read_in_ranges_that_are_checked(
         heard = await Heard.on(bus, "archived.>")
         await send_parts(bus, in_parts(), 0, 1, 2)
         await send_manifest(bus, in_parts())
-        await heard.next(Stored)
+        await heard.stored()
         answer = await bus.request("api.archive.restore.default", b"k", timeout_seconds=5)
         with pytest.raises(RequestError, match="429 large values being handed back") as busy:
             await bus.request("api.archive.restore.default", b"k", timeout_seconds=5)
@@ -593,6 +593,6 @@ async def test_acknowledged_large_evictions_survive_a_server_that_is_killed(
     nats.start()
     heard = await Heard.on(bus, "archived.>")
     async with archiving(bus, store):
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
 
     assert (stored.key, stored.size_bytes) == (encode_header("key"), len(LARGE))

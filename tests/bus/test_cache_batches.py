@@ -11,7 +11,6 @@ import pytest
 
 from agent.bus import Bus, ensure_streams
 from schemas.api import BatchError, KeysReply, MatchReply
-from schemas.archive import Stored
 from schemas.cache import encode_header
 from schemas.protocols import RequestError
 from tests.support.archive_service import Heard, archiving
@@ -150,7 +149,7 @@ async def archived(bus: Bus, client: Client, tmp_path: Path) -> Any:
         await mput(client, {f"key-{n}": f"value {n}".encode() for n in range(20)})
         await client.evict_all()
         for _ in range(20):
-            await heard.next(Stored)
+            await heard.stored()
         await until(lambda: service.counters()["outbox_entries"] == 0)
         yield service
 
@@ -275,7 +274,7 @@ async def test_nothing_more_is_brought_back_once_the_answer_is_full(
             await client.put(key, key.encode().ljust(200_000))
         await client.evict_all()
         for _ in keys:
-            await heard.next(Stored)
+            await heard.stored()
         await until(lambda: service.counters()["outbox_entries"] == 0)
         found = await mget(client, *keys)
         restores = service.counters()["restores_total"]

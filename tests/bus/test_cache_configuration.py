@@ -10,7 +10,6 @@ import pytest
 from agent.bus import Bus
 from agent.client import CacheClient
 from cache.configuration import Configuration, ConfigurationConflictError
-from schemas.archive import Stored
 from schemas.cache import CacheEvent
 from schemas.lmcache import LmcacheConfig
 from schemas.protocols import Delivery, RequestError
@@ -95,7 +94,7 @@ async def test_a_disabled_cache_asks_no_archive(
         await synced(service)
         await client.put("key", b"value")
         await client.evict_all()
-        while (await heard.next(Stored)).key != "key":
+        while (await heard.stored()).key != "key":
             pass
         await until(lambda: service.counters()["outbox_entries"] == 0)
         await lmcache.configure(enabled=False)
@@ -151,7 +150,7 @@ async def test_what_shrinking_evicts_goes_to_the_archive_and_comes_back(
         await lmcache.configure(max_size_mb=0.5)
         archived: set[str] = set()
         while len(archived) < 25:
-            archived.add((await heard.next(Stored)).key)
+            archived.add((await heard.stored()).key)
         await lmcache.configure(max_size_mb=4)
         values = [await client.get(f"key-{number}") for number in range(30)]
         stats = await client.stats()
@@ -237,7 +236,7 @@ async def test_an_uncached_put_voids_the_archived_value_too(
         await synced(service)
         await client.put("key", b"older")
         await client.evict_all()
-        while (await heard.next(Stored)).key != "key":
+        while (await heard.stored()).key != "key":
             pass
         await client.put("key", b"newer", Fleet_Prefix_Tokens="1")
         value = await client.get("key")
@@ -284,7 +283,7 @@ async def test_without_eviction_a_restore_answers_and_evicts_nothing(
         await synced(service)
         await client.put("key", bytes(400_000))
         await client.evict_all()
-        while (await heard.next(Stored)).key != "key":
+        while (await heard.stored()).key != "key":
             pass
         await until(lambda: service.counters()["outbox_entries"] == 0)
         before = await client.stats()
@@ -330,7 +329,7 @@ async def test_private_entries_come_back_from_the_archive_to_their_client_alone(
         await lmcache.configure(enable_sharing=False)
         await client.put("key", b"a's", Fleet_Client="a")
         await lmcache.configure(max_size_mb=0.00001)
-        while not (await heard.next(Stored)).key.endswith("key"):
+        while not (await heard.stored()).key.endswith("key"):
             pass
         await lmcache.configure(max_size_mb=1)
         await until(lambda: service.counters()["outbox_entries"] == 0)

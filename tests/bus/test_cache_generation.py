@@ -6,7 +6,6 @@ import pytest
 
 from agent.archive_client import ArchiveClient
 from agent.bus import Bus
-from schemas.archive import Stored
 from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import Client, running, synced
 from tests.support.evictions import ManualClock
@@ -23,7 +22,7 @@ def client(bus: Bus) -> Client:
 async def archive_key(client: Client, heard: Heard, key: str) -> None:
     await client.put(key, key.encode())
     await client.evict_all()
-    while (await heard.next(Stored)).key != key:
+    while (await heard.stored()).key != key:
         pass
 
 

@@ -22,7 +22,6 @@ from cache.lending import Lending
 from cache.service import CacheService
 from cache.tmpfs import PrivateFolder
 from schemas.api import CacheReply
-from schemas.archive import Stored
 from schemas.cache import FILE_HEADER, PART_BYTES, Evicted, encode_header
 from schemas.protocols import RequestError
 from tests.support.archive_service import Heard, archiving
@@ -87,7 +86,7 @@ async def test_a_value_in_a_file_is_archived_without_a_part_on_the_bus(
         await synced(service)
         version = await cache.put("key", LARGE, ttl_seconds=3600, tags=["t"])
         await client.evict_all()
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
         await until(lambda: counter(service, "evictions_lent") == 1)
         sent, counters = await parts_sent(bus), service.counters()
         value = await cache.get("key", verify=True)
@@ -213,7 +212,7 @@ async def test_without_files_that_the_archiver_sees_parts_are_sent_at_once(
         await synced(service)
         await cache.put("key", LARGE)
         await client.evict_all()
-        await heard.next(Stored)
+        await heard.stored()
         messages = (await bus.stream_state("EVICTIONS")).last_sequence
         lent = counter(service, "evictions_lent")
         sent = await parts_sent(bus)
@@ -521,7 +520,7 @@ async def test_a_lent_value_is_read_from_its_file(
     heard = await Heard.on(bus, "archived.>")
     async with archiving(bus, store):
         await lend(bus, value_file(folder), lent())
-        stored = await heard.next(Stored)
+        stored = await heard.stored()
         answer = await bus.request("api.archive.restore.default", b"k", timeout_seconds=5)
 
     assert (stored.key, stored.size_bytes) == ("k", len(LARGE))

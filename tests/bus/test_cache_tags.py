@@ -9,7 +9,6 @@ import pytest
 
 from agent.bus import Bus, ensure_streams
 from schemas.api import CacheReply, TagReply
-from schemas.archive import Stored
 from schemas.cache import CacheEvent, decode_header
 from schemas.protocols import RequestError
 from tests.support.archive_service import Heard, archiving
@@ -70,8 +69,8 @@ async def test_what_was_deleted_by_its_tag_never_comes_back(
         await client.put("other", b"other", Fleet_Tags="s")
         await client.evict_all()
         if where == "archive":
-            await heard.next(Stored)
-            await heard.next(Stored)
+            await heard.stored()
+            await heard.stored()
             await until(lambda: service.counters()["outbox_entries"] == 0)
         if where == "stream":
             await until(lambda: service.counters()["evictions_acknowledged_total"] == 2)

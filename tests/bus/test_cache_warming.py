@@ -12,7 +12,6 @@ import pytest
 from agent.bus import Bus
 from cache.service import CacheService
 from schemas.api import MatchReply, WarmReply
-from schemas.archive import Stored
 from schemas.cache import Warming
 from schemas.protocols import Answer, RequestError
 from tests.support.archive_service import Heard, archiving
@@ -58,7 +57,7 @@ async def cold(
         for number in range(3 * settings.get("max_memory_mb", 1)):
             await client.put(f"filler-{number}", bytes(500 * 1024), Fleet_Ttl_Seconds="0")
         for _ in range(count):
-            await heard.next(Stored)
+            await heard.stored()
         await until(lambda: service.counters()["outbox_entries"] == 0)
         yield service
 

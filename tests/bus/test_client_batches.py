@@ -17,7 +17,6 @@ from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.service import CacheService
 from cache.tombstones import OutboxCrowdedError
-from schemas.archive import Stored
 from schemas.protocols import Answer, Call, Endpoint, RequestError, busy
 from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import running, synced
@@ -393,7 +392,7 @@ async def test_warming_brings_keys_back(bus: Bus, client: CacheClient, tmp_path:
         await client.put_many(values)
         await client.put_many({key: bytes(500_000) for key in "abc"}, ttl_seconds=0)
         for _ in values:
-            await heard.next(Stored)
+            await heard.stored()
 
         async def is_done() -> bool:
             return (await client.warm()).waiting == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from agent.bus.lease import BucketLeases
 from archive.service import ArchiveBus, ArchiveService
 from archive.settings import ArchiveSettings
 from archive.store import ObjectStore
+from schemas.archive import Stored, StoredEntry
 from schemas.cache import Evicted
 from schemas.message import Message
 from schemas.protocols import Publisher
@@ -91,6 +93,7 @@ class Heard:
 
     def __init__(self) -> None:
         self._messages: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self._stored: deque[StoredEntry] = deque()
 
     @classmethod
     async def on(cls, bus: Bus, subject: str) -> "Heard":
@@ -106,6 +109,12 @@ class Heard:
                 subject, payload = await self._messages.get()
                 if subject.startswith(family):
                     return msgspec.json.decode(payload, type=kind)
+
+    async def stored(self) -> StoredEntry:
+        """The next entry that is said to be stored, however many one message says."""
+        while not self._stored:
+            self._stored.extend((await self.next(Stored)).entries)
+        return self._stored.popleft()
 
     def rest(self) -> list[str]:
         """The subjects that nobody has taken yet."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from agent.archive_client import ArchiveClient
 from agent.bus import connect
 from agent.client import CacheClient
-from schemas.archive import Stored
 from schemas.protocols import RequestError
 from tests.support.archive_service import Heard
 from tests.support.program import Up, running_up
@@ -24,7 +23,7 @@ async def fill(up: Up) -> set[str]:
         heard = await Heard.on(bus, "archived.stored.>")
         for key, value in VALUES.items():
             await CacheClient(bus).put(key, value)
-        return {(await heard.next(Stored)).key for _ in range(3)}
+        return {(await heard.stored()).key for _ in range(3)}
 
 
 async def delete_index(up: Up) -> dict[str, bytes]:

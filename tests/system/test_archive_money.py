@@ -27,7 +27,6 @@ from handlers.settings import HandlersSettings, WasteSettings
 from handlers.slots import Routed, Slot, Watermark
 from handlers.spending.archive_use import ArchiveUseHandler
 from schemas.api import ArchiveStatus
-from schemas.archive import Stored
 from schemas.archive_money import ArchiveMetrics, ArchiveUse
 from schemas.engines import CacheMetrics
 from schemas.protocols import Answer, Emit, Moment, Requester, RequestError
@@ -130,7 +129,7 @@ async def test_status_metrics_and_report_say_the_same(bus: Bus, store: ObjectSto
             await client.put(key, b"value", Fleet_Ttl_Seconds="3600", **named)
         await client.evict_all()
         for _ in range(3):
-            await stored.next(Stored)
+            await stored.stored()
         await until(lambda: service.counters()["stored_total"] == 3)
         values = [await client.get(key) for key in ("a", "c")]
         await evict(bus, evicted("other", namespace="other", expires_at=None))

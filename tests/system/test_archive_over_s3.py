@@ -17,7 +17,6 @@ from archive.s3 import S3Store
 from archive.settings import S3Settings
 from benchmarks.moto import CREDENTIALS, SECRET_KEY, MotoServer
 from schemas.api import ArchiveStatus, HealthReply, NamespaceStats
-from schemas.archive import Stored
 from tests.support.archive_service import Heard, archiving, evict, until
 from tests.support.evictions import evicted
 from tests.support.program import ROOT, Up, in_thread, running_up
@@ -66,7 +65,7 @@ async def test_a_server_that_is_away_at_start_is_waited_for(
         await until(lambda: len(service.components()) == 3)
         lease, failed, _ = service.components()
         proxy.accept()
-        stored = {(await heard.next(Stored)).key for _ in range(5)}
+        stored = {(await heard.stored()).key for _ in range(5)}
         await until(lambda: service.components()[1].state == "ok")
         values = [await restored(bus, key) for key in sorted(stored)]
 
@@ -86,7 +85,7 @@ async def test_connections_cut_in_the_middle_lose_and_double_nothing(
             await evict(bus, evicted(key, value), value)
         missing = set(values)
         while missing:
-            missing.discard((await heard.next(Stored)).key)
+            missing.discard((await heard.stored()).key)
             proxy.cut()
         proxy.answer_limit_bytes = 30_000
         proxy.cut()
@@ -109,7 +108,7 @@ async def test_a_server_killed_and_restarted_loses_nothing_that_was_acknowledged
             await evict(bus, evicted(key, value), value)
         missing = set(values)
         for _ in range(10):
-            missing.discard((await heard.next(Stored)).key)
+            missing.discard((await heard.stored()).key)
         moto.kill()
         # The first ones may all be stored by now; this one can not.
         values["late"] = b"evicted while the server is down"
@@ -121,7 +120,7 @@ async def test_a_server_killed_and_restarted_loses_nothing_that_was_acknowledged
         await in_thread(moto.start)
         proxy.accept()
         while missing:
-            missing.discard((await heard.next(Stored)).key)
+            missing.discard((await heard.stored()).key)
         found = {key: await restored(bus, key) for key in values}
 
     async with archiving(bus, store) as service:

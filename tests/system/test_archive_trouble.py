@@ -19,7 +19,7 @@ from archive.settings import ArchiveSettings, S3Settings
 from archive.store import ObjectRefusedError, ObjectStore, StoreError
 from archive.vault import Vault
 from benchmarks.moto import CREDENTIALS, MotoServer
-from schemas.archive import ArchiveFailed, Stored
+from schemas.archive import ArchiveFailed
 from schemas.protocols import RequestError
 from schemas.units import instant
 from tests.support.archive_service import Heard, archiving, evict, until
@@ -136,7 +136,7 @@ async def put(bus: Bus, service: ArchiveService, *keys: str) -> dict[str, str]:
     for key in keys:
         value = f"value-of-{key}".encode()
         await evict(bus, evicted(key, value, expires_at=instant(NOW_NS + HOUR * 10**9)), value)
-        await heard.next(Stored)
+        await heard.stored()
     index = service._vault.index("default")
     return {key: entry.segment for key in keys if (entry := index.newest(key))}
 
@@ -297,7 +297,7 @@ async def test_what_a_refused_object_may_hold_stays_outdated(bus: Bus, place: Pl
     async with archiving(bus, place.open(), clock=clock, **settings) as service:
         heard = await Heard.on(bus, "archived.stored.>")
         await evict(bus, tombstone("a"))
-        await heard.next(Stored)
+        await heard.stored()
         clock.advance(600)
         await service.sweep()
         place.allow(segments["a"])
@@ -325,10 +325,10 @@ async def test_damage_found_at_a_read_stands_until_it_is_seen_to(
             await ArchiveClient(bus).run("reindex", lambda _job: None)
         elif remedy == "rm":
             await evict(bus, tombstone("a"))
-            await heard.next(Stored)
+            await heard.stored()
         elif remedy == "put anew":
             await evict(bus, evicted("a", version="b1-02"))
-            await heard.next(Stored)
+            await heard.stored()
         else:
             clock.advance(HOUR)
         await until(lambda: not trouble(service))
@@ -349,7 +349,7 @@ async def test_each_kind_of_damage_is_counted_for_its_namespace(bus: Bus, place:
                 await ArchiveClient(bus).get(key)
         heard = await Heard.on(bus, "archived.stored.>")
         await evict(bus, evicted("k", namespace="other"))
-        await heard.next(Stored)
+        await heard.stored()
         well = await ArchiveClient(bus).get("well")
         damaged = [
             (await ArchiveClient(bus, namespace).status()).damaged
@@ -370,7 +370,7 @@ async def test_tombstones_are_no_entries_of_a_class_nor_of_a_reindex(
         await put(bus, service, "a", "b")
         await evict(bus, tombstone("a"))
         for _ in range(3):
-            await heard.next(Stored)
+            await heard.stored()
         await until(lambda: service.counters()["stored_total"] == 3)
         status = await ArchiveClient(bus).status()
         job = await ArchiveClient(bus).run("reindex", lambda _job: None)

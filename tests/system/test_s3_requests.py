@@ -12,7 +12,6 @@ from agent.bus import Bus
 from archive.s3 import S3Store
 from archive.settings import S3Settings
 from benchmarks.moto import CREDENTIALS, MotoServer
-from schemas.archive import Stored
 from tests.support.archive_service import Heard, archiving, evict, until
 from tests.support.evictions import ManualClock, evicted, tombstone
 from tests.support.s3_double import S3Double, http, s3_error
@@ -56,7 +55,7 @@ async def test_what_is_not_there_costs_no_request(bus: Bus, store: S3Store) -> N
             await evict(bus, manifest)
         await evict(bus, tombstone("gone"))
         for _ in range(4):
-            await heard.next(Stored)
+            await heard.stored()
         clock.advance(3600)
         before = Counter(store.requests)
         client = ArchiveClient(bus)
@@ -80,7 +79,7 @@ async def test_the_status_says_what_was_used_and_what_that_cost(bus: Bus, store:
     prices = {"apply": "on", "write_usd_per_1000": 1000.0, "source": "ours", "as_of": "today"}
     async with archiving(bus, store, clock=clock, prices=prices) as service:
         await evict(bus, evicted("k", expires_at=None, cost_seconds=7.0))
-        await heard.next(Stored)
+        await heard.stored()
         await until(lambda: service.counters().get("stored_total") == 1)
         client = ArchiveClient(bus)
         value = await client.get("k")
