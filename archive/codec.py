@@ -41,6 +41,7 @@ BLOCK_NUMBERS = 64 * 1024
 """Shuffled in one step, which holds the interpreter's lock for well under a millisecond."""
 
 
+_ALL_BYTES = bytes(range(256))
 _of_thread = threading.local()
 
 
@@ -159,9 +160,14 @@ def _may_hold_numbers(sample: bytes, width: int) -> bool:
     if width == 1:
         return True
     end = width * COUNTED_NUMBERS
-    if len(set(sample[width - 1 : end : width])) < FEW_VALUES:
+    if _count_values(sample[width - 1 : end : width]) < FEW_VALUES:
         return True
-    return len(set(sample[:end:width])) < FEW_VALUES
+    return _count_values(sample[:end:width]) < FEW_VALUES
+
+
+def _count_values(sample: bytes) -> int:
+    """How many bytes in it are different; a set would take five times as long."""
+    return len(_ALL_BYTES) - len(_ALL_BYTES.translate(None, sample))
 
 
 def _sample(value: bytes) -> bytes:
