@@ -38,7 +38,7 @@ from benchmarks.s3 import KINDS, running_s3
 from schemas.cache import INLINE_LIMIT_BYTES
 
 KIB, MIB = 1024, 1024 * 1024
-EVICTED = {4 * KIB: (16_000, 400), MIB: (64, 64), 8 * MIB: (12, 12), 32 * MIB: (5, 5)}
+EVICTED = {4 * KIB: (64_000, 400), MIB: (64, 64), 8 * MIB: (12, 12), 32 * MIB: (5, 5)}
 """Size, and how many a slice archives and puts bare: enough that the last segment's wait for more
 (`archive.segment_seconds`) is a small part of it."""
 RESTORED = {4 * KIB: 100, MIB: 24, 8 * MIB: 6, 32 * MIB: 3}
