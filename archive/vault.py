@@ -30,6 +30,8 @@ log = structlog.get_logger()
 RANGE_BYTES = 4 * 1024 * 1024
 """About: less would cost more requests, and more would leave more to hand on at the end."""
 RANGES_IN_FLIGHT = 2
+PACKED_AT_ONCE = 64
+"""Small values: for some milliseconds nothing else is done."""
 
 
 class DamagedObjectError(Exception):
@@ -184,12 +186,15 @@ class Vault:
 
     async def pack_all(self, evictions: Sequence[Eviction]) -> list[Kept]:
         """The first half of `keep`: they can be fetched, but are not durable yet."""
-        return [
-            self._pack_at_once(manifest, value)
-            if is_small(value) and (manifest.namespace, manifest.key) not in self._locks
-            else await self.pack(manifest, value)
-            for manifest, value in evictions
-        ]
+        kept = []
+        for manifest, value in evictions:
+            if is_small(value) and (manifest.namespace, manifest.key) not in self._locks:
+                kept.append(self._pack_at_once(manifest, value))
+            else:
+                kept.append(await self.pack(manifest, value))
+            if len(kept) % PACKED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # whoever asks for a value has a turn
+        return kept
 
     async def pack(self, manifest: Evicted, value: Value) -> Kept:
         """One of `pack_all`."""

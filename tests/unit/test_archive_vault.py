@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from archive.index_entry import IndexEntry, object_name
 from archive.settings import ArchiveSettings
 from archive.store import StoreError
 from archive.sweep import Sweeper
-from archive.vault import DamagedObjectError, Vault
+from archive.vault import PACKED_AT_ONCE, DamagedObjectError, Vault
 from schemas.cache import Evicted
 from schemas.units import SECOND_NS, instant
 from tests.support.evictions import (
@@ -447,6 +448,20 @@ async def test_a_segment_lasts_as_long_as_what_is_in_it_and_what_that_outdates(
 
     classes = [entry.segment.partition("-")[0] for _, entry in kept if entry is not None]
     assert classes == ["1d", "30d", "30d", "none", "none"]
+
+
+async def test_others_have_their_turn_while_many_are_packed(vault: Vault) -> None:
+    manifests = [evicted(f"k{number}") for number in range(4 * PACKED_AT_ONCE)]
+    packing = asyncio.create_task(vault.pack_all([(one, b"value") for one in manifests]))
+    packed = []
+
+    while not packing.done():
+        await asyncio.sleep(0)
+        packed.append(vault.index("default").entries)
+
+    steps = [later - before for before, later in itertools.pairwise([0, *packed])]
+    assert [outcome for outcome, _ in await packing] == ["stored"] * len(manifests)
+    assert max(steps) == PACKED_AT_ONCE
 
 
 async def test_what_is_packed_can_be_fetched_before_it_is_stored(
