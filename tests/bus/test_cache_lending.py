@@ -30,6 +30,7 @@ from tests.support.evictions import FailingStore, ManualClock, evicted, manifest
 from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
+MIB = 1024 * 1024
 SMALL: dict[str, Any] = {"max_memory_mb": 2}
 LARGE = os.urandom(2 * PART_BYTES + 100_000)
 """Three parts; `evict_all` pushes it out of 2 MiB."""
@@ -167,29 +168,36 @@ async def test_what_is_not_stored_in_time_is_sent_and_what_comes_next_at_once(
 
 @pytest.mark.parametrize("when_full", ["drop", "refuse"])
 async def test_an_outbox_that_gets_crowded_is_sent_while_the_store_is_away(
-    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, when_full: str
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    monkeypatch: pytest.MonkeyPatch,
+    when_full: str,
 ) -> None:
-    limits = {**SMALL, "outbox_max_bytes": 16 * 1024 * 1024, "archive_when_full": when_full}
-    values = {f"key-{number}": os.urandom(len(LARGE)) for number in range(16)}
-    async with archiving(bus, store), running(bus, **limits) as service:
+    monkeypatch.setattr(lending, "STORED_SECONDS", 1000.0)
+    settings: dict[str, Any] = {"max_memory_mb": 4, "outbox_max_bytes": 16 * MIB}
+    settings["archive_when_full"] = when_full
+    values = {f"key-{number}": os.urandom(3 * MIB) for number in range(8)}
+    async with archiving(bus, store), running(bus, **settings) as service:
         await synced(service)
         store.write_errno = errno.ENOSPC
         for key, value in values.items():
             await cache.put(key, value)
             if when_full == "drop":
                 await service._owned["default"].namespace.outbox.roomy()
-        await client.evict_all()
-        await until(lambda: counter(service, "evictions_acknowledged") >= 6)
+        await until(lambda: counter(service, "evictions_acknowledged") >= 3)
         lent = counter(service, "evictions_lent")
         store.write_errno = None
+        await client.evict_all()
         await until(lambda: counter(service, "evictions_acknowledged") == len(values))
         await until_async(lambda: no_evictions(bus))
-        found = [await cache.get("key-0"), await cache.get("key-15")]
+        found = [await cache.get("key-0"), await cache.get("key-7")]
         lost = counter(service, "evictions_lost")
 
     assert lent == 0
     assert lost == 0
-    assert found == [values["key-0"], values["key-15"]]
+    assert found == [values["key-0"], values["key-7"]]
 
 
 @pytest.mark.parametrize("why", ["same_host is off", "the archiver sees no such file"])
@@ -354,7 +362,7 @@ async def limit_stream(bus: Bus, max_bytes: int) -> None:
 async def test_what_cannot_be_lent_waits_in_order_and_the_oldest_is_lost(
     bus: Bus, client: Client, cache: CacheClient, store: FailingStore
 ) -> None:
-    limits = {**SMALL, "outbox_max_bytes": 16 * 1024 * 1024}
+    limits = {**SMALL, "outbox_max_bytes": 16 * MIB}
     values = {f"key-{number}": os.urandom(len(LARGE)) for number in range(20)}
     async with archiving(bus, store), running(bus, **limits) as service:
         await synced(service)
@@ -373,7 +381,7 @@ async def test_what_cannot_be_lent_waits_in_order_and_the_oldest_is_lost(
 
     lost = [key for key, value in found.items() if value is None]
     kept = [key for key, value in found.items() if value is not None]
-    assert full["outbox_bytes"] <= 16 * 1024 * 1024
+    assert full["outbox_bytes"] <= 16 * MIB
     assert len(lost) == counters["evictions_lost_total"] > 0
     assert counters["evictions_acknowledged_total"] == 1 + len(kept)
     assert lost == list(values)[1 : 1 + len(lost)], "all but the one that was being sent"
@@ -383,7 +391,7 @@ async def test_what_cannot_be_lent_waits_in_order_and_the_oldest_is_lost(
 async def test_no_more_than_half_of_the_outbox_is_lent_of_what_waits_already(
     bus: Bus, client: Client, cache: CacheClient, store: FailingStore
 ) -> None:
-    limits = {**SMALL, "outbox_max_bytes": 32 * 1024 * 1024}
+    limits = {**SMALL, "outbox_max_bytes": 32 * MIB}
     async with archiving(bus, store), running(bus, **limits) as service:
         await synced(service)
         store.write_errno = errno.ENOSPC
@@ -398,7 +406,7 @@ async def test_no_more_than_half_of_the_outbox_is_lent_of_what_waits_already(
         lent_bytes = waiting._lent_bytes
         store.write_errno = None
 
-    assert 10 * len(LARGE) < lent_bytes <= 16 * 1024 * 1024
+    assert 10 * len(LARGE) < lent_bytes <= 16 * MIB
 
 
 async def test_what_is_evicted_again_while_it_is_lent_is_sent_at_once(
