@@ -384,7 +384,7 @@ async def test_what_cannot_be_lent_waits_in_order_and_the_oldest_is_lost(
     assert full["outbox_bytes"] <= 16 * MIB
     assert len(lost) == counters["evictions_lost_total"] > 0
     assert counters["evictions_acknowledged_total"] == 1 + len(kept)
-    assert lost == list(values)[1 : 1 + len(lost)], "all but the one that was being sent"
+    assert set(lost) < set(list(values)[: len(lost) + 1]), "the oldest but one: it was being sent"
     assert all(found[key] == values[key] for key in kept)
 
 
