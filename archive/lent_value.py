@@ -27,7 +27,7 @@ class LentValue:
         """Some of it from all over, by which to choose a codec."""
         piece_bytes = min(SAMPLE_PIECE_BYTES, self._manifest.size_bytes)
         last = self._manifest.size_bytes - piece_bytes
-        with self._opened() as file:
+        with contextlib.closing(self._opened()) as file:
             # They start where a number may, as those of `codec.compress`.
             step = last // (SAMPLE_PIECES - 1) // 4 * 4
             firsts = [step * number for number in range(SAMPLE_PIECES)]
@@ -47,7 +47,7 @@ class LentValue:
 
     async def _read_all(self) -> AsyncGenerator[bytes, None]:
         size_bytes = self._manifest.size_bytes
-        with self._opened() as file:
+        with contextlib.closing(self._opened()) as file:
             for first in range(0, size_bytes, PART_BYTES):
                 yield _read(file, first, min(PART_BYTES, size_bytes - first))
 

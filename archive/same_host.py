@@ -5,8 +5,6 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
 from schemas.cache import FILE_HEADER, decode_header
 from schemas.protocols import RequestError
@@ -73,15 +71,8 @@ class Lent:
         fd = _open(path, os.O_RDONLY, 0o400, size_bytes)
         return None if fd is None else cls(fd)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """No more is read."""
         os.close(self._fd)
 
     def read(self, first: int, size_bytes: int) -> bytes:

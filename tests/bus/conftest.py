@@ -1,6 +1,7 @@
-"""Fixtures of the cache client's tests: a cache without an archive, and a client of it."""
+"""Fixtures that several files share: a cache without an archive, clients, a store that can fail."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from agent.bus import Bus
 from agent.client import CacheClient
 from cache.service import CacheService
 from tests.support.cache_service import running
+from tests.support.evictions import FailingStore
 
 
 @pytest.fixture
@@ -19,3 +21,14 @@ async def service(bus: Bus) -> AsyncIterator[CacheService]:
 @pytest.fixture
 def client(bus: Bus) -> CacheClient:
     return CacheClient(bus)
+
+
+@pytest.fixture
+def cache(bus: Bus) -> CacheClient:
+    """The same, for files whose `client` is another."""
+    return CacheClient(bus)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FailingStore:
+    return FailingStore(tmp_path / "archive")

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -35,11 +34,6 @@ MISS = {"Fleet-Status": "miss"}
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FailingStore:
-    return FailingStore(tmp_path / "archive")
 
 
 @pytest.fixture

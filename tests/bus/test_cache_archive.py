@@ -38,11 +38,6 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> FailingStore:
-    return FailingStore(tmp_path / "archive")
-
-
 async def evictions(bus: Bus) -> list[tuple[Evicted, bytes, str]]:
     """What waits in the stream: manifest, payload, message id."""
     found = []

@@ -46,18 +46,8 @@ def client(bus: Bus) -> Client:
 
 
 @pytest.fixture
-def cache(bus: Bus) -> CacheClient:
-    return CacheClient(bus)
-
-
-@pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FailingStore:
-    return FailingStore(tmp_path / "archive")
 
 
 async def count(bus: Bus, stream: str) -> int:

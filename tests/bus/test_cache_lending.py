@@ -42,16 +42,6 @@ def client(bus: Bus) -> Client:
 
 
 @pytest.fixture
-def cache(bus: Bus) -> CacheClient:
-    return CacheClient(bus)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FailingStore:
-    return FailingStore(tmp_path / "archive")
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """As that of a cache."""
     private = PrivateFolder(tmp_path)

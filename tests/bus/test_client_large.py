@@ -26,11 +26,6 @@ OFF: dict[str, Any] = {"archive_mode": "off", "max_memory_mb": 32, "same_host": 
 LARGE = os.urandom(5 * PART_BYTES + 7)
 
 
-@pytest.fixture
-def cache(bus: Bus) -> CacheClient:
-    return CacheClient(bus)
-
-
 @pytest.mark.parametrize(
     "size",
     [0, 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES, len(LARGE)],
