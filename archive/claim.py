@@ -3,6 +3,7 @@
 See docs/decisions/0020.
 """
 
+import hashlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -76,7 +77,7 @@ class Claim:
             if mark is None:
                 if own.store and not await self._is_known(own):
                     raise unmarked(self._place, own)
-                store = own.store or _new_id()
+                store = own.store or _first_id(own.installation, self._place)
                 mark = await self._write(
                     Mark(installation=own.installation, store=store), replace=False
                 )
@@ -203,6 +204,16 @@ class Claim:
         if found is None:
             raise StoreError(f"archive {self._place}: its mark is gone at once")
         return found
+
+
+def _first_id(installation: str, place: str) -> str:
+    """Of a store that the installation begins with: the same of all archivers that begin at once.
+
+    Not every server heeds `If-None-Match`: the mark of the second would replace that of the first,
+    and both be refused. Another place is another store.
+    """
+    named = f"{installation}\n{place}".encode()
+    return hashlib.blake2b(named, digest_size=ID_BYTES).hexdigest()
 
 
 def _new_id() -> str:

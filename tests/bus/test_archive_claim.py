@@ -1,5 +1,6 @@
 """Whose a store is: two installations on one, two stores of one, and a bus that forgot."""
 
+import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from agent.archive_client import ArchiveClient
+from agent.blocking import BlockingThread
 from agent.bus import Bus, connect, ensure_streams
 from archive.catalog import Catalog
 from archive.claim import Claim
+from archive.folder import FolderStore
 from archive.index_bucket import IndexBucket
 from archive.index_entry import IndexEntry
 from archive.marks import NotOurStoreError
@@ -188,6 +191,42 @@ async def test_an_archiver_with_another_store_than_the_others_is_refused(
     assert job.instance == "right"
     assert value == b"value"
     assert is_still_right
+
+
+class Unconditional(FolderStore):
+    """As a server that does not heed `If-None-Match`; writes its mark when it may."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, [BlockingThread("store")])
+        self.writes, self.may_write = asyncio.Event(), asyncio.Event()
+
+    async def write_mark(self, content: bytes, *, replace: bool) -> None:
+        self.writes.set()
+        await self.may_write.wait()
+        await super().write_mark(content, replace=True)
+
+
+async def test_two_archivers_that_mark_a_store_at_once_both_have_it_where_the_last_write_stays(
+    bus: Bus, tmp_path: Path
+) -> None:
+    async def is_not_asked() -> bool:
+        raise AssertionError
+
+    store, slow = (Unconditional(tmp_path / "one") for _ in range(2))
+    for one in (store, slow):
+        await one.open()
+    first, second = (Claim(one, bus.bucket("state"), is_not_asked) for one in (store, slow))
+    store.may_write.set()
+
+    checking = asyncio.create_task(second.check())
+    await slow.writes.wait()  # it found no mark
+    await first.check()
+    slow.may_write.set()
+    await checking
+
+    await first.check()
+    for one in (store, slow):
+        await one.close()
 
 
 async def test_two_archivers_of_two_stores_that_start_together_agree_on_one(
