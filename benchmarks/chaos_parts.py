@@ -15,7 +15,7 @@ from benchmarks.s3 import S3
 from schemas.lifecycle import Role
 
 STOP_SECONDS = 10.0
-CACHE_MB = 2
+CACHE_MB = 6
 LIFE_SECONDS = 86400
 
 
