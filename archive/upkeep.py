@@ -52,6 +52,8 @@ class Upkeep:
         self.trouble = ""
         """Why nothing can be removed though the store works; empty: it can."""
         self._checked_until = 0.0
+        self._checking = asyncio.Lock()
+        """What was seen last is told last."""
         self._sweeping = asyncio.Lock()
         self._sweep_job = Job("sweep", instance, self._sweep_now)
         self._reindex_job = Job("reindex", instance, self._reindex)
@@ -155,6 +157,10 @@ class Upkeep:
         Raises:
             StoreError: it is not, or that cannot be told.
         """
+        async with self._checking:
+            await self._check_claim()
+
+    async def _check_claim(self) -> None:
         try:
             await self._claim.check(keeps=self._duty().held)
         except NotOurStoreError:

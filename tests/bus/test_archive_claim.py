@@ -79,8 +79,7 @@ def refusal(service: ArchiveService) -> str:
 
 
 async def refused(service: ArchiveService) -> str:
-    await until(lambda: bool(refusal(service)))
-    assert not service.is_active
+    await until(lambda: bool(refusal(service)) and not service.is_active)
     return refusal(service)
 
 
