@@ -337,6 +337,42 @@ async def test_a_deleted_index_does_not_make_the_store_foreign(bus: Bus, open_st
     assert value == b"value"
 
 
+class SlowMark(FolderStore):
+    """Whose mark, once `holds` is set, is refused to the first that asks, when it may `go_on`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, [BlockingThread("store")])
+        self.holds = False
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def read_mark(self) -> bytes | None:
+        if not self.holds:
+            return await super().read_mark()
+        self.holds = False
+        self.asked.set()
+        await self.go_on.wait()
+        raise ObjectRefusedError("owner.json", "refused")
+
+
+async def test_a_look_that_began_earlier_is_not_told_after_a_later_one(
+    bus: Bus, tmp_path: Path
+) -> None:
+    store = SlowMark(tmp_path / "one")
+    async with archiving(bus, store, probe_interval_seconds=3600) as service:
+        upkeep = service._upkeep
+        store.holds = True
+        earlier = asyncio.create_task(upkeep.check_claim())
+        await store.asked.wait()
+        later = asyncio.create_task(upkeep.check_claim())
+        await asyncio.wait({later}, timeout=0.5)  # it may not end before the earlier one
+        store.go_on.set()
+        failed, fine = await asyncio.gather(earlier, later, return_exceptions=True)
+
+    assert isinstance(failed, StoreError)
+    assert fine is None
+    assert upkeep.trouble == ""
+
+
 async def test_what_was_not_recognised_is_looked_at_again_seldom(bus: Bus, tmp_path: Path) -> None:
     looks = 0
 
