@@ -1,6 +1,5 @@
 """Poison that FLEET_DEAD has no room for: it stays in the eviction stream, in nobody's way."""
 
-import asyncio
 import contextlib
 from pathlib import Path
 
@@ -8,10 +7,11 @@ import pytest
 
 from agent.bus import Bus
 from archive.unusable import Unusable
-from schemas.protocols import Delivery, PublishError, RequestError, WorkItem
+from schemas.protocols import Delivery, PublishError, RequestError
 from tests.support.archive_service import Heard, archiving, evict
 from tests.support.cache_service import Client, component, running, synced
 from tests.support.evictions import evicted, tombstone
+from tests.support.streams import take_evictions
 from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
@@ -29,14 +29,6 @@ async def poison(bus: Bus, name: str, payload: bytes = b"x", namespace: str = "d
     await bus.publish_raw(f"evicted.{namespace}", payload, message_id=name)
 
 
-async def take(bus: Bus, count: int) -> list[WorkItem]:
-    items: list[WorkItem] = []
-    async with asyncio.timeout(10):
-        while len(items) < count:
-            items += await bus.take("EVICTIONS", "archiver", batch=count, wait_seconds=1)
-    return items
-
-
 # --- what is worked off ----------------------------------------------------------------------
 
 
@@ -45,7 +37,7 @@ async def test_unusable_evictions_are_passed_over_and_nothing_else(bus: Bus) -> 
     for name in ("p1", "p2", "good", "p4"):
         await poison(bus, name)
     await poison(bus, "another's", namespace="other")
-    items = await take(bus, 5)
+    items = await take_evictions(bus, 5)
     unknown = await unusable.reached("default", 1, 4)
     for item in (items[0], items[1], items[3]):
         unusable.met(item.delivery)
@@ -72,7 +64,7 @@ async def test_a_message_of_a_stream_that_was_made_anew_is_not_taken_for_an_olde
 ) -> None:
     unusable = Unusable(bus, "EVICTIONS", 1.0)
     await poison(bus, "new")
-    (item,) = await take(bus, 1)
+    (item,) = await take_evictions(bus, 1)
     now = item.delivery
     unusable.met(Delivery(now.subject, now.payload, now.headers, now.sequence, now.stored_ns - 1))
 
@@ -85,7 +77,7 @@ async def test_one_question_looks_at_some_of_many(bus: Bus) -> None:
     unusable = Unusable(bus, "EVICTIONS", 1.0)
     for number in range(20):
         await poison(bus, f"p{number}", LARGEST[: len(LARGEST) - 4096])
-        (item,) = await take(bus, 1)
+        (item,) = await take_evictions(bus, 1)
         unusable.met(item.delivery)
 
     assert await unusable.reached("default", 1, 20) == 16

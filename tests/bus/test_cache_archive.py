@@ -22,6 +22,7 @@ from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import Client, component, running, synced
 from tests.support.evictions import FailingStore, ManualClock
 from tests.support.server import NatsServer
+from tests.support.streams import limit_stream
 from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
@@ -180,7 +181,7 @@ def noted(service: CacheService) -> tuple[int, int]:
 async def test_a_full_stream_fails_no_put_and_nothing_is_lost_once_there_is_room(
     bus: Bus, client: Client
 ) -> None:
-    await limit_stream(bus, 100_000)
+    await limit_stream(bus, "EVICTIONS", 100_000)
     async with running(bus) as service:
         await client.clear()
         for number in range(6):
@@ -188,7 +189,7 @@ async def test_a_full_stream_fails_no_put_and_nothing_is_lost_once_there_is_room
         await until(lambda: component(service, "default.outbox")[0] == "degraded")
         while_full = await client.stats()
         values = [await client.get(f"key-{number}") for number in range(6)]
-        await limit_stream(bus, 512 * 1024 * 1024)
+        await limit_stream(bus, "EVICTIONS", 512 * 1024 * 1024)
         await until(lambda: component(service, "default.outbox")[0] == "ok")
         await until(lambda: service.counters()["outbox_entries"] != 0)
         await until_async(lambda: has_evictions(bus, 4))
@@ -201,15 +202,8 @@ async def test_a_full_stream_fails_no_put_and_nothing_is_lost_once_there_is_room
     assert after.evictions_lost == 0
 
 
-async def limit_stream(bus: Bus, max_bytes: int) -> None:
-    name = bus.names.stream("EVICTIONS")
-    config = (await bus.jetstream.stream_info(name)).config
-    config.max_bytes = max_bytes
-    await bus.jetstream.update_stream(config)
-
-
 async def test_a_full_outbox_drops_the_oldest_and_counts_it(bus: Bus, client: Client) -> None:
-    await limit_stream(bus, 100_000)
+    await limit_stream(bus, "EVICTIONS", 100_000)
     async with running(bus, **SMALL, evictions_in_flight=1):
         await client.clear()
         for number in range(50):
@@ -225,7 +219,7 @@ async def test_a_full_outbox_drops_the_oldest_and_counts_it(bus: Bus, client: Cl
 
 
 async def test_refusing_answers_429_instead_of_losing_an_eviction(bus: Bus, client: Client) -> None:
-    await limit_stream(bus, 100_000)
+    await limit_stream(bus, "EVICTIONS", 100_000)
     async with running(bus, **SMALL, archive_when_full="refuse"):
         await client.clear()
         refusal = await first_refusal(client)

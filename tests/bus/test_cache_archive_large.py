@@ -30,6 +30,7 @@ from tests.support.cache_service import Client, component, running, synced
 from tests.support.evictions import FailingStore, ManualClock, evicted, manifest_headers, tombstone
 from tests.support.server import NatsServer
 from tests.support.slow_archive import SlowArchive
+from tests.support.streams import limit_stream
 from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
@@ -160,17 +161,10 @@ async def test_large_values_that_are_evicted_again_and_again_stay_themselves(
     assert lost == 0
 
 
-async def limit_parts(bus: Bus, max_bytes: int) -> None:
-    name = bus.names.stream("EVICTION_PARTS")
-    config = (await bus.jetstream.stream_info(name)).config
-    config.max_bytes = max_bytes
-    await bus.jetstream.update_stream(config)
-
-
 async def test_a_part_that_finds_no_room_is_sent_once_there_is_some(
     bus: Bus, client: Client, cache: CacheClient
 ) -> None:
-    await limit_parts(bus, 2 * PART_BYTES)
+    await limit_stream(bus, "EVICTION_PARTS", 2 * PART_BYTES)
     async with running(bus, **SMALL) as service:
         await client.begin_unarchived()
         await cache.put("key", LARGE)
@@ -178,7 +172,7 @@ async def test_a_part_that_finds_no_room_is_sent_once_there_is_some(
         await until(lambda: component(service, "default.outbox")[0] == "degraded")
         manifests_early = await count(bus, "EVICTIONS")
         meta = await client.meta("key")
-        await limit_parts(bus, 100 * PART_BYTES)
+        await limit_stream(bus, "EVICTION_PARTS", 100 * PART_BYTES)
         manifest = await manifest_in_stream(bus)
         sent = await count(bus, "EVICTION_PARTS")
 
@@ -191,7 +185,7 @@ async def test_a_part_that_finds_no_room_is_sent_once_there_is_some(
 async def test_small_evictions_do_not_wait_for_a_large_one_that_is_stuck(
     bus: Bus, client: Client, cache: CacheClient
 ) -> None:
-    await limit_parts(bus, 1000)
+    await limit_stream(bus, "EVICTION_PARTS", 1000)
     async with running(bus, **SMALL, evictions_in_flight=1) as service:
         await client.begin_unarchived()
         await cache.put("large", LARGE)
@@ -209,7 +203,7 @@ async def test_a_value_that_never_finds_room_is_lost_and_others_go_on(
 ) -> None:
     monkeypatch.setattr(large_evictions, "FULL_SECONDS", 0.1)
     monkeypatch.setattr(large_evictions, "PAUSE_SECONDS", 0.02)
-    await limit_parts(bus, 2 * PART_BYTES)
+    await limit_stream(bus, "EVICTION_PARTS", 2 * PART_BYTES)
     async with running(bus, **SMALL) as service:
         await client.begin_unarchived()
         await cache.put("key", LARGE)
@@ -537,14 +531,14 @@ async def test_a_value_outdated_while_its_parts_are_sent_is_given_up(
     clock: ManualClock,
     story: str,
 ) -> None:
-    await limit_parts(bus, 2 * PART_BYTES)
+    await limit_stream(bus, "EVICTION_PARTS", 2 * PART_BYTES)
     async with running(bus, clock=clock, **SMALL) as service:
         await client.clear()
         await cache.put("key", LARGE)
         await client.evict_all()
         await until(lambda: component(service, "default.outbox")[0] == "degraded")
         await write(client, clock, story)
-        await limit_parts(bus, 100 * PART_BYTES)
+        await limit_stream(bus, "EVICTION_PARTS", 100 * PART_BYTES)
         await until(lambda: component(service, "default.outbox")[0] == "ok")
         async with archiving(bus, store):
             await synced(service)

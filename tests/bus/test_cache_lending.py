@@ -27,6 +27,7 @@ from schemas.protocols import RequestError
 from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import Client, component, running, synced
 from tests.support.evictions import FailingStore, ManualClock, evicted, manifest_headers
+from tests.support.streams import limit_stream
 from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.bus
@@ -342,13 +343,6 @@ async def test_nothing_is_lent_once_the_lease_is_lost(
     assert (evictions, stored) == (0, 0)
 
 
-async def limit_stream(bus: Bus, max_bytes: int) -> None:
-    name = bus.names.stream("EVICTIONS")
-    config = (await bus.jetstream.stream_info(name)).config
-    config.max_bytes = max_bytes
-    await bus.jetstream.update_stream(config)
-
-
 async def test_what_cannot_be_lent_waits_in_order_and_the_oldest_is_lost(
     bus: Bus, client: Client, cache: CacheClient, store: FailingStore
 ) -> None:
@@ -359,12 +353,12 @@ async def test_what_cannot_be_lent_waits_in_order_and_the_oldest_is_lost(
         await cache.put("first", LARGE)
         await client.evict_all()
         await until(lambda: counter(service, "evictions_lent") == 1)
-        await limit_stream(bus, 1)
+        await limit_stream(bus, "EVICTIONS", 1)
         for key, value in values.items():
             await cache.put(key, value)
         await client.evict_all()
         full = service.counters()
-        await limit_stream(bus, -1)
+        await limit_stream(bus, "EVICTIONS", -1)
         await until(lambda: service.counters()["outbox_entries"] == 0)
         counters = service.counters()
         found = {key: await cache.get(key) for key in values}
@@ -385,12 +379,12 @@ async def test_no_more_than_half_of_the_outbox_is_lent_of_what_waits_already(
     async with archiving(bus, store), running(bus, **limits) as service:
         await synced(service)
         store.write_errno = errno.ENOSPC
-        await limit_stream(bus, 1)
+        await limit_stream(bus, "EVICTIONS", 1)
         for number in range(20):
             await cache.put(f"key-{number}", LARGE)
         await client.evict_all()
         await until(lambda: component(service, "default.outbox")[0] == "degraded")
-        await limit_stream(bus, -1)
+        await limit_stream(bus, "EVICTIONS", -1)
         waiting = service._owned["default"].large.lending
         await until(lambda: waiting._lent_bytes > 0)
         lent_bytes = waiting._lent_bytes

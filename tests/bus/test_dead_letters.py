@@ -1,14 +1,14 @@
 """Poison in a stream: it is put aside whatever it looks like, and what comes after it is read."""
 
-import asyncio
 from urllib.parse import unquote
 
 import pytest
 import structlog
 
 from agent.bus import Bus
-from schemas.protocols import Delivery, WorkItem
+from schemas.protocols import Delivery
 from tests.support.server import NatsServer
+from tests.support.streams import take_evictions
 from tests.support.waiting import until
 from tests.support.wire import send_raw, with_headers
 
@@ -47,14 +47,6 @@ async def send(nats: NatsServer, form: bytes, subject: bytes) -> None:
     await send_raw(nats.port, form.replace(b"%b", subject, 1))
 
 
-async def take(bus: Bus, count: int) -> list[WorkItem]:
-    items: list[WorkItem] = []
-    async with asyncio.timeout(5):
-        while len(items) < count:
-            items += await bus.take("EVICTIONS", "archiver", batch=count, wait_seconds=1)
-    return items
-
-
 @pytest.mark.parametrize("form", POISON.values(), ids=POISON.keys())
 async def test_poison_in_a_work_queue_goes_to_the_dead_and_the_next_is_taken(
     bus: Bus, nats: NatsServer, form: bytes
@@ -62,7 +54,7 @@ async def test_poison_in_a_work_queue_goes_to_the_dead_and_the_next_is_taken(
     await send(nats, form, b"fleet.v1.evicted.default")
     await bus.publish_raw("evicted.default", b"good", message_id="good")
 
-    poison, good = await take(bus, 2)
+    poison, good = await take_evictions(bus, 2)
     await poison.dead("it is \ud800 poison")
     await good.done()
 
