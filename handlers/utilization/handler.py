@@ -21,12 +21,14 @@ from handlers.utilization.means import (
     RESOURCES_OF_ROWS,
     ROWS,
     GroupParts,
+    Means,
     Metrics,
     Part,
     Resource,
     means_of,
     sample,
 )
+from handlers.utilization.tenths import Tenths, is_large
 from handlers.window import MAX_ENTRIES
 from schemas.analysis import GpuState, Health, Level, Scope, Severity, Utilization
 from schemas.engines import EngineMetrics
@@ -82,6 +84,8 @@ class _Group:
     published_ns: int = 0
     busy: GpuBusy | None = None
     """As it was last judged, where that is followed."""
+    tenths: Tenths | None = None
+    """Of a large group."""
 
 
 class UtilizationHandler:
@@ -89,6 +93,7 @@ class UtilizationHandler:
 
     Every 10 s while nothing changes: of a group whose last judgements changed nothing every other
     one is left out. A mean over 60 s moves little in 5 s; one over less is judged every 5 s always.
+    A pool or fleet of more than 1,000 parts is judged by tenths of them (`Tenths`).
     One instance per scope. For a node the parts are its GPUs and engines; for a pool or the fleet
     they are `<node>`, `<node>-<gpu>`, `<node>-<engine>`, and a bottleneck without `resource_id`
     is one of the mean over all. Publishes when level, health, bottlenecks or the state of a GPU
@@ -121,6 +126,8 @@ class UtilizationHandler:
         self._groups: dict[str, _Group] = {}
         # By turn, so that a tick looks at no other groups.
         self._turns: list[dict[str, _Group]] = [{} for _ in range(TURNS)]
+        self._large: dict[str, _Group] = {}
+        """Those with tenths."""
         self._names = ROWS if scope == "node" else RESOURCES_OF_ROWS
         if follows_busy:
             self._names = (ROWS[HOSTS], ROWS[GPUS], RESOURCES_OF_ROWS[ENGINES])
@@ -139,6 +146,7 @@ class UtilizationHandler:
             group = self._groups[key] = self._turns[turn_of(key)][key] = _Group(
                 turn_of(key, CALM_TURNS), ns
             )
+            self._large.pop(key, None)
         group.heard_ns = ns
         if message.simulated:
             group.simulated_ns = ns
@@ -151,6 +159,8 @@ class UtilizationHandler:
             if len(parts) >= MAX_ENTRIES:
                 return ()
             part = parts[source] = Part(id=self._id(*source), width=len(packed) // NUMBER_BYTES)
+            if group.tenths is not None:
+                group.tenths.add(kind, source, part)
         part.add(packed, ns)
         part.source = told_by
         if self._follows_busy and isinstance(message, GpuMetrics):
@@ -164,6 +174,9 @@ class UtilizationHandler:
         before_ns, self._ticked_ns = self._ticked_ns, now.ns
         if not self._groups:  # of seven slots of eight the fleet's
             return ()
+        for group in self._large.values():
+            if group.tenths is not None and not self._is_passed_over(group, now.ns):
+                group.tenths.find(now.ns)
         emits = []
         for step in _steps_between(before_ns, now.ns):
             groups = self._turns[step % TURNS]
@@ -173,6 +186,7 @@ class UtilizationHandler:
             for key, group in sorted(groups.items(), key=_KEY):
                 if now.ns - group.heard_ns >= self.window_ns:
                     del groups[key], self._groups[key]
+                    self._large.pop(key, None)
                     continue
                 if calm_turn != group.turn and self._is_calm(group, now.ns):
                     continue
@@ -224,9 +238,28 @@ class UtilizationHandler:
             return name or None
         return f"{node}-{name}" if name else node
 
+    def _is_passed_over(self, group: _Group, now_ns: int) -> bool:
+        """Whether its next judgement is left out, should nothing change until then."""
+        step = now_ns // STEP_NS
+        ahead = (group.turn - step) % TURNS
+        return (step + ahead) % CALM_TURNS != group.turn and self._is_calm(
+            group, now_ns + ahead * STEP_NS
+        )
+
+    def _means(self, key: str, group: _Group, now_ns: int) -> Means:
+        if self._of_node or not is_large(group.parts):
+            group.tenths = None
+            self._large.pop(key, None)
+        elif group.tenths is not None:
+            return group.tenths.means(now_ns)
+        else:  # now at once: nodes may have been heard only since the last steps of their tenths
+            group.tenths = Tenths(group.parts, self._names, self._span_ns)
+            self._large[key] = group
+        return means_of(group.parts, self._names, now_ns - self._span_ns, now_ns)
+
     def _judge(self, key: str, group: _Group, now_ns: int) -> Utilization | None:
         settings, gpus = self._settings, group.parts[GPUS]
-        means = means_of(group.parts, self._names, now_ns - self._span_ns)
+        means = self._means(key, group, now_ns)
         group.busy = busy_of(settings, gpus, means) if self._follows_busy else None
         if not any(group.parts):
             return None

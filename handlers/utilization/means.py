@@ -1,7 +1,10 @@
 """What was measured of the parts of a node, pool or the fleet in a window. Pure."""
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import chain
+from math import inf
 from typing import Literal, TypeAlias, get_args
 
 import msgspec
@@ -93,10 +96,19 @@ GroupParts: TypeAlias = tuple[Parts, Parts, Parts]
 """Hosts, GPUs and engines."""
 
 
-def means_of(parts_of_group: GroupParts, names_of_rows: Rows, oldest_ns: int) -> Means:
-    """Those of what came after `oldest_ns`; what was before it is forgotten."""
+def means_of(
+    parts_of_group: GroupParts,
+    names_of_rows: Rows,
+    oldest_ns: int,
+    newest_ns: int,
+    whole: GroupParts | None = None,
+) -> dict[Resource | Evidence, dict[str | None, float]]:
+    """Those of what came after `oldest_ns`, up to `newest_ns`; what was before it is forgotten.
+
+    A part without any sample is forgotten, too, also of the `whole` of which these are a share.
+    """
     means: dict[Resource | Evidence, dict[str | None, float]] = {}
-    for parts, names in zip(parts_of_group, names_of_rows, strict=True):
+    for kind, (parts, names) in enumerate(zip(parts_of_group, names_of_rows, strict=True)):
         if not parts:
             continue
         found = [means.setdefault(name, {}) for name in names]
@@ -104,8 +116,15 @@ def means_of(parts_of_group: GroupParts, names_of_rows: Rows, oldest_ns: int) ->
             instants = part.instants
             if instants[0] <= oldest_ns and not part.expire(oldest_ns):
                 del parts[key]
+                if whole is not None:
+                    del whole[kind][key]
                 continue
             id_, count, width, of_part = part.id, len(instants), part.width, part.numbers
+            if instants[-1] > newest_ns:
+                count = bisect_right(instants, newest_ns)
+                if not count:
+                    continue
+                of_part = of_part[: count * width]
             for place, of_parts in enumerate(found):
                 # `part.column` and `mean`, without two calls for each of thousands each 5 s.
                 column = of_part[place::width]
@@ -120,7 +139,9 @@ def means_of(parts_of_group: GroupParts, names_of_rows: Rows, oldest_ns: int) ->
 def peak(parts: GroupParts, resource: Resource) -> float:
     """The highest sample of a resource that was measured."""
     kind, place = _PLACES[resource]
-    return max([value for part in parts[kind].values() for value in known(part.column(place))])
+    columns = (part.column(place) for part in parts[kind].values())
+    # A NaN, of what was not measured, is higher than nothing; but as the first it would stay.
+    return max(chain((-inf,), chain.from_iterable(columns)))
 
 
 _packed_pair, _packed_host = Packer(2), Packer(4)

@@ -19,7 +19,7 @@ from handlers.utilization.means import (
 )
 from handlers.window import MAX_SAMPLES
 
-SPAN = 12
+SPAN, LAST = 12, 20
 Row: TypeAlias = tuple[int, list[float | None]]
 """An instant, and the numbers of a sample then."""
 Samples: TypeAlias = dict[tuple[int, str], list[Row]]
@@ -48,13 +48,13 @@ def part_of(name: str, rows: Sequence[Row]) -> Part:
 
 
 def separately(
-    samples: Samples, names_of_rows: Rows, oldest_ns: int
+    samples: Samples, names_of_rows: Rows, oldest_ns: int, newest_ns: int
 ) -> dict[str, dict[str, float]]:
     """The means column by column, by `sum`."""
     means: dict[str, dict[str, float]] = {}
     for (kind, id_), rows in samples.items():
         for place, name in enumerate(names_of_rows[kind]):
-            of_window = [values[place] for ns, values in rows if ns > oldest_ns]
+            of_window = [values[place] for ns, values in rows if oldest_ns < ns <= newest_ns]
             known = [value for value in of_window if value is not None]
             if known:
                 means.setdefault(name, {})[id_] = sum(known) / len(known)
@@ -80,9 +80,10 @@ def test_the_means_are_those_column_by_column(names_of_rows: Rows, missing: floa
         for (kind, name), rows in samples.items():
             parts[kind]["n1", name] = part_of(name, rows)
         oldest_ns = rng.randrange(SPAN)
-        expected = separately(samples, names_of_rows, oldest_ns)
+        newest_ns = rng.choice((LAST, rng.randrange(oldest_ns, LAST)))
+        expected = separately(samples, names_of_rows, oldest_ns, newest_ns)
 
-        means = means_of(parts, names_of_rows, oldest_ns)
+        means = means_of(parts, names_of_rows, oldest_ns, newest_ns)
 
         assert means.keys() >= expected.keys()
         for name, values in means.items():
@@ -95,7 +96,7 @@ def test_what_is_before_the_window_is_forgotten_with_parts_that_have_nothing_els
     heard = part_of("heard", [(ns, [ns / 10, None, None, None]) for ns in (1, 2, 3)])
     parts: GroupParts = ({("n1", "silent"): silent, ("n1", "heard"): heard}, {}, {})
 
-    means = means_of(parts, ROWS, 2)
+    means = means_of(parts, ROWS, 2, 3)
 
     assert means == {"cpu": {"heard": 0.3}, "memory": {}, "disk": {}, "network": {}}
     assert list(parts[HOSTS].values()) == [heard]
@@ -107,6 +108,16 @@ def test_a_flood_of_samples_is_bounded() -> None:
 
     assert (len(part.instants), part.instants[0]) == (MAX_SAMPLES, 10)
     assert (len(part.numbers), part.numbers[0]) == (MAX_SAMPLES, 10.0)
+
+
+def test_a_part_that_is_gone_leaves_the_whole_of_which_these_are_a_share() -> None:
+    silent, other = part_of("silent", [(1, [0.5] * 4)]), part_of("other", [(1, [0.5] * 4)])
+    share: GroupParts = ({("n1", ""): silent}, {}, {})
+    whole: GroupParts = ({("n1", ""): silent, ("n2", ""): other}, {}, {})
+
+    means_of(share, ROWS, 1, 2, whole)
+
+    assert (list(share[HOSTS]), list(whole[HOSTS])) == ([], [("n2", "")])
 
 
 def test_the_peak_is_the_highest_sample_that_was_measured() -> None:
