@@ -35,7 +35,7 @@ class Streaks(msgspec.Struct, array_like=True):
                 before, count = self.resting.get(name, (minute.state, 0))
                 resting[name] = (minute.state, count + 1 if before == minute.state else 1)
         self.resting = resting
-        self.unbalanced = self.unbalanced + 1 if saturated(minutes) else 0
+        self.unbalanced = self.unbalanced + 1 if saturated(minutes)[0] else 0
 
 
 def part_name(key: PartKey) -> str:
@@ -43,17 +43,24 @@ def part_name(key: PartKey) -> str:
     return f"{key[0]}-{key[1]}"
 
 
-def saturated(minutes: Sequence[GpuMinute]) -> list[GpuMinute]:
-    """GPUs at 0.9 and more beside others whose mean is below 0.5; empty: work is spread, or little.
+def saturated(minutes: Sequence[GpuMinute]) -> tuple[list[GpuMinute], list[float]]:
+    """GPUs at 0.9 and more beside others whose mean is below 0.5, and the use of those others.
 
-    0.95 beside 0.1, 0.1 → that one; 0.95 beside 0.6 → none.
+    None where work is spread, or little: 0.95 beside 0.1, 0.1 → that one; 0.95 beside 0.6 → none.
     """
-    known = [m for m in minutes if m.utilization_ratio is not None]
-    full = [m for m in known if (m.utilization_ratio or 0.0) >= SATURATED_RATIO]
-    others = [m.utilization_ratio or 0.0 for m in known if m not in full]
+    full: list[GpuMinute] = []
+    others: list[float] = []
+    for minute in minutes:
+        ratio = minute.utilization_ratio
+        if ratio is None:
+            continue
+        if ratio >= SATURATED_RATIO:
+            full.append(minute)
+        else:
+            others.append(ratio)
     if not full or not others or sum(others) / len(others) >= IDLE_BESIDE_RATIO:
-        return []
-    return full
+        return [], []
+    return full, others
 
 
 def savings(
@@ -151,11 +158,10 @@ def _under_used(
 def _rebalance(
     minutes: Sequence[GpuMinute], streaks: Streaks, settings: WasteSettings
 ) -> Saving | None:
-    full = saturated(minutes)
+    full, others = saturated(minutes)
     if not full or streaks.unbalanced < settings.unbalanced_minutes:
         return None
-    others = [m for m in minutes if m.utilization_ratio is not None and m not in full]
-    mean = sum(m.utilization_ratio or 0.0 for m in others) / len(others)
+    mean = sum(others) / len(others)
     return _saving(
         "rebalance",
         f"Spread the work of {_gpus(len(full))} that {'is' if len(full) == 1 else 'are'} full "
