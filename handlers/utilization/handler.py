@@ -265,20 +265,22 @@ class UtilizationHandler:
             return None
         uses = uses_of(settings, means, group.levels)
         group.levels = {use.resource: use.level for use in uses}
-        bottlenecks, group.severities = self._bottlenecks.find(means, uses, group.severities)
+        severities = self._bottlenecks.find(means, uses, group.severities)
+        group.severities = severities
         # A GPU whose utilization is unknown is still the scarce resource: unknown, not the CPU's.
         scarce = "gpu" if gpus else "cpu"
         use = None
         for one in uses:
             if one.resource == scarce:
                 use = one
-        health = health_of(bottlenecks, parts_degrade_only=not self._of_node) if uses else None
+        by_part = ((part, severity) for (_, part), severity in severities.items())
+        health = health_of(by_part, parts_degrade_only=not self._of_node) if uses else None
         evidence = evidence_of(gpus, means) if gpus and self._of_node else {}
         states = {gpu: gpu_state(settings, known) for gpu, known in evidence.items()}
         told = _Told(
             use.level if use else None,
             health,
-            self._bottlenecks.kinds(bottlenecks),
+            self._bottlenecks.kinds(severities),
             tuple([(gpu, state) for gpu, (state, _) in states.items()]),
         )
         if told == group.published and now_ns - group.published_ns < self._publish_ns:
@@ -295,7 +297,7 @@ class UtilizationHandler:
             health=health,
             efficiency_ratio=use.efficiency if use else None,
             resources=resources_of(group.parts, uses),
-            bottlenecks=bottlenecks[: settings.bottlenecks_max],
+            bottlenecks=self._bottlenecks.worst(severities, means, uses, settings.bottlenecks_max),
             gpus=[
                 use_of(settings, key, gpu, known, states[gpu], of_gpus.get(gpu))
                 for gpu, known in evidence.items()

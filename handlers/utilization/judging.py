@@ -1,5 +1,6 @@
 """Levels and bottlenecks of a node, pool or the fleet by its means, with hysteresis. Pure."""
 
+import heapq
 from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import NamedTuple, TypeAlias
@@ -83,11 +84,8 @@ class Bottlenecks:
 
     def find(
         self, means: Means, uses: Sequence[Use], before: Mapping[SeriesKey, Severity]
-    ) -> tuple[list[Bottleneck], dict[SeriesKey, Severity]]:
-        """Critical before warning, then the highest value first; and the severities by series.
-
-        `before`: the severities of the judgement before.
-        """
+    ) -> dict[SeriesKey, Severity]:
+        """How severe each is; `before`: what the judgement before found."""
         candidates: dict[SeriesKey, float] = {}
         for resource, values in means.items():
             thresholds = self._thresholds.get(resource)
@@ -102,45 +100,57 @@ class Bottlenecks:
                 candidates[resource, id_] = now
         if not self._of_node:
             candidates |= {(use.resource, None): use.mean for use in uses}
-        if not candidates:
-            return [], {}
-        found = []
         severities: dict[SeriesKey, Severity] = {}
         for series, mean in candidates.items():
             thresholds = self._thresholds.get(series[0])
             if thresholds is None:
                 continue
             severity = severity_of(mean, thresholds, before.get(series), self._margin_ratio)
-            if severity is None:
-                continue
-            severities[series] = severity
-            found.append(
-                Bottleneck(
-                    resource=series[0],
-                    resource_id=series[1],
-                    severity=severity,
-                    value_ratio=mean,
-                    threshold_ratio=thresholds.critical_ratio
-                    if severity == "critical"
-                    else thresholds.warning_ratio,
-                )
-            )
-        ranked = sorted(
-            found,
-            key=lambda b: (-RANK[b.severity], -b.value_ratio, b.resource, b.resource_id or ""),
-        )
-        return ranked, severities
+            if severity is not None:
+                severities[series] = severity
+        return severities
 
-    def kinds(self, bottlenecks: Sequence[Bottleneck]) -> Kinds:
+    def worst(
+        self,
+        severities: Mapping[SeriesKey, Severity],
+        means: Means,
+        uses: Sequence[Use],
+        most: int,
+    ) -> list[Bottleneck]:
+        """At most so many of them, critical before warning, then the highest value first."""
+        of_all: dict[SeriesKey, float] = {}
+        if not self._of_node:
+            of_all = {(use.resource, None): use.mean for use in uses}
+        ranks = []
+        for series, severity in severities.items():
+            resource, id_ = series
+            value = of_all[series] if series in of_all else means[resource][id_]
+            ranks.append((-RANK[severity], -value, resource, id_ or ""))
+        ranked = heapq.nsmallest(most, ranks)
+        return [
+            self._bottleneck(resource, id_ or None, -negative, severities[resource, id_ or None])
+            for _, negative, resource, id_ in ranked
+        ]
+
+    def _bottleneck(
+        self, resource: Resource | Evidence, id_: str | None, value: float, severity: Severity
+    ) -> Bottleneck:
+        thresholds = self._thresholds[resource]
+        is_critical = severity == "critical"
+        return Bottleneck(
+            resource=resource,
+            resource_id=id_,
+            severity=severity,
+            value_ratio=value,
+            threshold_ratio=thresholds.critical_ratio if is_critical else thresholds.warning_ratio,
+        )
+
+    def kinds(self, severities: Mapping[SeriesKey, Severity]) -> Kinds:
         """What counts of them when it changes."""
-        if not bottlenecks:
+        if not severities:
             return ()
         kinds = {
-            (
-                bottleneck.resource,
-                bottleneck.severity,
-                bottleneck.resource_id if self._of_node else None,
-            )
-            for bottleneck in bottlenecks
+            (resource, severity, id_ if self._of_node else None)
+            for (resource, id_), severity in severities.items()
         }
         return tuple(sorted(kinds, key=lambda kind: (kind[0], kind[1], kind[2] or "")))

@@ -1,11 +1,11 @@
 """Pure judgements of use ratios: level, severity, efficiency, health, balance."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import fsum
 
 from handlers.settings import Band, Thresholds
-from schemas.analysis import Bottleneck, Health, Level, Severity
+from schemas.analysis import Health, Level, Severity
 
 LEVELS: tuple[Level, ...] = ("idle", "low", "moderate", "high", "critical")
 _LEVEL_STARTS = (0.20, 0.50, 0.70, 0.90)
@@ -55,21 +55,20 @@ def efficiency(ratio: float, band: Band) -> float:
     return max(0.0, 1.0 - 2.0 * max(0.0, ratio - band.most_ratio))
 
 
-def health_of(bottlenecks: Sequence[Bottleneck], *, parts_degrade_only: bool) -> Health:
-    """The worst bottleneck: none → healthy, warning → degraded, critical → critical.
+def health_of(
+    bottlenecks: Iterable[tuple[str | None, Severity]], *, parts_degrade_only: bool
+) -> Health:
+    """The worst of the bottlenecks, each with its part: none, a warning, something critical.
 
     With `parts_degrade_only` (pools and the fleet) a bottleneck of one node, GPU or engine
-    degrades; critical takes the mean over all of them.
+    degrades; critical takes the mean over all of them, whose part is None.
     """
-    if not bottlenecks:
-        return "healthy"
-    if any(
-        bottleneck.severity == "critical"
-        and not (parts_degrade_only and bottleneck.resource_id is not None)
-        for bottleneck in bottlenecks
-    ):
-        return "critical"
-    return "degraded"
+    health: Health = "healthy"
+    for part, severity in bottlenecks:
+        if severity == "critical" and not (parts_degrade_only and part is not None):
+            return "critical"
+        health = "degraded"
+    return health
 
 
 def balance(ratios: Sequence[float]) -> float | None:

@@ -9,7 +9,7 @@ from handlers.utilization.levels import (
     power_efficiency,
     severity_of,
 )
-from schemas.analysis import Bottleneck, Severity
+from schemas.analysis import Severity
 
 
 @pytest.mark.parametrize(
@@ -102,28 +102,21 @@ def test_a_band_from_high_to_low_is_refused() -> None:
         Band(least_ratio=0.9, most_ratio=0.7)
 
 
-def bottleneck(severity: Severity, resource_id: str | None = None) -> Bottleneck:
-    return Bottleneck(
-        resource="gpu",
-        resource_id=resource_id,
-        severity=severity,
-        value_ratio=0.99,
-        threshold_ratio=0.9,
-    )
-
-
 @pytest.mark.parametrize(
     ("bottlenecks", "parts_degrade_only", "health"),
     [
         pytest.param([], False, "healthy", id="none"),
-        pytest.param([bottleneck("warning")], False, "degraded", id="a warning"),
-        pytest.param([bottleneck("critical", "g0")], False, "critical", id="a node's GPU"),
-        pytest.param([bottleneck("critical", "n1-g0")], True, "degraded", id="a fleet's GPU"),
-        pytest.param([bottleneck("critical")], True, "critical", id="the whole fleet"),
+        pytest.param([(None, "warning")], False, "degraded", id="a warning"),
+        pytest.param([("g0", "critical")], False, "critical", id="a node's GPU"),
+        pytest.param([("n1-g0", "critical")], True, "degraded", id="a fleet's GPU"),
+        pytest.param([("n1-g0", "critical"), (None, "warning")], True, "degraded", id="and all"),
+        pytest.param(
+            [("n1", "warning"), (None, "critical")], True, "critical", id="the whole fleet"
+        ),
     ],
 )
 def test_health_is_the_worst_bottleneck(
-    bottlenecks: list[Bottleneck], parts_degrade_only: bool, health: str
+    bottlenecks: list[tuple[str | None, Severity]], parts_degrade_only: bool, health: str
 ) -> None:
     assert health_of(bottlenecks, parts_degrade_only=parts_degrade_only) == health
 
