@@ -1,8 +1,9 @@
 """One minute of a group's GPUs and engines: what each did, drew and gave. Pure."""
 
 import dataclasses
+import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -130,7 +131,12 @@ class GpuMinutes:
         self._gpus: dict[PartKey, _Gpu] = {}
         self._engines: dict[PartKey, _Engine] = {}
         self._instances: dict[PartKey, dict[str, list[float | None]]] = {}
+        self._waiting: Iterator[tuple[PartKey, _Gpu]] | None = None
+        self._minutes: list[GpuMinute] = []
+        self._requests: dict[str, float] = {}
         self._joules_before: dict[PartKey, float | None] = {}
+        self._joules: dict[PartKey, float | None] = {}
+        """Of the GPUs that were judged, the counters' last values."""
         self._tokens_before: dict[PartKey, tuple[float | None, float | None]] = {}
 
     def add_gpu(self, message: GpuMetrics) -> None:
@@ -167,11 +173,7 @@ class GpuMinutes:
 
         Tokens are None where no engine told.
         """
-        running = self._running()
-        minutes = [
-            self._judge(gpu, running.get(node), settings)
-            for (node, _), gpu in sorted(self._gpus.items(), key=operator.itemgetter(0))
-        ]
+        self.judge_some(settings, len(self._gpus))
         given: dict[bool, list[tuple[float | None, float | None]]] = {}
         for key in sorted(self._engines):
             engine = self._engines[key]
@@ -180,13 +182,24 @@ class GpuMinutes:
             simulated: (_total([one[0] for one in of]), _total([one[1] for one in of]))
             for simulated, of in given.items()
         }
-        return minutes, tokens
+        return self._minutes, tokens
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs count."""
+        return len(self._gpus)
+
+    def judge_some(self, settings: UtilizationSettings, count: int) -> None:
+        """Judge so many further GPUs, once the minute is over: `close` has less to do then."""
+        if self._waiting is None:
+            self._waiting = iter(sorted(self._gpus.items(), key=operator.itemgetter(0)))
+            self._requests = self._running()
+        for (node, _), gpu in itertools.islice(self._waiting, count):
+            self._minutes.append(self._judge(gpu, self._requests.get(node), settings))
 
     def follow(self, before: "GpuMinutes") -> None:
-        """Take over the counters' last values from the minute before."""
-        self._joules_before = {
-            key: _last(known(gpu.column(JOULES))) for key, gpu in before._gpus.items()
-        }
+        """Take over the counters' last values from the minute before, which was closed."""
+        self._joules_before = before._joules
         self._tokens_before = {
             key: (_last(engine.column(PROMPT)), _last(engine.column(GENERATION)))
             for key, engine in before._engines.items()
@@ -230,7 +243,8 @@ class GpuMinutes:
             power_ratio=mean(gpu.column(POWER)),
             requests_running=running,
         )
-        before = self._joules_before.get(latest.key)
+        before, joules = self._joules_before.get(latest.key), known(gpu.column(JOULES))
+        self._joules[latest.key] = _last(joules)
         return GpuMinute(
             key=latest.key,
             name=latest.name,
@@ -239,9 +253,7 @@ class GpuMinutes:
             state=gpu_state(settings, evidence)[0],
             utilization_ratio=mean(gpu.column(UTILIZATION)),
             power_ratio=evidence.power_ratio,
-            energy_joules=_grown(
-                known(gpu.column(JOULES)), lambda: mean(gpu.column(WATTS)), before, MOST_WATTS
-            ),
+            energy_joules=_grown(joules, lambda: mean(gpu.column(WATTS)), before, MOST_WATTS),
             labels=latest.labels,
         )
 

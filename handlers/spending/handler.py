@@ -1,6 +1,7 @@
 """What GPUs cost and what of it is wasted: hours, waste, opportunities and trends of a group."""
 
 import dataclasses
+import math
 import operator
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,9 @@ from schemas.units import SECOND_NS, instant
 
 MINUTE_NS = 60 * SECOND_NS
 LEAST_GROUPS = 1000
+LARGE_GPUS = 1000
+"""A group of more has a share of them judged at each step until its turn: of 16,000 at once, all
+of them held up messages for a tenth of a second."""
 REPEAT_MINUTES = 10
 """Waste of a node, and opportunities that stay as they are, are told so often."""
 
@@ -150,7 +154,14 @@ class WasteHandler:
         self._snapshot = None
         emits: list[Emit] = []
         for key, group in sorted(self._groups.items(), key=operator.itemgetter(0)):
-            if group.over is not None and turn_of(key) in turns:
+            if group.over is None:
+                continue
+            turn = turn_of(key)
+            if turn >= end:
+                if group.over.gpus > LARGE_GPUS:
+                    group.over.judge_some(self._states, math.ceil(group.over.gpus / (turn + 1)))
+                continue
+            if turn in turns:
                 emits += self._close(key, group, group.over, self._over_ns)
                 group.minutes.follow(group.over)
                 group.over = None

@@ -1,5 +1,7 @@
 """Money by replay: what recorded minutes of GPUs cost, and what of it was wasted."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -8,7 +10,9 @@ import pytest
 
 from handlers.prices import PriceRule, PriceSettings
 from handlers.settings import HandlersSettings
-from handlers.slots import Routed, Slot, Watermark
+from handlers.slots import FLEET, Routed, Slot, Watermark, turn_of
+from handlers.spending import handler as spending
+from handlers.spending.gpu_minutes import GpuMinutes
 from handlers.spending.handler import MINUTE_NS
 from handlers.spending.usage import figures
 from schemas.message import Message
@@ -228,6 +232,17 @@ def test_duplicates_and_many_samples_count_no_gpu_twice() -> None:
     twice = of(Waste, said(doubled, FOUR_USD))[-1].figures
 
     assert msgspec.structs.astuple(twice) == pytest.approx(msgspec.structs.astuple(once))
+
+
+def test_the_energy_from_one_minutes_last_sample_to_the_next_ones_counts() -> None:
+    def stepping(minute: int) -> list[dict[str, Any]]:
+        # The counter is the truth, of what the gauge saw the peaks alone.
+        return [busy("a", power_watts=500.0, energy_joules_total=1e6 + minute * 6000)]
+
+    wastes = of(Waste, said(recorded(range(11), stepping), FOUR_USD))
+
+    first, second = (waste.figures.energy_joules or 0.0 for waste in wastes[-2:])
+    assert second - first == pytest.approx(6000)
 
 
 @pytest.mark.parametrize(
@@ -512,9 +527,49 @@ def test_the_trend_of_a_pool_at_zero_for_some_hours(hours: int, points: int) -> 
     assert {line.points for line in last.lines if line.metric == "usd_per_hour"} == {points}
 
 
+@pytest.mark.parametrize(("scope", "key"), [("node", "n1"), ("fleet", FLEET)])
+def test_a_large_groups_minute_is_judged_beforehand_in_equal_shares(
+    scope: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = recorded(range(25), eight)
+    at_once = of(Waste, said(stream, FOUR_USD), scope)
+    monkeypatch.setattr(spending, "LARGE_GPUS", 7)
+    shares: list[int] = []
+    judge, judge_some = GpuMinutes._judge, GpuMinutes.judge_some
+    judged = Counter[int]()
+
+    def counting(minutes: GpuMinutes, *arguments: Any) -> Any:
+        judged[id(minutes)] += 1
+        return judge(minutes, *arguments)
+
+    def sharing(minutes: GpuMinutes, settings: Any, count: int) -> None:
+        before = judged[id(minutes)]
+        judge_some(minutes, settings, count)
+        shares.append(judged[id(minutes)] - before)
+
+    monkeypatch.setattr(GpuMinutes, "_judge", counting)
+    monkeypatch.setattr(GpuMinutes, "judge_some", sharing)
+    of_scope = [one for one in handlers(FOUR_USD) if one.scope == scope]
+    slot = Slot(0, 1, of_scope, Watermark(sequence=0, ns=0))
+    emits = [emit for routed in stream for emit in slot.feed(routed)]
+    emits += slot.advance(minute_end(stream))
+
+    assert at_once
+    assert of(Waste, emits, scope) == at_once
+    steps = turn_of(key) + 1
+    assert steps > 1
+    assert sum(shares) == 25 * 8
+    assert max(shares) == math.ceil(8 / steps)
+
+
 @pytest.mark.parametrize("seconds", [0, 2, 4], ids=lambda seconds: f"after-{seconds}s")
 @pytest.mark.parametrize("minute", [10, 59, 60, 61, 95])
-def test_a_process_that_takes_over_says_the_same(minute: int, seconds: int) -> None:
+@pytest.mark.parametrize("large", [0, 1000], ids=["large", "small"])
+def test_a_process_that_takes_over_says_the_same(
+    large: int, minute: int, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spending, "LARGE_GPUS", large)
+
     def three(minute: int) -> list[dict[str, Any]]:
         gone = [busy("c", node="gone")] if minute < 5 else []
         return [idle("a"), busy("b", 0.3), {"engine": True, "tokens_per_second": 2000.0}, *gone]
