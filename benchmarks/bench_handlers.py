@@ -21,7 +21,7 @@ import msgspec
 
 from agent.runner import GC_THRESHOLD
 from handlers import default_handlers
-from handlers.runtime import decode
+from handlers.decoding import decode
 from handlers.settings import HandlersSettings
 from handlers.slot_group import SlotGroup
 from handlers.slots import Routed, Slot, Watermark

@@ -4,26 +4,24 @@ import asyncio
 import contextlib
 import dataclasses
 import math
-import operator
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Self
 
-import msgspec
 import structlog
 
 from handlers.admission import Admission
+from handlers.decoding import decode
 from handlers.members import Members
 from handlers.outgoing import Outgoing
 from handlers.slot_group import SlotGroup
 from handlers.slots import Routed, Slot, Watermark, slot_of
-from schemas.archive_money import ArchiveMetrics
-from schemas.engines import CacheMetrics, EngineMetrics
+from handlers.watermarks import Watermarks
+from schemas.engines import EngineMetrics
 from schemas.lifecycle import Component
 from schemas.message import UNDECODABLE, Message
-from schemas.metrics import GpuMetrics, HostMetrics
 from schemas.protocols import (
     Bucket,
     Delivery,
@@ -36,7 +34,6 @@ from schemas.protocols import (
     RevisionConflictError,
     Subscriber,
 )
-from schemas.streams import StreamMetrics
 from schemas.units import SECOND_NS, instant
 
 log = structlog.get_logger()
@@ -61,51 +58,6 @@ COUNTERS = (
     "watermarks_unreadable_total",
 )
 """What the handlers count; there from the start, so that 0 can be told from a wrong name."""
-
-
-class _Kind(NamedTuple):
-    """How messages of one type are decoded, and which tokens end their subject."""
-
-    decode: Callable[[bytes], Message]
-    tokens_of: Callable[[Message], str]
-
-
-def _kind(message_type: type[Message]) -> _Kind:
-    _, _, *fields = message_type.SUBJECT.split(".")
-    read: Callable[[Message], Any] = operator.attrgetter(*(field.strip("{}") for field in fields))
-    tokens_of = read if len(fields) == 1 else lambda message: ".".join(read(message))
-    return _Kind(msgspec.json.Decoder(message_type).decode, tokens_of)
-
-
-_KINDS: dict[str, _Kind] = {
-    kind.SUBJECT.split(".")[1]: _kind(kind)
-    for kind in (
-        HostMetrics,
-        GpuMetrics,
-        EngineMetrics,
-        CacheMetrics,
-        StreamMetrics,
-        ArchiveMetrics,
-    )
-}
-"""By the second token of their subjects, of which the first is `metrics`."""
-
-
-def decode(delivery: Delivery) -> Message:
-    """The metrics message of a delivery.
-
-    Raises:
-        ValueError: no such subject, or the payload is not that message.
-    """
-    first, _, rest = delivery.subject.partition(".")
-    family, _, tokens = rest.partition(".")
-    kind = _KINDS.get(family) if first == "metrics" else None
-    if kind is None:
-        raise ValueError(f"no message type for subject {delivery.subject}")
-    message = kind.decode(delivery.payload)
-    if kind.tokens_of(message) != tokens:
-        raise ValueError(f"{delivery.subject} carries a message of {message.subject()}")
-    return message
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -167,7 +119,7 @@ class HandlersRuntime:
         self._outgoing = Outgoing(publisher, self.counters, self._start)
         self._subscriber = subscriber
         self._history = history or subscriber
-        self._state = state
+        self._watermarks = Watermarks(state, self.counters)
         self._leases = leases
         self._make_handlers = make_handlers
         self._slots = slots
@@ -314,7 +266,7 @@ class HandlersRuntime:
             if lease is None:
                 continue
             try:
-                watermark, revision = await self._load(index)
+                watermark, revision = await self._watermarks.load(index, self._fresh)
             except BaseException:
                 await self._leases.release(lease)
                 raise
@@ -326,25 +278,10 @@ class HandlersRuntime:
             await self._catch_up(acquired)
             log.info("slots_acquired", slots=[owned.slot.index for owned in acquired])
 
-    async def _load(self, index: int) -> tuple[Watermark, int]:
-        found = await self._state.get(f"handlers.slot.{index}")
+    async def _fresh(self) -> Watermark:
+        """One of where the stream is now."""
         _, last_sequence = await self._subscriber.stream_bounds("METRICS")
-        fresh = Watermark(sequence=last_sequence, ns=self._last_stored_ns)
-        if found is None:
-            key = f"handlers.slot.{index}"
-            return fresh, await self._state.create(key, fresh.encode())
-        try:
-            watermark = Watermark.decode(found[0])
-        except ValueError as error:
-            # Without it nobody could ever own this slot again.
-            self.counters["watermarks_unreadable_total"] += 1
-            log.error("watermark_unreadable", slot=index, error=str(error))
-            return fresh, found[1]
-        if watermark.sequence > last_sequence:
-            # The stream was made anew and counts from 1 again: keep what outlives the window.
-            log.warning("metrics_stream_made_anew", slot=index, sequence=last_sequence)
-            return msgspec.structs.replace(fresh, snapshots=watermark.snapshots), found[1]
-        return watermark, found[1]
+        return Watermark(sequence=last_sequence, ns=self._last_stored_ns)
 
     async def _catch_up(self, acquired: Sequence[_Owned]) -> None:
         """Feed the new slots from their windows up to where the live reader is, then join it."""
@@ -447,10 +384,8 @@ class HandlersRuntime:
         if watermark == owned.saved:
             return
         try:
-            # In a thread: deflating megabytes takes tens of milliseconds.
-            encoded = await asyncio.to_thread(watermark.encode)
-            owned.revision = await self._state.update(
-                f"handlers.slot.{owned.slot.index}", encoded, owned.revision
+            owned.revision = await self._watermarks.save(
+                owned.slot.index, watermark, owned.revision
             )
             owned.saved = watermark
             owned.not_saved = ""

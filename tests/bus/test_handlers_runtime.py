@@ -15,8 +15,9 @@ from agent.bus.lease import BucketLeases
 from handlers import runtime as runtime_module
 from handlers import slots as slots_module
 from handlers.admission import Admission
+from handlers.decoding import decode
 from handlers.members import Members
-from handlers.runtime import HandlersRuntime, decode
+from handlers.runtime import HandlersRuntime
 from handlers.slots import STEP_NS, TICK_NS, Routed, Slot, Watermark, replay, slot_of
 from schemas.archive import Expired
 from schemas.engines import CacheMetrics, EngineMetrics
