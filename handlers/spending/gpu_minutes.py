@@ -1,13 +1,12 @@
 """One minute of a group's GPUs and engines: what each did, drew and gave. Pure."""
 
-import dataclasses
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from handlers.columns import Numbers, known, mean, numbers
+from handlers.columns import Numbers, Packed, Packer, known, mean, numbers
 from handlers.settings import UtilizationSettings
 from handlers.utilization.gpu_state import (
     ACTIVITY,
@@ -24,6 +23,7 @@ from handlers.utilization.gpu_state import (
     gpu_sample,
     gpu_state,
 )
+from handlers.window import OfLast
 from schemas.analysis import GpuState
 from schemas.engines import EngineMetrics
 from schemas.labels import FrozenLabels
@@ -64,6 +64,8 @@ class _Gpu(msgspec.Struct, gc=False):
         return self.numbers[place::WIDTH]
 
 
+ENGINE_WIDTH = 5
+PROMPT, PROMPT_RATE, GENERATION, GENERATION_RATE, RUNNING = range(ENGINE_WIDTH)
 _engine_row = operator.attrgetter(
     "prompt_tokens_total",
     "prompt_tokens_per_second",
@@ -71,21 +73,20 @@ _engine_row = operator.attrgetter(
     "generation_tokens_per_second",
     "requests_running",
 )
+_packed_row = Packer(ENGINE_WIDTH)
+_engine_sample: OfLast[EngineMetrics, Packed] = OfLast(lambda one: _packed_row(*_engine_row(one)))
+"""Packed; an engine's node's, its pool's and the fleet's minute take it one after the other."""
 
 
-@dataclasses.dataclass(slots=True)
-class _Engine:
-    """An engine's samples of the minute, as `_engine_row` gives them."""
+class _Engine(msgspec.Struct, gc=False):
+    """An engine's samples of the minute."""
 
     latest: EngineMetrics
-    rows: list[tuple[float | None, ...]] = dataclasses.field(default_factory=list)
+    numbers: Numbers = msgspec.field(default_factory=numbers)
 
     def column(self, place: int) -> list[float]:
         """One number of each sample, where it was measured."""
-        return [value for row in self.rows if (value := row[place]) is not None]
-
-
-PROMPT, PROMPT_RATE, GENERATION, GENERATION_RATE, RUNNING = range(5)
+        return known(self.numbers[place::ENGINE_WIDTH])
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -162,9 +163,9 @@ class GpuMinutes:
         engine = self._engines.get(key)
         if engine is None:
             engine = self._engines[key] = _Engine(message)
-        if len(engine.rows) < MAX_SAMPLES:
+        if len(engine.numbers) < MAX_SAMPLES * ENGINE_WIDTH:
             engine.latest = message
-            engine.rows.append(_engine_row(message))
+            engine.numbers.frombytes(_engine_sample(message))
 
     def close(
         self, settings: UtilizationSettings
