@@ -342,6 +342,13 @@ def _of_cache() -> Iterator[EndpointSpec]:
             None,
         ),
         (
+            "lent.{instance}",
+            "for the archive: `Fleet-Range: first-last` of the lent `Fleet-Eviction`; without one, "
+            "that it can be asked",
+            None,
+            None,
+        ),
+        (
             "put",
             "`Fleet-Key`, payload = value; `Fleet-Version`; a large one begins with `Fleet-Size` "
             "and no payload, and may be given up by its `Fleet-Upload` and `Fleet-Abort: 1`",
@@ -400,8 +407,8 @@ def _of_archive() -> Iterator[EndpointSpec]:
         (
             "keys",
             "8-byte digests of all archived keys, paged; how far evictions are worked off; whether "
-            "a cache's `Fleet-File` can be read on this host, so that its like may be lent "
-            "(`Fleet-Here: 1`)",
+            "a cache's `Fleet-File` can be read on this host (`Fleet-Here: 1`), or `Fleet-Lender` "
+            "be asked for parts (`Fleet-Asks: 1`), so that its like may be lent",
             None,
             None,
         ),

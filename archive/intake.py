@@ -11,14 +11,14 @@ import structlog
 from archive import frame
 from archive.announce import Announcer
 from archive.keeping import Count, Keeping, Kept
-from archive.lent_value import LentValue, NotLentError
+from archive.lent_value import NotLentError, is_lent, lent_value
 from archive.packer import INLINE_BYTES
 from archive.parts import Parts
 from archive.settings import ArchiveSettings
 from archive.unusable import Unusable
-from schemas.cache import EVICTED_HEADER, FILE_HEADER, Evicted, decode_header
+from schemas.cache import EVICTED_HEADER, Evicted, decode_header
 from schemas.message import UNDECODABLE
-from schemas.protocols import Delivery, PublishError, WorkItem, WorkQueue
+from schemas.protocols import Delivery, PublishError, Requester, WorkItem, WorkQueue
 
 log = structlog.get_logger()
 
@@ -80,15 +80,21 @@ class Intake:
     durable, indexed and announced, so a crash in between repeats it, and repeating is harmless.
     At most `in_flight` evictions, of `in_flight_bytes`, are being handled. One that came in parts
     is read only where it is to be stored; its parts are removed once it is settled. One that a
-    cache lends (`FILE_HEADER`) is settled where its file is not here: then it is sent. While the
+    cache lends (`is_lent`) is settled where it cannot be read: then it is sent. While the
     store fails they are held, and the stream holds the rest. What cannot be settled for another
     reason is given back.
     """
 
     def __init__(
-        self, queue: WorkQueue, parts: Parts, announcer: Announcer, settings: ArchiveSettings
+        self,
+        queue: WorkQueue,
+        parts: Parts,
+        requester: Requester,
+        announcer: Announcer,
+        settings: ArchiveSettings,
     ) -> None:
         self._parts = parts
+        self._requester = requester
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._queue = queue
         self._announcer = announcer
@@ -233,7 +239,7 @@ class Intake:
         for (item, manifest), one in zip(taken, kept, strict=True):
             count(manifest.namespace, one)
             # Of a value that is lent there are none, or some that belong to a later message.
-            if manifest.parts and FILE_HEADER not in item.delivery.headers:
+            if manifest.parts and not is_lent(item.delivery.headers):
                 await self._parts.remove(manifest)
 
     async def _read(self, items: Sequence[WorkItem]) -> list[tuple[WorkItem, Evicted]]:
@@ -274,11 +280,11 @@ class Intake:
         return kept
 
     async def _keep_large(self, keeping: Keeping, item: WorkItem, manifest: Evicted) -> list[Kept]:
-        path = item.delivery.headers.get(FILE_HEADER)
+        headers = item.delivery.headers
         value = (
-            self._parts.value(manifest)
-            if path is None
-            else LentValue(decode_header(path), manifest)
+            lent_value(headers, manifest, self._requester)
+            if is_lent(headers)
+            else self._parts.value(manifest)
         )
         async with self._large:
             while not self._fits(manifest.size_bytes):

@@ -1,19 +1,57 @@
-"""A large value on its way in that a cache on this host lends: read from its file."""
+"""A large value on its way in that a cache lends: read from its file, or asked for part by part."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Mapping
 
 from archive import same_host
 from archive.codec import SAMPLE_PIECE_BYTES, SAMPLE_PIECES
+from archive.parts import PartedValue
 from archive.verified import verified
-from schemas.cache import PART_BYTES, Evicted
+from schemas.cache import (
+    FILE_HEADER,
+    LENDER_HEADER,
+    PART_BYTES,
+    Evicted,
+    decode_header,
+    part_range,
+)
+from schemas.protocols import Requester, RequestError
+
+PART_SECONDS = 5.0
+HEARD_SECONDS = 0.5
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class NotLentError(ValueError):
-    """The file is not here, or not the value any more: its cache still has that, and sends it."""
+    """It cannot be read, or is not the value any more: its cache still has that, and sends it."""
 
 
-class LentValue:
+def is_lent(headers: Mapping[str, str]) -> bool:
+    """Whether that is so of the value of an eviction."""
+    return FILE_HEADER in headers or LENDER_HEADER in headers
+
+
+def lent_value(
+    headers: Mapping[str, str], manifest: Evicted, requester: Requester
+) -> "LentFile | LentParts":
+    """The value of an eviction that is lent: its file where that is on this host."""
+    path, lender = decode_header(headers.get(FILE_HEADER, "")), headers.get(LENDER_HEADER)
+    if lender is None or (path and same_host.has_value(path)):
+        return LentFile(path, manifest)
+    return LentParts(requester, lender, manifest)
+
+
+async def gives_parts(requester: Requester, namespace: str, lender: str) -> bool:
+    """Whether that cache can be asked for what it lends."""
+    try:
+        await _ask(requester, namespace, lender, {}, HEARD_SECONDS)
+    except (RequestError, NotLentError):
+        return False
+    return True
+
+
+class LentFile:
     """The value of a manifest, in a file of a cache, which may take the file away at any time.
 
     All calls raise NotLentError where the file is not here, is cut, or has another digest.
@@ -63,3 +101,67 @@ def _read(file: same_host.Lent, first: int, size_bytes: int) -> bytes:
         return file.read(first, size_bytes)
     except OSError as error:
         raise NotLentError(f"the cache's file: {error.strerror or error}") from error
+
+
+class LentParts:
+    """The value of a manifest, of which its cache, wherever it is, gives the parts.
+
+    All calls raise NotLentError where that does not answer, does not lend it any more, or gives
+    something else.
+    """
+
+    def __init__(self, requester: Requester, lender: str, manifest: Evicted) -> None:
+        self._requester = requester
+        self._lender = lender
+        self._manifest = manifest
+        self._value = PartedValue(self._part, manifest)
+
+    async def sample(self) -> bytes:
+        """As that of a value in parts."""
+        try:
+            return await self._value.sample()
+        except ValueError as error:
+            raise _not_lent(error) from error
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The value in order, again each time; verified at its end."""
+        try:
+            async with contextlib.aclosing(self._value.pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except ValueError as error:
+            raise _not_lent(error) from error
+
+    async def _part(self, part: int) -> bytes:
+        manifest = self._manifest
+        first, end = part_range(part, manifest.size_bytes)
+        headers = {
+            "Fleet-Eviction": manifest.eviction or "",
+            "Fleet-Range": f"{first}-{end - 1}",
+        }
+        try:
+            return await _ask(
+                self._requester, manifest.namespace, self._lender, headers, PART_SECONDS
+            )
+        except RequestError as error:
+            raise NotLentError(f"the cache that lends it: {error}") from error
+
+
+async def _ask(
+    requester: Requester,
+    namespace: str,
+    lender: str,
+    headers: Mapping[str, str],
+    timeout_seconds: float,
+) -> bytes:
+    if not _NAME.fullmatch(lender):
+        raise NotLentError(f"header {LENDER_HEADER} is no name of a cache")
+    subject = f"cache.{namespace}.lent.{lender}"
+    answer = await requester.request(subject, headers=headers, timeout_seconds=timeout_seconds)
+    return answer.payload
+
+
+def _not_lent(error: ValueError) -> NotLentError:
+    if isinstance(error, NotLentError):
+        return error
+    return NotLentError(f"the cache that lends it: {error}")

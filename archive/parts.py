@@ -1,9 +1,9 @@
-"""Large values on their way in: read from the stream of parts, verified, removed."""
+"""Large values on their way in: read part by part, from the stream of parts, verified, removed."""
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import structlog
 
@@ -20,12 +20,13 @@ STREAM = "EVICTION_PARTS"
 class PartedValue:
     """A value in parts, of which a few are in memory at once.
 
-    All calls raise ValueError where a part is gone or has another size, and PublishError where
-    the server does not answer.
+    All calls raise ValueError where a part is gone or has another size, and what `read` raises:
+    of the stream's PublishError, where the server does not answer.
     """
 
-    def __init__(self, stream: PartStream, manifest: Evicted) -> None:
-        self._stream = stream
+    def __init__(self, read: Callable[[int], Awaitable[bytes | None]], manifest: Evicted) -> None:
+        """`read` gives a part by its number; None: it is gone."""
+        self._read = read
         self._manifest = manifest
         self._sampled: dict[int, bytes] = {}
 
@@ -65,7 +66,7 @@ class PartedValue:
         if part in self._sampled:
             return self._sampled.pop(part)
         first, end = part_range(part, self._manifest.size_bytes)
-        payload = await self._stream.read_last(STREAM, f"{_subject(self._manifest)}.{part}")
+        payload = await self._read(part)
         if payload is None:
             raise ValueError(f"part {part} of {self._manifest.parts} is gone")
         if len(payload) != end - first:
@@ -81,7 +82,11 @@ class Parts:
 
     def value(self, manifest: Evicted) -> PartedValue:
         """The value of a manifest that has parts."""
-        return PartedValue(self._stream, manifest)
+
+        def read(part: int) -> Awaitable[bytes | None]:
+            return self._stream.read_last(STREAM, f"{_subject(manifest)}.{part}")
+
+        return PartedValue(read, manifest)
 
     async def remove(self, manifest: Evicted) -> None:
         """Remove them: the value is settled. What fails is left to the stream's age."""

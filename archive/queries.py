@@ -10,6 +10,7 @@ from archive import same_host
 from archive.announce import Announcer
 from archive.index_entry import HASH_BYTES
 from archive.intake import STREAM
+from archive.lent_value import gives_parts
 from archive.money import price_table
 from archive.ownership import owned_namespace
 from archive.settings import ArchiveSettings
@@ -18,12 +19,14 @@ from archive.unusable import Unusable
 from archive.vault import Vault
 from schemas.api import ArchiveEntry, ArchiveList, ArchiveListRequest, ArchiveStatus, Request
 from schemas.archive_money import used_by
+from schemas.cache import LENDER_HEADER
 from schemas.protocols import (
     Answer,
     Call,
     Clock,
     Endpoint,
     PublishError,
+    Requester,
     RequestError,
     WorkQueue,
     json_endpoint,
@@ -52,6 +55,7 @@ class Queries:
         store: ObjectStore,
         announcer: Announcer,
         queue: WorkQueue,
+        requester: Requester,
         instance: str,
         clock: Clock,
         namespaces: Collection[str],
@@ -65,6 +69,7 @@ class Queries:
         self._store = store
         self._announcer = announcer
         self._queue = queue
+        self._requester = requester
         self._instance = instance
         self._clock = clock
         self._namespaces = frozenset(namespaces)
@@ -97,8 +102,9 @@ class Queries:
         `Fleet-After` takes it in hexadecimal. `Fleet-Generation` is the newest generation known.
         To `Fleet-From` and `Fleet-Until`, sequences of the eviction stream, `Fleet-Reached` says
         how far the namespace's evictions between them are worked off (`Unusable.reached`).
-        `Fleet-Here: 1` where `Fleet-File`, a cache's value, can be read on this host: its like may
-        be lent.
+        `Fleet-Here: 1` where `Fleet-File`, a cache's value, can be read on this host, and
+        `Fleet-Asks: 1` where the cache `Fleet-Lender` can be asked for parts: so its like may be
+        lent.
         """
         namespace = owned_namespace(call, self._is_owner)
         index = self._vault.index(namespace)
@@ -113,6 +119,9 @@ class Queries:
         }
         if same_host.has_value(same_host.named_path(call.headers)):
             headers["Fleet-Here"] = "1"
+        lender = call.headers.get(LENDER_HEADER)
+        if lender is not None and await gives_parts(self._requester, namespace, lender):
+            headers["Fleet-Asks"] = "1"
         if len(hashes) > HASHES_PER_PAGE:
             headers["Fleet-More"] = "1"
         return Answer(b"".join(hashes[:HASHES_PER_PAGE]), headers)

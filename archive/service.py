@@ -108,7 +108,7 @@ class ArchiveService:
             check_store=self._check_store,
         )
         parts = Parts(bus.parts)
-        self._intake = Intake(bus.queue, parts, self._announcer, settings)
+        self._intake = Intake(bus.queue, parts, bus.requester, self._announcer, settings)
         self._dead_letters = DeadLetters(bus.letters, bus.publisher, parts)
         self._claim = Claim(store, bus.state, self._vault.catalog.recognises)
         self._adoption = Adoption(self._claim, bus.leases, bus.serve)
@@ -128,6 +128,7 @@ class ArchiveService:
             store,
             self._announcer,
             bus.queue,
+            bus.requester,
             instance,
             clock,
             namespaces,

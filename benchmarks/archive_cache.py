@@ -74,28 +74,33 @@ def receiver(bus: Bus, *, same_host: bool) -> Iterator[Callable[[str], Awaitable
 
 @contextlib.asynccontextmanager
 async def lender(
-    bus: Bus, value: bytes, count: int
+    bus: Bus, value: bytes, count: int, *, same_host: bool
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """What lends so many evictions of `value` as a cache does, whose outbox has room for all.
 
-    Each has a name of the one file that the value lies in. Returns when all are stored.
+    Each has a name of the one file that the value lies in, or it is in RAM alone, so that the
+    archiver asks for its parts, as it does from another host. Returns when all are stored.
     """
     room_bytes = int(count * len(value) / LENT_SHARE) + 16 * MIB
     leases = BucketLeases(bus.bucket("lease"), "bench")
-    with cache_side(bus, same_host=True, outbox_max_bytes=room_bytes) as (namespace, link):
+    with cache_side(bus, same_host=same_host, outbox_max_bytes=room_bytes) as (namespace, link):
         lease = await leases.try_acquire("bench")
         if lease is None:
             raise RuntimeError("another benchmark holds the lease")
-        large = LargeEvictions(namespace, bus, bus, lease)
+        large = LargeEvictions(namespace, bus, bus, lease, "bench", "everywhere")
+        served = await bus.serve("lender", large.lending.endpoints(), description="bench")
         stop_listening = await link.listen()
         sending = asyncio.create_task(large.run())
-        file, digest = namespace.files.keep(value), digest_of(value)
-        if not isinstance(file, ValueFile):
+        kept, digest = namespace.files.keep(value) if same_host else value, digest_of(value)
+        if same_host and not isinstance(kept, ValueFile):
             raise RuntimeError("there is no room for files in tmpfs")
+
+        def another() -> ValueFile | bytes:
+            return _linked(kept, namespace.files) if isinstance(kept, ValueFile) else value
 
         async def evict_lent() -> None:
             lent_before = large.lending.lent
-            items = [_item(_linked(file, namespace.files), digest) for _ in range(count)]
+            items = [_item(another(), digest) for _ in range(count)]
             for item in items:
                 namespace.outbox.add(item)
             await namespace.outbox.drained()
@@ -109,6 +114,7 @@ async def lender(
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
             await stop_listening()
+            await served.stop()
             await leases.close()
 
 
@@ -119,7 +125,7 @@ def _linked(file: ValueFile, files: Files) -> ValueFile:
     return ValueFile(path, file.size_bytes, files.held)
 
 
-def _item(file: ValueFile, digest: str) -> Item:
+def _item(value: ValueFile | bytes, digest: str) -> Item:
     now_ns = time.time_ns()
     key = f"bench:{secrets.token_hex(16)}"
     version = f"00000000000-{secrets.randbits(32):08x}"
@@ -128,6 +134,6 @@ def _item(file: ValueFile, digest: str) -> Item:
         version=version,
         message_id=secrets.token_hex(16),
         evicted_at_ns=now_ns,
-        entry=Entry(key=key, value=file, version=version, digest=digest),
+        entry=Entry(key=key, value=value, version=version, digest=digest),
         expires_at_ns=now_ns + int(LIFE_SECONDS * SECOND_NS),
     )

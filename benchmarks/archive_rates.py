@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import msgspec
 import psutil
@@ -78,6 +79,10 @@ class Turn:
         return sum(sum(process.cpu_times()[:2]) for process in self._processes)
 
 
+Way = Literal["file", "bus", "stream"]
+"""How an eviction comes: lent by a cache, its file or its parts; or put into the stream."""
+
+
 class Rates:
     """An archiver behind `bus`, with this process id, and the bare client beside it."""
 
@@ -87,12 +92,9 @@ class Rates:
         self._archiver = archiver
 
     async def evictions(
-        self, size_bytes: int, counts: tuple[int, int], rounds: int, *, same_host: bool
+        self, size_bytes: int, counts: tuple[int, int], rounds: int, way: Way
     ) -> Row:
-        """From the first eviction until the stream is empty, and all are announced.
-
-        `same_host`: lent by a cache, else put into the stream.
-        """
+        """From the first eviction until the stream is empty, and all are announced."""
         value = os.urandom(size_bytes)
         ours, theirs = counts
 
@@ -107,8 +109,9 @@ class Rates:
         async with contextlib.AsyncExitStack() as stack:
             evict_all: Callable[[], Awaitable[None]]
             evict_all = functools.partial(evict_many, self._bus, value, ours)
-            if same_host:
-                evict_all = await stack.enter_async_context(lender(self._bus, value, ours))
+            if way != "stream":
+                lent = lender(self._bus, value, ours, same_host=way == "file")
+                evict_all = await stack.enter_async_context(lent)
 
             async def archived() -> list[float]:
                 await evict_all()

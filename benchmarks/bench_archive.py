@@ -31,7 +31,7 @@ from agent.views.charts import Axis, Series, line_chart
 from archive.s3 import S3Store
 from archive.settings import PriceSettings, S3Settings
 from benchmarks.archive_cache import lender
-from benchmarks.archive_rates import Rates, Row, evict, evict_many
+from benchmarks.archive_rates import Rates, Row, Way, evict, evict_many
 from benchmarks.installation import private_bus, service
 from benchmarks.report import Report
 from benchmarks.s3 import KINDS, running_s3
@@ -41,6 +41,16 @@ KIB, MIB = 1024, 1024 * 1024
 EVICTED = {4 * KIB: (64_000, 400), MIB: (64, 64), 8 * MIB: (12, 12), 32 * MIB: (5, 5)}
 """Size, and how many a slice archives and puts bare: enough that the last segment's wait for more
 (`archive.segment_seconds`) is a small part of it."""
+WAYS: dict[Way, str] = {
+    "file": "of a cache on the same host, which lends files",
+    "bus": "of a cache on another host, which is asked for parts",
+    "stream": "that a stream takes first",
+}
+PARTS_OF: dict[Way, str] = {
+    "file": "evictions",
+    "bus": "evictions_bus",
+    "stream": "evictions_stream",
+}
 RESTORED = {4 * KIB: 100, MIB: 24, 8 * MIB: 6, 32 * MIB: 3}
 LARGEST = (64 * MIB, 10)
 PARTS = ("evictions", "restores", "memory", "cost")
@@ -81,17 +91,18 @@ def show(report: Report, part: str, row: Row) -> None:
     report.row(part, msgspec.to_builtins(row), *cells)
 
 
-async def evictions(report: Report, rates: Rates, rounds: int, *, same_host: bool) -> list[Row]:
+async def evictions(report: Report, rates: Rates, rounds: int, way: Way) -> list[Row]:
     """By size."""
     columns = ("value", "archive", "bare puts", "ratio", "archiver's CPU each", "bare client's")
-    where = "the same host" if same_host else "another host"
-    report.table(f"Evictions of a cache on {where}, {rounds} ABBA rounds", *columns)
+    report.table(f"Evictions {WAYS[way]}, {rounds} ABBA rounds", *columns)
     rows = []
     for size_bytes, counts in EVICTED.items():
-        is_lent = same_host and size_bytes > INLINE_LIMIT_BYTES  # small ones are no files
-        if is_lent or same_host or size_bytes > INLINE_LIMIT_BYTES:
-            rows.append(await rates.evictions(size_bytes, counts, rounds, same_host=is_lent))
-            show(report, "evictions" if same_host else "evictions_bus", rows[-1])
+        is_large = size_bytes > INLINE_LIMIT_BYTES
+        if is_large or way == "file":  # small ones are in the stream always
+            rows.append(
+                await rates.evictions(size_bytes, counts, rounds, way if is_large else "stream")
+            )
+            show(report, PARTS_OF[way], rows[-1])
     return rows
 
 
@@ -109,25 +120,25 @@ async def restores(report: Report, rates: Rates, rounds: int, *, same_host: bool
 
 
 async def memory(report: Report, endpoint: str, bucket: str) -> None:
-    """Of archivers that never had anything else to do: values lent, and sent in parts."""
+    """Of archivers that never had anything else to do, by how the values come."""
     size_bytes, count = LARGEST
     value = os.urandom(size_bytes)
     report.table("Memory of the archiver", "values", "before", "peak", "at")
-    for is_lent in (True, False):
+    for way, how in WAYS.items():
         async with installed(endpoint, bucket) as (bus, _, pid), contextlib.AsyncExitStack() as own:
             evict_all: Callable[[], Awaitable[None]]
             evict_all = functools.partial(evict_many, bus, value, count)
-            if is_lent:
-                evict_all = await own.enter_async_context(lender(bus, value, count))
+            if way != "stream":
+                lent = lender(bus, value, count, same_host=way == "file")
+                evict_all = await own.enter_async_context(lent)
             before, began = peak_mib(pid), time.perf_counter()
             await evict_all()
             rate = count * size_bytes / 1e6 / (time.perf_counter() - began)
             peak = peak_mib(pid)
-        part = "memory" if is_lent else "memory_bus"
-        where = "the same host" if is_lent else "another host"
+        part = PARTS_OF[way].replace("evictions", "memory")
         values = {"size_bytes": size_bytes, "peak_mib": peak, "mb_per_second": rate}
         cells = (f"{before:.0f} MiB", f"{peak:.0f} MiB", f"{rate:.0f} MB/s")
-        report.row(part, values, f"{count} of {shown(size_bytes)}, of a cache on {where}", *cells)
+        report.row(part, values, f"{count} of {shown(size_bytes)} {how}", *cells)
 
 
 def peak_mib(pid: int) -> float:
@@ -217,8 +228,9 @@ async def measure(
     async with installed(endpoint, bucket) as (bus, store, pid):
         rates = Rates(bus, store, pid)
         if "evictions" in parts:
-            evicted = await evictions(report, rates, rounds, same_host=True)
-            await evictions(report, rates, rounds, same_host=False)
+            evicted = await evictions(report, rates, rounds, "file")
+            await evictions(report, rates, rounds, "bus")
+            await evictions(report, rates, rounds, "stream")
         if "restores" in parts:
             restored = await restores(report, rates, rounds, same_host=True)
             await restores(report, rates, rounds, same_host=False)

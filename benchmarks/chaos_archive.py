@@ -259,6 +259,11 @@ def main() -> None:
     parser.add_argument("--rclone", default="", help="program, 1.65 or newer; else the one found")
     parser.add_argument("--s3-url", default="", help="use this running server, and kill it not")
     parser.add_argument("--bucket", default="chaos", help="of that server")
+    parser.add_argument(
+        "--another-host",
+        action="store_true",
+        help="large evictions are lent as to archivers on another host, which ask for parts",
+    )
     parser.add_argument("--json", action="store_true", help="result as JSON on stdout")
     asked = parser.parse_args()
     if asked.cycles < 1:
@@ -275,7 +280,9 @@ def main() -> None:
         parser.error(f"{error}; --s3 folder needs no server")
     log.configure("error")  # that a server is gone for a moment is meant
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as ^C does
-    parts = Parts(folder, s3, s3_url=asked.s3_url, bucket=asked.bucket)
+    parts = Parts(
+        folder, s3, s3_url=asked.s3_url, bucket=asked.bucket, same_host=not asked.another_host
+    )
     try:
         result = asyncio.run(run(asked.cycles, asked.seed, parts, console))
     except KeyboardInterrupt:

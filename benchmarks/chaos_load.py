@@ -20,6 +20,7 @@ from schemas.archive import Stored
 from schemas.cache import (
     EVICTED_HEADER,
     FILE_HEADER,
+    LENDER_HEADER,
     Evicted,
     decode_header,
     encode_json_header,
@@ -211,7 +212,7 @@ class Acknowledged:
             manifest = msgspec.json.decode(decode_header(headers[EVICTED_HEADER]), type=Evicted)
             if manifest.tombstone or manifest.key in self._load.poisoned:
                 return
-            if FILE_HEADER in headers:
+            if FILE_HEADER in headers or LENDER_HEADER in headers:
                 self._lent[manifest.key, manifest.version] = manifest
             else:
                 self._asked[message.reply] = manifest

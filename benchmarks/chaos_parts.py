@@ -66,12 +66,18 @@ class Program:
 class Parts:
     """An installation in `folder`: one server, one S3 server, one cache, two archivers."""
 
-    def __init__(self, folder: Path, s3: S3 | None, *, s3_url: str, bucket: str) -> None:
-        """Without `s3` and `s3_url` the store is a folder; a server at `s3_url` is not killed."""
+    def __init__(
+        self, folder: Path, s3: S3 | None, *, s3_url: str, bucket: str, same_host: bool = True
+    ) -> None:
+        """Without `s3` and `s3_url` the store is a folder; a server at `s3_url` is not killed.
+
+        Without `same_host` the archivers read nothing from the cache's files.
+        """
         self.folder = folder
         self._s3 = s3
         self.s3_url = s3_url
         self._bucket = bucket
+        self._same_host = same_host
         self.port = free_port()
         self.store = ""
         self.all: dict[str, Part] = {}
@@ -114,6 +120,7 @@ class Parts:
     def _service(self, role: Role, name: str) -> Program:
         settings = {
             "CACHE__MAX_MEMORY_MB": str(CACHE_MB),
+            "CACHE__SAME_HOST": str(self._same_host).lower(),
             "CACHE__TTL__BASE_SECONDS": str(LIFE_SECONDS),
             "ARCHIVE__FOLDER": str(self.folder / "objects"),
             "ARCHIVE__SWEEP_INTERVAL_SECONDS": "5",

@@ -1,4 +1,4 @@
-"""Brings large values to the archive: lent where it is on this host, else sent in parts.
+"""Brings large values to the archive: lent while that reads them, else sent in parts.
 
 Parts first, each acknowledged, then one manifest.
 """
@@ -13,6 +13,7 @@ from cache.manifest import eviction_token, message_of_parts
 from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.room import run_together
+from cache.settings import Reach
 from schemas.cache import PARTS_IN_FLIGHT, part_count, part_range
 from schemas.protocols import (
     Lease,
@@ -40,12 +41,18 @@ class LargeEvictions:
     """
 
     def __init__(
-        self, namespace: Namespace, publisher: Publisher, requester: Requester, lease: Lease
+        self,
+        namespace: Namespace,
+        publisher: Publisher,
+        requester: Requester,
+        lease: Lease,
+        instance: str,
+        reach: Reach,
     ) -> None:
         self._namespace = namespace
         self._publisher = publisher
         self._lease = lease
-        self.lending = Lending(namespace, publisher, requester, lease)
+        self.lending = Lending(namespace, publisher, requester, lease, instance, reach)
         self.error = ""
 
     async def run(self) -> None:

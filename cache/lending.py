@@ -1,6 +1,7 @@
-"""Lends large values to an archiver on this host: it reads their files, and the bus carries none.
+"""Lends large values to the archive: no stream has them until they are stored.
 
-See docs/decisions/0021.
+An archiver on this host reads their files; another one asks for their parts. See
+docs/decisions/0021 and 0022.
 """
 
 import asyncio
@@ -10,12 +11,22 @@ import structlog
 
 from cache.archived import LAST_KEY
 from cache.entry import Entry
-from cache.manifest import message_of_parts
+from cache.manifest import eviction_token, message_of_parts
 from cache.namespace import Namespace
 from cache.outbox import Item
+from cache.settings import Reach
 from cache.value_file import ValueFile
-from schemas.cache import FILE_HEADER, encode_header
-from schemas.protocols import Lease, Publisher, PublishError, Requester, RequestError
+from schemas.cache import FILE_HEADER, LENDER_HEADER, encode_header, read_range
+from schemas.protocols import (
+    Answer,
+    Call,
+    Endpoint,
+    Lease,
+    Publisher,
+    PublishError,
+    Requester,
+    RequestError,
+)
 
 log = structlog.get_logger()
 
@@ -30,12 +41,12 @@ ASK_SECONDS = 1.0
 UNHEARD_SECONDS = 5.0
 """Until the archive is asked again that did not answer."""
 AGAIN_SECONDS = 60.0
-"""The same where it was not on this host, or did not store in time."""
+"""The same where it can read nothing of this cache, or did not store in time."""
 LOOK_SECONDS = 0.01
 
 
 class Lending:
-    """Lends values that are files, while the archive says that it can read them.
+    """Lends values, while the archive says how it can read them: from files, or over the bus.
 
     What is lent stays in the outbox, and is acknowledged, once the archive has announced it: in a
     store, not only in the stream. The stream has the manifest meanwhile, so a later owner knows
@@ -43,19 +54,57 @@ class Lending:
     """
 
     def __init__(
-        self, namespace: Namespace, publisher: Publisher, requester: Requester, lease: Lease
+        self,
+        namespace: Namespace,
+        publisher: Publisher,
+        requester: Requester,
+        lease: Lease,
+        instance: str,
+        reach: Reach,
     ) -> None:
         self._namespace = namespace
+        self._instance = instance
+        self._reach = reach
         self._publisher = publisher
         self._requester = requester
         self._lease = lease
-        self._is_near = False
+        self._sees_files = self._asks_parts = False
         self._ask_at = 0.0
+        self._lent: dict[str, Item] = {}
         self._leaving = False
         self._timeouts: set[asyncio.Timeout] = set()
         self._lent_bytes = 0
         self.lent = 0
         """How many values were stored that way."""
+
+    def endpoints(self) -> list[Endpoint]:
+        """Gives parts of what is lent, at this instance alone."""
+        name = self._namespace.name
+        subject = f"cache.{name}.lent.{self._instance}"
+        return [Endpoint(f"cache_lent_{name}", subject, self.read)]
+
+    def read(self, call: Call) -> Answer:
+        """The bytes `Fleet-Range` of `Fleet-Eviction`; without one nothing: it can be asked.
+
+        Raises:
+            RequestError: 404 it is not lent, or not any more; 400 a header is malformed.
+        """
+        token = call.headers.get("Fleet-Eviction")
+        if token is None:
+            return Answer()
+        item = self._lent.get(token)
+        if item is None:
+            raise _not_lent()
+        entry = _entry_of(item)
+        first, end = read_range(call.headers, entry.value_bytes)
+        try:
+            return Answer(entry.payload(first, end))
+        except OSError:  # who lends it finds that out, too
+            raise _not_lent() from None
+
+    @property
+    def _is_on(self) -> bool:
+        return self._sees_files or self._asks_parts
 
     def hurry(self) -> None:
         """Wait little for what is lent: its files go with this process."""
@@ -77,11 +126,11 @@ class Lending:
         if item.was_lent or not await self._is_possible(item):
             return False
         room_bytes = LENT_SHARE * outbox.max_bytes - item.size_bytes
-        while self._is_near and self._lent_bytes and self._lent_bytes > room_bytes:
+        while self._is_on and self._lent_bytes and self._lent_bytes > room_bytes:
             if not outbox.fits(outbox.largest_bytes):
                 return False
             await asyncio.sleep(LOOK_SECONDS)
-        if not self._is_near:
+        if not self._is_on:
             return False
         item.was_lent = True
         self._lent_bytes += item.size_bytes
@@ -92,6 +141,7 @@ class Lending:
         try:
             await self._lend_until_settled(item)
         finally:
+            self._lent.pop(eviction_token(item), None)
             self._lent_bytes -= item.size_bytes
         if item.stored:
             self._namespace.outbox.acknowledge(item)
@@ -105,23 +155,24 @@ class Lending:
             return  # who sends it finds that out, too
         # No pause between this look and the manifest, which is of the generation of now.
         is_wanted = self._namespace.outbox.get(item.key) is item
-        file = _file_of(item)
-        if not is_wanted or file is None or not self._lease.held:
+        how = self._how(item)
+        if not is_wanted or not how or not self._lease.held:
             return
         headers, _ = message_of_parts(item, self._namespace)
+        self._lent[eviction_token(item)] = item
         item.settled = settled = item.settled or asyncio.Event()
         try:
             await self._publisher.publish_raw(
                 f"evicted.{self._namespace.name}",
                 b"",
-                {**headers, FILE_HEADER: encode_header(file.path)},
+                {**headers, **how},
                 message_id=f"{item.message_id}.lent",
             )
         except PublishError:
             return
         if await self._wait(settled):
             self.lent += item.stored
-        elif self._is_near and self._namespace.holdings.waiting(item.key) is item.entry:
+        elif self._is_on and self._namespace.holdings.waiting(item.key) is item.entry:
             self._stop("not stored in time")  # else it has expired, of which nobody is told
 
     async def _wait(self, settled: asyncio.Event) -> bool:
@@ -140,33 +191,46 @@ class Lending:
         return True
 
     async def _is_possible(self, item: Item) -> bool:
-        file = _file_of(item)
-        if file is None:
-            return False
-        if self._is_near:
-            return True
-        if time.monotonic() < self._ask_at:
+        if self._is_on or time.monotonic() < self._ask_at:
+            return bool(self._how(item))
+        file = _file_of(item) if self._reach != "nowhere" else None
+        asked = {} if file is None else {FILE_HEADER: encode_header(file.path)}
+        if self._reach == "everywhere":
+            asked[LENDER_HEADER] = self._instance
+        if not asked:
             return False
         try:
             answer = await self._requester.request(
                 f"api.archive.keys.{self._namespace.name}",
-                headers={"Fleet-After": LAST_KEY, FILE_HEADER: encode_header(file.path)},
+                headers={"Fleet-After": LAST_KEY, **asked},
                 timeout_seconds=ASK_SECONDS,
             )
         except RequestError as error:  # usual while no archive is there
             log.debug("lending_unheard", namespace=self._namespace.name, error=str(error))
             self._ask_at = time.monotonic() + UNHEARD_SECONDS
             return False
-        if "Fleet-Here" not in answer.headers:
-            if file.has_name:  # still, so it was there
-                self._stop("the archiver cannot read the files of this cache")
-            return False
-        self._is_near = True
-        log.info("lending_begins", namespace=self._namespace.name)
-        return True
+        self._sees_files = "Fleet-Here" in answer.headers
+        self._asks_parts = "Fleet-Asks" in answer.headers
+        if self._is_on:
+            log.info(
+                "lending_begins",
+                namespace=self._namespace.name,
+                by="files" if self._sees_files else "parts",
+            )
+        elif file is None or file.has_name:  # still, so it was there
+            self._stop("the archiver can read nothing of this cache")
+        return bool(self._how(item))
+
+    def _how(self, item: Item) -> dict[str, str]:
+        """The headers that say how the archive can read it; none: it cannot."""
+        how = {LENDER_HEADER: self._instance} if self._asks_parts else {}
+        file = _file_of(item)
+        if file is not None and self._is_on:
+            how[FILE_HEADER] = encode_header(file.path)
+        return how
 
     def _stop(self, reason: str) -> None:
-        self._is_near = False
+        self._sees_files = self._asks_parts = False
         self._ask_at = time.monotonic() + AGAIN_SECONDS
         log.info("lending_stops", namespace=self._namespace.name, reason=reason)
 
@@ -180,3 +244,7 @@ def _file_of(item: Item) -> ValueFile | None:
     """One that others find by its name."""
     value = _entry_of(item).value
     return value if isinstance(value, ValueFile) and value.has_name else None
+
+
+def _not_lent() -> RequestError:
+    return RequestError(404, "it is not lent, or not any more")

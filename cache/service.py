@@ -251,7 +251,14 @@ class CacheService:
             files=self.files,
         )
         pump = Pump(namespace, self._bus.publisher, lease)
-        large = LargeEvictions(namespace, self._bus.publisher, self._bus.requester, lease)
+        large = LargeEvictions(
+            namespace,
+            self._bus.publisher,
+            self._bus.requester,
+            lease,
+            self._instance,
+            settings.lend,
+        )
         room = Room(settings.uploads_max_bytes)
         link = ArchiveLink(
             namespace,
@@ -299,7 +306,7 @@ class CacheService:
                     last_per_subject=True,
                 )
             )
-            served = (endpoints, batches, warming, lmcache)
+            served = (endpoints, batches, warming, lmcache, large.lending)
             stop_serving = await self._bus.serve([e for some in served for e in some.endpoints()])
             self._owned[name] = _Owned(
                 namespace, link, pump, large, endpoints.uploads, lmcache, configuration

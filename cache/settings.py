@@ -11,6 +11,7 @@ from schemas.units import Token
 MIB = 1024 * 1024
 TEN_YEARS_SECONDS = 315_360_000
 PolicyName = Literal["fifo", "lfu", "lru", "prefix", "random"]
+Reach = Literal["everywhere", "same_host", "nowhere"]
 
 
 class TtlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +148,14 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     same_host_min_bytes: Annotated[
         int, Meta(ge=4096, description="values of this size and more are files")
     ] = 256 * 1024
+    lend: Annotated[
+        Reach,
+        Meta(
+            description="which archivers read large evictions from this cache until they are "
+            "stored, so that no stream has to take them: everywhere, those on this host "
+            "(`same_host`), nowhere"
+        ),
+    ] = "everywhere"
     evictions_in_flight: Annotated[
         int, Meta(ge=1, le=16, description="evictions published at once, of each namespace")
     ] = 8

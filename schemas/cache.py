@@ -33,6 +33,8 @@ PARTS_IN_FLIGHT = 4
 FILE_HEADER = "Fleet-File"
 """Path of a file of a cache on the same host, to read a value from or write one to:
 percent-encoded. With an eviction: it is lent."""
+LENDER_HEADER = "Fleet-Lender"
+"""Instance of the cache that lends an eviction: it gives the parts until the archive has it."""
 WRITTEN_WITHIN_SECONDS = 0.25
 """So long the archive writes a value into a cache's file before it says anything of it."""
 

@@ -232,7 +232,8 @@ def _service(names: Names, role: Role, inboxes: Iterable[str]) -> Rights:
         publish += [*_follow(index), f"$JS.API.STREAM.PURGE.{index}"]
         publish.append(f"$JS.API.STREAM.CREATE.{index}")  # `reindex` makes it anew
         publish.append(f"$JS.API.STREAM.MSG.DELETE.{names.stream('DEAD')}")
-        publish += map(names.absolute, ("api.archive.admit", "api.archive.commit"))
+        of_archive = ("api.archive.admit", "api.archive.commit", "cache.*.lent.*")
+        publish += map(names.absolute, of_archive)
     name = f"fleet-{role}"
     heard = map(names.absolute, HEARD_BY.get(role, ()))
     subscribe = (

@@ -474,7 +474,7 @@ async def test_who_stops_leaves_what_it_had_asked_for_to_the_others_at_once(
         taken = await asked
         settings = msgspec.convert(FAST, ArchiveSettings)
         async with helping(leaver, folder_store(tmp_path / "archive")) as helper:
-            intake = Intake(leaver, cast(Any, None), cast(Any, None), settings)
+            intake = Intake(leaver, cast(Any, None), leaver, cast(Any, None), settings)
             stopping.set()
             await intake.run(helper, Forever(), stopping, lambda *_: None)
 

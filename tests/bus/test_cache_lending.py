@@ -1,4 +1,4 @@
-"""Large values that an archiver on the same host reads from the cache's files."""
+"""Large values that an archiver reads from the cache: from its files, or part by part."""
 
 import asyncio
 import errno
@@ -22,8 +22,15 @@ from cache.lending import Lending
 from cache.service import CacheService
 from cache.tmpfs import PrivateFolder
 from schemas.api import CacheReply
-from schemas.cache import FILE_HEADER, PART_BYTES, Evicted, encode_header
-from schemas.protocols import RequestError
+from schemas.cache import (
+    FILE_HEADER,
+    LENDER_HEADER,
+    PART_BYTES,
+    Evicted,
+    encode_header,
+    read_range,
+)
+from schemas.protocols import Answer, Call, Endpoint, RequestError
 from tests.support.archive_service import Heard, archiving
 from tests.support.cache_service import Client, component, running, synced
 from tests.support.evictions import FailingStore, ManualClock, evicted, manifest_headers
@@ -35,6 +42,12 @@ MIB = 1024 * 1024
 SMALL: dict[str, Any] = {"max_memory_mb": 2}
 LARGE = os.urandom(2 * PART_BYTES + 100_000)
 """Three parts; `evict_all` pushes it out of 2 MiB."""
+
+
+@pytest.fixture(params=["files", "parts"])
+def small(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """2 MiB, and which way the archiver reads."""
+    return {**SMALL, "same_host": request.param == "files"}
 
 
 @pytest.fixture
@@ -70,11 +83,11 @@ def counter(service: CacheService | ArchiveService, name: str) -> float:
 # --- to the archive --------------------------------------------------------------------------
 
 
-async def test_a_value_in_a_file_is_archived_without_a_part_on_the_bus(
-    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+async def test_a_large_value_is_archived_without_a_stream_of_its_parts(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, small: dict[str, Any]
 ) -> None:
     heard = await Heard.on(bus, "archived.>")
-    async with archiving(bus, store), running(bus, **SMALL) as service:
+    async with archiving(bus, store), running(bus, **small) as service:
         await synced(service)
         version = await cache.put("key", LARGE, ttl_seconds=3600, tags=["t"])
         await client.evict_all()
@@ -91,10 +104,10 @@ async def test_a_value_in_a_file_is_archived_without_a_part_on_the_bus(
 
 
 async def test_several_are_lent_at_once_and_stay_themselves(
-    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, small: dict[str, Any]
 ) -> None:
     values = {f"key-{number}": os.urandom(len(LARGE) + number) for number in range(12)}
-    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+    async with archiving(bus, store) as archive, running(bus, **small) as service:
         await synced(service)
         store.write_errno = errno.ENOSPC
         for key, value in values.items():
@@ -109,9 +122,9 @@ async def test_several_are_lent_at_once_and_stay_themselves(
 
 
 async def test_what_is_lent_is_acknowledged_only_when_it_is_stored(
-    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, small: dict[str, Any]
 ) -> None:
-    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+    async with archiving(bus, store) as archive, running(bus, **small) as service:
         await synced(service)
         store.write_errno = errno.ENOSPC
         await cache.put("key", LARGE)
@@ -132,9 +145,10 @@ async def test_what_is_not_stored_in_time_is_sent_and_what_comes_next_at_once(
     cache: CacheClient,
     store: FailingStore,
     monkeypatch: pytest.MonkeyPatch,
+    small: dict[str, Any],
 ) -> None:
     monkeypatch.setattr(lending, "STORED_SECONDS", 0.1)
-    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+    async with archiving(bus, store) as archive, running(bus, **small) as service:
         await synced(service)
         store.write_errno = errno.ENOSPC
         await cache.put("key", LARGE)
@@ -191,23 +205,31 @@ async def test_an_outbox_that_gets_crowded_is_sent_while_the_store_is_away(
     assert found == [values["key-0"], values["key-7"]]
 
 
-@pytest.mark.parametrize("why", ["same_host is off", "the archiver sees no such file"])
-async def test_without_files_that_the_archiver_sees_parts_are_sent_at_once(
+@pytest.mark.parametrize(
+    ("settings", "sees_files", "is_asked"),
+    [
+        pytest.param({"lend": "nowhere"}, True, True, id="it lends nowhere"),
+        pytest.param({"lend": "same_host", "same_host": False}, True, True, id="no files"),
+        pytest.param({"lend": "same_host"}, False, True, id="the archiver sees no such file"),
+        pytest.param({"same_host": False}, True, False, id="it cannot be asked for parts"),
+    ],
+)
+async def test_where_the_archiver_can_read_nothing_parts_are_sent_at_once(
     bus: Bus,
     client: Client,
     cache: CacheClient,
     store: FailingStore,
     monkeypatch: pytest.MonkeyPatch,
-    why: str,
+    settings: dict[str, Any],
+    sees_files: bool,
+    is_asked: bool,
 ) -> None:
-    is_off = why == "same_host is off"
-    if not is_off:
+    if not sees_files:
         monkeypatch.setattr(same_host, "_PLACE", re.compile("/elsewhere/.*"))
+    if not is_asked:
+        monkeypatch.setattr(Lending, "endpoints", lambda self: [])
     heard = await Heard.on(bus, "archived.>")
-    async with (
-        archiving(bus, store),
-        running(bus, **SMALL, same_host=not is_off) as service,
-    ):
+    async with archiving(bus, store), running(bus, **SMALL, **settings) as service:
         await synced(service)
         await cache.put("key", LARGE)
         await client.evict_all()
@@ -219,18 +241,42 @@ async def test_without_files_that_the_archiver_sees_parts_are_sent_at_once(
     assert (sent, messages, lent) == (3, 1, 0)
 
 
+async def test_an_archiver_that_does_not_see_the_file_asks_for_parts(
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard = await Heard.on(bus, "archived.>")
+    async with archiving(bus, store), running(bus, **SMALL) as service:
+        await synced(service)
+        await cache.put("near", LARGE)
+        await client.evict_all()
+        await heard.stored()
+        monkeypatch.setattr(same_host, "_PLACE", re.compile("/elsewhere/.*"))
+        await cache.put("far", LARGE[::-1])
+        await client.evict_all()
+        await heard.stored()
+        await until(lambda: counter(service, "evictions_lent") == 2)
+        sent, value = await parts_sent(bus), await cache.get("far", verify=True)
+
+    assert sent == 0
+    assert value == LARGE[::-1]
+
+
 async def test_a_cache_that_stops_sends_what_it_has_lent(
-    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, small: dict[str, Any]
 ) -> None:
     async with archiving(bus, store) as archive:
-        async with running(bus, **SMALL) as service:
+        async with running(bus, **small) as service:
             await synced(service)
             store.write_errno = errno.ENOSPC
             await cache.put("key", LARGE)
             await client.evict_all()
             await until(lambda: counter(archive, "failed") >= 1)
         store.write_errno = None
-        async with running(bus, **SMALL) as service:
+        async with running(bus, **small) as service:
             await synced(service)
             value = await cache.get("key")
 
@@ -239,10 +285,15 @@ async def test_a_cache_that_stops_sends_what_it_has_lent(
 
 @pytest.mark.parametrize("story", ["overwritten", "deleted", "cleared"])
 async def test_what_is_outdated_while_it_is_lent_never_comes_back(
-    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, story: str
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    story: str,
+    small: dict[str, Any],
 ) -> None:
     async with archiving(bus, store) as archive:
-        async with running(bus, **SMALL) as service:
+        async with running(bus, **small) as service:
             await synced(service)
             store.write_errno = errno.ENOSPC
             await cache.put("key", LARGE)
@@ -258,7 +309,7 @@ async def test_what_is_outdated_while_it_is_lent_never_comes_back(
             store.write_errno = None
             await until_async(lambda: no_evictions(bus))
             values = [await cache.get("key")]
-        async with running(bus, **SMALL) as service:
+        async with running(bus, **small) as service:
             await synced(service)
             values.append(await cache.get("key"))
 
@@ -292,8 +343,9 @@ async def test_what_is_outdated_before_it_is_lent_is_not_lent_and_the_next_is(
     store: FailingStore,
     monkeypatch: pytest.MonkeyPatch,
     story: str,
+    small: dict[str, Any],
 ) -> None:
-    async with archiving(bus, store), running(bus, **SMALL) as service:
+    async with archiving(bus, store), running(bus, **small) as service:
         await synced(service)
         digests = Digests(monkeypatch)
         await cache.put("key", LARGE)
@@ -321,10 +373,11 @@ async def test_nothing_is_lent_once_the_lease_is_lost(
     cache: CacheClient,
     store: FailingStore,
     monkeypatch: pytest.MonkeyPatch,
+    small: dict[str, Any],
 ) -> None:
     really = Entry.compute_digest
     loop = asyncio.get_running_loop()
-    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+    async with archiving(bus, store) as archive, running(bus, **small) as service:
         await synced(service)
         large = service._owned["default"].large
 
@@ -344,9 +397,9 @@ async def test_nothing_is_lent_once_the_lease_is_lost(
 
 
 async def test_what_cannot_be_lent_waits_in_order_and_the_oldest_is_lost(
-    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, small: dict[str, Any]
 ) -> None:
-    limits = {**SMALL, "outbox_max_bytes": 16 * MIB}
+    limits = {**small, "outbox_max_bytes": 16 * MIB}
     values = {f"key-{number}": os.urandom(len(LARGE)) for number in range(20)}
     async with archiving(bus, store), running(bus, **limits) as service:
         await synced(service)
@@ -373,9 +426,9 @@ async def test_what_cannot_be_lent_waits_in_order_and_the_oldest_is_lost(
 
 
 async def test_no_more_than_half_of_the_outbox_is_lent_of_what_waits_already(
-    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore, small: dict[str, Any]
 ) -> None:
-    limits = {**SMALL, "outbox_max_bytes": 32 * MIB}
+    limits = {**small, "outbox_max_bytes": 32 * MIB}
     async with archiving(bus, store), running(bus, **limits) as service:
         await synced(service)
         store.write_errno = errno.ENOSPC
@@ -396,7 +449,7 @@ async def test_no_more_than_half_of_the_outbox_is_lent_of_what_waits_already(
 async def test_what_is_evicted_again_while_it_is_lent_is_sent_at_once(
     bus: Bus, client: Client, cache: CacheClient, store: FailingStore
 ) -> None:
-    async with archiving(bus, store) as archive, running(bus, **SMALL) as service:
+    async with archiving(bus, store) as archive, running(bus, **SMALL, lend="same_host") as service:
         await synced(service)
         store.write_errno = errno.ENOSPC
         await cache.put("key", LARGE)
@@ -425,12 +478,13 @@ async def test_what_expires_while_it_is_lent_does_not_end_lending(
     cache: CacheClient,
     store: FailingStore,
     monkeypatch: pytest.MonkeyPatch,
+    small: dict[str, Any],
 ) -> None:
     clock = ManualClock()
     monkeypatch.setattr(lending, "LEAVING_SECONDS", 0.0)
     async with (
         archiving(bus, store, clock=clock) as archive,
-        running(bus, clock=clock, **SMALL) as service,
+        running(bus, clock=clock, **small) as service,
     ):
         await synced(service)
         store.write_errno = errno.ENOSPC
@@ -473,7 +527,7 @@ async def test_hurry_comes_when_the_time_is_up_already(
 ) -> None:
     monkeypatch.setattr(lending, "STORED_SECONDS", 0.0)
     lent: Any = None
-    one = Lending(lent, bus, bus, lent)
+    one = Lending(lent, bus, bus, lent, "c1", "everywhere")
     waiting = asyncio.create_task(one._wait(asyncio.Event()))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -511,10 +565,14 @@ async def test_a_lent_value_is_read_from_its_file(
 ) -> None:
     heard = await Heard.on(bus, "archived.>")
     async with archiving(bus, store):
+        await bus.publish_raw("evicted_part.default.c1-b-1.0", b"part", message_id="part")
         await lend(bus, value_file(folder), lent())
         stored = await heard.stored()
         answer = await bus.request("api.archive.restore.default", b"k", timeout_seconds=5)
+        await until_async(lambda: no_evictions(bus))
+    parts = (await bus.stream_state("EVICTION_PARTS")).messages
 
+    assert parts == 1  # of the message that follows, where the cache has sent it meanwhile
     assert (stored.key, stored.size_bytes) == ("k", len(LARGE))
     assert answer.headers["Fleet-Instance"] == "a1"
 
@@ -593,3 +651,123 @@ async def test_a_lent_value_that_comes_twice_is_stored_once(
         counters = archive.counters()
 
     assert (counters["stored_total"], counters["repeated_total"]) == (1, 1)
+
+
+def serves_parts(value: bytes, why: str, name: str = "c1") -> Endpoint:
+    """As a cache of that name that lends `value`, but for `why`."""
+
+    def read(call: Call) -> Answer:
+        if "Fleet-Eviction" not in call.headers:
+            return Answer()
+        assert call.headers["Fleet-Eviction"] == "c1-b-1"
+        first, end = read_range(call.headers, len(value))
+        if why == "not any more" and first:
+            raise RequestError(404, "not lent")
+        if why == "a part is short" and first:
+            end -= 1
+        return Answer(value[first:end])
+
+    return Endpoint(f"lent_{len(name)}", f"cache.default.lent.{name}", read)
+
+
+async def lend_parts(bus: Bus, lender: str, file: Path | None = None) -> None:
+    headers = {} if file is None else {FILE_HEADER: encode_header(str(file))}
+    await bus.publish_raw(
+        "evicted.default",
+        b"",
+        {**manifest_headers(lent()), LENDER_HEADER: lender, **headers},
+        message_id="m.c1-b-1",
+    )
+
+
+@pytest.mark.parametrize("has_file", [False, True], ids=["no file", "a file elsewhere"])
+async def test_a_lent_value_is_asked_for_part_by_part(
+    bus: Bus, store: FailingStore, folder: Path, has_file: bool
+) -> None:
+    heard = await Heard.on(bus, "archived.>")
+    served = await bus.serve("cache", [serves_parts(LARGE, "")], description="test")
+    async with archiving(bus, store):
+        await lend_parts(bus, "c1", folder / secrets.token_hex(16) if has_file else None)
+        stored = await heard.stored()
+        answer = await bus.request("api.archive.restore.default", b"k", timeout_seconds=5)
+    await served.stop()
+
+    assert (stored.key, stored.size_bytes) == ("k", len(LARGE))
+    assert answer.headers["Fleet-Instance"] == "a1"
+
+
+@pytest.mark.parametrize(
+    ("lender", "value", "why"),
+    [
+        pytest.param("c2", LARGE, "", id="nobody answers"),
+        pytest.param("c1.x", LARGE, "", id="no name"),
+        pytest.param("c1", LARGE, "not any more", id="not lent any more"),
+        pytest.param("c1", LARGE, "a part is short", id="a part is short"),
+        pytest.param("c1", LARGE[::-1], "", id="another digest"),
+        pytest.param("c1", LARGE[:100], "", id="too short"),
+    ],
+)
+async def test_what_a_cache_does_not_give_is_left_to_it(
+    bus: Bus, store: FailingStore, lender: str, value: bytes, why: str
+) -> None:
+    serves = [serves_parts(value, why, name) for name in ("c1", "c1.x")]
+    served = await bus.serve("cache", serves, description="test")
+    async with archiving(bus, store) as archive:
+        await lend_parts(bus, lender)
+        await until_async(lambda: no_evictions(bus))
+        counters = archive.counters()
+    await served.stop()
+
+    assert (counters.get("dead_total", 0), counters["stored_total"]) == (0, 0)
+    assert [path.name for path in store.folder.iterdir()] == ["owner.json"]
+
+
+async def test_keys_say_whether_the_asker_can_be_asked_for_parts(
+    bus: Bus, store: FailingStore
+) -> None:
+    async def asks(lender: str) -> bool:
+        answer = await bus.request(
+            "api.archive.keys.default", headers={LENDER_HEADER: lender}, timeout_seconds=5
+        )
+        return answer.headers.get("Fleet-Asks") == "1"
+
+    served = await bus.serve("cache", [serves_parts(LARGE, "")], description="test")
+    async with archiving(bus, store):
+        found = [await asks(lender) for lender in ("c1", "c2", "no name")]
+    await served.stop()
+
+    assert found == [True, False, False]
+
+
+async def test_a_cache_gives_parts_of_what_it_lends_alone(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    settings = {**SMALL, "same_host": False}
+    async with archiving(bus, store) as archive, running(bus, **settings) as service:
+        await synced(service)
+        store.write_errno = errno.ENOSPC
+        await cache.put("key", LARGE)
+        await client.evict_all()
+        await until(lambda: counter(archive, "failed") >= 1)
+        (token,) = service._owned["default"].large.lending._lent
+        subject = f"cache.default.lent.{service._instance}"
+
+        async def asked(token: str, wanted: str) -> bytes | int:
+            headers = {"Fleet-Eviction": token, "Fleet-Range": wanted}
+            try:
+                return (await bus.request(subject, headers=headers, timeout_seconds=5)).payload
+            except RequestError as error:
+                return error.code
+
+        given = [
+            await asked(token, f"0-{PART_BYTES - 1}"),
+            await asked(token, f"{len(LARGE) - 9}-{len(LARGE) - 1}"),
+            await asked(token, f"0-{len(LARGE)}"),
+            await asked("another", "0-9"),
+        ]
+        store.write_errno = None
+        await until(lambda: counter(service, "evictions_lent") == 1)
+        after = await asked(token, "0-9")
+
+    assert given == [LARGE[:PART_BYTES], LARGE[-9:], 400, 404]
+    assert after == 404

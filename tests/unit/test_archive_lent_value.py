@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from archive import codec
-from archive.lent_value import LentValue
+from archive.lent_value import LentFile
 from cache.tmpfs import PrivateFolder
 from tests.support.evictions import evicted
 from tests.support.tensors import bf16, fp32
@@ -35,7 +35,7 @@ async def test_the_sample_of_numbers_gives_the_codec_of_the_whole(
     file.write_bytes(value)
     file.chmod(0o400)
 
-    sample = await LentValue(str(file), evicted(value=value)).sample()
+    sample = await LentFile(str(file), evicted(value=value)).sample()
 
     for content in (sample, value):
         name, _ = codec.compress(content, level=3, min_ratio=1.1)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from archive.codec import SAMPLE_PIECE_BYTES
-from archive.parts import PartedValue
+from archive.parts import PartedValue, Parts
 from schemas.cache import PART_BYTES, PARTS_IN_FLIGHT, part_count, part_range
 from schemas.protocols import PublishError
 from tests.support.evictions import evicted
@@ -40,7 +40,7 @@ class Stream:
 
 def parted(stream: Stream, **fields: Any) -> PartedValue:
     described = {"parts": len(stream.parts), "eviction": "e1", **fields}
-    return PartedValue(stream, evicted(value=LARGE, **described))
+    return Parts(stream).value(evicted(value=LARGE, **described))
 
 
 async def whole(value: PartedValue) -> bytes:
