@@ -3,16 +3,15 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import msgspec
 import structlog
 
 from handlers.alerting.rule import Group, Rule, grouped
+from handlers.alerting.silences import Silences
 from schemas.alerts import AlertRule, Silence
 from schemas.analysis import Alert, Scope
 from schemas.message import UNDECODABLE, Message
-from schemas.units import to_ns
 
 log = structlog.get_logger()
 
@@ -46,24 +45,17 @@ class Policy:
         scopes: tuple[Scope, ...] = ("node", "pool", "fleet")
         return {scope: grouped(rules, scope) for scope in scopes}
 
+    @functools.cached_property
+    def _upon(self) -> Silences:
+        return Silences(self.silences)
+
     def silence_of(self, alert: Alert, ns: int) -> str | None:
         """The silence upon an alert at `ns`: of several the one that ends last."""
-        name = alert.rule.split("-", 1)[0]
-        active = [
-            silence
-            for silence in self.silences
-            if silence.scope in {None, alert.scope}
-            and to_ns(silence.starts_at) <= ns < to_ns(silence.ends_at)
-            and fnmatchcase(name, silence.rule)
-            and fnmatchcase(alert.id, silence.id)
-        ]
-        last = max(active, key=lambda silence: (silence.ends_at, silence.silence_id), default=None)
-        return None if last is None else last.silence_id
+        return self._upon.upon(alert, ns) if self.silences else None
 
     def next_silence_ns(self, ns: int) -> float:
         """When a silence begins or ends next, after `ns`."""
-        edges = (to_ns(edge) for one in self.silences for edge in (one.starts_at, one.ends_at))
-        return min((edge for edge in edges if edge > ns), default=math.inf)
+        return self._upon.next_edge_ns(ns) if self.silences else math.inf
 
 
 class AlertBook:

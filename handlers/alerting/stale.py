@@ -64,6 +64,8 @@ class StaleNodesHandler:
         self.window_ns = int(settings.stale_seconds * SECOND_NS)
         self._seen: ExpiringDict[str, _Seen] = ExpiringDict(self._forget_ns)
         self._open: dict[str, Alert] = {}  # only of nodes in _seen
+        self._silenced: tuple[Policy | None, float] = (None, 0.0)
+        """By which policy they were last looked at for silences, and when one begins or ends."""
 
     def handle(self, message: HostMetrics, now: Moment) -> Sequence[Emit]:
         """The node is alive: clear its alert."""
@@ -105,6 +107,11 @@ class StaleNodesHandler:
     def _reviewed(self, policy: Policy, rule: Rule | None, now: Moment) -> list[Emit]:
         """What became of the open alerts: rules, silences and memory end."""
         emits = []
+        before, edge_ns = self._silenced
+        # Of thousands of nodes that are away none is silenced by time alone but at an edge.
+        is_edge = policy is not before or now.ns >= edge_ns
+        if is_edge:
+            self._silenced = (policy, policy.next_silence_ns(now.ns))
         for node, alert in list(self._open.items()):
             because: Because | None = None
             if self._seen.get(node, now.ns) is None:
@@ -116,8 +123,7 @@ class StaleNodesHandler:
                 )
             elif rule.version != alert.rule_version:
                 because, text = "rule_changed", f"{node} is judged anew: {NODE_STALE} was changed"
-            elif policy.silence_of(alert, now.ns) != alert.silenced_by:
-                silenced_by = policy.silence_of(alert, now.ns)
+            elif is_edge and (silenced_by := policy.silence_of(alert, now.ns)) != alert.silenced_by:
                 self._open[node] = msgspec.structs.replace(
                     alert,
                     transition="updated",
@@ -148,6 +154,7 @@ class StaleNodesHandler:
         for node, seen in sorted(newest.items(), key=lambda item: item[1].ns):
             self._seen.put(node, seen, seen.ns)
         self._open = dict(state.open)
+        self._silenced = (None, 0.0)
 
 
 def _raised(

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from handlers import alert_book
-from handlers.alerting.book import REMOVED, RULE_KEY, SILENCE_KEY, AlertBook
+from handlers.alerting.book import REMOVED, RULE_KEY, SILENCE_KEY, AlertBook, Policy
 from handlers.alerting.stale import StaleNodesHandler
 from handlers.settings import AlertSettings, HandlersSettings
 from schemas.alerts import AlertRule, Silence
@@ -211,3 +211,31 @@ def test_a_silence_on_an_open_alert_is_told_at_both_ends() -> None:
         ("updated", "s1"),
         ("updated", None),
     ]
+
+
+def test_silences_are_looked_at_when_one_may_have_begun_or_ended_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float] = []
+    silence_of = Policy.silence_of
+
+    def counted(policy: Policy, alert: Alert, ns: int) -> str | None:
+        asked.append((ns - START_NS) / 1e9)
+        return silence_of(policy, alert, ns)
+
+    monkeypatch.setattr(Policy, "silence_of", counted)
+    book = alert_book(HandlersSettings())
+    handler = StaleNodesHandler(AlertSettings(), book)
+    silence = Silence(
+        silence_id="s1",
+        id="n9",
+        starts_at=instant(at(50).ns),
+        ends_at=instant(at(70).ns),
+        author="a",
+    )
+    book.heard(f"{SILENCE_KEY}s1", msgspec.json.encode(silence), 1, at(1).ns)
+    handler.handle(host(), at(0))
+    for second in range(30, 100, 5):
+        handler.tick(at(second))
+
+    assert asked == [30.0, 50.0, 70.0]
