@@ -1,11 +1,13 @@
 """What goes with the KV caches of replicas that are removed, and what it takes to compute anew."""
 
 import dataclasses
-from collections.abc import Collection
-from statistics import fmean
+from collections.abc import Collection, Iterable
+from typing import Self
 
 import msgspec
 
+from handlers.scaling.replica_loads import ExactSum, Replica
+from handlers.window import ExpiringDict
 from schemas.engines import EngineMetrics
 from schemas.units import SECOND_NS
 
@@ -49,11 +51,82 @@ class CacheLoss:
     unknown: str = ""
 
 
+class UsedCaches:
+    """What the KV caches of a pool hold together. An engine that comes, changes or goes: O(1).
+
+    Each message of a pool too large for its load asks for it.
+    """
+
+    __slots__ = ("_tokens", "_without_usage", "engines")
+
+    def __init__(self) -> None:
+        self.engines = 0
+        self._without_usage = 0
+        self._tokens = ExactSum()
+
+    @classmethod
+    def of(cls, engines: Iterable[EngineMetrics]) -> Self:
+        """Of all of these."""
+        found = cls()
+        for engine in engines:
+            found.change(None, engine)
+        return found
+
+    def change(self, before: EngineMetrics | None, after: EngineMetrics | None) -> None:
+        """Take one out, and another in; None: there is none."""
+        gone = here = None
+        if before is not None:
+            gone = _used(before)
+            self.engines -= 1
+            self._without_usage -= before.kv_cache_usage_ratio is None
+        if after is not None:
+            here = _used(after)
+            self.engines += 1
+            self._without_usage += after.kv_cache_usage_ratio is None
+        if gone != here:
+            self._tokens.change(gone, here)
+
+    @property
+    def unknown(self) -> str:
+        """What an engine does not measure; empty: the tokens of all are known."""
+        if self._tokens.measured == self.engines:
+            return ""
+        return "kv_cache_usage_ratio" if self._without_usage else "kv_cache_capacity_tokens"
+
+    @property
+    def tokens(self) -> float:
+        """Of all that tell, together."""
+        return self._tokens.value()
+
+
+class HitRatios:
+    """The prefix caches' last hit ratios, each for `ttl_ns`. O(1) a sample."""
+
+    def __init__(self, ttl_ns: int) -> None:
+        self._ratios: dict[Replica, float] = {}
+        self._sum = ExactSum()
+        self._heard: ExpiringDict[Replica, None] = ExpiringDict(ttl_ns, on_forgotten=self._forget)
+
+    def put(self, replica: Replica, ratio: float, now_ns: int) -> None:
+        """Take the last one of a replica."""
+        self._heard.put(replica, None, now_ns)
+        self._sum.change(self._ratios.get(replica), ratio)
+        self._ratios[replica] = ratio
+
+    def mean(self, now_ns: int) -> float | None:
+        """Of those of late; None: there is none."""
+        self._heard.expire(now_ns)
+        return self._sum.value() / len(self._ratios) if self._ratios else None
+
+    def _forget(self, replica: Replica) -> None:
+        self._sum.change(self._ratios.pop(replica), None)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Caches:
     """The KV caches of a pool."""
 
-    engines: Collection[EngineMetrics]
+    engines: Collection[EngineMetrics] | UsedCaches
     hit_ratio: float | None
     """Prompt tokens that are found there; None: not measured of late."""
     tokens_per_second: float | None
@@ -66,17 +139,16 @@ class Caches:
         ratio 0.6 → 60,000 tokens a replica; at 8,000 a second 7.5 s = 0.0021 replica-hours. At
         most, as the pace is the best one seen, not the best there is.
         """
-        used = [tokens for engine in self.engines if (tokens := _used(engine)) is not None]
-        if len(used) < len(self.engines):
-            known = all(engine.kv_cache_usage_ratio is not None for engine in self.engines)
-            return CacheLoss(
-                unknown="kv_cache_capacity_tokens" if known else "kv_cache_usage_ratio"
-            )
-        if not any(used):
+        used = self.engines
+        if not isinstance(used, UsedCaches):
+            used = UsedCaches.of(used)
+        if used.unknown:
+            return CacheLoss(unknown=used.unknown)
+        if not used.tokens:
             return CacheLoss(0.0, 0.0)
         if self.hit_ratio is None:
             return CacheLoss(unknown="prefix_cache_hit_ratio")
-        tokens = removed * fmean(used) * self.hit_ratio
+        tokens = removed * (used.tokens / used.engines) * self.hit_ratio
         if tokens and self.tokens_per_second is None:
             return CacheLoss(tokens, unknown="prompt_tokens_per_second")
         return CacheLoss(tokens, tokens / (self.tokens_per_second or 1.0) / 3600.0)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from statistics import fmean
 
 import msgspec
 
@@ -248,9 +247,9 @@ class ScalingHandler:
         found = self._gpus.priced(message.pool, message.simulated)
         if found is None or found.end_ns == pool.kept.gpus.minute_ns:
             return
-        engines = pool.engines.metrics.values()
-        if all(engine.simulated == message.simulated for engine in engines):
-            pool.kept.gpus.see(found, len(engines))
+        engines = pool.engines
+        if engines.simulated == (len(engines.metrics) if message.simulated else 0):
+            pool.kept.gpus.see(found, len(engines.metrics))
 
     def _priced(self, pool: Pool, now_ns: int) -> tuple[ScalingSettings, DerivedPrice | None]:
         """The settings, with the price that was derived where there is none; and that price."""
@@ -354,12 +353,7 @@ class ScalingHandler:
 
 
 def _caches(pool: Pool, now_ns: int) -> Caches:
-    hits = [ratio for _, ratio in pool.hits.items(now_ns)]
-    return Caches(
-        pool.engines.metrics.values(),
-        fmean(hits) if hits else None,
-        pool.kept.pace.tokens_per_second,
-    )
+    return Caches(pool.engines.caches, pool.hits.mean(now_ns), pool.kept.pace.tokens_per_second)
 
 
 def _fulfil(pool: Pool, replicas: int, now_ns: int) -> None:
@@ -380,16 +374,16 @@ def _fulfil(pool: Pool, replicas: int, now_ns: int) -> None:
 def _held(name: str, pool: Pool, now: Moment) -> HeldAdvice | None:
     """What is held of a pool of which anything is heard; None: nothing."""
     pool.engines.expire(now.ns)
-    held, engines = pool.held, pool.engines.metrics.values()
-    if held is None or not engines:
+    held, engines = pool.held, pool.engines
+    if held is None or not engines.metrics:
         return None
     return HeldAdvice(
         pool=name,
         decided_at=instant(now.ns),
         action=held.action,
-        replicas_from=len(engines),
+        replicas_from=len(engines.metrics),
         replicas_to=held.target,
         reason=held.reason,
         text=held.text,
-        simulated=any(engine.simulated for engine in engines),
+        simulated=engines.simulated > 0,
     )

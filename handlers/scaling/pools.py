@@ -7,7 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from handlers.scaling.advice import Report
-from handlers.scaling.cache_loss import Pace
+from handlers.scaling.cache_loss import HitRatios, Pace, UsedCaches
 from handlers.scaling.gpu_growth import GpuGrowth
 from handlers.scaling.held import HeldLog
 from handlers.scaling.plan import HISTORY_NS, Plan, PlanState
@@ -90,12 +90,18 @@ class Engines:
         self._with_rates = with_rates
         self.metrics: dict[Replica, EngineMetrics] = {}
         self.loads = ReplicaLoads()
+        self.caches = UsedCaches()
+        self.simulated = 0
+        """How many of them are."""
         self._heard: ExpiringDict[Replica, None] = ExpiringDict(ttl_ns, on_forgotten=self._forget)
 
     def put(self, message: EngineMetrics, now_ns: int) -> None:
         """Take the last sample of an engine."""
         engine = (message.node, message.engine)
         self._heard.put(engine, None, now_ns)
+        before = self.metrics.get(engine)
+        self.caches.change(before, message)
+        self.simulated += message.simulated - (before is not None and before.simulated)
         self.metrics[engine] = message
         self.loads.put(engine, load_of(message, with_rates=self._with_rates))
 
@@ -109,7 +115,9 @@ class Engines:
         return [Report(ns, self.metrics[engine]) for engine, ns in heard]
 
     def _forget(self, engine: Replica) -> None:
-        del self.metrics[engine]
+        gone = self.metrics.pop(engine)
+        self.caches.change(gone, None)
+        self.simulated -= gone.simulated
         self.loads.discard(engine)
 
 
@@ -118,7 +126,7 @@ class Pool:
     """What is remembered of one pool."""
 
     engines: Engines
-    hits: ExpiringDict[Replica, float]  # the prefix caches' last hit ratios
+    hits: HitRatios
     fewest_desired: RollingMax  # of the negated count: its maximum is the minimum
     fewest_in_panic: RollingMax  # the same, over a shorter hold
     most_desired: RollingMax
@@ -246,7 +254,7 @@ class Pools:
     def _new(self) -> Pool:
         return Pool(
             engines=Engines(self.ttl_ns, with_rates=self._with_rates),
-            hits=ExpiringDict(self.marks_ns),
+            hits=HitRatios(self.marks_ns),
             fewest_desired=RollingMax(max(1, self.hold_ns["scale_up"])),
             fewest_in_panic=RollingMax(max(1, int(self._settings.panic_hold_seconds * SECOND_NS))),
             most_desired=RollingMax(max(1, self.hold_ns["scale_down"])),

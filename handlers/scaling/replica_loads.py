@@ -54,7 +54,7 @@ def load_of(engine: EngineMetrics, *, with_rates: bool = False) -> Load:
     )
 
 
-class _Sum:
+class ExactSum:
     """A sum of floats without rounding, as a whole number of units that any of them is made of.
 
     The unit is 1, and shrinks where a value needs it: small whole numbers are quick. So it is
@@ -107,7 +107,7 @@ class ReplicaLoads:
 
     def __init__(self) -> None:
         self._loads: dict[Replica, Load] = {}
-        self._sums = [_Sum() for _ in Load._fields]
+        self._sums = [ExactSum() for _ in Load._fields]
 
     @property
     def replicas(self) -> int:

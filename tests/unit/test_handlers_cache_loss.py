@@ -1,10 +1,19 @@
 """What goes with the KV caches of replicas that are removed."""
 
+import random
+from statistics import fmean
 from typing import Any
 
 import pytest
 
-from handlers.scaling.cache_loss import HALF_DAY_NS, CacheLoss, Caches, Pace
+from handlers.scaling.cache_loss import (
+    HALF_DAY_NS,
+    CacheLoss,
+    Caches,
+    HitRatios,
+    Pace,
+    UsedCaches,
+)
 from schemas.engines import EngineMetrics
 from tests.support.samples import engine
 
@@ -100,3 +109,39 @@ def test_a_larger_cache_costs_more_and_a_quicker_replica_less() -> None:
     assert base is not None
     assert larger == pytest.approx(2 * base)
     assert quicker == pytest.approx(base / 2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_came_and_went_is_what_a_look_at_each_cache_finds(seed: int) -> None:
+    rng = random.Random(seed)
+    kinds: list[dict[str, Any]] = [
+        {"kv": 0.3, "kv_cache_capacity_tokens": 1_000_003},
+        {"kv": 0.1, "kv_cache_capacity_tokens": 7},
+        {"kv": 0.0},
+    ]
+    if seed % 2:
+        kinds += [{"kv": 0.5}, {"kv": None}]
+    engines: dict[int, EngineMetrics] = {}
+    used = UsedCaches()
+    for _ in range(300):
+        number, is_gone = rng.randrange(5), rng.random() < 0.3
+        before = engines.pop(number, None)
+        if not is_gone:
+            engines[number] = engine(f"e{number}", **rng.choice(kinds))
+        used.change(before, engines.get(number))
+
+        loss = Caches(list(engines.values()), 0.6, 8_000.0).loss(2)
+        assert Caches(used, 0.6, 8_000.0).loss(2) == loss
+
+
+def test_hit_ratios_are_those_of_late() -> None:
+    hits = HitRatios(100)
+    assert hits.mean(0) is None
+
+    for ns, name, ratio in ((1, "a", 0.1), (2, "b", 0.2), (3, "c", 0.7), (50, "a", 0.3)):
+        hits.put(("n", name), ratio, ns)
+
+    assert hits.mean(51) == fmean([0.3, 0.2, 0.7])
+    assert hits.mean(102) == fmean([0.3, 0.7])
+    assert hits.mean(149) == 0.3
+    assert hits.mean(150) is None
