@@ -16,6 +16,7 @@ WINDOWS_AN_HOUR = 6
 STEPS = 200
 """Shares are kept in so many steps, rounded up: a byte each."""
 UNKNOWN = 255
+_UNKNOWN_BYTE = bytes([UNKNOWN])
 LEAST_KNOWN = 0.9
 """A history with more gaps than the rest of it tells nothing."""
 
@@ -32,26 +33,35 @@ def packed(ratio: float | None) -> int:
 class History:
     """One signal by ten minutes, the oldest first; `UNKNOWN`: not measured."""
 
-    __slots__ = ("_ranked", "values")
+    __slots__ = ("_known", "_peak", "values")
 
     def __init__(self, values: bytes) -> None:
+        # Thousands are made at once, and of most of them the peak alone is asked for: no sorting.
         self.values = values
-        self._ranked = sorted(values)[: len(values) - values.count(UNKNOWN)]
+        unknown = values.count(UNKNOWN)
+        self._known = len(values) - unknown
+        known = values.replace(_UNKNOWN_BYTE, b"") if unknown else values
+        self._peak = max(known, default=UNKNOWN)
 
     @property
     def known_ratio(self) -> float:
         """The share of the windows that was measured."""
-        return len(self._ranked) / len(self.values)
+        return self._known / len(self.values)
 
     @property
     def peak(self) -> float:
         """The highest of at least one that was measured."""
-        return self._ranked[-1] / STEPS
+        return self._peak / STEPS
 
     @property
     def p99(self) -> float:
         """Nearest rank: of the 144 windows of a day the second highest."""
-        return self._ranked[math.ceil(0.99 * len(self._ranked)) - 1] / STEPS
+        value, count = self._peak, self.values.count
+        higher = self._known - math.ceil(0.99 * self._known)
+        while (found := count(value)) <= higher:
+            higher -= found
+            value -= 1
+        return value / STEPS
 
 
 class Peaks:

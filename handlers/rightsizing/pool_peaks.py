@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -52,6 +52,24 @@ class _Pool:
     window: int
     """The open one."""
     parts: dict[_Key, _Entry] = dataclasses.field(default_factory=dict)
+    order: list[_Key] | None = None
+    """Their keys in order; None: others came or went since it was asked for."""
+
+    def add(self, key: _Key, entry: _Entry) -> None:
+        """Another part."""
+        self.parts[key] = entry
+        self.order = None
+
+    def remove(self, key: _Key) -> None:
+        """A part that is gone."""
+        del self.parts[key]
+        self.order = None
+
+    def in_order(self) -> Iterator[_Entry]:
+        """The parts by node and GPU. A snapshot asks each 5 s, for the first few of thousands."""
+        if self.order is None:
+            self.order = sorted(self.parts)
+        return map(self.parts.__getitem__, self.order)
 
 
 class _Memory(msgspec.Struct, array_like=True):
@@ -95,7 +113,7 @@ class PoolPeaks:
         entry = found.parts.get(key)
         if entry is None:
             entry = _Entry(self._peaks(key), part_of(*key, facts), found.window)
-            found.parts[key] = entry
+            found.add(key, entry)
         entry.peaks.add(*ratios)
         entry.latest = facts
 
@@ -124,9 +142,10 @@ class PoolPeaks:
         By node and GPU. What was silent for longer is forgotten; a pool that has nothing else is,
         too.
         """
-        parts, last = self._pools[pool].parts, self._pools[pool].window - 1
+        of_pool = self._pools[pool]
+        parts, last = of_pool.parts, of_pool.window - 1
         for key in [k for k, e in parts.items() if e.heard_window < last - FORGET_WINDOWS]:
-            del parts[key]
+            of_pool.remove(key)
         if not parts:
             del self._pools[pool]
         found = [
@@ -135,7 +154,7 @@ class PoolPeaks:
                 functools.partial(entry.peaks.history, last_window=last),
                 is_silent=entry.heard_window < last,
             )
-            for _, entry in sorted(parts.items(), key=lambda item: item[0])
+            for entry in of_pool.in_order()
         ]
         has_real = any(one.part.gpu and not one.part.simulated for one in found)
         return [one for one in found if not (has_real and one.part.simulated)]
@@ -145,7 +164,7 @@ class PoolPeaks:
         found: list[msgspec.Raw] = []
         size = 0
         for name, pool in sorted(self._pools.items()):
-            for _, entry in sorted(pool.parts.items(), key=lambda item: item[0]):
+            for entry in pool.in_order():
                 heard, peaks = entry.heard_window, entry.peaks.snapshot()
                 memory = _Memory(name, pool.window, entry.part, heard, peaks)
                 one = msgspec.Raw(msgspec.msgpack.encode(memory))
@@ -165,7 +184,7 @@ class PoolPeaks:
             entry = pool.parts.get(key)
             if entry is None:
                 entry = _Entry(self._peaks(key), memory.part, memory.heard_window)
-                pool.parts[key] = entry
+                pool.add(key, entry)
             entry.peaks.restore(memory.peaks)
             entry.heard_window = max(entry.heard_window, memory.heard_window)
             self._close_windows(entry, memory.window, pool.window)

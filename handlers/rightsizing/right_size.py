@@ -10,7 +10,7 @@ from handlers.rightsizing.node_loads import Measured
 from handlers.rightsizing.peaks import LEAST_KNOWN, History, Part
 from handlers.settings import RightSizeSettings
 from schemas.changes import GpuChange
-from schemas.labels import frozen
+from schemas.labels import FrozenLabels, frozen
 
 SIGNALS = ("memory", "bandwidth", "tensor")
 
@@ -78,21 +78,26 @@ def _best(
     settings: RightSizeSettings,
 ) -> RightSize | None:
     name = gpus[0].part.name
-    now, usd = models.find(name), _usd_per_hour(name, gpus, pool, prices)
-    histories = [{signal: gpu.history(signal) for signal in SIGNALS} for gpu in gpus]
-    known = min(one.known_ratio for history in histories for one in history.values())
+    places = [(one.part.node, frozen(one.part.labels)) for one in gpus]
+    now, usd = models.find(name), _usd_per_hour(name, places, pool, prices)
     if name is None or now is None or now.tensor_flops is None or usd is None:
         return None
-    if known < LEAST_KNOWN or not all(one.part.is_whole and one.part.memory_bytes for one in gpus):
+    if not all(one.part.is_whole and one.part.memory_bytes for one in gpus):
         return None
     if any(one.is_silent for one in gpus):
+        return None
+    histories = [{signal: gpu.history(signal) for signal in SIGNALS} for gpu in gpus]
+    known = min(one.known_ratio for history in histories for one in history.values())
+    if known < LEAST_KNOWN:
         return None
     more = 1 + settings.headroom_ratio
     needs = tuple(_need(signal, gpus, histories, now, more) for signal in SIGNALS)
     found = []
     for model in models:
-        cost = _usd_per_hour(model.name, gpus, pool, prices)
-        if cost is None or not _fits(model, needs):
+        if not _fits(model, needs):
+            continue
+        cost = _usd_per_hour(model.name, places, pool, prices)
+        if cost is None:
             continue
         saving = usd - cost
         if saving > 0 and (
@@ -137,12 +142,12 @@ def _is_idle(gpu: Measured, active_ratio: float) -> bool:
 
 
 def _usd_per_hour(
-    name: str | None, gpus: Sequence[Measured], pool: str, prices: PriceList
+    name: str | None, places: Sequence[tuple[str, FrozenLabels]], pool: str, prices: PriceList
 ) -> float | None:
     """Of as many GPUs of model `name`, each on its node; None: one has no price."""
-    rules = [prices.find(name, one.part.node, pool, frozen(one.part.labels)) for one in gpus]
-    known = [rule.usd_per_gpu_hour for rule in rules if rule is not None]
-    return sum(known) if len(known) == len(rules) else None
+    rules = {place: prices.find(name, place[0], pool, place[1]) for place in set(places)}
+    known = [rule.usd_per_gpu_hour for place in places if (rule := rules[place]) is not None]
+    return sum(known) if len(known) == len(places) else None
 
 
 def _need(
@@ -154,14 +159,18 @@ def _need(
 ) -> Need:
     """By the driver's own size of the memory, and the data sheet's rates of the present model."""
     whole = {"bandwidth": now.memory_bytes_per_second, "tensor": now.tensor_flops or 0.0}
-    needs = []
-    for gpu, history in zip(gpus, histories, strict=True):
+    most: tuple[float, float, int] | None = None
+    for place, (gpu, history) in enumerate(zip(gpus, histories, strict=True)):
         size = whole.get(signal, float(gpu.part.memory_bytes or 0))
         one = history[signal]
         highest = one.peak * size if signal == "memory" else 0.0
-        needed = max(one.p99 * size * more, highest)
-        needs.append(Need(signal, one.p99 * size, needed, gpu.part, one))
-    return max(needs, key=lambda need: need.needed)
+        p99 = one.p99 * size
+        needed = max(p99 * more, highest)
+        if most is None or needed > most[0]:
+            most = needed, p99, place
+    assert most is not None  # noqa: S101 - there is at least one
+    needed, p99, place = most
+    return Need(signal, p99, needed, gpus[place].part, histories[place][signal])
 
 
 def _rates(model: GpuModel) -> tuple[float, float, float]:

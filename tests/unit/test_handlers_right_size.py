@@ -1,5 +1,7 @@
 """A cheaper model of GPU: what fits, what it saves, and when nothing is said."""
 
+import math
+import random
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -452,3 +454,17 @@ def test_no_message_is_kept(message: GpuMetrics | HostMetrics) -> None:
     handler.handle(message, at(0))
 
     assert sys.getrefcount(message) == before
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_peak_and_p99_are_those_of_all_windows_in_order(seed: int) -> None:
+    rng = random.Random(seed)
+    windows, most = rng.choice(((144, 200), (1008, 200), (7, 3), (1, 0)))
+    values = bytes(rng.choice((UNKNOWN, *range(most + 1))) for _ in range(windows)) + b"\0"
+    ranked = sorted(value for value in values if value != UNKNOWN)
+
+    history = History(values)
+
+    assert history.known_ratio == len(ranked) / len(values)
+    assert history.peak == ranked[-1] / STEPS
+    assert history.p99 == ranked[math.ceil(0.99 * len(ranked)) - 1] / STEPS
