@@ -2,9 +2,10 @@
 
 import functools
 import re
+from collections.abc import Callable
 from datetime import date
-from fnmatch import fnmatchcase
-from typing import Annotated
+from fnmatch import translate
+from typing import Annotated, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -12,7 +13,12 @@ from msgspec import Meta
 from schemas.labels import FrozenLabels, LabelName, frozen
 
 JOULES_PER_KWH = 3.6e6
-MAX_KNOWN = 1 << 14
+MAX_KNOWN = 1 << 15
+"""More than there are nodes: what is looked up in turn must not push out what comes next."""
+MAX_MODELS = 1024
+
+Matcher: TypeAlias = Callable[[str], object]
+"""Whether a name is one of a pattern; None: it is not."""
 
 
 class PriceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,8 +105,33 @@ BUILT_IN = (
 )
 
 
+class _Candidate(NamedTuple):
+    """A rule for a model, and what a GPU's place must match; None: any does."""
+
+    rule: PriceRule
+    is_node: Matcher | None
+    is_pool: Matcher | None
+    labels: tuple[tuple[str, Matcher], ...]
+
+    @property
+    def is_for_all(self) -> bool:
+        """Wherever the GPU is."""
+        return self.is_node is None and self.is_pool is None and not self.labels
+
+
+class _OfModel(NamedTuple):
+    """The rules that may be those of a GPU of one model, up to one that is for all of them."""
+
+    candidates: tuple[_Candidate, ...]
+    by_node: bool
+    """Whether one of them asks for the node."""
+    by_pool: bool
+    names: frozenset[str]
+    """Of the labels that they ask for."""
+
+
 class PriceList:
-    """Finds the price of a GPU; O(rules) once for each model, node, pool and set of labels.
+    """Finds the price of a GPU; O(rules) once for each model and place, as far as the rules ask.
 
     `NVIDIA H100 80GB HBM3` → 3.99, `NVIDIA H100 PCIe` → 2.89, `AMD Instinct MI300X` → None.
     """
@@ -111,34 +142,73 @@ class PriceList:
         self._rules = [(re.compile(rule.gpu, re.IGNORECASE), rule) for rule in rules]
         per_kwh = settings.usd_per_kwh
         self.usd_per_joule = None if per_kwh is None else per_kwh * settings.pue / JOULES_PER_KWH
+        self._of_model = functools.lru_cache(maxsize=MAX_MODELS)(self._rules_of_model)
         self._known = functools.lru_cache(maxsize=MAX_KNOWN)(self._find)
 
     def find(
         self, gpu: str | None, node: str, pool: str | None, labels: FrozenLabels
     ) -> PriceRule | None:
         """The first rule that matches; None: the price is unknown, which is not 0."""
-        return self._known(gpu, node, pool, labels)
+        of_model = self._of_model(gpu)
+        if not of_model.candidates:
+            return None
+        first = of_model.candidates[0]
+        if first.is_for_all:
+            return first.rule
+        # Of a fleet of thousands few places differ in what the rules ask for.
+        names = of_model.names
+        return self._known(
+            gpu,
+            node if of_model.by_node else "",
+            pool if of_model.by_pool else None,
+            tuple([one for one in labels if one[0] in names]) if names else (),
+        )
 
     def differs(self, gpu: str | None) -> bool:
         """Whether the price of this model goes by node, pool or labels, too."""
+        candidates = self._of_model(gpu).candidates
+        return bool(candidates) and not candidates[0].is_for_all
+
+    def _rules_of_model(self, gpu: str | None) -> _OfModel:
+        found: list[_Candidate] = []
         for pattern, rule in self._rules:
             if not rule.gpu or (gpu is not None and pattern.search(gpu)):
-                return (rule.node, rule.pool) != ("*", "*") or bool(rule.labels)
-        return False
+                found.append(_candidate(rule))
+                if found[-1].is_for_all:
+                    break
+        return _OfModel(
+            tuple(found),
+            any(one.is_node is not None for one in found),
+            any(one.is_pool is not None for one in found),
+            frozenset(name for one in found for name, _ in one.labels),
+        )
 
     def _find(
         self, gpu: str | None, node: str, pool: str | None, labels: FrozenLabels
     ) -> PriceRule | None:
         known = dict(labels)
-        for pattern, rule in self._rules:
-            if (
-                (not rule.gpu or (gpu is not None and pattern.search(gpu)))
-                and fnmatchcase(node, rule.node)
-                and (rule.pool == "*" or (pool is not None and fnmatchcase(pool, rule.pool)))
-                and all(
-                    name in known and fnmatchcase(known[name], pattern_of_value)
-                    for name, pattern_of_value in rule.labels.items()
-                )
-            ):
+        for rule, is_node, is_pool, wanted in self._of_model(gpu).candidates:
+            if is_node is not None and not is_node(node):
+                continue
+            if is_pool is not None and (pool is None or not is_pool(pool)):
+                continue
+            for name, is_value in wanted:
+                value = known.get(name)
+                if value is None or not is_value(value):
+                    break
+            else:
                 return rule
         return None
+
+
+def _candidate(rule: PriceRule) -> _Candidate:
+    return _Candidate(
+        rule,
+        None if rule.node == "*" else _matcher(rule.node),
+        None if rule.pool == "*" else _matcher(rule.pool),
+        tuple((name, _matcher(pattern)) for name, pattern in rule.labels.items()),
+    )
+
+
+def _matcher(pattern: str) -> Matcher:
+    return re.compile(translate(pattern)).match

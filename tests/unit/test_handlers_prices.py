@@ -1,4 +1,7 @@
+import itertools
+import random
 import re
+from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
@@ -139,3 +142,47 @@ def test_a_price_that_goes_by_more_than_the_model_is_known_to(
     prices = PriceList(PriceSettings(rules=(PriceRule(**rule, usd_per_gpu_hour=1.0),)))
 
     assert prices.differs("NVIDIA H100 80GB HBM3") is differs
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_price_is_that_of_the_first_rule_that_matches_each_of_its_patterns(seed: int) -> None:
+    rng = random.Random(seed)
+    names: tuple[str | None, ...] = ("NVIDIA A", "NVIDIA B", None)
+    nodes, pools, values = ("n1", "n2", "m1"), ("p", "q", None), ("a", "ab", "")
+    rules = tuple(
+        PriceRule(
+            gpu=rng.choice(("", "", "a$", "b$")),
+            node=rng.choice(("*", "*", "n*", "?1", "m1")),
+            pool=rng.choice(("*", "*", "p", "[q]")),
+            labels=rng.choice(({}, {}, {"x": "a*"}, {"x": "*", "y": "a"})),
+            usd_per_gpu_hour=number,
+        )
+        for number in range(rng.randrange(1, 12))
+    )
+    prices = PriceList(PriceSettings(rules=rules, built_in=False))
+
+    def is_of(rule: PriceRule, gpu: str | None, node: str, pool: str | None) -> bool:
+        is_model = not rule.gpu or (gpu is not None and re.search(rule.gpu, gpu, re.IGNORECASE))
+        is_pool = rule.pool == "*" or (pool is not None and fnmatchcase(pool, rule.pool))
+        has_labels = all(
+            name in labels and fnmatchcase(labels[name], value)
+            for name, value in rule.labels.items()
+        )
+        return bool(is_model and fnmatchcase(node, rule.node) and is_pool and has_labels)
+
+    for gpu, node, pool in itertools.product(names, nodes, pools):
+        for x, y in itertools.product((None, *values), (None, *values)):
+            labels = {name: one for name, one in (("x", x), ("y", y)) if one is not None}
+            first = next((rule for rule in rules if is_of(rule, gpu, node, pool)), None)
+            found = prices.find(gpu, node, pool, frozen({**labels, "z": node}))
+            assert found == first
+
+
+def test_places_that_differ_in_nothing_that_rules_ask_for_are_looked_up_once() -> None:
+    rules = (PriceRule(pool="batch", usd_per_gpu_hour=1.0), PriceRule(usd_per_gpu_hour=2.0))
+    prices = PriceList(PriceSettings(rules=rules))
+
+    for number in range(100):
+        prices.find("NVIDIA H100 PCIe", f"n{number}", "chat", frozen({"rack": f"{number}"}))
+
+    assert prices._known.cache_info().misses == 1
