@@ -3,11 +3,11 @@
 import dataclasses
 import math
 import operator
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from handlers.columns import MeasuredPacker, Names, Numbers, Packed, numbers
+from handlers.minute_summaries import Kind, MinuteSummaries, size_of, summarise
 from handlers.settings import RollupSettings
 from handlers.slots import STEP_NS, TICK_NS, turn_of
 from handlers.spending.gpu_minutes import MOST_WATTS
@@ -15,17 +15,19 @@ from handlers.window import OfLast
 from schemas.analysis import Scope
 from schemas.engines import CacheMetrics, EngineMetrics
 from schemas.message import Message
-from schemas.metrics import GpuMetrics, HostMetrics, Rollup, Summary
+from schemas.metrics import GpuMetrics, HostMetrics, Rollup
 from schemas.protocols import Emit, Moment
 from schemas.units import SECOND_NS, instant, paired, to_ns
 from schemas.views import cache_row, engine_row, gpu_row, host_row
 
 Metrics: TypeAlias = HostMetrics | GpuMetrics | EngineMetrics | CacheMetrics
-Kind: TypeAlias = Literal["host", "gpu", "engine", "pool", "cache"]
 
 MINUTE_NS = 60 * SECOND_NS
 SILENT_NS = 2 * MINUTE_NS
 """What a counter rose by in a longer time is of no minute."""
+LARGE_NUMBERS = 20_000
+"""A pool with more of them in a minute, of some hundred GPUs, is summarised in shares from the end
+of the minute until it is given out: 8,000 GPUs at once held up messages for 0.25 s."""
 MAX_CACHES = 1_000
 """Namespaces of caches in the minutes not given out yet; further ones are left out."""
 
@@ -44,6 +46,8 @@ class _Bucket:
     simulated: bool = False
     instance: str | None = None
     namespace: str | None = None
+    summaries: MinuteSummaries | None = None
+    """Of a large pool, as far as they were found before it is given out."""
 
     def table(self, kind: Kind, names: Names) -> Numbers:
         """Where samples that have measured this go."""
@@ -139,6 +143,9 @@ class RollupHandler:
         self._open: dict[int, dict[Key, _Bucket]] = {}
         self._sources: dict[Key, _Source] = {}
         self._done_ns = self._next_ns = self._forget_ns = 0
+        self._large: list[tuple[int, _Bucket]] = []
+        """Large pools whose minute is over, after the instant at which they are given out."""
+        self._minute_end_ns = 0
 
     def handle(self, message: Metrics, now: Moment) -> Sequence[Emit]:
         """Give out the minutes that are over, then add the sample to its own."""
@@ -202,6 +209,8 @@ class RollupHandler:
 
     def tick(self, now: Moment) -> Sequence[Emit]:
         """Give out the minutes whose grace is over, of the sources whose turn has come."""
+        if self.scope == "pool":
+            self._summarise_some(now.ns)
         if now.ns < self._next_ns:
             return []
         emits: list[Emit] = []
@@ -218,6 +227,24 @@ class RollupHandler:
         self._next_ns = min(self._open, default=0)
         self._forget(now.ns)
         return emits
+
+    def _summarise_some(self, now_ns: int) -> None:
+        """Of each large pool whose minute is over its share until it is given out."""
+        if now_ns >= self._minute_end_ns:
+            self._minute_end_ns = (now_ns // MINUTE_NS + 1) * MINUTE_NS
+            for due_ns, buckets in self._open.items():
+                for bucket in buckets.values():
+                    is_over = bucket.minute_ns + MINUTE_NS <= now_ns < due_ns
+                    is_large = is_over and size_of(bucket.tables) > LARGE_NUMBERS
+                    if is_large and bucket.summaries is None:
+                        bucket.summaries = MinuteSummaries(bucket.tables, prefixed=True)
+                        self._large.append((due_ns, bucket))
+        if self._large:
+            self._large = [one for one in self._large if one[0] > now_ns]
+            for due_ns, bucket in self._large:
+                if bucket.summaries is not None:
+                    steps = (due_ns - now_ns) // STEP_NS
+                    bucket.summaries.find(math.ceil(bucket.summaries.left / max(1, steps)))
 
     def snapshot(self) -> bytes | None:
         """Nothing outlives the window."""
@@ -245,12 +272,10 @@ def _add_energy(source: _Source, total: float, now_ns: int) -> None:
 
 def _rollup(key: Key, bucket: _Bucket) -> Rollup:
     kind, name, part = key
-    columns: dict[str, list[float]] = defaultdict(list)
-    for (of, names), table in bucket.tables.items():
-        prefix = f"{of}_" if kind == "pool" else ""
-        for place, field in enumerate(names):
-            columns[prefix + field] += table[place :: len(names)]
-    metrics = {field: summarise(values) for field, values in sorted(columns.items())}
+    summaries = bucket.summaries
+    if summaries is None or not summaries.is_whole:
+        summaries = MinuteSummaries(bucket.tables, prefixed=kind == "pool")
+    metrics = summaries.all()
     if bucket.engines:
         metrics["engines"] = summarise([len(bucket.engines)])
     return Rollup(
@@ -266,20 +291,4 @@ def _rollup(key: Key, bucket: _Bucket) -> Rollup:
         namespace=bucket.namespace,
         gpu=part if kind == "gpu" else None,
         engine=part if kind == "engine" else None,
-    )
-
-
-def summarise(values: Sequence[float]) -> Summary:
-    """Min, mean, max and the nearest-rank 95th percentile of at least one value.
-
-    Nearest rank: the smallest value that at least 95 % of the values do not exceed; of 1 … 20 it
-    is 19, of fewer than 20 values the highest.
-    """
-    ranked = sorted(values)
-    return Summary(
-        min=ranked[0],
-        mean=math.fsum(ranked) / len(ranked),
-        max=ranked[-1],
-        p95=ranked[math.ceil(0.95 * len(ranked)) - 1],
-        count=len(ranked),
     )

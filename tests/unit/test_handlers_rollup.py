@@ -3,7 +3,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.rollup import MAX_CACHES, RollupHandler, summarise
+from handlers.minute_summaries import summarise
+from handlers.rollup import MAX_CACHES, RollupHandler
 from handlers.settings import RollupSettings
 from handlers.slots import STEP_NS, turn_of
 from schemas.engines import CacheMetrics
