@@ -68,10 +68,10 @@ class Forecaster(msgspec.Struct):
         As little is one far beyond all that came, and one that was taken and proves to be an
         error is forgotten with all before it: see `Scale`.
         """
-        self.now += 1
         if value is None or not 0 <= value < math.inf or not self.scale.believes(value):
-            self.gap += 1
+            self.skip(1)
             return
+        self.now += 1
         if since := self.scale.anew():
             self._restart()
             self.now -= len(since) - 1
@@ -79,6 +79,11 @@ class Forecaster(msgspec.Struct):
                 self._take(one)
                 self.now += 1
         self._take(value)
+
+    def skip(self, steps: int) -> None:
+        """So many steps passed of which nothing is known. O(1)."""
+        self.now += steps
+        self.gap += steps
 
     @property
     def is_doubtful(self) -> bool:

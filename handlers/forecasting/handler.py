@@ -156,8 +156,7 @@ class ForecastHandler:
         pool.minute = None
         emits = []
         for signal, forecaster in pool.forecasters.items():
-            for _ in range(missed):
-                forecaster.update(None)
+            forecaster.skip(max(0, missed))
             forecaster.update(minute.load(signal))
             message = _forecast(name, signal, forecaster, minute)
             if message is not None:

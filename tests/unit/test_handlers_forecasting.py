@@ -126,6 +126,21 @@ def test_nothing_is_forecast_within_a_gap_nor_scored_for_its_steps() -> None:
     assert [estimate.scored for estimate in forecaster.estimates()] == [99, 96]
 
 
+def test_steps_skipped_at_once_are_a_gap_of_as_many() -> None:
+    one_by_one, at_once = Forecaster.make([1, 5], [24]), Forecaster.make([1, 5], [24])
+    for value in range(40):
+        one_by_one.update(value % 7)
+        at_once.update(value % 7)
+
+    for _ in range(90):
+        one_by_one.update(None)
+    at_once.skip(90)
+    one_by_one.update(3.0)
+    at_once.update(3.0)
+
+    assert msgspec.json.encode(at_once) == msgspec.json.encode(one_by_one)
+
+
 def test_after_a_long_gap_the_series_starts_where_it_is() -> None:
     forecaster = fed([*noise_around_100(500), *[None] * 50, 900.0])
 
