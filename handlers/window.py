@@ -77,6 +77,11 @@ class ExpiringDict(Generic[K, V]):
             self.expire(now_ns)
         return [(key, value) for key, (_, value) in self._entries.items()]
 
+    def values(self, now_ns: int) -> list[V]:
+        """What is remembered at `now_ns`, without the keys."""
+        self.expire(now_ns)
+        return [value for ns, value in self._entries.values() if now_ns - ns < self._ttl_ns]
+
     def untouched(self, since_ns: int) -> list[tuple[K, V]]:
         """What was last touched at `since_ns` or before, that first. O(as many)."""
         found = []

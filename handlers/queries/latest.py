@@ -55,6 +55,12 @@ class LatestStore:
         """
         return self._kinds[kind].matching(now_ns, node, pool, limit)
 
+    def heard(
+        self, kind: type[Metrics], now_ns: int, *, node: str | None = None, pool: str | None = None
+    ) -> list[Latest]:
+        """All that match, in no order: to count them takes a tenth of what `latest` does."""
+        return self._kinds[kind].heard(now_ns, node, pool)
+
     def knows(self, node: str, now_ns: int) -> bool:
         """Whether anything came from `node`."""
         return any(kind.matching(now_ns, node, None, 1)[1] for kind in self._kinds.values())
@@ -92,6 +98,19 @@ class _Kind:
                 latest = [self._latest.get((name, part), now_ns) for part in parts]
                 found += sorted((one for one in latest if one is not None), key=_order)
         return found[:limit], total
+
+    def heard(self, now_ns: int, node: str | None, pool: str | None) -> list[Latest]:
+        if node is None and pool is None:
+            return self._latest.values(now_ns)
+        nodes = self._pools if node is None else {node: self._pools.get(node, {})}
+        keys = [
+            (name, part)
+            for name, pools in nodes.items()
+            for part, its_pool in pools.items()
+            if pool in {None, its_pool}
+        ]
+        found = (self._latest.get(key, now_ns) for key in keys)
+        return [one for one in found if one is not None]
 
     def _forget(self, key: tuple[str, str]) -> None:
         node, part = key

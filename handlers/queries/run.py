@@ -24,7 +24,6 @@ from schemas.run import Collected, RunReply, RunRequest, StepName
 from schemas.units import SECOND_NS, instant
 
 BUSY = 429
-_EVERY_ROW = 1_000_000
 
 
 class Runs:
@@ -103,28 +102,33 @@ class Runs:
     async def _collect(self, request: RunRequest) -> Found[Collected]:
         """From whom metrics have come; they come by themselves, and are no fresher for asking."""
         now_ns = self._clock()
-        hosts, gpus, engines = (
-            self._store.latest(
-                kind, now_ns, node=request.node, pool=request.pool, limit=_EVERY_ROW
-            )[0]
-            for kind in (HostMetrics, GpuMetrics, EngineMetrics)
-        )
-        last = [*hosts, *gpus, *engines]
-        if not last:
+        counts: list[int] = []
+        instants_ns: list[int] = []
+        simulated = False
+        for kind in (HostMetrics, GpuMetrics, EngineMetrics):
+            found = self._store.heard(kind, now_ns, node=request.node, pool=request.pool)
+            counts.append(len(found))
+            instants_ns += [one.stored_ns for one in found]
+            simulated = simulated or any(one.message.simulated for one in found)
+            await asyncio.sleep(0)  # there may be tens of thousands
+        if not instants_ns:
             raise RequestError(404, "no metrics have come from there of late")
-        ages = [max(0.0, (now_ns - one.stored_ns) / SECOND_NS) for one in last]
+        nodes, gpus, engines = counts
+        newest, oldest = (
+            max(0.0, (now_ns - ns) / SECOND_NS) for ns in (max(instants_ns), min(instants_ns))
+        )
         collected = Collected(
-            nodes=len(hosts),
-            gpus=len(gpus),
-            engines=len(engines),
-            newest_age_seconds=min(ages),
-            oldest_age_seconds=max(ages),
-            simulated=any(one.message.simulated for one in last),
+            nodes=nodes,
+            gpus=gpus,
+            engines=engines,
+            newest_age_seconds=newest,
+            oldest_age_seconds=oldest,
+            simulated=simulated,
         )
         return Found(
             collected,
-            f"nodes: {len(hosts)}, GPUs: {len(gpus)}, engines: {len(engines)}; "
-            f"last heard {min(ages):.1f} to {max(ages):.1f} s ago",
+            f"nodes: {nodes}, GPUs: {gpus}, engines: {engines}; "
+            f"last heard {newest:.1f} to {oldest:.1f} s ago",
         )
 
     async def _utilization(self, request: RunRequest, call: Call) -> Found[UtilizationReply]:

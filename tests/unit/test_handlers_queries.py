@@ -10,6 +10,7 @@ from handlers.queries.service import query_endpoints
 from handlers.settings import HandlersSettings
 from schemas.api import LatestReply
 from schemas.message import Message
+from schemas.metrics import GpuMetrics
 from schemas.protocols import Answer, Call, Delivery, Endpoint, RequestError
 from tests.support.samples import START_NS, at, engine, gpu, host
 
@@ -204,3 +205,31 @@ def test_the_views_of_one_sample_are_told_apart_and_a_new_sample_replaces_them()
     cpus = [values["cpu"]["utilization_ratio"] for values in told if "cpu" in values]
     assert cpus == [0.25, 0.25, 0.75, 0.75]
     assert ["memory" in values for values in told] == [False, True, False] * 2
+
+
+@pytest.mark.parametrize(
+    ("node", "pool", "seconds"),
+    [
+        pytest.param(None, None, 11, id="all"),
+        pytest.param("n1", None, 11, id="of a node"),
+        pytest.param("n9", None, 11, id="of one that is not there"),
+        pytest.param(None, "chat", 11, id="of a pool"),
+        pytest.param("n2", "chat", 11, id="of both"),
+        pytest.param(None, None, 65, id="some are forgotten"),
+        pytest.param(None, "chat", 65, id="of a pool, and some are forgotten"),
+    ],
+)
+def test_what_was_heard_is_all_that_is_listed(
+    node: str | None, pool: str | None, seconds: int
+) -> None:
+    store = LatestStore(forget_seconds=60)
+    for number in range(20):
+        message = gpu(
+            f"g{number}", node=f"n{number % 3}", pool=("chat", "batch", None)[number % 4 % 3]
+        )
+        store.accept(message, at(number % 10).ns)
+
+    heard = store.heard(GpuMetrics, at(seconds).ns, node=node, pool=pool)
+    listed, _ = store.latest(GpuMetrics, at(seconds).ns, node=node, pool=pool)
+
+    assert sorted(heard, key=id) == sorted(listed, key=id)
