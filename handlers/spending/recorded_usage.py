@@ -1,6 +1,7 @@
 """Hours of nodes, pools and the fleet, read back from the streams."""
 
 from handlers.queries.stream_reader import StreamReader
+from handlers.queries.thinning import gently
 from handlers.spending.usage import HOUR_NS
 from schemas.analysis import Scope
 from schemas.spending import Usage, Waste
@@ -33,8 +34,11 @@ async def recorded_hours(
         usages += waste.hours
     # Of an hour told twice the first counts: the rollup is whole, Waste may be of its middle.
     found: dict[tuple[int, str, bool], Usage] = {}
-    for usage in usages:
+
+    def take(usage: Usage) -> None:
         hour_ns = to_ns(usage.hour_at)
         if start_ns <= hour_ns < end_ns and (simulated or not usage.simulated):
             found.setdefault((hour_ns, usage.id, usage.simulated), usage)
+
+    await gently(usages, take)  # of nodes there may be tens of thousands
     return [found[key] for key in sorted(found)]

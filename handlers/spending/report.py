@@ -6,6 +6,7 @@ from datetime import date, datetime
 
 from handlers.prices import PriceList
 from handlers.queries.stream_reader import StreamReader
+from handlers.queries.thinning import gently
 from handlers.queries.time_range import time_range
 from handlers.settings import HandlersSettings
 from handlers.spending.archive_report import (
@@ -178,7 +179,9 @@ class Reports:
                     by_id[hour.id].append(hour)
             if scope == "pool":
                 gpus.update(by_id or {NO_POOL: fleet})
-            groups = [ReportGroup(id=name, figures=figures(of)) for name, of in by_id.items()]
+            groups = await gently(
+                list(by_id.items()), lambda one: ReportGroup(id=one[0], figures=figures(one[1]))
+            )
             parts[scope] = sorted(
                 (one for one in groups if one.figures.gpu_hours),
                 key=lambda one: (-(one.figures.waste_usd or 0.0), -one.figures.gpu_hours, one.id),
