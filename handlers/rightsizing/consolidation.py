@@ -107,6 +107,7 @@ def pack(nodes: Sequence[NodeLoad], settings: ConsolidateSettings) -> list[Move]
     stays; what is emptied takes none. Every ten minutes must fit, not the sum of the peaks.
     """
     order = sorted(nodes, key=lambda node: (is_fixed(node.node, settings), *_effort(node)))
+    groups = {node.node: group_of(node.node, settings) for node in nodes}
     bins = {node.node: _Bin(node) for node in reversed(order)}
     moves: list[Move] = []
     for donor in order[:DONORS_MAX]:
@@ -115,12 +116,12 @@ def pack(nodes: Sequence[NodeLoad], settings: ConsolidateSettings) -> list[Move]
         works = donor.works
         if bins[donor.node].is_target or len(moves) + len(works) > settings.moves_max:
             continue
-        group = group_of(donor.node, settings)
+        group = groups[donor.node]
         targets = (
             target
             for name, target in bins.items()
             if name != donor.node
-            and group_of(name, settings) == group
+            and groups[name] == group
             and target.may_take(works, donor.host, settings)
         )
         for target in itertools.islice(targets, TARGETS_MAX):
