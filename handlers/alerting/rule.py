@@ -161,13 +161,18 @@ class Group:
         self.holders = holders(place)
         fields = {rule: rule.metric.field for rule in rules if rule.metric is not None}
         self.values = _getter(list(fields.values()))
-        self._plain: list[tuple[Callable[[Any], Any], float, float]] = []
+        bounds: dict[str, tuple[float, float]] = {}
         self._others: list[tuple[Callable[[Any], Any], Rule]] = []
         for rule, field in fields.items():
             if rule.convert is None and rule.base_field is None:
-                self._plain.append((operator.attrgetter(field), *rule.bounds))
+                # Of the rules on one field the narrowest bounds say whether all are fine.
+                floor, ceiling = bounds.get(field, (-math.inf, math.inf))
+                bounds[field] = max(floor, rule.bounds[0]), min(ceiling, rule.bounds[1])
             else:
                 self._others.append((operator.attrgetter(field), rule))
+        self._plain: list[tuple[Callable[[Any], Any], float, float]] = [
+            (operator.attrgetter(field), *of) for field, of in bounds.items()
+        ]
 
     def is_fine(self, found: Sequence[Any]) -> bool:
         """Whether no value in these Structs is bad: nearly always, and every message has many."""

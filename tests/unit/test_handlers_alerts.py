@@ -155,6 +155,33 @@ def test_a_rule_may_look_downwards() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("cpu", "raised"),
+    [
+        pytest.param(0.5, [], id="fine by all of them"),
+        pytest.param(0.7, ["high"], id="by one not"),
+        pytest.param(0.9, ["high", "higher"], id="by two not"),
+        pytest.param(0.3, ["low"], id="by one that looks downwards not"),
+        pytest.param(0.1, ["low", "lower"], id="by both of these not"),
+        pytest.param(None, [], id="not measured"),
+    ],
+)
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_each_of_many_rules_on_one_field_is_judged(
+    cpu: float | None, raised: list[str], is_reversed: bool
+) -> None:
+    metric = "host.cpu.utilization_ratio"
+    rules = [
+        AlertRule(name="high", metric=metric, warning=0.6),
+        AlertRule(name="higher", metric=metric, warning=0.8),
+        AlertRule(name="low", metric=metric, comparison="<=", warning=0.4),
+        AlertRule(name="lower", metric=metric, comparison="<=", warning=0.2),
+    ]
+    handler = alerts_handler(*(rules[::-1] if is_reversed else rules))
+
+    assert sorted(one.rule for one in played((0, host(cpu=cpu)), handler=handler)) == raised
+
+
 def test_an_open_alert_outlives_the_process() -> None:
     before = alerts_handler()
     raised = played((0, hot(85)), (30, hot(85)), handler=before)
