@@ -57,6 +57,9 @@ class Plan:
         )
         self._minute: PoolMinute | None = None
         self._running_max: dict[tuple[str, str], int | None] = {}
+        self._planned: Planned | None = None
+        self._planned_by: tuple[PlanState, int] | None = None
+        """The state, and its step, of which that is."""
 
     def add(self, message: EngineMetrics, now_ns: int) -> None:
         """Take a sample, after the minute before was closed."""
@@ -78,6 +81,14 @@ class Plan:
     @property
     def planned(self) -> Planned | None:
         """None below a day of history, and while the load is not known."""
+        state, steps = self._planned_by or (None, 0)
+        if state is not self.state or steps != state.policy.steps:
+            # Once a step: each message of an engine asks.
+            self._planned = self._plan()
+            self._planned_by = self.state, self.state.policy.steps
+        return self._planned
+
+    def _plan(self) -> Planned | None:
         policy = self.state.policy
         if not (self.state.is_known and policy.has_history):
             return None
