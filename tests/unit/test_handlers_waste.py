@@ -608,6 +608,28 @@ def test_state_beyond_its_room_is_left_out_of_the_snapshot() -> None:
     assert {len(msgspec.msgpack.decode(one)) for one in snapshots.values()} == {0}
 
 
+def test_many_resting_gpus_cost_a_snapshot_no_hours_and_no_other_group() -> None:
+    def fleet(minute: int) -> list[dict[str, Any]]:
+        many = [idle(f"{number}-{'x' * 50}", pool="large") for number in range(30)]
+        return [*many, busy("a", pool="small")]
+
+    def kept(snapshot_bytes: int) -> dict[str, tuple[int, int]]:
+        waste = msgspec.structs.replace(FOUR_USD.waste, snapshot_bytes=snapshot_bytes)
+        settings = msgspec.structs.replace(FOUR_USD, waste=waste)
+        of_pools = [one for one in handlers(settings) if one.scope == "pool"]
+        slot = Slot(0, 1, of_pools, Watermark(sequence=0, ns=0))
+        for routed in recorded(range(15), fleet):
+            slot.feed(routed)
+        (snapshot,) = slot.watermark().snapshots.values()
+        memories = msgspec.msgpack.decode(snapshot, type=list[spending._Memory])
+        ledgers = {one.key: one.real for one in memories if one.real is not None}
+        return {k: (one.hours[0].minutes, len(one.streaks.resting)) for k, one in ledgers.items()}
+
+    assert kept(10_000) == {"large": (14, 30), "small": (14, 0)}
+    assert kept(1_500) == {"large": (14, 0), "small": (14, 0)}
+    assert kept(100) == {}
+
+
 def test_a_group_that_measures_nothing_is_forgotten() -> None:
     def leaving(minute: int) -> list[dict[str, Any]]:
         return [busy("a", node="n1", pool="gone")] if minute < 5 else [busy("b", node="n2")]
