@@ -57,15 +57,23 @@ class LargeEvictions:
 
     async def run(self) -> None:
         """Go on for ever; returns when there is something to send and the lease is lost."""
-        outbox = self._namespace.outbox
         async with asyncio.TaskGroup() as lent:
-            while True:
-                item = await outbox.take(large=True)
-                if not self._lease.held:
-                    outbox.give_back(item)
-                    break
-                if not await self.lending.begins(item, lent) and not await self._send(item):
-                    outbox.give_back(item)
+            while await self._bring_next(lent):
+                pass
+
+    async def _bring_next(self, lent: asyncio.TaskGroup) -> bool:
+        """Lend or send the next; False: the lease is lost.
+
+        Nothing of it is held here while the one after it is awaited: it may be the last for hours.
+        """
+        outbox = self._namespace.outbox
+        item = await outbox.take(large=True)
+        if not self._lease.held:
+            outbox.give_back(item)
+            return False
+        if not await self.lending.begins(item, lent) and not await self._send(item):
+            outbox.give_back(item)
+        return True
 
     async def _send(self, item: Item) -> bool:
         """Whether it is settled; False: the lease is lost."""

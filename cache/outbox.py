@@ -173,10 +173,10 @@ class Outbox:
         """
         while True:
             ready = self._ready[large]
-            for item in self._next():
-                if item.is_large == large:
-                    item.sending = True
-                    return item
+            item = next((one for one in self._next() if one.is_large == large), None)
+            if item is not None:
+                item.sending = True
+                return item
             ready.clear()
             await ready.wait()
 

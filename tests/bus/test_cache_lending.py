@@ -502,6 +502,28 @@ async def test_what_expires_while_it_is_lent_does_not_end_lending(
         await until(lambda: counter(service, "evictions_lent") == 1)
 
 
+@pytest.mark.parametrize("way", ["lent", "in parts", "whole"])
+async def test_nothing_is_held_of_a_value_that_the_archive_has(
+    bus: Bus,
+    client: Client,
+    cache: CacheClient,
+    store: FailingStore,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    if way == "in parts":
+        monkeypatch.setattr(same_host, "_PLACE", re.compile("/elsewhere/.*"))
+    value, limit_mb = (LARGE[:300_000], 1) if way == "whole" else (LARGE, 2)
+    async with archiving(bus, store), running(bus, max_memory_mb=limit_mb) as service:
+        await synced(service)
+        await cache.put("key", value)
+        await until(lambda: len(value) in service.files.held.values())
+        await client.evict_all()
+        await until(lambda: counter(service, "evictions_acknowledged") == 1)
+        await until(lambda: service.counters()["outbox_entries"] == 0)
+        await until(lambda: len(value) not in service.files.held.values())
+
+
 async def test_what_somebody_removed_before_it_is_read_is_lost_and_counted(
     bus: Bus,
     client: Client,
