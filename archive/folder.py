@@ -55,6 +55,7 @@ class FolderStore:
         self.requests = Requests()
         self._threads = threads
         self._has_mark = False
+        self._cleaning: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
         """Create the folder (mode 0700) where it is missing, and try to write to it."""
@@ -80,15 +81,15 @@ class FolderStore:
         """Store the concatenation of `pieces`; each is written before the next is asked for."""
         target = self._path(name)
         temporary = _temporary(target)
-        descriptor = await self._run(lambda: _create(temporary), name)
+        opened: list[int] = []
         try:
+            await self._run(lambda: opened.append(_create(temporary)), name)
             async for piece in pieces:
-                await self._run(lambda piece=piece: _write_all(descriptor, piece), name)  # type: ignore[misc]
-            await self._run(lambda: os.fsync(descriptor), name)
+                await self._run(lambda piece=piece: _write_all(opened[0], piece), name)  # type: ignore[misc]
+            await self._run(lambda: os.fsync(opened[0]), name)
             await self._run(lambda: self._place(temporary, target), name)
         finally:
-            # Behind whatever of it still runs in the thread, which nobody awaits any more.
-            await asyncio.shield(self._run(lambda: _drop(descriptor, temporary), name))
+            await self._clean_up(lambda: _drop(opened, temporary), name)
 
     async def get_range(self, name: str, first: int, end: int) -> bytes | None:
         """Its bytes from `first` up to, not with, `end`; shorter where it ends; None: absent."""
@@ -228,10 +229,9 @@ class FolderStore:
             raise ObjectRefusedError(name, reason) from error
 
     async def _run(self, work: Callable[[], T], name: str = "00") -> T:
-        thread = self._threads[int(name[-2:], 16) % len(self._threads)]
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                return await thread.run(work)
+                return await self._thread(name).run(work)
         except TimeoutError as error:
             raise StoreError(
                 f"archive {self.description} did not answer within {CALL_SECONDS:g} s: "
@@ -239,6 +239,19 @@ class FolderStore:
             ) from error
         except OSError as error:
             raise StoreError(self._explain(error)) from error
+
+    async def _clean_up(self, work: Callable[[], None], name: str) -> None:
+        """Behind whatever still runs in the thread, which nobody may await any more.
+
+        It is done however long that hangs; here it is awaited as long as any call.
+        """
+        task = asyncio.ensure_future(self._thread(name).run(work))
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
+        await asyncio.wait({task}, timeout=CALL_SECONDS)
+
+    def _thread(self, name: str) -> BlockingCalls:
+        return self._threads[int(name[-2:], 16) % len(self._threads)]
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{check_name(name)}{OBJECT_SUFFIX}"
@@ -370,9 +383,12 @@ def _write_all(descriptor: int, content: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _drop(descriptor: int, temporary: Path) -> None:
-    os.close(descriptor)
-    temporary.unlink(missing_ok=True)
+def _drop(opened: Sequence[int], temporary: Path) -> None:
+    for descriptor in opened:
+        with contextlib.suppress(OSError):  # what counts was synced, or is not kept
+            os.close(descriptor)
+    with contextlib.suppress(OSError):  # a leftover, then
+        temporary.unlink(missing_ok=True)
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -1,6 +1,7 @@
 """Objects in a local folder."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,6 +77,15 @@ async def store(tmp_path: Path) -> AsyncIterator[FailingStore]:
     await folder.open()
     yield folder
     await folder.close()
+
+
+def open_below(folder: Path) -> list[str]:
+    """What this process has open there."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of this listing
+            found.append(os.readlink(link))
+    return [path for path in found if path.startswith(f"{folder}/")]
 
 
 def python(script: str, folder: Path) -> "subprocess.Popen[str]":
@@ -275,6 +286,36 @@ async def test_calls_given_up_behind_one_that_hangs_never_happen(
     may_go_on.set()
 
     assert await store.get(NAME) == b"first"
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync"])
+async def test_a_stream_given_up_on_a_disk_that_hangs_leaves_no_file_and_nothing_open(
+    store: FailingStore, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    hanging, may_go_on = threading.Event(), threading.Event()
+    really = getattr(os, call)
+
+    def hang(first: Any, *rest: Any) -> Any:
+        is_stream = call != "open" or str(first).endswith(".tmp")
+        if is_stream and threading.current_thread() is not threading.main_thread():
+            hanging.set()
+            may_go_on.wait()
+        return really(first, *rest)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"value"
+
+    monkeypatch.setattr("archive.folder.CALL_SECONDS", 0.05)
+    monkeypatch.setattr(os, call, hang)
+    with pytest.raises(StoreError, match="did not answer"):
+        await store.put_stream(NAME, pieces())
+    assert hanging.is_set()
+    monkeypatch.undo()
+    may_go_on.set()
+
+    assert await store.get(NAME) is None, "asked in the same thread, behind all that hung"
+    assert list(store.folder.iterdir()) == []
+    assert open_below(store.folder) == []
 
 
 @pytest.mark.parametrize("way", ["whole", "in pieces"])
