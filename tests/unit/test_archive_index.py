@@ -6,6 +6,7 @@ import random
 import msgspec
 import pytest
 
+from archive import packed_entry
 from archive.frame import FrameHeader
 from archive.index import NamespaceIndex
 from archive.index_entry import IndexEntry, key_hash, object_name
@@ -128,6 +129,17 @@ def test_hashes_and_listing_come_in_pages() -> None:
     assert first + rest == sorted(map(key_hash, keys))
     assert [found.key for found in listed] == ["key-4", "key-5", "key-6", "key-7"]
     assert index.listing("other", "", 10, NOW_NS) == []
+
+
+def test_who_asks_for_what_no_key_can_follow_looks_at_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index = filled(*(evicted(f"key-{number}") for number in range(10)))
+    looked: list[bytes] = []
+    monkeypatch.setattr(packed_entry, "hash_of", looked.append)
+
+    assert index.hashes(b"\xff" * 8, 10, NOW_NS) == []
+    assert looked == []
 
 
 @pytest.mark.parametrize(
