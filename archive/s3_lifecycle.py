@@ -7,6 +7,8 @@ from archive.s3_multipart import Ask
 
 _NONE_YET = "NoSuchLifecycleConfiguration"
 _UNKNOWN = frozenset({"NotImplemented", "MethodNotAllowed", "UnsupportedOperation", "501", "405"})
+_TAKEN_FOR_ANOTHER = frozenset({"BucketAlreadyExists", "BucketAlreadyOwnedByYou"})
+"""Said to rules by a server that does not look at `?lifecycle` and would make the bucket."""
 _REFUSED = frozenset({"AccessDenied", "403"})
 NOT_ALLOWED = (
     "the bucket's lifecycle rules may not be {verb}: allow {right} on {bucket}, or set "
@@ -67,7 +69,7 @@ async def _write(s3: Any, bucket: str, rules: list[Rule]) -> LifecycleReport | N
 
 def _explained(error: Exception, bucket: str, verb: str, right: str) -> LifecycleReport:
     code = _code(error)
-    if code in _UNKNOWN:
+    if code in _UNKNOWN | _TAKEN_FOR_ANOTHER:
         return LifecycleReport(
             "off",
             f"the server has no lifecycle rules ({code}): only the sweep removes what has expired",

@@ -139,6 +139,12 @@ async def installed(answers: dict[str, Answer], **settings: Any) -> tuple[str, s
             id="server takes none",
         ),
         pytest.param(
+            {"GET": NO_RULES, "PUT": s3_error(409, "BucketAlreadyExists")},
+            "off",
+            "has no lifecycle rules (BucketAlreadyExists)",
+            id="server takes rules for a new bucket",
+        ),
+        pytest.param(
             {"GET": s3_error(403, "AccessDenied")},
             "degraded",
             "may not be read: allow s3:GetLifecycleConfiguration on bucket",
