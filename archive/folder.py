@@ -152,14 +152,13 @@ class FolderStore:
 
         def remove() -> int:
             before_seconds = time.time() - older_than_seconds
-            leftovers = [
-                path
-                for path in self.folder.glob(f"*{TEMPORARY_SUFFIX}")
-                if path.stat().st_mtime <= before_seconds
-            ]
-            for path in leftovers:
-                path.unlink(missing_ok=True)
-            return len(leftovers)
+            removed = 0
+            for path in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
+                with contextlib.suppress(FileNotFoundError):  # another archiver has finished it
+                    if path.stat().st_mtime <= before_seconds:
+                        path.unlink()
+                        removed += 1
+            return removed
 
         return await self._run(remove)
 

@@ -14,14 +14,16 @@ from archive.claim import Claim
 from archive.duty import Duty
 from archive.job import Done, Job, OnProgress
 from archive.marks import ClaimError, MarkRefusedError, NotOurStoreError, OwnUnreadableError
-from archive.store import StoreError
+from archive.store import LEFTOVER_SECONDS, StoreError
 from archive.sweep import Sweeper
 from archive.vault import Vault
 from schemas.api import ArchiveJobRequest
 from schemas.protocols import Clock, Endpoint, PublishError
+from schemas.units import SECOND_NS
 
 log = structlog.get_logger()
 
+LEFTOVERS_NS = int(LEFTOVER_SECONDS * SECOND_NS)
 CHECK_SECONDS = 1.0
 """How long is believed, while many objects are removed, that the store is this installation's."""
 
@@ -51,6 +53,7 @@ class Upkeep:
         self._duty = duty
         self.trouble = ""
         """Why nothing can be removed though the store works; empty: it can."""
+        self._leftovers_due_ns = clock() + LEFTOVERS_NS
         self._checked_until = 0.0
         self._checking = asyncio.Lock()
         """What was seen last is told last."""
@@ -77,6 +80,21 @@ class Upkeep:
             await self._sweep(lambda _done, _total: None)
         except StoreError as error:
             log.error("archive_sweep_failed", error=str(error))
+        else:
+            await self._remove_leftovers()
+
+    async def _remove_leftovers(self) -> None:
+        """Once a day what archivers left that were killed while they wrote.
+
+        Each start of a keeper does that, but the helpers that are killed are not the keeper.
+        """
+        if self._clock() < self._leftovers_due_ns:
+            return
+        self._leftovers_due_ns = self._clock() + LEFTOVERS_NS
+        try:
+            await self._vault.store.remove_leftovers()
+        except StoreError as error:  # what else it may do here, it may go on doing
+            log.warning("archive_leftovers_stay", error=str(error))
 
     async def _reindex(self, on_progress: OnProgress, request: ArchiveJobRequest) -> Done:
         """Write the index anew; of a store that is not ours only where it is to be adopted."""

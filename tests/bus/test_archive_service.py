@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,6 +140,26 @@ async def test_the_sweep_runs_by_itself(
         clock.advance(3600)
 
         assert (await heard.next(Expired)).version == "b1-01"
+
+
+async def test_what_killed_archivers_left_goes_once_a_day_while_one_runs(
+    bus: Bus, store: FailingStore, clock: ManualClock
+) -> None:
+    def left() -> list[str]:
+        return sorted(path.name for path in store.folder.glob("*.tmp"))
+
+    async with archiving(bus, store, clock=clock) as service:
+        for name, age_seconds in (("old", 90_000), ("young", 80_000)):
+            path = store.folder / f"{name}.tmp"
+            path.write_bytes(b"part")
+            os.utime(path, (time.time() - age_seconds,) * 2)
+        await service.sweep()
+        at_once = left()
+        clock.advance(86_400)
+        await service.sweep()
+        a_day_later = left()
+
+    assert (at_once, a_day_later) == (["old.tmp", "young.tmp"], ["young.tmp"])
 
 
 async def test_a_tombstone_takes_the_value_from_disk_and_keeps_older_ones_out(

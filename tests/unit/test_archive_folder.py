@@ -188,6 +188,25 @@ async def test_a_kill_in_the_middle_of_a_write_leaves_no_object(store: FolderSto
     assert [path.name for path in store.folder.iterdir()] == [f"{NAME}.object"]
 
 
+async def test_a_file_that_another_archiver_finishes_meanwhile_is_no_leftover_and_no_failure(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, others = Path.stat, ["first.tmp", "second.tmp"]
+    for name in others:
+        (store.folder / name).write_bytes(b"part")
+
+    def finished_first(self: Path, **options: Any) -> os.stat_result:
+        if self.name in others and len(others) == 2:
+            others.remove(self.name)
+            self.unlink()
+        return really(self, **options)
+
+    monkeypatch.setattr(Path, "stat", finished_first)
+
+    assert await store.remove_leftovers(older_than_seconds=0) == 1
+    assert list(store.folder.iterdir()) == []
+
+
 async def test_a_write_that_breaks_off_leaves_nothing_behind(store: FolderStore) -> None:
     with python(WRITE_BEYOND_LIMIT, store.folder) as writer:
         assert writer.stdout is not None
