@@ -306,7 +306,9 @@ class CacheService:
                     last_per_subject=True,
                 )
             )
-            served = (endpoints, batches, warming, lmcache, large.lending)
+            # Until all is flushed: what leaves RAM at the end is lent, too.
+            stack.push_async_callback(await self._bus.serve(large.lending.endpoints()))
+            served = (endpoints, batches, warming, lmcache)
             stop_serving = await self._bus.serve([e for some in served for e in some.endpoints()])
             self._owned[name] = _Owned(
                 namespace, link, pump, large, endpoints.uploads, lmcache, configuration

@@ -283,6 +283,22 @@ async def test_a_cache_that_stops_sends_what_it_has_lent(
     assert value == LARGE
 
 
+async def test_a_cache_that_stops_lends_over_the_bus_to_its_end(
+    bus: Bus, client: Client, cache: CacheClient, store: FailingStore
+) -> None:
+    async with archiving(bus, store) as archive:
+        async with running(bus, **SMALL, same_host=False, archive_on_stop=True) as service:
+            await synced(service)
+            await cache.put("key", LARGE)
+        stored, sent = counter(archive, "stored"), await parts_sent(bus)
+        async with running(bus, **SMALL) as service:
+            await synced(service)
+            value = await cache.get("key")
+
+    assert (stored, sent) == (1, 0)
+    assert value == LARGE
+
+
 @pytest.mark.parametrize("story", ["overwritten", "deleted", "cleared"])
 async def test_what_is_outdated_while_it_is_lent_never_comes_back(
     bus: Bus,
@@ -502,7 +518,7 @@ async def test_what_expires_while_it_is_lent_does_not_end_lending(
         await until(lambda: counter(service, "evictions_lent") == 1)
 
 
-@pytest.mark.parametrize("way", ["lent", "in parts", "whole"])
+@pytest.mark.parametrize("way", ["lent", "lent over the bus", "in parts", "whole"])
 async def test_nothing_is_held_of_a_value_that_the_archive_has(
     bus: Bus,
     client: Client,
@@ -511,10 +527,13 @@ async def test_nothing_is_held_of_a_value_that_the_archive_has(
     monkeypatch: pytest.MonkeyPatch,
     way: str,
 ) -> None:
-    if way == "in parts":
+    if way == "lent over the bus":
         monkeypatch.setattr(same_host, "_PLACE", re.compile("/elsewhere/.*"))
     value, limit_mb = (LARGE[:300_000], 1) if way == "whole" else (LARGE, 2)
-    async with archiving(bus, store), running(bus, max_memory_mb=limit_mb) as service:
+    settings: dict[str, Any] = {"max_memory_mb": limit_mb}
+    if way == "in parts":
+        settings["lend"] = "nowhere"
+    async with archiving(bus, store), running(bus, **settings) as service:
         await synced(service)
         await cache.put("key", value)
         await until(lambda: len(value) in service.files.held.values())
