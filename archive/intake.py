@@ -11,7 +11,8 @@ import structlog
 from archive import frame
 from archive.announce import Announcer
 from archive.keeping import Count, Keeping, Kept
-from archive.lent_value import NotLentError, is_lent, lent_value
+from archive.lenders import Lenders, NotLentError
+from archive.lent_value import is_lent, lent_value
 from archive.packer import INLINE_BYTES
 from archive.parts import Parts
 from archive.settings import ArchiveSettings
@@ -94,7 +95,7 @@ class Intake:
         settings: ArchiveSettings,
     ) -> None:
         self._parts = parts
-        self._requester = requester
+        self._lenders = Lenders(requester)
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._queue = queue
         self._announcer = announcer
@@ -282,7 +283,7 @@ class Intake:
     async def _keep_large(self, keeping: Keeping, item: WorkItem, manifest: Evicted) -> list[Kept]:
         headers = item.delivery.headers
         value = (
-            lent_value(headers, manifest, self._requester)
+            lent_value(headers, manifest, self._lenders)
             if is_lent(headers)
             else self._parts.value(manifest)
         )

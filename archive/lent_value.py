@@ -1,30 +1,14 @@
 """A large value on its way in that a cache lends: read from its file, or asked for part by part."""
 
 import contextlib
-import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 
 from archive import same_host
 from archive.codec import SAMPLE_PIECE_BYTES, SAMPLE_PIECES
+from archive.lenders import Lenders, NotLentError
 from archive.parts import PartedValue
 from archive.verified import verified
-from schemas.cache import (
-    FILE_HEADER,
-    LENDER_HEADER,
-    PART_BYTES,
-    Evicted,
-    decode_header,
-    part_range,
-)
-from schemas.protocols import Requester, RequestError
-
-PART_SECONDS = 5.0
-HEARD_SECONDS = 0.5
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-
-class NotLentError(ValueError):
-    """It cannot be read, or is not the value any more: its cache still has that, and sends it."""
+from schemas.cache import FILE_HEADER, LENDER_HEADER, PART_BYTES, Evicted, decode_header
 
 
 def is_lent(headers: Mapping[str, str]) -> bool:
@@ -33,22 +17,13 @@ def is_lent(headers: Mapping[str, str]) -> bool:
 
 
 def lent_value(
-    headers: Mapping[str, str], manifest: Evicted, requester: Requester
+    headers: Mapping[str, str], manifest: Evicted, lenders: Lenders
 ) -> "LentFile | LentParts":
     """The value of an eviction that is lent: its file where that is on this host."""
     path, lender = decode_header(headers.get(FILE_HEADER, "")), headers.get(LENDER_HEADER)
     if lender is None or (path and same_host.has_value(path)):
         return LentFile(path, manifest)
-    return LentParts(requester, lender, manifest)
-
-
-async def gives_parts(requester: Requester, namespace: str, lender: str) -> bool:
-    """Whether that cache can be asked for what it lends."""
-    try:
-        await _ask(requester, namespace, lender, {}, HEARD_SECONDS)
-    except (RequestError, NotLentError):
-        return False
-    return True
+    return LentParts(lenders, lender, manifest)
 
 
 class LentFile:
@@ -110,11 +85,11 @@ class LentParts:
     something else.
     """
 
-    def __init__(self, requester: Requester, lender: str, manifest: Evicted) -> None:
-        self._requester = requester
-        self._lender = lender
-        self._manifest = manifest
-        self._value = PartedValue(self._part, manifest)
+    def __init__(self, lenders: Lenders, lender: str, manifest: Evicted) -> None:
+        def read(part: int) -> Awaitable[bytes]:
+            return lenders.part(manifest, lender, part)
+
+        self._value = PartedValue(read, manifest)
 
     async def sample(self) -> bytes:
         """As that of a value in parts."""
@@ -131,34 +106,6 @@ class LentParts:
                     yield piece
         except ValueError as error:
             raise _not_lent(error) from error
-
-    async def _part(self, part: int) -> bytes:
-        manifest = self._manifest
-        first, end = part_range(part, manifest.size_bytes)
-        headers = {
-            "Fleet-Eviction": manifest.eviction or "",
-            "Fleet-Range": f"{first}-{end - 1}",
-        }
-        try:
-            return await _ask(
-                self._requester, manifest.namespace, self._lender, headers, PART_SECONDS
-            )
-        except RequestError as error:
-            raise NotLentError(f"the cache that lends it: {error}") from error
-
-
-async def _ask(
-    requester: Requester,
-    namespace: str,
-    lender: str,
-    headers: Mapping[str, str],
-    timeout_seconds: float,
-) -> bytes:
-    if not _NAME.fullmatch(lender):
-        raise NotLentError(f"header {LENDER_HEADER} is no name of a cache")
-    subject = f"cache.{namespace}.lent.{lender}"
-    answer = await requester.request(subject, headers=headers, timeout_seconds=timeout_seconds)
-    return answer.payload
 
 
 def _not_lent(error: ValueError) -> NotLentError:

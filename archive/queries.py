@@ -10,7 +10,7 @@ from archive import same_host
 from archive.announce import Announcer
 from archive.index_entry import HASH_BYTES
 from archive.intake import STREAM
-from archive.lent_value import gives_parts
+from archive.lenders import Lenders
 from archive.money import price_table
 from archive.ownership import owned_namespace
 from archive.settings import ArchiveSettings
@@ -69,7 +69,7 @@ class Queries:
         self._store = store
         self._announcer = announcer
         self._queue = queue
-        self._requester = requester
+        self._lenders = Lenders(requester)
         self._instance = instance
         self._clock = clock
         self._namespaces = frozenset(namespaces)
@@ -120,7 +120,7 @@ class Queries:
         if same_host.has_value(same_host.named_path(call.headers)):
             headers["Fleet-Here"] = "1"
         lender = call.headers.get(LENDER_HEADER)
-        if lender is not None and await gives_parts(self._requester, namespace, lender):
+        if lender is not None and await self._lenders.gives_parts(namespace, lender):
             headers["Fleet-Asks"] = "1"
         if len(hashes) > HASHES_PER_PAGE:
             headers["Fleet-More"] = "1"
