@@ -139,7 +139,8 @@ class Evicted(msgspec.Struct, frozen=True, kw_only=True):
 
     The payload of that message is the value; with `parts` it is empty, and the value lies in that
     many messages `evicted_part.<namespace>.<eviction>.<0 …>`, all acknowledged before this one; or
-    it is lent, in the cache's file that the header `Fleet-File` names, and stays in the outbox.
+    it is lent, and stays in the outbox: in the cache's file that the header `Fleet-File` names, or
+    from the cache `Fleet-Lender`, which gives its parts.
     A tombstone has no payload, and says that versions of `key` below `version` are gone; with `tag`
     set (and no key) those of every key of that tag. One with `parts` gives up an eviction: what it
     has sent may be removed. `version` orders all versions of a namespace as text. `ttl_seconds`
