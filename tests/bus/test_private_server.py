@@ -149,11 +149,14 @@ async def test_tells_where_it_is_to_this_user_alone(binary: Path, state: Path) -
 
 
 async def test_keeps_store_port_and_password_between_runs(binary: Path, state: Path) -> None:
-    async with PrivateServer(state, binary=binary) as server:
+    # Not the default port: another test takes it in between.
+    settings = ServerSettings(preferred_port=free_port())
+    async with PrivateServer(state, binary=binary, settings=settings) as server:
         url = server.url
         await store_one(server)
 
-    async with PrivateServer(state, binary=binary) as server:
+    settings = ServerSettings(preferred_port=free_port())
+    async with PrivateServer(state, binary=binary, settings=settings) as server:
         assert server.url == url
         assert await stored(server) == b"acknowledged"
 
