@@ -16,7 +16,7 @@ from cache.archive_link import ArchiveLink
 from cache.entry import Entry
 from cache.files import Files
 from cache.large_evictions import LargeEvictions
-from cache.lending import LENT_SHARE
+from cache.lending import LENT_SHARE, Lending
 from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.room import Room
@@ -87,8 +87,9 @@ async def lender(
         lease = await leases.try_acquire("bench")
         if lease is None:
             raise RuntimeError("another benchmark holds the lease")
-        large = LargeEvictions(namespace, bus, bus, lease, "bench", "everywhere")
-        served = await bus.serve("lender", large.lending.endpoints(), description="bench")
+        lending = Lending(namespace, bus, bus, lease, "bench", "everywhere")
+        large = LargeEvictions(namespace, bus, lease, lending)
+        served = await bus.serve("lender", lending.endpoints(), description="bench")
         stop_listening = await link.listen()
         sending = asyncio.create_task(large.run())
         kept, digest = namespace.files.keep(value) if same_host else value, digest_of(value)
@@ -99,13 +100,13 @@ async def lender(
             return _linked(kept, namespace.files) if isinstance(kept, ValueFile) else value
 
         async def evict_lent() -> None:
-            lent_before = large.lending.lent
+            lent_before = lending.lent
             items = [_item(another(), digest) for _ in range(count)]
             for item in items:
                 namespace.outbox.add(item)
             await namespace.outbox.drained()
             await asyncio.sleep(LOOK_SECONDS)  # the last one is counted
-            if large.lending.lent - lent_before != count:
+            if lending.lent - lent_before != count:
                 raise RuntimeError("not all were lent")
 
         try:

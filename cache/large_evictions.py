@@ -13,13 +13,11 @@ from cache.manifest import eviction_token, message_of_parts
 from cache.namespace import Namespace
 from cache.outbox import Item
 from cache.room import run_together
-from cache.settings import Reach
 from schemas.cache import PARTS_IN_FLIGHT, part_count, part_range
 from schemas.protocols import (
     Lease,
     Publisher,
     PublishError,
-    Requester,
     StreamFullError,
     TooLargeError,
 )
@@ -41,18 +39,12 @@ class LargeEvictions:
     """
 
     def __init__(
-        self,
-        namespace: Namespace,
-        publisher: Publisher,
-        requester: Requester,
-        lease: Lease,
-        instance: str,
-        reach: Reach,
+        self, namespace: Namespace, publisher: Publisher, lease: Lease, lending: Lending
     ) -> None:
         self._namespace = namespace
         self._publisher = publisher
         self._lease = lease
-        self.lending = Lending(namespace, publisher, requester, lease, instance, reach)
+        self.lending = lending
         self.error = ""
 
     async def run(self) -> None:

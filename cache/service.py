@@ -20,6 +20,7 @@ from cache.endpoints import NamespaceEndpoints
 from cache.files import Files
 from cache.invalidations import Invalidations
 from cache.large_evictions import LargeEvictions
+from cache.lending import Lending
 from cache.limits import configured
 from cache.lmcache import LmcacheEndpoints
 from cache.lmcache_front import LmcacheFront
@@ -251,7 +252,7 @@ class CacheService:
             files=self.files,
         )
         pump = Pump(namespace, self._bus.publisher, lease)
-        large = LargeEvictions(
+        lending = Lending(
             namespace,
             self._bus.publisher,
             self._bus.requester,
@@ -259,6 +260,7 @@ class CacheService:
             self._instance,
             settings.lend,
         )
+        large = LargeEvictions(namespace, self._bus.publisher, lease, lending)
         room = Room(settings.uploads_max_bytes)
         link = ArchiveLink(
             namespace,
@@ -307,7 +309,7 @@ class CacheService:
                 )
             )
             # Until all is flushed: what leaves RAM at the end is lent, too.
-            stack.push_async_callback(await self._bus.serve(large.lending.endpoints()))
+            stack.push_async_callback(await self._bus.serve(lending.endpoints()))
             served = (endpoints, batches, warming, lmcache)
             stop_serving = await self._bus.serve([e for some in served for e in some.endpoints()])
             self._owned[name] = _Owned(
