@@ -26,7 +26,7 @@ from archive.s3_config import config
 from archive.s3_errors import OF_ONE_OBJECT, code, detail
 from archive.s3_failures import failure, other_scheme
 from archive.s3_lifecycle import install
-from archive.s3_multipart import upload
+from archive.s3_multipart import abort_older, upload
 from archive.s3_rights import ForbiddenError, needed_right, refusals
 from archive.s3_signing import sign_in_threads
 from archive.settings import S3Settings
@@ -169,19 +169,7 @@ class S3Store:
     async def remove_leftovers(self, older_than_seconds: float = LEFTOVER_SECONDS) -> int:
         """Abort uploads that were begun that long ago and never completed."""
         before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
-        asked = {"Bucket": self._bucket, "Prefix": self._objects}
-        aborted = 0
-        while True:
-            page = await self._ask(lambda s3: s3.list_multipart_uploads(**asked))
-            for found in page.get("Uploads", ()):
-                if found["Initiated"] <= before:
-                    which = {"Key": found["Key"], "UploadId": found["UploadId"]}
-                    await self._abort(which)
-                    aborted += 1
-            if not page.get("IsTruncated"):
-                return aborted
-            asked["KeyMarker"] = page["NextKeyMarker"]
-            asked["UploadIdMarker"] = page["NextUploadIdMarker"]
+        return await abort_older(self._ask, self._bucket, self._objects, before)
 
     async def read_mark(self) -> bytes | None:
         """What says whose the prefix is, or None."""
@@ -245,9 +233,6 @@ class S3Store:
 
     async def _delete(self, key: str) -> None:
         await self._ask(lambda s3: _unless_absent(s3.delete_object(Bucket=self._bucket, Key=key)))
-
-    async def _abort(self, upload: dict[str, str]) -> None:
-        await self._ask(lambda s3: s3.abort_multipart_upload(Bucket=self._bucket, **upload))
 
     async def _read(
         self, key: str, take: Callable[[bytes], None], first: int = 0, end: int | None = None

@@ -2,10 +2,13 @@
 
 import contextlib
 import time
+from collections.abc import Awaitable
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
+
+T = TypeVar("T")
 
 OF_ONE_OBJECT = frozenset(
     {
@@ -24,6 +27,17 @@ def code(error: ClientError) -> str:
     """S3's code, or the HTTP status where there is none."""
     known = error.response.get("Error", {}).get("Code")
     return str(known or _response(error).get("HTTPStatusCode"))
+
+
+async def unless_no_upload(call: Awaitable[T]) -> T | None:
+    """What `call` returns; None: there is no such upload, or, to who lists them, none at all."""
+    try:
+        return await call
+    except ClientError as error:
+        # Of a list, too: by servers such as rclone, where none was begun since they started.
+        if code(error) == "NoSuchUpload":
+            return None
+        raise
 
 
 def _response(error: ClientError) -> dict[str, Any]:

@@ -1,11 +1,13 @@
-"""An upload to S3 of a length not known before, in parts, with a few MiB in memory."""
+"""Uploads to S3 of a length not known before, in parts, with a few MiB in memory."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 from archive.s3_body import Body
+from archive.s3_errors import unless_no_upload
 from archive.store import StoreError
 
 PART_BYTES = 8 * 1024 * 1024
@@ -44,6 +46,32 @@ async def upload(ask: Ask, bucket: str, key: str, pieces: AsyncIterable[bytes]) 
                     asyncio.ensure_future(ask(lambda s3: s3.abort_multipart_upload(**named)))
                 )
         raise
+
+
+async def abort_older(ask: Ask, bucket: str, prefix: str, before: datetime) -> int:
+    """Abort uploads below `prefix` that were begun before that; how many.
+
+    Those that another archiver completes or aborts meanwhile are left out.
+    """
+
+    async def abort(which: dict[str, str]) -> bool:
+        answer = await ask(lambda s3: unless_no_upload(s3.abort_multipart_upload(**which)))
+        return answer is not None
+
+    asked = {"Bucket": bucket, "Prefix": prefix}
+    aborted = 0
+    while True:
+        page = await ask(lambda s3: unless_no_upload(s3.list_multipart_uploads(**asked)))
+        if page is None:
+            return aborted
+        for found in page.get("Uploads", ()):
+            if found["Initiated"] <= before:
+                which = {"Bucket": bucket, "Key": found["Key"], "UploadId": found["UploadId"]}
+                aborted += await abort(which)
+        if not page.get("IsTruncated"):
+            return aborted
+        asked["KeyMarker"] = page["NextKeyMarker"]
+        asked["UploadIdMarker"] = page["NextUploadIdMarker"]
 
 
 async def _send(

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
+from archive.s3_errors import unless_no_upload
 from archive.s3_multipart import Ask
 from archive.store import StoreError
 
@@ -76,7 +77,7 @@ async def refusals(ask: Ask, bucket: str, prefix: str) -> AsyncIterator[StoreErr
         if operation in ("get_object", "delete_object") and not written:
             continue  # of what is not there nothing could be told
         try:
-            await ask(lambda s3, o=operation, a=arguments: getattr(s3, o)(**a))  # type: ignore[misc]
+            await ask(lambda s3, o=operation, a=arguments: unless_no_upload(getattr(s3, o)(**a)))  # type: ignore[misc]
         except ForbiddenError as error:
             yield error
         except StoreError as error:

@@ -124,6 +124,19 @@ async def test_a_bucket_that_was_deleted_is_one_line(tmp_path: Path) -> None:
     assert trouble.endswith("bucket bucket does not exist: create it, or correct archive.store")
 
 
+async def test_a_server_that_calls_no_uploads_unknown_ones_lacks_no_right(tmp_path: Path) -> None:
+    def answer(method: str, path: str, headers: dict[str, str]) -> Answer:
+        if right_of(method, path) == "s3:ListBucketMultipartUploads":
+            return s3_error(404, "NoSuchUpload")
+        return server_without()(method, path, headers)
+
+    async with S3Double(answer) as server:
+        text, troubles = await checked(settings_of(server), tmp_path, BlockingThread)
+
+    assert text.endswith("all rights are there")
+    assert not troubles
+
+
 async def test_where_all_rights_are_there_nothing_is_left_behind(tmp_path: Path) -> None:
     kept: dict[str, str] = {}
 
