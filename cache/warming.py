@@ -29,6 +29,8 @@ from schemas.units import instant
 
 EVENT_EVERY_SECONDS = 1.0
 NOT_SYNCED_SECONDS = 0.25
+LEFT_OUT_AT_ONCE = 1000
+"""Keys, before others may do something."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -165,9 +167,25 @@ class WarmingQueue:
                 counts.restored += 1
                 counts.evicted_bytes += restore.evicted_bytes
             else:
-                counts.left_out += len(self._waiting)
-                self._waiting.clear()
+                await self._leave_out_the_rest()
+                return  # who has asked for it again meanwhile gets it
         self._waiting.pop(key, None)
+
+    async def _leave_out_the_rest(self) -> None:
+        """What is here, or not archived, needs no room: it is counted as that."""
+        counts = self._counts
+        for number, key in enumerate(list(self._waiting)):
+            if number % LEFT_OUT_AT_ONCE == LEFT_OUT_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            if key not in self._waiting:
+                continue  # cancelled meanwhile, and counted
+            del self._waiting[key]
+            if self._namespace.peek(key) is not None:
+                counts.here += 1
+            elif not self._namespace.restores.possible(key):
+                counts.absent += 1
+            else:
+                counts.left_out += 1
 
     async def _announce(self) -> None:
         with contextlib.suppress(PublishError):

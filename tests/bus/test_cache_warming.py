@@ -103,6 +103,20 @@ async def test_warming_pushes_out_no_more_than_its_share(
     assert 41 - kept <= 22  # half of 2 MiB by entries of 50,000 bytes, and one
 
 
+async def test_only_what_needs_room_is_told_as_left_out_for_want_of_it(
+    bus: Bus, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.warming.LEFT_OUT_AT_ONCE", 2)
+    heard = await Heard.on(bus, "cache_event.warming.>")
+    async with cold(bus, client, tmp_path / "a", 3, 100_000, warm_evict_ratio=0, **FAST):
+        for number in range(11):
+            await client.put(f"hot-{number}", bytes(100_000), Fleet_Ttl_Seconds="0")
+        await warm(client, "key-0", "hot-10", "never-put", "key-1", "key-2")
+        event = await finished(heard)
+
+    assert (event.restored, event.here, event.absent, event.left_out) == (0, 1, 1, 3)
+
+
 async def test_a_get_goes_before_all_that_waits_to_be_warmed(bus: Bus, client: Client) -> None:
     slow = SlowArchive()
     keys = [f"key-{number}" for number in range(50)]
