@@ -20,6 +20,7 @@ from schemas.alert_api import (
     SilenceState,
 )
 from schemas.analysis import Scope, Severity
+from schemas.units import token
 
 T = TypeVar("T")
 
@@ -42,7 +43,12 @@ class AlertCalls(Connected):
     ) -> AlertsReply:
         """What is open now, silenced ones apart; `severity`: that one and worse."""
         asked = AlertFilter(
-            severity=severity, scope=scope, id=id, pool=pool, rule=rule, limit=limit
+            severity=severity,
+            scope=scope,
+            id=token(id) if id else None,
+            pool=token(pool) if pool else None,
+            rule=rule,
+            limit=limit,
         )
         return await self._alert("list", asked, AlertsReply)
 
@@ -66,8 +72,8 @@ class AlertCalls(Connected):
             end=end,
             severity=severity,
             scope=scope,
-            id=id,
-            pool=pool,
+            id=token(id) if id else None,
+            pool=token(pool) if pool else None,
             rule=rule,
             limit=limit,
         )

@@ -84,7 +84,9 @@ class ResourceAgent(AlertCalls, HistoryCalls):
     ) -> LatestReply:
         if fresh_from is not None:
             return await self._ask(f"api.{group}.{name}.{token(fresh_from)}", None, LatestReply)
-        wanted = Filter(node=token(node) if node else None, pool=pool, limit=limit)
+        wanted = Filter(
+            node=token(node) if node else None, pool=token(pool) if pool else None, limit=limit
+        )
         return await self._ask(f"api.{group}.{name}", wanted, LatestReply)
 
     async def get_gpu_metrics(self, node: str | None = None) -> LatestReply:
@@ -148,7 +150,10 @@ class ResourceAgent(AlertCalls, HistoryCalls):
     ) -> InsightsReply:
         """What is going on, in words; `now`: written now, of the node, the pool or the fleet."""
         request = InsightsRequest(
-            node=token(node) if node else None, pool=pool, now=now, limit=limit
+            node=token(node) if node else None,
+            pool=token(pool) if pool else None,
+            now=now,
+            limit=limit,
         )
         timeout_seconds = INSIGHT_TIMEOUT_SECONDS if now else WORK_TIMEOUT_SECONDS
         return await self._ask(
@@ -228,8 +233,9 @@ class ResourceAgent(AlertCalls, HistoryCalls):
         action: Literal["scale_up", "scale_down"] | None = None,
     ) -> RecommendationsReply:
         """The advice that stands, of one pool or of all, newest first; of one action, or of any."""
+        wanted = Filter(pool=token(pool) if pool else None)
         return await self._ask(
-            f"api.optimize.{action or 'recommendations'}", Filter(pool=pool), RecommendationsReply
+            f"api.optimize.{action or 'recommendations'}", wanted, RecommendationsReply
         )
 
     async def get_consolidations(self, pool: str | None = None) -> ConsolidationsReply:

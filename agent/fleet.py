@@ -116,6 +116,14 @@ class Choice:
         pool = "" if self.pool is None else f"in pool {self.pool}"
         return f"{node} {pool}".strip()
 
+    def has_node(self, name: str) -> bool:
+        """Whether rows of that node are wanted; either name may be as typed or as in subjects."""
+        return self.node is None or token(self.node) == token(name)
+
+    def has_pool(self, name: str | None) -> bool:
+        """Whether rows of that pool are wanted; None: of no pool."""
+        return self.pool is None or (name is not None and token(self.pool) == token(name))
+
 
 SORTS: dict[str, tuple[str, ...]] = {
     "nodes": ("", "cpu_ratio", "memory_ratio", "disk_ratio", "age_seconds"),
@@ -169,13 +177,13 @@ class Fleet:
             gpus=_ordered(gpus, "gpus", choice, lambda r: (r.node, r.index, r.gpu)),
             engines=_ordered(engines, "engines", choice, lambda r: (r.pool, r.engine)),
             pools=_ordered(
-                [p for p in pools if choice.pool in {None, p.pool}],
+                [p for p in pools if choice.has_pool(p.pool)],
                 "pools",
                 choice,
                 lambda r: (r.pool,),
             ),
             caches=sorted(self._of(CacheMetrics, now_ns), key=lambda c: (c.namespace, c.instance)),
-            advice=[a for a in advice if choice.pool in {None, a.pool}],
+            advice=[a for a in advice if choice.has_pool(a.pool)],
         )
 
     def _of(self, kind: type[Any], now_ns: int) -> list[Any]:
@@ -307,15 +315,7 @@ def _pools(
 
 
 def _chosen(rows: Iterable[Any], choice: Choice) -> list[Any]:
-    return [
-        row
-        for row in rows
-        if choice.node in {None, row.node}
-        and (
-            choice.pool is None
-            or (row.pool is not None and choice.pool in {row.pool, token(row.pool)})
-        )
-    ]
+    return [row for row in rows if choice.has_node(row.node) and choice.has_pool(row.pool)]
 
 
 def _ordered(

@@ -21,6 +21,7 @@ from agent.identity import user_name
 from schemas.alert_api import AlertsReply, RulesReply, RuleState, SilencesReply, SilenceState
 from schemas.alerts import AlertRule
 from schemas.analysis import Alert, Scope, Severity
+from schemas.units import token
 
 R = TypeVar("R")
 
@@ -61,8 +62,12 @@ def alerts(
         return
     since_seconds = _seconds(since)
     chosen: dict[str, Any] = {
-        "severity": severity, "scope": scope, "id": id_, "pool": pool, "rule": rule,
-    }  # fmt: skip
+        "severity": severity,
+        "scope": scope,
+        "id": token(id_) if id_ else None,
+        "pool": token(pool) if pool else None,
+        "rule": rule,
+    }
 
     async def work(bus: Bus) -> None:
         agent = ResourceAgent(bus)

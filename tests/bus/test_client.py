@@ -6,8 +6,11 @@ import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import nats
 import pytest
+from nats.aio.msg import Msg
 
 from agent.assembly import Place, Simulation
 from agent.client import CacheClient, ResourceAgent
@@ -16,7 +19,10 @@ from agent.runner import StopRequest, running
 from agent.settings import AgentSettings, Settings
 from schemas.lifecycle import ROLES
 from schemas.protocols import RequestError
+from schemas.units import token
 from tests.support.waiting import until_async
+
+NAME = "team a/1"
 
 
 async def test_without_an_address_the_running_up_is_found_with_its_rights(
@@ -176,3 +182,31 @@ async def test_leaving_drains_every_service(nats_url: str, tmp_path: Path) -> No
             await agent.health()
 
     assert nobody.value.code == 503
+
+
+async def test_pools_and_nodes_may_be_asked_for_as_the_settings_name_them(nats_url: str) -> None:
+    """`api.` wants tokens; a setting `pool = "team a/1"` is one in every subject."""
+    asked: list[dict[str, Any]] = []
+    fake = await nats.connect(nats_url)
+
+    async def refuse(message: Msg) -> None:
+        asked.append(json.loads(message.data))
+        headers = {"Nats-Service-Error-Code": "400", "Nats-Service-Error": "enough"}
+        await fake.publish(message.reply, b"", headers=headers)
+
+    await fake.subscribe("fleet.v1.api.>", cb=refuse)
+    await fake.flush()
+    async with await ResourceAgent.connect(nats_url) as agent:
+        for call in (
+            agent.gpu("metrics", pool=NAME),
+            agent.insights(pool=NAME),
+            agent.get_scaling_recommendations(NAME),
+            agent.alerts(id=NAME, pool=NAME),
+            agent.alert_history(id=NAME, pool=NAME),
+        ):
+            with pytest.raises(RequestError, match="enough"):
+                await call
+    await fake.close()
+
+    assert [one["pool"] for one in asked] == [token(NAME)] * 5
+    assert [one["id"] for one in asked if "id" in one] == [token(NAME)] * 2

@@ -6,7 +6,7 @@ import pytest
 
 from agent.fleet import Choice, Fleet
 from schemas.analysis import GpuUse, Utilization
-from schemas.units import SECOND_NS, instant
+from schemas.units import SECOND_NS, instant, token
 from tests.support.advice import advice
 from tests.support.samples import START_NS, engine, gpu, host
 
@@ -105,6 +105,20 @@ def test_rows_are_chosen_by_node_and_pool() -> None:
     assert (by_node.engines, by_pool.gpus) == ([], [])
     assert [row.node for row in by_pool.nodes] + [row.node for row in by_pool.engines] == ["n2"] * 2
     assert [pool.pool for pool in by_pool.pools] == ["b"]
+
+
+def test_rows_are_chosen_by_names_as_they_were_typed() -> None:
+    pool, node = token("team a/1"), token("rack 1/node.a")
+    fleet = heard(host(node, pool=pool), engine("e", node, pool=pool))
+    advised = heard(advice(1, pool=pool))
+
+    chosen = fleet.rows(Choice(node="rack 1/node.a", pool="team a/1"), NOW_NS)
+    other = fleet.rows(Choice(node="rack 1/node.b", pool="team a/2"), NOW_NS)
+
+    assert [len(rows) for rows in (chosen.nodes, chosen.engines, chosen.pools)] == [1] * 3
+    assert (other.nodes, other.engines, other.pools) == ([], [], [])
+    for name, count in (("team a/1", 1), ("team a/2", 0)):
+        assert len(advised.rows(Choice(pool=name), time.time_ns()).advice) == count
 
 
 def test_advice_on_the_cache_of_a_pool_does_not_hide_that_on_its_replicas() -> None:
