@@ -1,6 +1,8 @@
 """A whole run as lines for a terminal."""
 
+import functools
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 from agent import human
@@ -13,6 +15,8 @@ from schemas.run import RunReply, RunStep
 from schemas.scaling import Recommendation
 from schemas.spending import Trend, Waste
 
+OLD_SECONDS = 120.0
+"""Judgements are published each minute: an older one is of what is not heard any more."""
 MARKS = {"done": "✓", "failed": "✗", "skipped": "-"}
 
 
@@ -22,7 +26,7 @@ def run_lines(run: RunReply) -> Iterator[str]:
     yield f"run {run.correlation_id}: {run.state} in {human.duration(run.seconds)}"
     yield from (_step(step) for step in run.steps)
     yield from _section("In words", [run.insight] if run.insight else [], _words)
-    yield from _section("Use", run.utilization, _use)
+    yield from _section("Use", run.utilization, functools.partial(_use, run.answered_at))
     yield from _section("Open alerts", run.alerts, _alert)
     yield from _section("Cost", run.waste, _cost)
     yield from _section("Trends", run.trends, _trend)
@@ -54,11 +58,13 @@ def _words(insight: Insight) -> Iterator[str]:
     yield from (f"{one.severity}: {one.text}" for one in insight.findings)
 
 
-def _use(use: Utilization) -> Iterator[str]:
+def _use(answered_at: datetime, use: Utilization) -> Iterator[str]:
+    age_seconds = (answered_at - use.decided_at).total_seconds()
+    age = f", judged {human.duration(age_seconds)} ago" if age_seconds > OLD_SECONDS else ""
     means = ", ".join(f"{one.resource} {percent(one.mean_ratio)}" for one in use.resources)
     yield (
         f"{place(use.scope, use.id)}: {use.level or 'not measured'}, "
-        f"{use.health or 'health unknown'}; {means or 'nothing measured'}"
+        f"{use.health or 'health unknown'}; {means or 'nothing measured'}{age}"
     )
     for one in use.bottlenecks:
         part = f" of {one.resource_id}" if one.resource_id else ""
