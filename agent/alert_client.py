@@ -20,7 +20,7 @@ from schemas.alert_api import (
     SilenceState,
 )
 from schemas.analysis import Scope, Severity
-from schemas.units import token
+from schemas.units import token_or_none
 
 T = TypeVar("T")
 
@@ -45,8 +45,8 @@ class AlertCalls(Connected):
         asked = AlertFilter(
             severity=severity,
             scope=scope,
-            id=token(id) if id else None,
-            pool=token(pool) if pool else None,
+            id=token_or_none(id),
+            pool=token_or_none(pool),
             rule=rule,
             limit=limit,
         )
@@ -72,8 +72,8 @@ class AlertCalls(Connected):
             end=end,
             severity=severity,
             scope=scope,
-            id=token(id) if id else None,
-            pool=token(pool) if pool else None,
+            id=token_or_none(id),
+            pool=token_or_none(pool),
             rule=rule,
             limit=limit,
         )

@@ -31,7 +31,7 @@ from schemas.lmcache import (
 )
 from schemas.report import OpportunitiesReply, Report, ReportRequest, TrendsReply, WasteReply
 from schemas.run import RunReply, RunRequest, RunStep
-from schemas.units import token
+from schemas.units import token, token_or_none
 
 __all__ = ["CacheClient", "ResourceAgent"]
 
@@ -84,9 +84,7 @@ class ResourceAgent(AlertCalls, HistoryCalls):
     ) -> LatestReply:
         if fresh_from is not None:
             return await self._ask(f"api.{group}.{name}.{token(fresh_from)}", None, LatestReply)
-        wanted = Filter(
-            node=token(node) if node else None, pool=token(pool) if pool else None, limit=limit
-        )
+        wanted = Filter(node=token_or_none(node), pool=token_or_none(pool), limit=limit)
         return await self._ask(f"api.{group}.{name}", wanted, LatestReply)
 
     async def get_gpu_metrics(self, node: str | None = None) -> LatestReply:
@@ -128,8 +126,8 @@ class ResourceAgent(AlertCalls, HistoryCalls):
             seconds=seconds,
             start=start,
             end=end,
-            node=token(node) if node else None,
-            pool=token(pool) if pool else None,
+            node=token_or_none(node),
+            pool=token_or_none(pool),
             simulated=simulated,
         )
         return await self._ask(
@@ -137,7 +135,7 @@ class ResourceAgent(AlertCalls, HistoryCalls):
         )
 
     async def _analysis(self, name: str, node: str | None, pool: str | None, reply: type[T]) -> T:
-        wanted = Filter(node=token(node) if node else None, pool=token(pool) if pool else None)
+        wanted = Filter(node=token_or_none(node), pool=token_or_none(pool))
         return await self._ask(f"api.analysis.{name}", wanted, reply)
 
     async def insights(
@@ -150,8 +148,8 @@ class ResourceAgent(AlertCalls, HistoryCalls):
     ) -> InsightsReply:
         """What is going on, in words; `now`: written now, of the node, the pool or the fleet."""
         request = InsightsRequest(
-            node=token(node) if node else None,
-            pool=token(pool) if pool else None,
+            node=token_or_none(node),
+            pool=token_or_none(pool),
             now=now,
             limit=limit,
         )
@@ -177,8 +175,8 @@ class ResourceAgent(AlertCalls, HistoryCalls):
         None. `on_step` is called with each step as it ends. 503: who ran it died meanwhile.
         """
         request = RunRequest(
-            node=token(node) if node else None,
-            pool=token(pool) if pool else None,
+            node=token_or_none(node),
+            pool=token_or_none(pool),
             insight=insight,
             limit=limit,
             correlation_id=correlation_id or secrets.token_hex(8),
@@ -233,14 +231,14 @@ class ResourceAgent(AlertCalls, HistoryCalls):
         action: Literal["scale_up", "scale_down"] | None = None,
     ) -> RecommendationsReply:
         """The advice that stands, of one pool or of all, newest first; of one action, or of any."""
-        wanted = Filter(pool=token(pool) if pool else None)
+        wanted = Filter(pool=token_or_none(pool))
         return await self._ask(
             f"api.optimize.{action or 'recommendations'}", wanted, RecommendationsReply
         )
 
     async def get_consolidations(self, pool: str | None = None) -> ConsolidationsReply:
         """How one pool, or each, could do with fewer nodes, what saves most first."""
-        wanted = Filter(pool=token(pool) if pool else None)
+        wanted = Filter(pool=token_or_none(pool))
         return await self._ask("api.optimize.consolidate", wanted, ConsolidationsReply)
 
     async def approve(

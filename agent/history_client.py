@@ -18,7 +18,7 @@ from schemas.history import (
     CacheHistoryRequest,
 )
 from schemas.scaling import Action
-from schemas.units import token
+from schemas.units import token_or_none
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class HistoryCalls(Connected):
     ) -> HistoryReply:
         """GPU samples of a time range; the reply says whether from raw metrics or rollups."""
         request = HistoryRequest(
-            node=token(node) if node else None,
+            node=token_or_none(node),
             gpu=gpu,
             seconds=seconds,
             start=start,
@@ -67,7 +67,7 @@ class HistoryCalls(Connected):
     ) -> HistoryReply:
         """Engine samples of a time range; the reply says whether from raw metrics or rollups."""
         request = HistoryRequest(
-            node=token(node) if node else None,
+            node=token_or_none(node),
             engine=engine,
             seconds=seconds,
             start=start,
@@ -87,7 +87,7 @@ class HistoryCalls(Connected):
     ) -> HistoryReply:
         """Host samples of a time range; the reply says whether from raw metrics or rollups."""
         request = HistoryRequest(
-            node=token(node) if node else None, seconds=seconds, start=start, end=end, limit=limit
+            node=token_or_none(node), seconds=seconds, start=start, end=end, limit=limit
         )
         return await self._history("system", request, HistoryReply)
 
@@ -128,8 +128,8 @@ class HistoryCalls(Connected):
         """What was judged of the fleet, pools and nodes; `messages`: each event as published."""
         request = AnalysisHistoryRequest(
             kind=kind,
-            node=token(node) if node else None,
-            pool=token(pool) if pool else None,
+            node=token_or_none(node),
+            pool=token_or_none(pool),
             scope=scope,
             seconds=seconds,
             start=start,
@@ -151,7 +151,7 @@ class HistoryCalls(Connected):
     ) -> AdviceHistoryReply:
         """What was advised, and what became of it; of more than `limit` the newest."""
         request = AdviceHistoryRequest(
-            pool=token(pool) if pool else None,
+            pool=token_or_none(pool),
             action=action,
             seconds=seconds,
             start=start,

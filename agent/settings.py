@@ -21,7 +21,7 @@ from handlers.insights.settings import InsightsSettings
 from handlers.settings import HandlersSettings
 from schemas.labels import Labels
 from schemas.lifecycle import ROLES, Role
-from schemas.units import token
+from schemas.units import token, token_or_none
 
 _USER_INFO = re.compile(r"//[^/\s'\"]*@")
 PREFIX = "RESOURCE_AGENT_"
@@ -194,7 +194,7 @@ class Settings(Table, frozen=True, kw_only=True):
 
     def pool_token(self) -> str | None:
         """The pool as a subject token, or None."""
-        return token(self.pool) if self.pool else None
+        return token_or_none(self.pool)
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,6 +63,11 @@ def token(name: str) -> str:
     return f"{clean[: _MAX_TOKEN_LENGTH - 7]}-{digest}"
 
 
+def token_or_none(name: str | None) -> str | None:
+    """The token of a name; None: no name is given, or an empty one."""
+    return token(name) if name else None
+
+
 def paired(first: str, second: str) -> str:
     """Two tokens as one, `<first>-<second>`, at most 128 characters, another for every pair.
 

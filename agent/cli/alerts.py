@@ -21,7 +21,7 @@ from agent.identity import user_name
 from schemas.alert_api import AlertsReply, RulesReply, RuleState, SilencesReply, SilenceState
 from schemas.alerts import AlertRule
 from schemas.analysis import Alert, Scope, Severity
-from schemas.units import token
+from schemas.units import token_or_none
 
 R = TypeVar("R")
 
@@ -64,8 +64,8 @@ def alerts(
     chosen: dict[str, Any] = {
         "severity": severity,
         "scope": scope,
-        "id": token(id_) if id_ else None,
-        "pool": token(pool) if pool else None,
+        "id": token_or_none(id_),
+        "pool": token_or_none(pool),
         "rule": rule,
     }
 
